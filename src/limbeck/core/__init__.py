@@ -1,0 +1,1 @@
+"""The engine room. Importing this package imports no torch: the catalogue of methods must start at once."""

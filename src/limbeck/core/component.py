@@ -1,0 +1,37 @@
+"""What a recipe can name: a constructor signature is the schema, its docstring is the help."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+
+class Component:
+    """Base of every exchangeable part: task, method, model, data source, query, objective.
+
+    A subclass is found by a name in ``limbeck.core.names`` and built from a recipe node ``{use: name, **arguments}``.
+    Its constructor takes typed keyword arguments with defaults, no ``*args`` or ``**kwargs``; checks ranges and raises
+    ``ValueError`` with a sentence, which the recipe turns into an error that names the path. The ``Args:`` section of the
+    class docstring is what ``--help`` prints.
+
+    Attributes:
+        kind: which table of names the class belongs to (``task``, ``method``, ``model``, ``source``, ``query``,
+            ``objective``).
+        config: the resolved recipe node from which the instance was built, set by the recipe; ``{}`` when built by hand.
+    """
+
+    kind: ClassVar[str]
+    config: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.config = {}
+
+
+class Settings:
+    """Base of a plain group of settings in a recipe (no ``use`` key: there is only one class it can be)."""
+
+    config: dict[str, Any]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.config = {}

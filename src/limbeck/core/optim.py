@@ -1,0 +1,109 @@
+"""How a role is optimised: the optimiser, its rate over time, clipping. Plain settings, read from the recipe."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from limbeck.core.component import Settings
+from limbeck.core.errors import ConfigError
+
+Schedule = Literal["constant", "linear", "cosine", "step"]
+
+
+class Optim(Settings):
+    """How a stage is optimised.
+
+    Args:
+        steps: optimiser steps.
+        batch_size: items per optimiser step, over all processes and micro-batches together.
+        lr: the peak learning rate.
+        optimizer: any optimiser of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
+        weight_decay: decay of the weights per unit of learning rate.
+        momentum: for optimisers that have it.
+        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: a tenth after 1/2 and again after 3/4.
+        warmup: steps of linear warm-up.
+        clip: largest gradient norm of each role in each phase; ``null`` never clips.
+        options: further arguments of the optimiser, passed as they are.
+    """
+
+    def __init__(
+        self,
+        steps: int = 1000,
+        batch_size: int = 64,
+        lr: float = 1e-3,
+        optimizer: str = "adamw",
+        weight_decay: float = 0.0,
+        momentum: float = 0.9,
+        schedule: Schedule = "cosine",
+        warmup: int = 0,
+        clip: float | None = None,
+        options: dict[str, Any] | None = None,
+    ) -> None:
+        if steps < 0:
+            raise ValueError("steps must be 0 or more")
+        if batch_size < 1:
+            raise ValueError("batch_size must be 1 or more")
+        if not (lr > 0 and math.isfinite(lr)):
+            raise ValueError("lr must be a finite number above 0")
+        if weight_decay < 0:
+            raise ValueError("weight_decay must be 0 or more")
+        if warmup < 0 or (steps and warmup > steps):
+            raise ValueError(f"warmup must lie between 0 and steps ({steps})")
+        if clip is not None and not clip > 0:
+            raise ValueError("clip must be above 0, or null for no clipping")
+        if optimizer.lower() not in optimizer_names():
+            raise ValueError(f"optimizer {optimizer!r} is unknown; known: {', '.join(sorted(optimizer_names()))}")
+        self.steps, self.batch_size, self.lr = steps, batch_size, lr
+        self.optimizer, self.weight_decay, self.momentum = optimizer.lower(), weight_decay, momentum
+        self.schedule: Schedule = schedule
+        self.warmup, self.clip, self.options = warmup, clip, dict(options or {})
+
+    def rate(self, step: int, total: int | None = None) -> float:
+        """The learning rate of step ``step`` (from 0) of ``total``: a pure function, so resuming is exact."""
+        total = self.steps if total is None else total
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        x = (step - self.warmup) / max(1, total - self.warmup)
+        if self.schedule == "linear":
+            return self.lr * (1.0 - x)
+        if self.schedule == "cosine":
+            return self.lr * 0.5 * (1.0 + math.cos(math.pi * x))
+        if self.schedule == "step":
+            return self.lr * (1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01)
+        return self.lr
+
+    def build(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over ``params``."""
+        cls = optimizer_names()[self.optimizer]
+        known = cls.__init__.__code__.co_varnames
+        args: dict[str, Any] = {"lr": self.lr}
+        if "weight_decay" in known:
+            args["weight_decay"] = self.weight_decay
+        if "momentum" in known:
+            args["momentum"] = self.momentum
+        if "foreach" in known:
+            args["foreach"] = True
+        try:
+            return cls(list(params), **{**args, **self.options})
+        except (TypeError, ValueError) as error:
+            raise ConfigError("options", f"{self.optimizer} refuses its arguments: {error}", given=self.options) from None
+
+    def with_(self, **changes: Any) -> Optim:
+        """A changed copy."""
+        names = ("steps", "batch_size", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup", "clip", "options")
+        return Optim(**{**{n: getattr(self, n) for n in names}, **changes})
+
+
+def optimizer_names() -> dict[str, type[torch.optim.Optimizer]]:
+    """The optimisers of torch by lower-case name."""
+    found = {}
+    for name in dir(torch.optim):
+        cls = getattr(torch.optim, name)
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
+            found[name.lower()] = cls
+    return found

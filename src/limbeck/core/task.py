@@ -1,0 +1,120 @@
+"""What the student is for: data, how a batch is fed to a model, the supervised loss, the metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.component import Component
+from limbeck.core.method import Batch, Built, Data, Term
+from limbeck.core.signal import Signal
+
+if TYPE_CHECKING:
+    from limbeck.core.artifact import Artifact
+    from limbeck.run import Bench
+
+
+class Task(Component):
+    """A family of uses. One file per family under ``limbeck.tasks``.
+
+    Attributes:
+        primary: name of the main metric.
+        higher_is_better: its direction.
+        train: the student's training data; ``teacher_train`` the teacher's (often more); ``valid`` chooses; ``test``
+            only judges.
+        labels: class names in the task's order, or ``None``.
+    """
+
+    kind: ClassVar[str] = "task"
+    primary: str = "loss"
+    higher_is_better: bool = False
+    labels: list[str] | None = None
+    train: Data
+    teacher_train: Data
+    valid: Data
+    test: Data
+
+    def load(self, seed: int = 0) -> None:
+        """Read and check the data. Idempotent. ``seed`` chooses subsets, never the test split."""
+        raise TypeError(f"{type(self).__name__} must define load")
+
+    def feed(self, module: Any, batch: Batch) -> Any:
+        """How a batch goes into a model."""
+        return module(batch["x"])
+
+    def supervised(self, signal: Signal, batch: Batch) -> Term:
+        """The loss against the data's own labels, per item."""
+        raise TypeError(f"{type(self).__name__} must define supervised")
+
+    def counts(self, batch: Batch) -> int | Tensor | None:
+        """How many values the supervised term will count, where that is known from the batch alone."""
+        return None
+
+    def evaluate(self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None) -> dict[str, float]:
+        """Metrics of a network on a split; agreement with the teacher where one is given."""
+        raise TypeError(f"{type(self).__name__} must define evaluate")
+
+    def default_student(self) -> dict[str, Any]:
+        """The recipe node of the student when none is named."""
+        raise TypeError(f"{type(self).__name__} has no default student: name one")
+
+    def default_teacher(self) -> dict[str, Any]:
+        """The recipe node of the teacher when none is named."""
+        raise TypeError(f"{type(self).__name__} has no default teacher: name one")
+
+    def alone(self, bench: Bench) -> dict[str, float]:
+        """Metrics of the baseline without distillation at equal budget. By default the student trained by itself."""
+        return bench.train_alone()
+
+    def teacher_metrics(self, bench: Bench) -> dict[str, float]:
+        """Metrics of the teacher."""
+        assert bench.teacher is not None
+        return self.evaluate(bench.teacher, self.test, device=bench.device)
+
+    def judge(self, artifact: Artifact, bench: Bench) -> dict[str, float]:
+        """Metrics of what the run made."""
+        return artifact.evaluate(bench)
+
+    def example(self, n: int = 2) -> Batch:
+        """A few training items as a batch, for dry runs and exports."""
+        ids = torch.arange(min(n, len(self.train)))
+        return {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+
+    def onnx_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
+        """The positional inputs of an exported graph for a batch."""
+        return (batch["x"],)
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash of the data a student or teacher is trained on."""
+        return self.train.fingerprint
+
+
+class Model(Component):
+    """A way to get a network: a library's, the user's, an earlier run's.
+
+    Attributes:
+        checkpoint: weights to load, or ``None``.
+    """
+
+    kind: ClassVar[str] = "model"
+    checkpoint: str | None = None
+
+    def build(self, task: Task) -> Built:
+        """The network for a task, weights loaded where a checkpoint or pretrained weights are named."""
+        raise TypeError(f"{type(self).__name__} must define build")
+
+    @property
+    def trained(self) -> bool:
+        """Whether ``build`` returns trained weights (then no teacher stage is needed)."""
+        return self.checkpoint is not None
+
+    def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
+        """Write the network alone in its own native format: by default ``student.safetensors``."""
+        from pathlib import Path
+
+        from limbeck.core.store import save_state_dict
+
+        save_state_dict(Path(folder) / "student.safetensors", module.state_dict())

@@ -1,0 +1,149 @@
+"""Adapters of the vectors recorded from cls_KD (nkd-uskd) and TAID: losses on logits and the schedule of t."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck import functional as F
+from limbeck.functional import schedule
+
+Arrays = dict[str, np.ndarray]
+Hyper = dict[str, Any]
+
+
+def _leaf(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(array)).requires_grad_()
+
+
+def _numbers(x: Tensor | None) -> np.ndarray:
+    assert x is not None
+    return x.detach().numpy()
+
+
+def nkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+    student = _leaf(arrays["in_logit_s"])
+    teacher, labels = (torch.from_numpy(np.array(arrays[k])) for k in ("in_logit_t", "in_label"))
+    parts = F.nkd(student, teacher, labels, temperature=float(hyper["temp"]), gamma=float(hyper["gamma"]))
+    loss = parts.target.mean() + parts.nontarget.mean()
+    loss.backward()
+    return {"out_loss": _numbers(loss), "out_grad_logit_s": _numbers(student.grad)}
+
+
+def uskd(arrays: Arrays, hyper: Hyper) -> Arrays:
+    student, feature, weight, bias = (
+        _leaf(arrays[k]) for k in ("in_logit_s", "in_fea_mid", "in_fc_weight", "in_fc_bias")
+    )
+    labels = torch.from_numpy(np.array(arrays["in_label"]))
+    weak = torch.nn.functional.linear(feature, weight, bias)
+    parts = F.uskd(
+        student,
+        labels,
+        weak,
+        alpha=float(hyper["alpha"]),
+        beta=float(hyper["beta"]),
+        mu=float(hyper["mu"]),
+        variant="released",
+    )
+    loss = parts.target.mean() + parts.nontarget.mean() + parts.weak.mean()
+    loss.backward()
+    return {
+        "out_loss": _numbers(loss),
+        "out_grad_logit_s": _numbers(student.grad),
+        "out_grad_fea_mid": _numbers(feature.grad),
+        "out_grad_fc_weight": _numbers(weight.grad),
+        "out_grad_fc_bias": _numbers(bias.grad),
+    }
+
+
+Loss = Callable[[Tensor, Tensor, Tensor, Arrays, Hyper], Tensor]
+
+
+def _token_mean(loss: Loss) -> Callable[[Arrays, Hyper], Arrays]:
+    """A loss of (student, teacher, mask) per token, averaged over the mask, with its gradient in the student."""
+
+    def run(arrays: Arrays, hyper: Hyper) -> Arrays:
+        student = _leaf(arrays["student_logits"])
+        teacher = torch.from_numpy(np.array(arrays["teacher_logits"]))
+        mask = torch.from_numpy(np.array(arrays["mask"])) != 0
+        value = loss(student, teacher, mask, arrays, hyper).sum() / mask.sum()
+        value.backward()
+        return {"loss": _numbers(value), "grad_student": _numbers(student.grad)}
+
+    return run
+
+
+def _taid(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    return F.taid(student, teacher, float(hyper["t"]), where=mask)
+
+
+def _forward(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    return F.soft_cross_entropy(student, teacher, where=mask)
+
+
+def _reverse(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    return F.kl(student, teacher, direction="reverse", where=mask)
+
+
+def _jensen_shannon(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    return F.jensen_shannon(student, teacher, beta=float(hyper.get("teacher_weight", 0.1)), where=mask)
+
+
+def _skew_forward(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    mix = float(hyper.get("target_weight", 0.1))
+    # the released forward skew is a cross-entropy: the divergence plus the teacher's entropy
+    return F.skew_kl(student, teacher, direction="forward", mix=mix, where=mask) + F.entropy(teacher, where=mask)
+
+
+def _skew_reverse(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    mix = float(hyper.get("target_weight", 0.1))
+    return F.skew_kl(student, teacher, direction="reverse", mix=mix, where=mask)
+
+
+def _total_variation(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    return F.total_variation(student, teacher, where=mask)
+
+
+def _adaptive(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+    threshold = float(hyper.get("head_threshold", 0.5))
+    return F.adaptive_kl(student, teacher, head_threshold=threshold, variant="released", where=mask)
+
+
+def update_t(arrays: Arrays, hyper: Hyper) -> Arrays:
+    losses = [float(x) for x in arrays["losses"]]
+    state = schedule.TaidState(t=float(hyper["t_start"]))
+    rows = []
+    for step, loss in enumerate(losses):
+        state = schedule.taid_update(
+            state,
+            loss,
+            step,
+            int(hyper.get("num_train_steps", len(losses))),
+            t_start=float(hyper["t_start"]),
+            t_end=float(hyper["t_end"]),
+            alpha=float(hyper["alpha"]),
+            beta=float(hyper["beta"]),
+            adaptive=not hyper.get("disable_adaptive", False),
+        )
+        rows.append((state.t, state.momentum, state.delta))
+    t, momentum, delta = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+    return {"t": t, "momentum": momentum, "delta_t": delta}
+
+
+ADAPTERS = {
+    "nkd-uskd:mmcls/models/dis_losses/nkd.py:NKDLoss.forward": nkd,
+    "nkd-uskd:mmcls/models/dis_losses/uskd.py:USKDLoss.forward": uskd,
+    "taid:src/distil_losses/taid.py:TAID.compute_loss": _token_mean(_taid),
+    "taid:src/distil_losses/taid.py:TAID.update_t": update_t,
+    "taid:src/distil_losses/fkl.py:ForwardKL": _token_mean(_forward),
+    "taid:src/distil_losses/rkl.py:ReverseKL": _token_mean(_reverse),
+    "taid:src/distil_losses/js.py:JS": _token_mean(_jensen_shannon),
+    "taid:src/distil_losses/skew_fkl.py:SkewForwardKL": _token_mean(_skew_forward),
+    "taid:src/distil_losses/skew_rkl.py:SkewReverseKL": _token_mean(_skew_reverse),
+    "taid:src/distil_losses/tvd.py:TVD": _token_mean(_total_variation),
+    "taid:src/distil_losses/adaptive_kl.py:AdaptiveKL": _token_mean(_adaptive),
+}

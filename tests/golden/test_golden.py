@@ -1,0 +1,101 @@
+"""Recorded vectors of the published implementations, recomputed through limbeck: values and gradients."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def _sibling(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(f"limbeck_golden_{name}", HERE / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+golden_dir = _sibling("conftest").golden_dir
+ADAPTERS = _sibling("adapters").ADAPTERS
+
+
+def find_cases(root: Path) -> list[tuple[Path, str, dict[str, Any]]]:
+    """(folder, slug, case) of every case under ``root``, which may also be one slug's folder."""
+    files = [root / "cases.json"] if (root / "cases.json").is_file() else sorted(root.glob("*/cases.json"))
+    found = []
+    for file in files:
+        listing = json.loads(file.read_text(encoding="utf-8"))
+        found += [(file.parent, listing["slug"], case) for case in listing["cases"]]
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if {"folder", "slug", "case"} <= set(metafunc.fixturenames):
+        cases = find_cases(golden_dir(metafunc.config))
+        ids = [f"{folder.name}-{case['case']}" for folder, _, case in cases]
+        metafunc.parametrize(("folder", "slug", "case"), cases, ids=ids)
+
+
+def run_case(folder: Path, slug: str, case: dict[str, Any], adapters: dict[str, Any]) -> list[str]:
+    """What is wrong with one case, in words; empty when it holds."""
+    key = f"{slug}:{case['function']}"
+    adapter = adapters.get(key)
+    if adapter is None:
+        return [f"no adapter for {key!r}"]
+    with np.load(folder / case["file"], allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    hyper = dict(case["hyperparameters"])
+    if case.get("side"):
+        hyper["side"] = json.loads((folder / case["side"]).read_text(encoding="utf-8"))
+    # An adapter sees the inputs alone: it cannot hand back what was recorded.
+    got = adapter({name: arrays[name].copy() for name in case["inputs"]}, hyper)
+    wrong = []
+    for name in case["expected"]:
+        if name not in got:
+            wrong.append(f"{name}: not returned")
+            continue
+        expected, value = arrays[name], np.asarray(got[name])
+        if value.shape != expected.shape:
+            wrong.append(f"{name}: shape {value.shape}, expected {expected.shape}")
+        elif not np.allclose(value, expected, rtol=case["rtol"], atol=case["atol"], equal_nan=True):
+            error = np.nanmax(np.abs(value.astype(np.float64) - expected.astype(np.float64)))
+            wrong.append(f"{name}: off by up to {error:.3g} (rtol {case['rtol']:g}, atol {case['atol']:g})")
+    return wrong
+
+
+def test_case(folder: Path, slug: str, case: dict[str, Any]) -> None:
+    wrong = run_case(folder, slug, case, ADAPTERS)
+    assert not wrong, f"{slug} {case['case']} ({case['function']}): " + "; ".join(wrong)
+
+
+def test_folder_holds_cases(pytestconfig: pytest.Config) -> None:
+    root = golden_dir(pytestconfig)
+    assert find_cases(root), f"no cases.json under {root}"
+
+
+def test_a_missing_adapter_and_a_wrong_number_are_failures() -> None:
+    folder, slug, case = find_cases(HERE / "vectors" / "nkd-uskd")[0]
+    assert run_case(folder, slug, case, {}) == [f"no adapter for '{slug}:{case['function']}'"]
+
+    def bent(arrays: dict[str, np.ndarray], hyper: dict[str, Any]) -> dict[str, np.ndarray]:
+        right = ADAPTERS[f"{slug}:{case['function']}"](arrays, hyper)
+        return {"out_loss": right["out_loss"] * 1.001}
+
+    wrong = run_case(folder, slug, case, {f"{slug}:{case['function']}": bent})
+    assert len(wrong) == 2 and wrong[0].startswith("out_loss: off by") and wrong[1] == "out_grad_logit_s: not returned"
+
+
+def test_no_two_cases_record_the_same_thing() -> None:
+    seen: dict[bytes, str] = {}
+    for folder, slug, case in find_cases(HERE / "vectors"):
+        with np.load(folder / case["file"], allow_pickle=False) as stored:
+            print_ = b"".join(stored[name].tobytes() for name in sorted(case["expected"]))
+        name = f"{slug} {case['case']}"
+        assert print_ not in seen, f"{name} and {seen[print_]} expect the same numbers"
+        seen[print_] = name

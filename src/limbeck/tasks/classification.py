@@ -1,0 +1,431 @@
+"""Pictures, or rows of numbers, answered with one class, several classes, or numbers."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import functional as F
+from limbeck.core.errors import CacheMismatch, DataError, TeacherMismatch
+from limbeck.core.method import Batch, Built, Data, Term
+from limbeck.core.signal import Signal
+from limbeck.core.task import Task
+from limbeck.tasks.data import Items, Kind, Part, check_items, choose, divide
+from limbeck.tasks.sources import Digits, Source, Target
+
+log = logging.getLogger("limbeck.data")
+
+
+class Classification(Task):
+    """Pictures, or rows of numbers, answered with one class, several classes, or numbers.
+
+    The teacher learns from all training items; the student from ``student_items`` of them. A teacher that knows more
+    than the student's training set is the regime in which distillation helps most.
+
+    Args:
+        data: where the items come from.
+        target: ``label`` (one class an item), ``labels`` (several, by sigmoid), ``number`` (regression), or ``auto``:
+            as the data says.
+        student_items: size of the student's training set, each class in proportion, drawn by the seed; all if ``null``.
+        valid_fraction: share of the training items set aside for choosing, where the source has no such split; never
+            taken from the test items.
+        test_fraction: share of the items set aside for judging, where the source has no test split.
+        size: side length that pictures are brought to; ``null`` keeps theirs.
+        eval_batch: items at a time when judging.
+    """
+
+    def __init__(
+        self,
+        data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
+        target: Target = "auto",
+        student_items: int | None = None,
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        size: int | None = None,
+        eval_batch: int = 256,
+    ) -> None:
+        if student_items is not None and student_items < 1:
+            raise ValueError("student_items must be 1 or more, or null for all")
+        for name, share in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
+            if not 0 < share < 1:
+                raise ValueError(f"{name} must lie between 0 and 1")
+        if size is not None and size < 1:
+            raise ValueError("size must be 1 or more, or null to keep the pictures' own")
+        if eval_batch < 1:
+            raise ValueError("eval_batch must be 1 or more")
+        self.data, self.target, self.student_items = data, target, student_items
+        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
+        self.size, self.eval_batch = size, eval_batch
+        self.kind_of_target: Kind = "label" if target == "auto" else target
+        self.notes: list[str] = []
+        self._pool: Items | None = None
+        self._seed: int | None = None
+        self._look()
+
+    def _look(self) -> None:
+        kind = self.kind_of_target
+        self.primary = {"label": "accuracy", "labels": "f1", "number": "rmse"}[kind]
+        self.higher_is_better = kind != "number"
+
+    # ------------------------------------------------------------------------------------------------ data
+
+    def load(self, seed: int = 0) -> None:
+        """Read and check the data, divide what the source does not divide, choose the student's items by ``seed``.
+
+        Raises:
+            DataError: nothing to learn from, or something that cannot be read, before any training.
+        """
+        if self._pool is None:
+            self._read()
+        if self._seed == seed:
+            return
+        assert self._pool is not None
+        self.teacher_train: Items = self._pool  # type: ignore[assignment]
+        self.train: Items = self._pool  # type: ignore[assignment]
+        if self.student_items is not None:
+            if self.student_items > len(self._pool):
+                raise DataError(
+                    "task.student_items",
+                    given=self.student_items,
+                    expected=f"at most the {len(self._pool)} training items",
+                )
+            self.train = Part(self._pool, choose(self._pool.y, self.student_items, "student", seed))
+        self._seed = seed
+
+    def _read(self) -> None:
+        splits = self.data.read(self.target, self.size)
+        self.kind_of_target, self.labels = splits.kind, list(splits.labels)
+        self._look()
+        self.notes = list(splits.notes)
+        train, valid, test = splits.train, splits.valid, splits.test
+        if len(train) == 0:
+            raise DataError("data", "there are no training items", expected="at least one item of each class")
+        if splits.kind == "label" and (len(self.labels) < 2 or len(train.y.unique()) < 2):
+            only = self.labels[int(train.y[0])] if self.labels else "none"
+            raise DataError(
+                "data",
+                f"the training items have one class only: {only!r}",
+                expected="at least two classes",
+                remedy="check the folder or the label column that is read",
+            )
+        # the split is keyed by nothing but the data's size, so that it is the same for every seed, method and machine
+        if test is None:
+            if len(train) < 3:
+                raise DataError(
+                    "data", f"{len(train)} items cannot be divided into train, valid and test", expected="3 or more"
+                )
+            train, test = divide(train, self.test_fraction, "test")
+            self.notes.append(
+                f"no test split: {len(test)} of {len(test) + len(train)} items were set aside for judging"
+            )
+        if valid is None:
+            if len(train) < 2:
+                raise DataError(
+                    "data", f"{len(train)} training items cannot be divided into train and valid", expected="2 or more"
+                )
+            train, valid = divide(train, self.valid_fraction, "valid")
+        for name, items in (("train", train), ("valid", valid), ("test", test)):
+            check_items(items, name, splits.kind, self.labels)
+        shapes = {name: items.shape for name, items in (("train", train), ("valid", valid), ("test", test))}
+        if len(set(shapes.values())) > 1:
+            raise DataError(
+                "data",
+                "the splits' inputs differ in shape: " + ", ".join(f"{k} {list(v)}" for k, v in shapes.items()),
+                remedy="set task.size to bring pictures to one size",
+            )
+        if splits.kind == "label":
+            missing = [n for i, n in enumerate(self.labels) if not bool((train.y == i).any())]
+            if missing:
+                self.notes.append(f"no training item has the class {', '.join(missing[:10])}")
+        if splits.kind == "number":
+            self.number_mean = train.y.double().mean(0).float()
+            std = train.y.double().std(0, correction=0).float()
+            if (std == 0).any():
+                names = [self.labels[i] for i in (std == 0).nonzero()[:, 0].tolist()]
+                raise DataError(
+                    "data", f"the target {', '.join(names)} has one value only", expected="numbers that vary"
+                )
+            self.number_std = std
+        self._pool, self.valid, self.test = train, valid, test
+        for note in self.notes:
+            log.info(note)
+
+    @property
+    def outputs(self) -> int:
+        """How many values a model answers with."""
+        assert self.labels is not None
+        return len(self.labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input: (channels, height, width) or (features,)."""
+        return self._loaded().shape
+
+    def _loaded(self) -> Items:
+        if self._pool is None:
+            self.load()
+        assert self._pool is not None
+        return self._pool
+
+    def statistics(self, most: int = 2048) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel (or feature) over up to ``most`` of the teacher's items."""
+        pool = self._loaded()
+        ids = choose(pool.y, min(most, len(pool)), "statistics")
+        width = pool.shape[0]
+        total, square, shift = (torch.zeros(width, dtype=torch.float64) for _ in range(3))
+        count = 0
+        for part in ids.split(256):
+            x = pool.fetch(part)["x"].double()
+            x = x.transpose(0, 1).reshape(x.shape[1], -1)
+            if count == 0:
+                shift = x.mean(1)  # sums of squares of what is left do not cancel
+            x = x - shift[:, None]
+            total, square, count = total + x.sum(1), square + x.square().sum(1), count + x.shape[1]
+        mean = total / count
+        std = (square / count - mean.square()).clamp_min(0).sqrt()
+        mean = mean + shift
+        std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
+        return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) or 1e-6 for v in std.tolist())
+
+    def describe(self) -> dict[str, Any]:
+        """What must travel with a network so that its answers can be read elsewhere."""
+        about: dict[str, Any] = {"target": self.kind_of_target, "input": list(self.shape), "outputs": self.outputs}
+        if self.kind_of_target == "number":
+            about["number_mean"], about["number_std"] = self.number_mean.tolist(), self.number_std.tolist()
+        return about
+
+    # ------------------------------------------------------------------------------------------------ training
+
+    def feed(self, module: Any, batch: Batch) -> Any:
+        """Inputs alone go into the model."""
+        return module(batch["x"])
+
+    def supervised(self, signal: Signal, batch: Batch) -> Term:
+        """Cross-entropy to class ids or soft labels; binary cross-entropy summed over several labels; squared error of
+        standardised numbers, summed over them. One value per item."""
+        z, y = signal.logits, batch["y"]
+        if self.kind_of_target == "label":
+            return Term(F.cross_entropy(z, y))
+        if self.kind_of_target == "labels":
+            loss = nn.functional.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
+            return Term(loss.sum(-1))
+        return Term(F.squared_error(z, self.standardise(y).to(z.dtype)))
+
+    def counts(self, batch: Batch) -> int:
+        """Every item counts once."""
+        return len(batch["x"])
+
+    def standardise(self, y: Tensor) -> Tensor:
+        """Numbers [N, K] as models answer them: mean 0 and deviation 1 over the training items."""
+        return (y - self.number_mean.to(y.device)) / self.number_std.to(y.device)
+
+    # ------------------------------------------------------------------------------------------------ judging
+
+    def signal(self, built: Built, batch: Batch) -> Signal:
+        """What a network shows for a batch, through its contract, in the task's class order."""
+        if hasattr(built.module, "answer"):
+            return built.module.answer(batch, ())
+        out = self.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})
+        return Signal(built.contract.outputs(Signal(out).logits))
+
+    def evaluate(
+        self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
+    ) -> dict[str, float]:
+        """Metrics of a network on a split, in one pass, without gradients and in evaluation mode.
+
+        One label: accuracy, balanced_accuracy, top5 (above 10 classes), nll, ece. Several labels: f1 (macro), f1_micro,
+        exact (all labels right), accuracy (of single yes/no answers), nll, ece. Numbers: rmse, mae (root mean square
+        and mean absolute error in the data's units, averaged over the numbers) and r2. With a teacher: agreement: the
+        share of equal decisions, or for numbers the share of the teacher's variance that the student explains.
+
+        The modes of all modules are restored afterwards.
+        """
+        device = device or _device_of(built.module)
+        outs, theirs, ys = [], [], []
+        watched = [b for b in (built, teacher) if b is not None]
+        with torch.no_grad(), _evaluating([b.module for b in watched]):
+            for ids in torch.arange(len(data)).split(self.eval_batch):
+                batch = data.fetch(ids)
+                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+                batch.update(item=ids.to(device), view=torch.zeros_like(ids, device=device))
+                outs.append(self.signal(built, batch).logits.float().cpu())
+                if teacher is not None:
+                    try:
+                        theirs.append(self.signal(teacher, batch).logits.float().cpu())
+                    except CacheMismatch:  # a recorded teacher knows its training items only
+                        teacher = None
+                ys.append(batch["y"].cpu())
+        z, y = torch.cat(outs), torch.cat(ys)
+        t = torch.cat(theirs) if teacher is not None and theirs else None
+        return {"label": self._judge_label, "labels": self._judge_labels, "number": self._judge_number}[
+            self.kind_of_target
+        ](z, y, t)
+
+    def _judge_label(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+        hard = y.argmax(-1) if y.is_floating_point() else y
+        guess = z.argmax(-1)
+        right = (guess == hard).double()
+        seen = torch.bincount(hard, minlength=z.shape[1]).double()
+        recall = torch.bincount(hard, weights=right, minlength=z.shape[1]) / seen.clamp_min(1)
+        p = z.double().softmax(-1)
+        found = {
+            "accuracy": right.mean().item(),
+            "balanced_accuracy": recall[seen > 0].mean().item(),
+            "nll": F.cross_entropy(z.double(), y).mean().item(),
+            "ece": calibration_error(p.max(-1).values, right),
+        }
+        if z.shape[1] > 10:
+            found["top5"] = (z.topk(5).indices == hard[:, None]).any(1).double().mean().item()
+        if t is not None:
+            found["agreement"] = (guess == t.argmax(-1)).double().mean().item()
+        return found
+
+    def _judge_labels(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+        yes, truth = z > 0, y > 0.5
+        both = (yes & truth).sum(0).double()
+        f1 = 2 * both / (yes.sum(0) + truth.sum(0)).clamp_min(1)
+        known = (yes.sum(0) + truth.sum(0)) > 0  # a label that is neither there nor claimed says nothing
+        loss = nn.functional.binary_cross_entropy_with_logits(z.double(), y.double(), reduction="none")
+        p = z.double().sigmoid()
+        right = (yes == truth).double()
+        found = {
+            "f1": f1[known].mean().item() if known.any() else 1.0,
+            "f1_micro": (2 * both.sum() / (yes.sum() + truth.sum()).clamp_min(1)).item() if known.any() else 1.0,
+            "exact": right.min(1).values.mean().item(),
+            "accuracy": right.mean().item(),
+            "nll": loss.sum(1).mean().item(),
+            "ece": calibration_error(torch.maximum(p, 1 - p).flatten(), right.flatten()),
+        }
+        if t is not None:
+            found["agreement"] = (yes == (t > 0)).double().mean().item()
+        return found
+
+    def _judge_number(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+        real = z.double() * self.number_std.double() + self.number_mean.double()
+        error, spread = real - y.double(), y.double() - y.double().mean(0)
+        found = {
+            "rmse": error.square().mean(0).sqrt().mean().item(),
+            "mae": error.abs().mean().item(),
+            "r2": (1 - error.square().sum(0) / spread.square().sum(0).clamp_min(1e-30)).mean().item(),
+        }
+        if t is not None:
+            rest, whole = (z - t).double().square().sum(0), (t - t.mean(0)).double().square().sum(0)
+            found["agreement"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
+        return found
+
+    # ------------------------------------------------------------------------------------------------ defaults
+
+    def _small(self) -> bool:
+        shape = self.shape
+        return len(shape) == 1 or shape[-1] * shape[-2] <= 16 * 16
+
+    def default_student(self) -> dict[str, Any]:
+        """A tiny perceptron for rows and thumbnails, a small ConvNet up to 64 pixels, ResNet-18 above."""
+        if self._small():
+            return {"use": "mlp", "hidden": [8]}
+        if self.shape[-1] <= 64:
+            return {"use": "convnet", "width": 16}
+        return {"use": "timm", "name": "resnet18"}
+
+    def default_teacher(self) -> dict[str, Any]:
+        """A larger network of the student's family."""
+        if self._small():
+            return {"use": "mlp", "hidden": [128]}
+        if self.shape[-1] <= 64:
+            return {"use": "convnet", "width": 128}
+        return {"use": "timm", "name": "resnet50"}
+
+
+def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
+    """Expected calibration error over equal bins of the confidence (Naeini et al., 2015; Guo et al., 2017).
+
+    Example:
+        >>> round(calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([1.0, 0.0])), 3)
+        0.45
+    """
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (lo, hi]
+    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right.double() - confidence.double())
+    return (gap.abs().sum() / max(1, len(confidence))).item()
+
+
+def _device_of(module: Any) -> torch.device:
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def _evaluating(modules: Sequence[Any]) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode restored afterwards."""
+    before = [(m, m.training) for top in modules if isinstance(top, nn.Module) for m in top.modules()]
+    for top in modules:
+        if isinstance(top, nn.Module):
+            top.eval()
+    try:
+        yield
+    finally:
+        for m, mode in before:
+            m.training = mode
+
+
+def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...] | None:
+    """For each of the task's classes the teacher's own output, by name; ``None`` when the lists agree.
+
+    Names are compared exactly; what is then still missing is compared without regard to case, spaces, hyphens and
+    underscores, and by any one of a teacher's comma-separated synonyms, where that leaves no doubt.
+
+    Raises:
+        TeacherMismatch: the teacher lacks a class, or a name fits two of its classes.
+
+    Example:
+        >>> match_classes(["cat", "dog", "emu"], ["emu", "cat"])
+        (2, 0)
+    """
+    if list(teacher) == list(task):
+        return None
+    exact: dict[str, list[int]] = {}
+    loose: dict[str, list[int]] = {}
+    for i, name in enumerate(teacher):
+        exact.setdefault(name, []).append(i)
+        for form in {_plain(name), *(_plain(part) for part in name.split(","))}:
+            loose.setdefault(form, []).append(i)
+    index: list[int] = []
+    missing: list[str] = []
+    doubtful: list[str] = []
+    for name in task:
+        found = exact.get(name) or loose.get(_plain(name), [])
+        if len(found) == 1:
+            index.append(found[0])
+        else:
+            (doubtful if found else missing).append(name)
+    if missing or doubtful or len(set(index)) < len(index):
+        said = []
+        if missing:
+            said.append(f"the teacher has no class {_names(missing)}")
+        if doubtful:
+            said.append(f"more than one of the teacher's classes may be {_names(doubtful)}")
+        if not said:
+            said.append("two of the task's classes fit the same class of the teacher")
+        raise TeacherMismatch(
+            "teacher.labels",
+            "; ".join(said),
+            given=list(teacher),
+            expected=f"a class for each of {_names(list(task))}",
+            remedy="name the teacher's classes in order with teacher.labels=FILE, or train a teacher on this data",
+        )
+    return tuple(index)
+
+
+def _plain(name: str) -> str:
+    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+
+
+def _names(names: Sequence[str]) -> str:
+    shown = ", ".join(repr(n) for n in names[:8])
+    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

@@ -1,0 +1,251 @@
+"""Items that can be fetched by number, in memory or on disk, and how a set of them is divided."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.core.errors import DataError
+from limbeck.core.method import Batch
+from limbeck.core.random import bits, key_of
+
+Kind = Literal["label", "labels", "number"]
+"""What an item is answered with: one class, several classes at once (yes or no each), or numbers."""
+
+
+class Items(Protocol):
+    """Data with targets: what every source gives.
+
+    Attributes:
+        y: all targets: int64 [N] for one label, float32 [N, C] for several, float32 [N, K] for numbers.
+        shape: shape of one input, as fetched.
+    """
+
+    y: Tensor
+    shape: tuple[int, ...]
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as ``{"x": float32 [n, *shape], "y": targets}``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash."""
+
+
+@dataclass
+class Splits:
+    """What a source holds.
+
+    Attributes:
+        train: training items.
+        valid, test: further splits, ``None`` where the source has none.
+        labels: names of the classes (or of the numbers), the same for all splits.
+        kind: what the targets are.
+        notes: sentences about how the data was read, for the log and the report.
+    """
+
+    train: Items
+    valid: Items | None
+    test: Items | None
+    labels: list[str]
+    kind: Kind
+    notes: list[str] = field(default_factory=list)
+
+
+def digest(*parts: Any) -> str:
+    """A content hash of arrays, tensors, strings and numbers, in order."""
+    h = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous().numpy()
+        if isinstance(part, np.ndarray):
+            h.update(f"{part.dtype.str}{part.shape}".encode())
+            h.update(np.ascontiguousarray(part).view(np.uint8).reshape(-1).data)
+        elif isinstance(part, bytes):
+            h.update(b"b%d:" % len(part))
+            h.update(part)
+        else:
+            text = repr(part).encode("utf-8", "surrogatepass")
+            h.update(b"r%d:" % len(text))
+            h.update(text)
+    return h.hexdigest()
+
+
+def to_unit(x: Tensor) -> Tensor:
+    """Stored values as float32: bytes divided by 255, 16-bit values by 65535, floats unchanged."""
+    if x.dtype == torch.uint8:
+        return x.to(torch.float32).div_(255.0)
+    if x.dtype == torch.uint16:
+        return x.to(torch.float32).div_(65535.0)
+    return x.to(torch.float32)
+
+
+class ArrayData:
+    """Items in memory.
+
+    Args:
+        x: inputs [N, ...]: uint8 or uint16 (fetched as float32 in [0, 1]) or floating (fetched as they are).
+        y: targets [N] or [N, C].
+
+    Example:
+        >>> data = ArrayData(torch.full((4, 1, 2, 2), 255, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
+        >>> data.fetch(torch.tensor([3]))["x"].max().item(), data.fetch(torch.tensor([3]))["y"].item()
+        (1.0, 1)
+    """
+
+    def __init__(self, x: Tensor, y: Tensor) -> None:
+        if len(x) != len(y):
+            raise DataError("data", f"{len(x)} inputs but {len(y)} targets", expected="one target an input")
+        self.x, self.y = x, y
+        self.shape = tuple(x.shape[1:])
+        self._fingerprint = ""
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as one batch."""
+        return {"x": to_unit(self.x[items]), "y": self.y[items]}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of inputs and targets."""
+        if not self._fingerprint:
+            self._fingerprint = digest(self.x, self.y)
+        return self._fingerprint
+
+
+class Part:
+    """Some items of another set, renumbered from 0.
+
+    Args:
+        data: the whole.
+        ids: int64 [n], which items and in which order.
+    """
+
+    def __init__(self, data: Items, ids: Tensor) -> None:
+        self.data: Items = data
+        self.ids = ids
+        if isinstance(data, Part):  # one look-up, however often a set is divided
+            self.data, self.ids = data.data, data.ids[ids]
+        self.y = data.y[ids]
+        self.shape = data.shape
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as one batch."""
+        return self.data.fetch(self.ids[items])
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the whole and of the choice."""
+        return digest(self.data.fingerprint, self.ids)
+
+
+def choose(y: Tensor, count: int, *key: Any, leave: int = 0) -> Tensor:
+    """``count`` items drawn without replacement, each class in proportion (stratified). Sorted ids, int64 [count].
+
+    Every class gets at least one where ``count`` allows it; ``leave`` items of each class are never taken. Classes are
+    told apart for int64 targets [N]; other targets are drawn evenly. The draw depends on ``key`` and on the number of
+    items of each class alone.
+    """
+    n = len(y)
+    if not 0 <= count <= n:
+        raise ValueError(f"cannot draw {count} of {n} items")
+    order = bits(key_of("choose", *key), torch.arange(n), 1)[:, 0].argsort(stable=True)
+    if y.is_floating_point() or y.ndim != 1:
+        return order[:count].sort().values
+    classes, where = y.unique(return_inverse=True)
+    sizes = torch.bincount(where, minlength=len(classes))
+    quota = _quotas((sizes - leave).clamp_min(0), sizes, count)
+    rank = torch.empty(n, dtype=torch.int64)
+    mine = where[order]
+    for c in range(len(classes)):
+        ids = order[mine == c]
+        rank[ids] = torch.arange(len(ids))
+    return (rank < quota[where]).nonzero()[:, 0]
+
+
+def _quotas(room: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """How many of each class: in proportion to ``sizes``, at most ``room``, at least one where there is enough."""
+    total = int(room.sum())
+    count = min(count, total)
+    least = (room > 0).long() if count >= int((room > 0).sum()) else torch.zeros_like(room)
+    share = sizes.double() * (count / max(1, int(sizes.sum())))
+    quota = share.floor().long().clamp(min=least, max=room)
+    while int(quota.sum()) < count:  # largest remainder first, then whoever has room
+        lack = torch.where(quota < room, share - quota, torch.full_like(share, -torch.inf))
+        quota[int(lack.argmax())] += 1
+    while int(quota.sum()) > count:
+        over = torch.where(quota > least, quota - share, torch.full_like(share, -torch.inf))
+        quota[int(over.argmax())] -= 1
+    return quota
+
+
+def divide(data: Items, fraction: float, *key: Any) -> tuple[Items, Items]:
+    """(the rest, the part split off): a deterministic stratified split that leaves each class at least one item."""
+    count = max(1, round(fraction * len(data))) if fraction > 0 else 0
+    ids = choose(data.y, min(count, len(data) - 1), *key, leave=1)
+    rest = torch.ones(len(data), dtype=torch.bool)
+    rest[ids] = False
+    return Part(data, rest.nonzero()[:, 0]), Part(data, ids)
+
+
+def check_items(items: Items, split: str, kind: Kind, labels: Sequence[str]) -> None:
+    """Refuse data that would only fail later: nothing there, labels out of range, values that are not finite."""
+    where = f"data ({split})"
+    if len(items) == 0:
+        raise DataError(where, "the split is empty", expected="at least one item")
+    y = items.y
+    if kind == "label":
+        bad = ((y < 0) | (y >= len(labels))).nonzero()[:, 0]
+        if len(bad):
+            raise DataError(
+                where,
+                f"{len(bad)} labels lie outside 0..{len(labels) - 1}: items {_some(bad)}",
+                given=int(y[bad[0]]),
+                expected=f"class ids below {len(labels)}",
+            )
+    else:
+        bad = (~torch.isfinite(y)).reshape(len(y), -1).any(1).nonzero()[:, 0]
+        if len(bad):
+            raise DataError(where, f"{len(bad)} targets are not finite: items {_some(bad)}", expected="finite numbers")
+        if kind == "labels" and ((y < 0) | (y > 1)).any():
+            bad = ((y < 0) | (y > 1)).any(1).nonzero()[:, 0]
+            raise DataError(
+                where, f"{len(bad)} targets lie outside 0..1: items {_some(bad)}", expected="0 (no) to 1 (yes)"
+            )
+    base = items.data if isinstance(items, Part) else items
+    if isinstance(base, ArrayData) and base.x.is_floating_point():
+        x = base.x[items.ids] if isinstance(items, Part) else base.x
+        flat = x.reshape(len(x), -1)
+        bad = (~torch.isfinite(flat)).any(1).nonzero()[:, 0]
+        if len(bad):
+            raise DataError(
+                where,
+                f"{len(bad)} inputs hold NaN or infinity: items {_some(bad)}",
+                expected="finite values",
+                remedy="mend or leave out these items",
+            )
+        if x.ndim == 4 and (flat.min() < 0 or flat.max() > 1):
+            raise DataError(
+                where,
+                f"floating pictures hold values from {flat.min():.4g} to {flat.max():.4g}",
+                expected="values in [0, 1]",
+                remedy="divide them first (for arrays: data.scale=255)",
+            )
+
+
+def _some(ids: Tensor) -> str:
+    shown = ", ".join(str(int(i)) for i in ids[:10])
+    return f"{shown}, ..." if len(ids) > 10 else shown

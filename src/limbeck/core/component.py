@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
-class Component:
+class _Recorded:
+    """Remembers the arguments an instance was made with, so that it can be written as a recipe node again."""
+
+    given: tuple[tuple[Any, ...], dict[str, Any]]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        object.__setattr__(self, "given", (args, kwargs))
+        return self
+
+
+class Component(_Recorded):
     """Base of every exchangeable part: task, method, model, data source, query, objective.
 
     A subclass is found by a name in ``limbeck.core.names`` and built from a recipe node ``{use: name, **arguments}``.
@@ -16,6 +27,7 @@ class Component:
     Attributes:
         kind: which table of names the class belongs to (``task``, ``method``, ``model``, ``source``, ``query``,
             ``objective``).
+        given: the positional and named arguments of the constructor, as they came.
         config: the resolved recipe node from which the instance was built, set by the recipe; ``{}`` when built by hand.
     """
 
@@ -27,7 +39,7 @@ class Component:
         cls.config = {}
 
 
-class Settings:
+class Settings(_Recorded):
     """Base of a plain group of settings in a recipe (no ``use`` key: there is only one class it can be)."""
 
     config: dict[str, Any]

@@ -97,6 +97,14 @@ class Terms(dict[str, Term]):
         self.metrics = dict(metrics or {})
 
 
+class Share(dict[str, Tensor]):
+    """Statistics that a step needs of the whole batch before it can go on: ``sums = yield Share(name=tensor)``.
+
+    Each tensor is summed over all micro-batches and processes, detached, and the sums come back from the ``yield`` (a
+    count is a tensor like any other). So a term that centres on the batch is the same however the batch is cut.
+    """
+
+
 class Context(Protocol):
     """What a step may ask of the engine."""
 
@@ -212,7 +220,7 @@ class Stage:
     setup: Callable[[Context], None] | None = None
     begin: Callable[[Context], None] | None = None
     finish: Callable[[Context], None] | None = None
-    step: Callable[[Batch, Context], Terms | Iterator[Terms]] | None = None
+    step: Callable[[Batch, Context], Terms | Iterator[Terms | Share]] | None = None
     items: Callable[[Context], Sequence[str]] | None = None
     work: Callable[[str, Context], Any] | None = None
     remember: str | None = None
@@ -294,8 +302,11 @@ class Method(Component):
         optim = {name: train for name, role in self.roles.items() if role.mode == "trained"}
         return [Stage("distil", steps=train.steps, data=self.task.train, batch_size=train.batch_size, optim=optim)]
 
-    def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms]:
-        """From a batch to terms. A step with several phases yields one Terms a phase."""
+    def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms | Share]:
+        """From a batch to terms. A step with several phases yields one Terms a phase.
+
+        It may also yield a `Share` and receives its sums over the whole batch.
+        """
         raise TypeError(f"{type(self).__name__} must define step, or give every stage its own")
 
     def counts(self, batch: Batch) -> dict[str, Tensor | int]:
@@ -315,6 +326,6 @@ class Method(Component):
         return NetworkArtifact(self.setup.task, self.setup.student)
 
 
-def as_phases(result: Terms | Iterator[Terms] | Iterable[Terms]) -> Iterator[Terms]:
+def as_phases(result: Terms | Iterable[Terms | Share]) -> Iterator[Terms | Share]:
     """A step's result as an iterator of phases."""
     return iter([result]) if isinstance(result, Terms) else iter(result)

@@ -21,7 +21,7 @@ class Contract:
     """What a model expects at its input and how its outputs are read. Inserted visibly, never inside the model.
 
     Attributes:
-        mean, std: per-channel normalisation applied to inputs in [0, 1]; empty for none.
+        mean, std: normalisation of each channel of images in [0, 1], or of each column of a table; empty for none.
         size: spatial size (height, width) the input is resized to; ``None`` leaves it.
         channels: number of input channels; grey is repeated, colour averaged to fit.
         classes: for each of the task's classes the model's own output index; ``None`` when they agree.
@@ -36,7 +36,7 @@ class Contract:
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
     def inputs(self, x: Tensor) -> Tensor:
-        """Inputs [N, C, H, W] in [0, 1] as the model wants them. Anything that is no image passes unchanged."""
+        """Inputs [N, C, H, W] in [0, 1], or rows [N, F], as the model wants them. Integers pass unchanged."""
         if not x.is_floating_point():
             return x
         if x.ndim == 4:
@@ -44,11 +44,11 @@ class Contract:
                 x = _channels(x, self.channels)
             if self.size and tuple(x.shape[-2:]) != self.size:
                 x = nn.functional.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=True)
-            if self.mean:
-                shape = (1, -1, 1, 1)
-                mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
-                std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
-                x = (x - mean) / std
+        if self.mean and x.ndim >= 2:
+            shape = (1, -1, *([1] * (x.ndim - 2)))
+            mean = torch.tensor(self.mean, dtype=x.dtype, device=x.device).view(shape)
+            std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
+            x = (x - mean) / std
         return self.transform(x) if self.transform is not None else x
 
     def outputs(self, out: Any) -> Any:
@@ -139,8 +139,18 @@ class Role:
         self.feed = feed
         self.tap: Tap | None = None
         self.changed = False  # a frozen role that a stage's `begin` has changed must be in the checkpoint
-        self.call: Callable[..., Any] = module  # what is called; the compiled module where there is one
+        self.compile = False
+        self._compiled: tuple[Any, Callable[..., Any]] | None = None
         self.freeze()
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        """What is called: the module, compiled where the engine wants it so."""
+        if not self.compile or not isinstance(self.module, nn.Module):
+            return self.module  # type: ignore[no-any-return]
+        if self._compiled is None or self._compiled[0] is not self.module:
+            self._compiled = (self.module, torch.compile(self.module))
+        return self._compiled[1]
 
     def freeze(self) -> None:
         """Bring the module into the state its mode demands."""

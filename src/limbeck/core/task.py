@@ -77,6 +77,17 @@ class Task(Component):
         """Metrics of what the run made."""
         return artifact.evaluate(bench)
 
+    def match(self, student: Built, teacher: Built) -> None:
+        """Check that teacher and student speak of the same thing; raise TeacherMismatch, or adapt and say so."""
+
+    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
+        """Further entries of ``result.json`` (calibration bins, pictures), for the report."""
+        return {}
+
+    def cache_bytes(self) -> float:
+        """Bytes a recorded teacher takes per training item: two for each output value."""
+        return 2.0 * len(self.labels or [0])
+
     def example(self, n: int = 2) -> Batch:
         """A few training items as a batch, for dry runs and exports."""
         ids = torch.arange(min(n, len(self.train)))

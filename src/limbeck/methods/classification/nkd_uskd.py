@@ -1,0 +1,244 @@
+"""Normalised KD, and self-distillation without any teacher.
+
+NKD splits the cross-entropy to the teacher into the target class and the others, and renormalises the others on both
+sides, so that they can agree:
+
+    L = CE(q, y)  -  p_y log q_y  -  gamma T^2 sum_{c != y} p^_c log q^_c
+
+USKD makes the soft label itself: the target's from the student's own smoothed probability, the others' from a Zipf law
+over their ranking by the student and by a weak head on an intermediate feature:
+
+    L = CE(q, y)  +  alpha L_target  +  beta L_nontarget  +  mu CE(w, smoothed y)
+
+z_s, z_t: logits [N, C];  f: intermediate feature [N, D];  w = W f + b: weak logits [N, C];  k: 1, or 2 for soft labels
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+import limbeck.functional as F
+from limbeck.core.card import Card
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Batch, Context, Method, Setup, Share, Term, Terms
+from limbeck.core.random import key_of, seed_modules
+from limbeck.core.role import Role
+from limbeck.core.signal import Tap
+
+CARD = Card(
+    number=52,
+    slug="nkd-uskd",
+    title="From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized Loss and Customized Soft Labels",
+    year=2023,
+    venue="ICCV 2023",
+    arxiv="2303.13005",
+    repository="yzd-v/cls_KD",
+    licence="Apache-2.0",
+    family="classification",
+    methods={"nkd": "Nkd", "uskd": "Uskd"},
+    optimised="network weights",
+    signals=("logits", "an intermediate feature (USKD)"),
+    defaults={
+        "nkd": {"temperature": 1.0, "gamma": 1.5, "CIFAR-100": {"temperature": 3.0, "gamma": 3.5}},
+        "uskd": {"alpha": 1.0, "beta": 0.1, "mu": 0.005, "CIFAR-100": {"alpha": 0.1, "beta": 0.1, "mu": 0.1}},
+    },
+    provenance={
+        "NKD": "paper and code, checked against recorded vectors",
+        "USKD losses": "paper and code, checked against recorded vectors",
+        "USKD ranking": "paper adds probabilities; variant=released adds log-probabilities of the final head, as the code does",
+        "batch mean in USKD's target": "over the whole batch; the code takes each process's own",
+    },
+    claim="NKD > KD > student alone for the same teacher (temperature 1, gamma 1.5).",
+    recipe="nkd",
+    exceptions={},
+    notes="The original cross-entropy keeps its weight 1: it is not multiplied by 1 - alpha.",
+)
+
+
+def _one_label(method: Method) -> None:
+    target = getattr(method.task, "target", "label")
+    if target != "label":
+        raise ConfigError(
+            "method",
+            f"{type(method).__name__} splits classes into one target and the rest, and this task has {target} per item",
+            expected="one label per item",
+            remedy="use method=kd, which adapts",
+        )
+
+
+class Nkd(Method):
+    """Normalised knowledge distillation.
+
+    Args:
+        temperature: of the non-target part only; the target part always has temperature 1.
+        gamma: weight of the non-target part.
+        normalise: renormalise over the non-target classes; off is the paper's ablation.
+        target_weight: weigh the target's log-probability with the teacher's probability, or with one.
+    """
+
+    def __init__(
+        self,
+        temperature: float = 1.0,
+        gamma: float = 1.5,
+        normalise: bool = True,
+        target_weight: Literal["teacher", "one"] = "teacher",
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError("temperature must be above 0")
+        if gamma < 0:
+            raise ValueError("gamma must be 0 or more")
+        self.temperature, self.gamma, self.normalise = temperature, gamma, normalise
+        self.target_weight: Literal["teacher", "one"] = target_weight
+
+    def bind(self, setup: Setup) -> None:
+        """Take the participants; refuse targets that have no single class."""
+        super().bind(setup)
+        _one_label(self)
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        """Cross-entropy, target part, non-target part."""
+        student = ctx.signal("student", batch)
+        z_s, z_t = student.logits, ctx.signal("teacher", batch).logits  # [N, C]
+        target, nontarget = F.nkd(
+            z_s,
+            z_t,
+            batch["y"],
+            temperature=self.temperature,
+            gamma=self.gamma,
+            normalise=self.normalise,
+            target_weight=self.target_weight,
+        )
+        return Terms(ce=self.task.supervised(student, batch), target=Term(target), nontarget=Term(nontarget))
+
+
+class Uskd(Method):
+    """Universal self-knowledge distillation: no teacher.
+
+    Args:
+        feature: module of the student whose output feeds the weak head: a feature map [N, D, H, W] (pooled), tokens
+            [N, L, D] (the class token, index 0) or vectors [N, D]. ``null`` takes the middle one of the student's
+            blocks. The paper takes a CNN's last stage but one, and a ViT's block ``depth // 2 - 1``.
+        alpha: weight of the target part.
+        beta: weight of the non-target part.
+        mu: weight of the weak head's loss.
+        smooth_target: the student's smoothed probability as the target's label; off keeps the label itself.
+        square: square that probability.
+        nontarget: the others' soft label: ``zipf`` by rank, ``uniform``, or ``teacher`` (ranked by a teacher).
+        rank_source: whose ranking: the weak head's, the final one's, or both.
+        weak_head: off trains no weak head (then the final one ranks).
+        variant: ``paper``, or ``released`` for the code's ranking.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+    coupled = "the target's label is centred on the batch mean"
+
+    def __init__(
+        self,
+        feature: str | None = None,
+        alpha: float = 1.0,
+        beta: float = 0.1,
+        mu: float = 0.005,
+        smooth_target: bool = True,
+        square: bool = True,
+        nontarget: Literal["zipf", "uniform", "teacher"] = "zipf",
+        rank_source: Literal["both", "weak", "final"] = "both",
+        weak_head: bool = True,
+        variant: Literal["paper", "released"] = "paper",
+    ) -> None:
+        if min(alpha, beta, mu) < 0:
+            raise ValueError("alpha, beta and mu must be 0 or more")
+        if not weak_head and rank_source != "final" and nontarget == "zipf":
+            raise ValueError("without the weak head rank_source must be 'final'")
+        self.feature, self.alpha, self.beta, self.mu = feature, alpha, beta, mu
+        self.smooth_target, self.square, self.weak_head = smooth_target, square, weak_head
+        self.nontarget: Literal["zipf", "uniform", "teacher"] = nontarget
+        self.rank_source: Literal["both", "weak", "final"] = rank_source
+        self.variant: Literal["paper", "released"] = variant
+
+    def bind(self, setup: Setup) -> None:
+        """Take the student; make the weak head by one dry pass."""
+        super().bind(setup)
+        _one_label(self)
+        if self.nontarget == "teacher" and "teacher" not in self.roles:
+            raise ConfigError("method.nontarget", "'teacher' ranks by a teacher, and this run has none", remedy="set teacher=NAME")
+        if not self.weak_head:
+            return
+        module = setup.student.module
+        self.path = self.feature or middle_of(module)
+        self.student_taps = (self.path,)
+        batch = setup.task.example(2)
+        was = module.training
+        tap = Tap(module.eval(), [self.path])
+        with torch.no_grad(), tap:
+            out = setup.task.feed(module, {**batch, "x": setup.student.contract.inputs(batch["x"])})
+        module.train(was)
+        width = pooled(tap.acts[self.path]).shape[-1]
+        tap.close()
+        with torch.random.fork_rng(devices=[]):
+            seed_modules(key_of(setup.seed, "init", "weak"), torch.device("cpu"))
+            self.roles["weak"] = Role(nn.Linear(width, out.shape[-1]), "trained")
+
+    def step(self, batch: Batch, ctx: Context) -> Iterator[Terms | Share]:
+        """Cross-entropy and USKD's three parts; the mean of q_t^2 is taken over the whole batch."""
+        student = ctx.signal("student", batch, self.student_taps)
+        z = student.logits  # [N, C]
+        w = ctx.call("weak", pooled(student.acts[self.path])) if self.weak_head else None  # [N, C]
+        t = ctx.signal("teacher", batch).logits if self.nontarget == "teacher" else None
+        ids, _ = F.uskd_labels(batch["y"], z.shape[-1])  # [N, k]
+        own = z.detach().softmax(-1).gather(-1, ids)
+        own = own * own if self.square else own
+        sums = yield Share(own=own.sum(0), n=torch.tensor(float(len(own)), device=z.device))
+        parts = F.uskd(
+            z,
+            batch["y"],
+            w,
+            alpha=self.alpha,
+            beta=self.beta,
+            mu=self.mu,
+            smooth_target=self.smooth_target,
+            square=self.square,
+            nontarget=self.nontarget,
+            rank_source=self.rank_source,
+            teacher=t,
+            center=sums["own"] / sums["n"],
+            variant=self.variant,
+        )
+        terms = Terms(ce=self.task.supervised(student, batch), target=Term(parts.target), nontarget=Term(parts.nontarget))
+        if self.weak_head:
+            terms["weak"] = Term(parts.weak, to=("student", "weak"))  # the feature is not detached
+        yield terms
+
+    def counts(self, batch: Batch) -> dict[str, Any]:
+        """What the task knows of its labels before the forward pass."""
+        known = self.task.counts(batch)
+        return {} if known is None else {"ce": known}
+
+
+def pooled(f: Tensor) -> Tensor:
+    """A feature as vectors [N, D]: maps are averaged over space, of tokens the class token is taken."""
+    if f.ndim == 4:
+        return f.mean((2, 3))
+    return f[:, 0] if f.ndim == 3 else f
+
+
+def middle_of(module: nn.Module) -> str:
+    """Where the weak head reads when no module is named.
+
+    A ViT's ``blocks`` or ``layers``: index ``int(0.5 depth) - 1``; a staged CNN (``layer1``...): the last stage but one;
+    anything else: the activation before the last linear layer.
+    """
+    names = dict(module.named_modules())
+    for name, child in names.items():
+        if isinstance(child, (nn.ModuleList, nn.Sequential)) and name.split(".")[-1] in ("blocks", "layers") and len(child) > 1:
+            return f"{name}.{max(0, int(0.5 * len(child)) - 1)}"
+    stages = sorted(n for n in names if n.rstrip("0123456789") in ("layer", "stage", "stages.") and n[-1:].isdigit())
+    if len(stages) > 1:
+        return stages[-2]
+    linears = [n for n, m in names.items() if isinstance(m, nn.Linear)]
+    if linears:
+        return f"{linears[-1]}:in"
+    raise ConfigError("method.feature", "no intermediate feature was found in the student", remedy="name a module: method.feature=layer3")

@@ -1,0 +1,471 @@
+"""One run, end to end: teacher, student alone, distillation, judgement, report. ``limbeck run`` and ``limbeck plan``."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import limbeck
+from limbeck.core import distributed as dist
+from limbeck.core import store
+from limbeck.core.artifact import Artifact, NetworkArtifact
+from limbeck.core.engine import Engine, EngineSettings
+from limbeck.core.errors import ConfigError, Stopped, StorageError
+from limbeck.core.logs import Progress, make_loggers
+from limbeck.core.method import Built, Data, Method, Query, Setup
+from limbeck.core.optim import Optim
+from limbeck.core.random import key_of, seed_modules
+from limbeck.core.recipe import Recipe, build, dump
+from limbeck.core.supervised import Supervised
+from limbeck.core.task import Model, Task
+
+TEACHER_SEED = 0
+"""Teachers are trained from this seed whatever the run's seed is, so that runs and methods share them."""
+
+
+def workspace() -> Path:
+    """Where remembered artifacts live: ``$LIMBECK_WORKSPACE``, or ``limbeck`` in the user's cache folder."""
+    root = os.environ.get("LIMBECK_WORKSPACE")
+    if root:
+        return Path(root)
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "limbeck"
+
+
+@dataclass
+class Bench:
+    """What judging may use: the participants, the budget, and stages that are remembered.
+
+    Attributes:
+        task, student, teacher: the participants; ``teacher`` is ``None`` for a method without one.
+        student_model: the student's Model component, to build it afresh.
+        train: the student's budget.
+        seed, device, folder, settings: of this run.
+        queries: augmentations of the recipe, applied to the baseline too.
+        seconds: what each remembered stage cost when it was made.
+    """
+
+    task: Task
+    student: Built
+    teacher: Built | None
+    student_model: Model
+    train: Optim
+    seed: int
+    device: torch.device
+    folder: Path | None
+    settings: EngineSettings
+    method: Method | None = None
+    queries: dict[str, Query] = field(default_factory=dict)
+    progress: Any = None
+    say: Callable[[str], None] = print
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def train_alone(self) -> dict[str, float]:
+        """The student's architecture trained by the task's own loss: same data, steps, optimiser, seed, augmentations."""
+        built = self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, self.queries)
+        return self.task.evaluate(built, self.task.test, self.teacher, device=self.device)
+
+    def train_network(
+        self,
+        model: Model,
+        data: Data,
+        optim: Optim,
+        name: str,
+        seed: int = TEACHER_SEED,
+        queries: dict[str, Query] | None = None,
+    ) -> Built:
+        """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
+        built = build_model(model, self.task, seed, "student" if name == "alone" else name)
+        key = store.hash_tree(
+            {
+                "model": model.config or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
+                "task": {k: v for k, v in self.task.config.items() if k != "data"},
+                "data": data.fingerprint,
+                "optim": settings_of(optim),
+                "queries": {n: q.config for n, q in (queries or {}).items()},
+                "seed": seed,
+                "format": 1,
+            }
+        )[:20]
+        folder = workspace() / f"{name}-{key}"
+        if not store.is_complete(folder / "network"):
+            self.say(f"{name}: training it ({optim.steps} steps)")
+            store.check_writable(folder)
+            with store.RunLock(folder):
+                method = Supervised(data, name)
+                method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
+                engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
+                engine.run(method)
+                if dist.rank() == 0:
+                    store.save_tree(
+                        folder / "network",
+                        {"state": dict(built.module.state_dict()), "seconds": sum(engine.seconds.values())},
+                    )
+                    engine.discard_checkpoints()
+                dist.barrier()
+        else:
+            self.say(f"{name}: reused from the workspace")
+        saved = store.load_tree(folder / "network")
+        store.load_strict(built.module, saved["state"], name)
+        self.seconds[name] = float(saved["seconds"])
+        built.module.to(self.device).eval()
+        return built
+
+
+def settings_of(optim: Optim) -> dict[str, Any]:
+    """An Optim as plain values."""
+    names = ("steps", "batch_size", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup", "clip", "options")
+    return {n: getattr(optim, n) for n in names}
+
+
+def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
+    """A model built with its own key of randomness: the same seed gives the same first weights in every run."""
+    with torch.random.fork_rng(devices=[]):
+        seed_modules(key_of(seed, "init", name), torch.device("cpu"))
+        built = model.build(task)
+    built.model = built.model or model
+    return built
+
+
+def prepare(recipe: Recipe, folder: Path | None, progress: Any = None, say: Callable[[str], None] = print) -> Bench:
+    """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything."""
+    task, method = recipe.task, recipe.method
+    device = dist.pick_device(recipe.engine.device)
+    dist.start(device)
+    task.load(recipe.seed)
+    student_model, teacher_model = recipe.student, recipe.teacher
+    assert student_model is not None
+    bench = Bench(
+        task=task,
+        student=build_model(student_model, task, recipe.seed, "student"),
+        teacher=None,
+        student_model=student_model,
+        train=recipe.train,
+        seed=recipe.seed,
+        device=device,
+        folder=folder,
+        settings=recipe.engine,
+        method=method,
+        queries=recipe.queries,
+        progress=progress,
+        say=say,
+    )
+    if method.needs_teacher:
+        if teacher_model is None:
+            raise ConfigError("teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME")
+        if teacher_model.trained:
+            bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
+        else:
+            bench.teacher = bench.train_network(teacher_model, task.teacher_train, recipe.teach, "teacher")
+        for text in (bench.teacher.contract.describe(),):
+            if text:
+                say(f"teacher input: {text}")
+    if bench.teacher is not None:
+        task.match(bench.student, bench.teacher)
+    method.bind(
+        Setup(
+            task=task,
+            student=bench.student,
+            teacher=bench.teacher,
+            train=recipe.train,
+            seed=recipe.seed,
+            objectives=recipe.objectives,
+            queries=recipe.queries,
+            device=device,
+        )
+    )
+    return bench
+
+
+def default_folder(recipe: Recipe) -> Path:
+    """Where a run goes when no ``--out`` is given."""
+    return Path("runs") / f"{recipe.name}-seed{recipe.seed}"
+
+
+def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Run a recipe and leave a run folder.
+
+    Args:
+        tree: the resolved recipe (``limbeck.core.recipe.load_tree`` then ``check``).
+        out: the run folder; ``runs/NAME-seedN`` when not given.
+        force: repeat a finished run, or replace another run in that folder.
+        quiet: no progress and no sentences.
+
+    Returns:
+        What ``result.json`` holds, with ``folder`` and ``reused`` added.
+
+    Raises:
+        StorageError: the folder holds another run, is in use, or cannot be written.
+    """
+    recipe = build(tree)
+    folder = Path(out) if out is not None else default_folder(recipe)
+    text = dump(tree)
+    config, finished = folder / "config.yaml", folder / "result.json"
+    if config.exists() and not force:
+        if _settled(config.read_text()) != _settled(text):
+            raise StorageError(
+                str(folder), "the folder holds a run with another configuration", remedy="choose --out, or --force to replace it"
+            )
+        if finished.exists():
+            result: dict[str, Any] = json.loads(finished.read_text())
+            return {**result, "folder": str(folder), "reused": True}
+    elif folder.exists() and not config.exists() and any(folder.iterdir()) and not force:
+        raise StorageError(str(folder), "the folder is not empty and holds no run", remedy="choose --out, or --force to use it")
+    store.check_writable(folder)
+    main = dist.rank() == 0 and int(os.environ.get("RANK", "0")) == 0
+    with store.RunLock(folder) if main else _nothing():
+        if main:
+            if force:
+                _empty(folder)
+            store.atomic_write(config, text.encode())
+        say: Callable[[str], None] = (lambda text: None) if quiet or not main else (lambda text: progress.say(text))
+        progress = Progress(enabled=main and not quiet)
+        try:
+            return _run(recipe, tree, folder, progress, say, main)
+        except Stopped as stopped:
+            stopped.resume = stopped.resume or f"type the same command again to go on ({folder})"
+            raise
+        finally:
+            progress.close()
+
+
+def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool) -> dict[str, Any]:
+    began = time.perf_counter()
+    bench = prepare(recipe, folder, progress, say)
+    task, method = bench.task, recipe.method
+    alone = task.alone(bench)
+    logs = make_loggers(recipe.loggers if main else [], folder, tree)
+    best = _Best(bench, method, folder)
+    say(f"{recipe.name}: distilling")
+    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
+    engine.run(method)
+    artifact = method.artifact()
+    metrics = {
+        "teacher": task.teacher_metrics(bench) if bench.teacher is not None else {},
+        "student": task.judge(artifact, bench),
+        "alone": alone,
+    }
+    if best.metrics:
+        metrics["best"] = best.metrics
+    result: dict[str, Any] = {
+        "recipe": recipe.name,
+        "method": recipe.method.config.get("use", type(method).__name__),
+        "seed": recipe.seed,
+        "task": task.config.get("use", type(task).__name__),
+        "primary": task.primary,
+        "higher_is_better": task.higher_is_better,
+        "metrics": metrics,
+        "artifact": artifact.kind,
+        "sizes": {"student": artifact.size(), "teacher": sizes(bench.teacher)},
+        "latency_ms": {"student": latency(task, artifact), "teacher": latency(task, bench.teacher)},
+        "cost": {
+            "seconds": {**bench.seconds, **engine.seconds},
+            "peak_memory_mb": peak_memory(),
+        },
+        "items": {"train": len(task.train), "teacher_train": len(task.teacher_train), "test": len(task.test)},
+        "labels": task.labels,
+        "versions": versions(),
+        "hardware": hardware(bench.device),
+        "wall_seconds": time.perf_counter() - began,
+        "notes": [*getattr(task, "notes", []), *getattr(method, "notes", [])],
+        "exports": {},
+    }
+    result.update(task.extras(artifact, bench))
+    if main:
+        artifact.save(folder)
+        logs.summary(result)
+        store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
+        if recipe.export:
+            from limbeck.export import export
+
+            for form in recipe.export:
+                result["exports"][form] = str(export(folder, form, folder / "export" / form))
+            result["exports"] = json.loads((folder / "result.json").read_text())["exports"]
+        from limbeck.report import write_report
+
+        write_report(folder)
+    logs.close()
+    dist.barrier()
+    return {**result, "folder": str(folder), "reused": False}
+
+
+class _Best:
+    """The best student on the validation split, kept beside the last one and marked as such."""
+
+    def __init__(self, bench: Bench, method: Method, folder: Path) -> None:
+        self.bench, self.method, self.folder = bench, method, folder / "best"
+        self.metrics: dict[str, float] = {}
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        task, student = self.bench.task, self.bench.student
+        if not isinstance(student.module, nn.Module):
+            return {}
+        values = task.evaluate(student, task.valid, device=self.bench.device)
+        student.module.train()
+        known = store.load_tree(self.folder) if store.is_complete(self.folder) else None
+        score = values.get(task.primary)
+        better = known is None or (score is not None and (score > known["score"]) == task.higher_is_better and score != known["score"])
+        if score is not None and better and dist.rank() == 0:
+            state = dict(student.module.state_dict())
+            store.save_tree(self.folder, {"score": score, "step": step, "valid": values, "state": state})
+        if better:
+            self.metrics = {f"valid/{k}": v for k, v in values.items()} | {"step": float(step)}
+        elif known is not None:
+            self.metrics = {f"valid/{k}": v for k, v in known["valid"].items()} | {"step": float(known["step"])}
+        return values
+
+
+def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
+    """What a run will cost, from a few real steps: parameters, memory, time a step and in all, size of a cache."""
+    recipe = build(tree)
+    task = recipe.task
+    task.load(recipe.seed)
+    device = dist.pick_device(recipe.engine.device)
+    assert recipe.student is not None
+    student = build_model(recipe.student, task, recipe.seed, "student")
+    teacher = build_model(recipe.teacher, task, TEACHER_SEED, "teacher") if recipe.method.needs_teacher and recipe.teacher else None
+    recipe.method.bind(Setup(task, student, teacher, recipe.train, recipe.seed, recipe.objectives, recipe.queries, device))
+    engine = Engine(recipe.engine, recipe.seed)
+    engine._prepare(recipe.method)
+    rows = []
+    for stage in engine.stages:
+        rows.append({"stage": stage.name, "steps": stage.steps, "batch_size": stage.batch_size})
+    timed = engine.time_steps(recipe.method, steps)
+    total = sum((s.steps or 0) for s in engine.stages)
+    n = len(task.train)
+    cache = task.cache_bytes() * n
+    teach = None
+    if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
+        teach = {"steps": recipe.teach.steps, "batch_size": recipe.teach.batch_size}
+    return {
+        "recipe": recipe.name,
+        "device": str(device),
+        "stages": rows,
+        "teacher_stage": teach,
+        "student": sizes(student),
+        "teacher": sizes(teacher),
+        "seconds_a_step": timed,
+        "seconds": timed * total if timed is not None else None,
+        "memory_mb": peak_memory(),
+        "cache_mb": cache / 2**20,
+        "items": n,
+        "advice": _advice(recipe, teacher, timed, cache),
+    }
+
+
+def _advice(recipe: Recipe, teacher: Built | None, timed: float | None, cache: float) -> list[str]:
+    said = []
+    if teacher is not None and timed is not None and not recipe.queries:
+        said.append(f"record the teacher once with 'limbeck cache {recipe.name}' ({cache / 2**20:.1f} MB) and skip its forward pass")
+    if peak_memory() > 0.7 * _total_memory_mb():
+        said.append("memory is tight: raise engine.accumulate, or set engine.precision=bf16")
+    return said
+
+
+def _total_memory_mb() -> float:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**20
+    except (ValueError, OSError):
+        return float("inf")
+
+
+def sizes(built: Built | None) -> dict[str, float]:
+    """Parameters and bytes of a network."""
+    if built is None or not isinstance(built.module, nn.Module):
+        return {}
+    return NetworkArtifact(None, built).size()  # type: ignore[arg-type]
+
+
+def latency(task: Task, thing: Any, repeats: int = 20) -> dict[str, float]:
+    """Median milliseconds of a forward pass for one item, and billions of operations; empty for what is no network."""
+    built = thing.built if isinstance(thing, NetworkArtifact) else thing
+    if not isinstance(built, Built) or not isinstance(built.module, nn.Module):
+        return {}
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = built.module.eval()
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    batch = {k: v[:1].to(device) if isinstance(v, torch.Tensor) else v for k, v in task.example(1).items()}
+    if "x" in batch:
+        batch["x"] = built.contract.inputs(batch["x"])
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            task.feed(module, batch)
+        for _ in range(repeats):
+            began = time.perf_counter()
+            task.feed(module, batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            task.feed(module, batch)
+    return {"one_item": 1000.0 * sorted(times)[len(times) // 2], "gflops": counter.get_total_flops() / 1e9}
+
+
+def peak_memory() -> float:
+    """The largest memory this process held so far, in MB."""
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    from importlib import metadata
+
+    found = {"limbeck": limbeck.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "timm", "transformers", "diffusers", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, as far as it matters for a figure."""
+    found: dict[str, Any] = {
+        "device": str(device),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": dist.world(),
+    }
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def _settled(text: str) -> str:
+    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+
+
+def _empty(folder: Path) -> None:
+    import shutil
+
+    for path in folder.iterdir():
+        if path.name == ".lock" or path.name.endswith(".lock"):
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+__all__ = ["Artifact", "Bench", "build_model", "plan", "prepare", "run", "workspace"]

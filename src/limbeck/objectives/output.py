@@ -1,0 +1,139 @@
+"""Objectives on outputs: the data's labels, and divergences between student and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+import limbeck.functional as F
+from limbeck.core.errors import ConfigError
+from limbeck.core.imports import imported
+from limbeck.core.method import Batch, Context, Objective, Term
+from limbeck.core.signal import Signal
+
+Kind = Literal["forward", "reverse", "jensen-shannon", "jeffreys", "total-variation", "skew-forward", "skew-reverse", "soft-cross-entropy", "binary", "squared"]
+
+
+class Supervised(Objective):
+    """The task's own loss against the data's labels.
+
+    Args:
+        weight: weight of the term.
+    """
+
+    needs_teacher: ClassVar[bool] = False
+
+    def __init__(self, weight: float = 1.0) -> None:
+        self.weight = weight
+
+    def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
+        """The supervised term."""
+        term = ctx._method.task.supervised(student, batch)  # type: ignore[attr-defined]
+        term.weight = self.weight
+        return term  # type: ignore[no-any-return]
+
+
+class Divergence(Objective):
+    """A divergence between the output distributions.
+
+    Args:
+        kind: which one; ``forward`` is KL(teacher || student).
+        weight: weight of the term.
+        temperature: softens both distributions.
+        scale_t2: multiply by the temperature squared.
+        beta: of ``jensen-shannon``: the teacher's share in the mixture.
+        mix: of the ``skew`` kinds: the share of the first distribution in the mixture.
+    """
+
+    def __init__(
+        self,
+        kind: Kind = "forward",
+        weight: float = 1.0,
+        temperature: float = 1.0,
+        scale_t2: bool = True,
+        beta: float = 0.5,
+        mix: float = 0.1,
+    ) -> None:
+        if not temperature > 0:
+            raise ValueError("temperature must be above 0")
+        for name, value in (("beta", beta), ("mix", mix)):
+            if not 0.0 < value < 1.0:
+                raise ValueError(f"{name} must lie strictly between 0 and 1")
+        self.kind: Kind = kind
+        self.weight, self.temperature, self.scale_t2, self.beta, self.mix = weight, temperature, scale_t2, beta, mix
+
+    def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
+        """Per-item values of the divergence; for tokens, where the labels count."""
+        assert teacher is not None
+        return Term(self.values(student.logits, teacher.logits), weight=self.weight, where=batch.get("where"))
+
+    def values(self, z_s: Tensor, z_t: Tensor) -> Tensor:
+        """The divergence of logits [..., C], per item [...]."""
+        t: dict[str, Any] = {"temperature": self.temperature, "scale_t2": self.scale_t2}
+        table: dict[str, Callable[[], Tensor]] = {
+            "forward": lambda: F.kl(z_s, z_t, direction="forward", **t),
+            "reverse": lambda: F.kl(z_s, z_t, direction="reverse", **t),
+            "jensen-shannon": lambda: F.jensen_shannon(z_s, z_t, beta=self.beta, **t),
+            "jeffreys": lambda: F.jeffreys(z_s, z_t, **t),
+            "total-variation": lambda: F.total_variation(z_s, z_t, **t),
+            "skew-forward": lambda: F.skew_kl(z_s, z_t, direction="forward", mix=self.mix, **t),
+            "skew-reverse": lambda: F.skew_kl(z_s, z_t, direction="reverse", mix=self.mix, **t),
+            "soft-cross-entropy": lambda: F.soft_cross_entropy(z_s, z_t, **t),
+            "binary": lambda: F.binary_kl(z_s, z_t, **t),
+            "squared": lambda: F.squared_error(z_s, z_t),
+        }
+        return table[self.kind]()
+
+
+class Kl(Divergence):
+    """The forward KL divergence, KL(teacher || student).
+
+    Args:
+        weight: weight of the term.
+        temperature: softens both distributions.
+        scale_t2: multiply by the temperature squared.
+    """
+
+    def __init__(self, weight: float = 1.0, temperature: float = 1.0, scale_t2: bool = True) -> None:
+        super().__init__("forward", weight, temperature, scale_t2)
+
+
+class Imported(Objective):
+    """The user's own objective: a function (student, teacher, batch, context) -> Term or per-item values.
+
+    Naming it runs its module's code.
+
+    Args:
+        function: ``package.module:function``.
+        weight: weight of the term.
+        student_taps: modules of the student whose activations it reads.
+        teacher_taps: modules of the teacher whose activations it reads.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        weight: float = 1.0,
+        student_taps: list[str] | None = None,
+        teacher_taps: list[str] | None = None,
+    ) -> None:
+        self.function = imported(function)
+        self.weight = weight
+        self.student_taps, self.teacher_taps = tuple(student_taps or ()), tuple(teacher_taps or ())
+
+    def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
+        """The function's ``prepare`` attribute, where it has one."""
+        prepare = getattr(self.function, "prepare", None)
+        return None if prepare is None else prepare(student, teacher, batch)  # type: ignore[no-any-return]
+
+    def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
+        """The user's term."""
+        made = self.function(student, teacher, batch, ctx)
+        if isinstance(made, Tensor):
+            made = Term(made)
+        if not isinstance(made, Term):
+            raise ConfigError(f"objectives.{self.name}", given=type(made).__name__, expected="a Term, or a tensor of per-item values")
+        made.weight = made.weight * self.weight
+        return made

@@ -1,0 +1,165 @@
+"""Queries: what is asked. Each draw is keyed by item and view, so any query can be replayed and resumed exactly."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import ConfigError
+from limbeck.core.imports import imported
+from limbeck.core.method import Batch, Context, Query
+
+
+def _key(batch: Batch) -> Tensor:
+    """One number per item and view."""
+    return batch["item"] * 1_000_003 + batch["view"]
+
+
+def _image(batch: Batch, name: str) -> Tensor:
+    x = batch.get("x")
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        raise ConfigError(f"queries.{name}", given=None if x is None else list(x.shape), expected="batches of images [N, C, H, W]")
+    return x
+
+
+def soft(y: Tensor, classes: int) -> Tensor:
+    """Labels as probabilities [N, C]; soft labels pass."""
+    return y if y.is_floating_point() else nn.functional.one_hot(y, classes).float()
+
+
+class Flip(Query):
+    """Mirror left to right, with probability one half.
+
+    Args:
+        probability: of mirroring.
+        views: draws repeat after this many passes (so a cache can hold them); 0: never.
+    """
+
+    def __init__(self, probability: float = 0.5, views: int = 0) -> None:
+        if not 0 <= probability <= 1:
+            raise ValueError("probability must lie between 0 and 1")
+        self.probability, self.views = probability, views
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Mirrored images where the draw says so."""
+        x = _image(batch, "flip")
+        u = ctx.draws.anywhere().rand("flip", _key(_viewed(batch, self.views)))
+        return {**batch, "x": torch.where((u < self.probability)[:, None, None, None], x.flip(-1), x)}
+
+
+class Crop(Query):
+    """Shift by up to ``pad`` pixels, zeros outside: a random crop of the padded image.
+
+    Args:
+        pad: largest shift in pixels.
+        views: draws repeat after this many passes; 0: never.
+    """
+
+    def __init__(self, pad: int = 4, views: int = 0) -> None:
+        if pad < 1:
+            raise ValueError("pad must be 1 or more")
+        self.pad, self.views = pad, views
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Shifted images."""
+        x = _image(batch, "crop")
+        n, _, h, w = x.shape
+        shift = ctx.draws.anywhere().randint("crop", _key(_viewed(batch, self.views)), 2 * self.pad + 1, (2,)).to(x.device)
+        padded = nn.functional.pad(x, (self.pad,) * 4)
+        rows = shift[:, 0, None] + torch.arange(h, device=x.device)  # [N, H]
+        cols = shift[:, 1, None] + torch.arange(w, device=x.device)  # [N, W]
+        each = torch.arange(n, device=x.device)[:, None, None]
+        return {**batch, "x": padded.permute(0, 2, 3, 1)[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)}
+
+
+def _viewed(batch: Batch, views: int) -> Batch:
+    return {**batch, "view": batch["view"] % views} if views else batch
+
+
+class Mixup(Query):
+    """Convex combinations of pairs of a batch, images and labels (Zhang et al. 2018).
+
+    Args:
+        alpha: of the Beta distribution of the weight.
+        classes: number of classes, for the soft labels.
+    """
+
+    def __init__(self, alpha: float = 0.2, classes: int = 10) -> None:
+        if not alpha > 0:
+            raise ValueError("alpha must be above 0")
+        self.alpha, self.classes = alpha, classes
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Mixed images and soft labels."""
+        x = _image(batch, "mixup")
+        rng = ctx.draws.numpy("mixup")
+        lam = float(rng.beta(self.alpha, self.alpha))
+        order = torch.as_tensor(rng.permutation(len(x)), device=x.device)
+        y = soft(batch["y"], self.classes)
+        return {**batch, "x": lam * x + (1 - lam) * x[order], "y": lam * y + (1 - lam) * y[order]}
+
+
+class Cutmix(Query):
+    """A rectangle of another image of the batch, labels by area (Yun et al. 2019).
+
+    Args:
+        alpha: of the Beta distribution of the kept area.
+        classes: number of classes, for the soft labels.
+    """
+
+    def __init__(self, alpha: float = 1.0, classes: int = 10) -> None:
+        if not alpha > 0:
+            raise ValueError("alpha must be above 0")
+        self.alpha, self.classes = alpha, classes
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Patched images and soft labels."""
+        x = _image(batch, "cutmix")
+        h, w = x.shape[-2:]
+        rng = ctx.draws.numpy("cutmix")
+        side = float((1 - rng.beta(self.alpha, self.alpha)) ** 0.5)
+        cy, cx = int(rng.integers(h)), int(rng.integers(w))
+        ry, rx = int(h * side) // 2, int(w * side) // 2
+        y0, y1, x0, x1 = max(cy - ry, 0), min(cy + ry, h), max(cx - rx, 0), min(cx + rx, w)
+        order = torch.as_tensor(rng.permutation(len(x)), device=x.device)
+        mixed = x.clone()
+        mixed[:, :, y0:y1, x0:x1] = x[order][:, :, y0:y1, x0:x1]
+        lam = 1 - (y1 - y0) * (x1 - x0) / (h * w)
+        y = soft(batch["y"], self.classes)
+        return {**batch, "x": mixed, "y": lam * y + (1 - lam) * y[order]}
+
+
+class Noise(Query):
+    """Gaussian noise added to the input.
+
+    Args:
+        std: its standard deviation, in units of the pixel range [0, 1].
+    """
+
+    def __init__(self, std: float = 0.1) -> None:
+        if std < 0:
+            raise ValueError("std must be 0 or more")
+        self.std = std
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Noisy inputs."""
+        x = batch["x"]
+        return {**batch, "x": x + self.std * ctx.draws.randn("noise", _key(batch), tuple(x.shape[1:])).to(x.device)}
+
+
+class Imported(Query):
+    """The user's own query: a function (batch, context) -> batch. Naming it runs its module's code.
+
+    Args:
+        function: ``package.module:function``.
+    """
+
+    def __init__(self, function: str) -> None:
+        self.function = imported(function)
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """The user's batch."""
+        made = self.function(batch, ctx)
+        if not isinstance(made, dict):
+            raise ConfigError("queries.import", given=type(made).__name__, expected="a batch (a dictionary of tensors)")
+        return made

@@ -69,12 +69,14 @@ __all__ = [
     "clean_leftovers",
     "fingerprint",
     "hash_tree",
+    "is_complete",
     "load_foreign",
     "load_metadata",
     "load_state_dict",
     "load_strict",
     "load_tree",
     "read_manifest",
+    "safe_name",
     "save_state_dict",
     "save_tree",
     "verify_folder",
@@ -492,6 +494,11 @@ class Checkpoints:
                     self.warn(f"an old checkpoint stays: {error}")
         return path
 
+    def clear(self) -> None:
+        """Delete every checkpoint: what they led to is kept elsewhere."""
+        for step in self.steps():
+            remove_folder(self.path(step))
+
     def load(self, step: int, device: torch.device | str | None = None) -> Any:
         """The tree of one step.
 
@@ -581,3 +588,16 @@ def _canonical(value: Any, where: str = "", depth: int = 0) -> Any:
     if isinstance(value, set | frozenset):
         return {"$set": sorted((_canonical(v, where, depth + 1) for v in value), key=json.dumps)}
     return _encode(value, _no_tensor, where, depth)
+
+
+def is_complete(folder: StrPath) -> bool:
+    """Whether a folder was written to its end: it appears under its name only then, manifest included."""
+    return (Path(folder) / "manifest.json").is_file()
+
+
+def safe_name(text: str) -> str:
+    """A text as a folder's name: itself where that is harmless on every system, else a readable part and a hash."""
+    if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", text) and not text.endswith("."):
+        return text
+    part = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:40]
+    return f"{part or 'item'}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

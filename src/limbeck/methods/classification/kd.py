@@ -81,8 +81,8 @@ class Kd(Method):
 
     def divergence(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         """Per-item values [N] for the kind of target the task has."""
-        target = getattr(self.task, "target", "label")
-        if target == "numbers":
+        target = getattr(self.task, "kind_of_target", "label")
+        if target == "number":
             return F.squared_error(z_s, z_t)
         if target == "labels":
             return F.binary_kl(z_s, z_t, temperature=self.temperature, scale_t2=self.scale_t2)

@@ -60,7 +60,7 @@ CARD = Card(
 
 
 def _one_label(method: Method) -> None:
-    target = getattr(method.task, "target", "label")
+    target = getattr(method.task, "kind_of_target", "label")
     if target != "label":
         raise ConfigError(
             "method",

@@ -37,6 +37,10 @@ class Classification(Task):
         test_fraction: share of the items set aside for judging, where the source has no test split.
         size: side length that pictures are brought to; ``null`` keeps theirs.
         eval_batch: items at a time when judging.
+
+    Attributes:
+        target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is loaded.
+        notes: sentences about how the data was read.
     """
 
     def __init__(
@@ -58,17 +62,17 @@ class Classification(Task):
             raise ValueError("size must be 1 or more, or null to keep the pictures' own")
         if eval_batch < 1:
             raise ValueError("eval_batch must be 1 or more")
-        self.data, self.target, self.student_items = data, target, student_items
+        self.data, self.asked, self.student_items = data, target, student_items
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.size, self.eval_batch = size, eval_batch
-        self.kind_of_target: Kind = "label" if target == "auto" else target
+        self.target: Kind = "label" if target == "auto" else target
         self.notes: list[str] = []
         self._pool: Items | None = None
         self._seed: int | None = None
         self._look()
 
     def _look(self) -> None:
-        kind = self.kind_of_target
+        kind = self.target
         self.primary = {"label": "accuracy", "labels": "f1", "number": "rmse"}[kind]
         self.higher_is_better = kind != "number"
 
@@ -98,8 +102,8 @@ class Classification(Task):
         self._seed = seed
 
     def _read(self) -> None:
-        splits = self.data.read(self.target, self.size)
-        self.kind_of_target, self.labels = splits.kind, list(splits.labels)
+        splits = self.data.read(self.asked, self.size)
+        self.target, self.labels = splits.kind, list(splits.labels)
         self._look()
         self.notes = list(splits.notes)
         train, valid, test = splits.train, splits.valid, splits.test
@@ -194,8 +198,8 @@ class Classification(Task):
 
     def describe(self) -> dict[str, Any]:
         """What must travel with a network so that its answers can be read elsewhere."""
-        about: dict[str, Any] = {"target": self.kind_of_target, "input": list(self.shape), "outputs": self.outputs}
-        if self.kind_of_target == "number":
+        about: dict[str, Any] = {"target": self.target, "input": list(self.shape), "outputs": self.outputs}
+        if self.target == "number":
             about["number_mean"], about["number_std"] = self.number_mean.tolist(), self.number_std.tolist()
         return about
 
@@ -209,9 +213,9 @@ class Classification(Task):
         """Cross-entropy to class ids or soft labels; binary cross-entropy summed over several labels; squared error of
         standardised numbers, summed over them. One value per item."""
         z, y = signal.logits, batch["y"]
-        if self.kind_of_target == "label":
+        if self.target == "label":
             return Term(F.cross_entropy(z, y))
-        if self.kind_of_target == "labels":
+        if self.target == "labels":
             loss = nn.functional.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
             return Term(loss.sum(-1))
         return Term(F.squared_error(z, self.standardise(y).to(z.dtype)))
@@ -262,9 +266,9 @@ class Classification(Task):
                 ys.append(batch["y"].cpu())
         z, y = torch.cat(outs), torch.cat(ys)
         t = torch.cat(theirs) if teacher is not None and theirs else None
-        return {"label": self._judge_label, "labels": self._judge_labels, "number": self._judge_number}[
-            self.kind_of_target
-        ](z, y, t)
+        return {"label": self._judge_label, "labels": self._judge_labels, "number": self._judge_number}[self.target](
+            z, y, t
+        )
 
     def _judge_label(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
         hard = y.argmax(-1) if y.is_floating_point() else y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import schedule
+from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .divergence import (
     SelfKnowledge,
     TargetNontarget,
@@ -37,6 +38,9 @@ __all__ = [
     "TargetNontarget",
     "adaptive_kl",
     "binary_kl",
+    "chunked_divergence",
+    "chunked_head",
+    "chunked_logits",
     "cross_entropy",
     "ctkd",
     "curriculum_temperature",

@@ -75,23 +75,25 @@ def check_classes(logits: Tensor, least: int, why: str) -> None:
         raise ShapeError("student", given=list(logits.shape), expected=f"logits [..., C] with C >= {least}: {why}")
 
 
-def check_labels(labels: Tensor, logits: Tensor, where: Tensor | None, argument: str = "labels") -> Tensor:
-    """Labels as int64 ``[...]`` or floating ``[..., C]``; masked integer labels become 0, so that they can index.
+def check_labels(
+    labels: Tensor, shape: tuple[int, ...], where: Tensor | None, argument: str = "labels", soft: bool = True
+) -> Tensor:
+    """Labels for logits of ``shape`` [..., C]: int64 ``[...]``, or floating ``[..., C]`` where ``soft`` ones are allowed.
+
+    Masked integer labels become 0, so that they can index.
 
     Raises:
         ShapeError: the labels fit neither form.
         DataError: an integer label lies outside ``0 .. C-1`` (seen on the CPU only; a GPU would have to stop for it).
     """
-    classes = logits.shape[-1]
-    if labels.is_floating_point():
-        if labels.shape != logits.shape:
-            raise ShapeError(argument, given=list(labels.shape), expected=f"soft labels {list(logits.shape)}")
+    classes = shape[-1]
+    if soft and labels.is_floating_point() and labels.shape == shape:
         return labels
-    if labels.dtype == torch.bool or labels.shape != logits.shape[:-1]:
+    if labels.is_floating_point() or labels.dtype == torch.bool or labels.shape != shape[:-1]:
         raise ShapeError(
             argument,
             given=f"{labels.dtype} {list(labels.shape)}",
-            expected=f"class ids {list(logits.shape[:-1])} or soft labels {list(logits.shape)}",
+            expected=f"integer class ids {list(shape[:-1])}" + (f" or soft labels {list(shape)}" if soft else ""),
         )
     labels = labels.long()
     if where is not None:

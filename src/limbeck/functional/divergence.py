@@ -352,7 +352,7 @@ def cross_entropy(
     in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     dtype = statistics_dtype(logits)
     where = as_mask(where, logits.shape[:-1])
-    labels = check_labels(labels, logits, where)
+    labels = check_labels(labels, logits.shape, where)
     log_q = hide(logits.to(dtype), where).log_softmax(-1)
     if labels.is_floating_point():
         value = -expect(hide(labels.to(dtype), where), log_q)
@@ -438,7 +438,7 @@ def dkd(
 
 def _drop_targets(student: Tensor, labels: Tensor, where: Tensor | None) -> Tensor:
     """Mask ``[..., C]`` of the target class."""
-    ids = hard_labels(check_labels(labels, student, where))
+    ids = hard_labels(check_labels(labels, student.shape, where))
     return torch.zeros_like(student, dtype=torch.bool).scatter(-1, ids.unsqueeze(-1), True)
 
 
@@ -683,7 +683,7 @@ def uskd(
         raise ShapeError("weak", given=list(weak.shape), expected=f"the student's shape {list(student.shape)}")
     dtype = statistics_dtype(student)
     where = as_mask(where, student.shape[:-1])
-    labels = check_labels(labels, student, where)
+    labels = check_labels(labels, student.shape, where)
     z = hide(student.to(dtype), where)
     w = None if weak is None else hide(weak.to(dtype), where)
     soft = labels.is_floating_point()

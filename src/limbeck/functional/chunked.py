@@ -1,0 +1,778 @@
+"""Losses over a large vocabulary that never hold the logits of all tokens.
+
+A language model's logits are ``hidden @ weight.T``, tokens by vocabulary: for 4,096 tokens and 128,000 words 2 GB in
+float32, for each of student, teacher, both log-probabilities and both gradients. Here tokens are taken a chunk at a
+time: project, compare, and turn at once into the gradients of the hidden states and of the weight by the closed form of
+the loss, so nothing of size tokens times vocabulary outlives a chunk and the backward pass projects nothing again.
+
+`chunked_divergence` compares a student given by hidden states and output weight with a teacher given likewise or by its
+logits. `chunked_logits` does the same from ready logits, sparing the intermediate copies. `chunked_head` takes any loss
+of logits (a sparse teacher, say). All return differentiable values per token; see `limbeck.functional.divergence` for
+what the kinds mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..core.errors import ConfigError, ShapeError, TeacherMismatch
+from ._common import (
+    as_mask,
+    as_temperature,
+    check_classes,
+    check_labels,
+    check_pair,
+    choose,
+    in_range,
+    statistics_dtype,
+)
+
+Kind = Literal[
+    "forward",
+    "reverse",
+    "jeffreys",
+    "jensen_shannon",
+    "skew_forward",
+    "skew_reverse",
+    "soft_cross_entropy",
+    "total_variation",
+    "taid",
+    "cross_entropy",
+]
+Both = tuple[Tensor, Tensor | None]
+
+HUGE = 1e15  # a value beyond this comes from mass on a class at minus infinity
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Row by row inner product ``[n, V], [n, V] -> [n]``, without a product of size [n, V]."""
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(len(a))
+
+
+def _through_softmax(q: Tensor, g: Tensor) -> Tensor:
+    """Gradient in the logits from the gradient ``g`` in the probabilities: ``q (g - sum q g)``; overwrites ``g``."""
+    return g.sub_(_dot(q, g).unsqueeze(1)).mul_(q)
+
+
+# Each closed form takes log q and log p [n, V] (its own to overwrite) and gives the values [n] and, when asked, the
+# gradient of each value in the student's logits [n, V]. Minus infinities have been replaced by large finite numbers.
+
+
+def _forward(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
+    p = log_p.exp()
+    gap = log_p.sub_(log_q)
+    slope = log_q.exp_().sub_(p)
+    # The slope sums to zero but for rounding; adding it makes the rounding error of the value second order.
+    return _dot(p, gap) + slope.sum(1), slope if grad else None
+
+
+def _soft_cross_entropy(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
+    p = log_p.exp_()
+    value = -_dot(p, log_q)
+    return value, log_q.exp_().sub_(p) if grad else None
+
+
+def _reverse(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
+    q = log_q.exp()
+    gap = log_q.sub_(log_p)
+    value = _dot(q, gap)
+    return value, gap.sub_(value.unsqueeze(1)).mul_(q) if grad else None
+
+
+def _jeffreys(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
+    q, p = log_q.exp(), log_p.exp()
+    gap = log_q.sub_(log_p)
+    slope = q - p
+    value = _dot(slope, gap)
+    return value, _through_softmax(q, gap).add_(slope) if grad else None
+
+
+def _log_mix(a: Tensor, b: Tensor, weight: float) -> Tensor:
+    """``log(weight a + (1 - weight) b)`` from probabilities; where both underflow it does not matter."""
+    return a.mul(weight).add_(b, alpha=1.0 - weight).clamp_(min=torch.finfo(a.dtype).tiny).log_()
+
+
+def _jensen_shannon(log_q: Tensor, log_p: Tensor, grad: bool, beta: float) -> Both:
+    q, p = log_q.exp(), log_p.exp()
+    mixed = _log_mix(p, q, beta)
+    teacher = _dot(p, log_p.sub_(mixed))
+    gap = log_q.sub_(mixed)
+    student = _dot(q, gap)
+    value = beta * teacher + (1.0 - beta) * student
+    return value, gap.sub_(student.unsqueeze(1)).mul_(q).mul_(1.0 - beta) if grad else None
+
+
+def _skew_forward(log_q: Tensor, log_p: Tensor, grad: bool, mix: float) -> Both:
+    q, p = log_q.exp(), log_p.exp()
+    mixed = _log_mix(p, q, mix)
+    value = _dot(p, log_p - mixed)
+    if not grad:
+        return value, None
+    return value, _through_softmax(q, log_p.sub_(mixed).exp_().mul_(mix - 1.0))
+
+
+def _skew_reverse(log_q: Tensor, log_p: Tensor, grad: bool, mix: float) -> Both:
+    q, p = log_q.exp(), log_p.exp_()
+    gap = log_q.sub_(_log_mix(q, p, mix))
+    value = _dot(q, gap)
+    if not grad:
+        return value, None
+    return value, _through_softmax(q, gap.sub_(gap.exp(), alpha=mix))
+
+
+def _total_variation(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
+    q = log_q.exp_()
+    gap = torch.sub(q, log_p.exp_(), out=log_p)
+    value = 0.5 * gap.abs().sum(1)
+    return value, _through_softmax(q, gap.sign_().mul_(0.5)) if grad else None
+
+
+@dataclass(frozen=True)
+class _Loss:
+    """What is computed on one block of rows."""
+
+    kind: str
+    share: float  # beta of jensen_shannon, mix of the skews, t of taid
+    taid_kl: bool
+    scale_t2: bool
+    soft: float
+    hard: float
+
+    def block(
+        self,
+        z_s: Tensor,
+        z_t: Tensor | None,
+        labels: Tensor | None,
+        temperature: float | Tensor,
+        floor: bool,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Soft values ``[n]``, hard values ``[n]``, gradient of their weighted sum in the student's logits."""
+        least = -0.1 * torch.finfo(z_s.dtype).max
+        t = temperature.unsqueeze(1) if isinstance(temperature, Tensor) else temperature
+        plain = not isinstance(t, Tensor) and t == 1.0
+        if floor:
+            z_s = z_s.clamp(min=least)
+        hard, slope = z_s.new_zeros(len(z_s)), None
+        if labels is not None:
+            log_q = z_s.log_softmax(1)
+            hard = -log_q.gather(1, labels.unsqueeze(1)).squeeze(1)
+            if grad and self.hard:
+                slope = log_q.exp_()
+                slope.scatter_add_(1, labels.unsqueeze(1), slope.new_full((len(slope), 1), -1.0))
+                slope.mul_(self.hard)
+        if z_t is None:
+            return z_s.new_zeros(len(z_s)), hard, slope
+        if floor:
+            z_t = z_t.clamp(min=least)
+        if not plain:
+            z_s, z_t = z_s / t, z_t / t
+            if floor:
+                z_s, z_t = z_s.clamp_(min=least), z_t.clamp_(min=least)
+        value, soft_slope = self._closed_form(z_s, z_t, least if floor else None, grad)
+        if self.scale_t2 and not plain:
+            value = value * temperature * temperature
+        if grad and soft_slope is not None:
+            if not plain:
+                soft_slope.mul_(t if self.scale_t2 else 1.0 / t)
+            if self.soft != 1.0:
+                soft_slope.mul_(self.soft)
+            slope = soft_slope if slope is None else slope.add_(soft_slope)
+        if floor:
+            value = torch.where(value > HUGE, torch.full_like(value, float("inf")), value)
+            hard = torch.where(hard > HUGE, torch.full_like(hard, float("inf")), hard)
+        return value, hard, slope
+
+    def _closed_form(self, z_s: Tensor, z_t: Tensor, least: float | None, grad: bool) -> Both:
+        if self.kind == "taid":
+            gone = None if least is None else (z_s <= 0.5 * least) | ((z_t <= 0.5 * least) & (self.share > 0))
+            z_t = torch.lerp(z_s, z_t, self.share)
+            if gone is not None:
+                z_t.masked_fill_(gone, least)
+        log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
+        if self.kind == "taid":
+            return (_forward if self.taid_kl else _soft_cross_entropy)(log_q, log_p, grad)
+        if self.kind in ("jensen_shannon", "skew_forward", "skew_reverse"):
+            return _SHARED[self.kind](log_q, log_p, grad, self.share)
+        value, slope = _PLAIN[self.kind](log_q, log_p, grad)
+        return (value if self.kind == "soft_cross_entropy" else value.clamp_(min=0.0)), slope
+
+
+_PLAIN: dict[str, Callable[[Tensor, Tensor, bool], Both]] = {
+    "forward": _forward,
+    "reverse": _reverse,
+    "jeffreys": _jeffreys,
+    "soft_cross_entropy": _soft_cross_entropy,
+    "total_variation": _total_variation,
+}
+_SHARED: dict[str, Callable[[Tensor, Tensor, bool, float], Both]] = {
+    "jensen_shannon": _jensen_shannon,
+    "skew_forward": _skew_forward,
+    "skew_reverse": _skew_reverse,
+}
+
+
+@dataclass(frozen=True)
+class _Head:
+    """How hidden states become logits."""
+
+    scale: float
+    softcap: float | None
+    dtype: torch.dtype  # of the matrix products
+
+    def logits(self, hidden: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+        """``[n, V]`` in the statistics' dtype, written into ``out``."""
+        if self.dtype == out.dtype:
+            z = torch.mm(hidden.to(self.dtype), weight.t(), out=out)
+        else:
+            z = out.copy_(hidden.to(self.dtype) @ weight.t())
+        if bias is not None:
+            z.add_(bias)
+        if self.scale != 1.0:
+            z.mul_(self.scale)
+        if self.softcap is not None:
+            z.div_(self.softcap).tanh_().mul_(self.softcap)
+        return z
+
+    def pull_back(self, slope: Tensor, z: Tensor) -> Tensor:
+        """Gradient in ``hidden @ weight.T + bias`` from the gradient in the logits ``z`` (a copy made before)."""
+        if self.softcap is not None:
+            slope = slope * (1.0 - (z / self.softcap).square_())
+        return slope * self.scale if self.scale != 1.0 else slope
+
+
+# Compares one block: (student logits [n, V] not to be changed, its rows within the chunk, whether a slope is wanted)
+# -> soft values [n], hard values [n], slope [n, V] or None.
+Compare = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]
+
+
+def _spans(n: int, size: int) -> Iterator[slice]:
+    for start in range(0, n, size):
+        yield slice(start, min(start + size, n))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """One call: the student's head, its loss, and how rows are cut."""
+
+    head: _Head
+    compare: Callable[[slice], Compare]  # made once a chunk: this is where the teacher is projected
+    combine: tuple[float, float]  # factors of the soft and the hard values
+    chunk: int  # rows projected at once
+    block: int  # rows compared at once: small enough for the processor's cache
+    weights: Tensor | None
+    statistics: torch.dtype
+
+
+Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
+
+
+def _run(
+    plan: _Plan,
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    needs: tuple[bool, ...],
+    upstream: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor, Grads]:
+    """All chunks once: values, their two parts, and the gradients asked for, each row's times its upstream."""
+    n, (vocabulary, width) = len(hidden), weight.shape
+    kind, product, device = plan.statistics, plan.head.dtype, hidden.device
+    factor = plan.weights
+    if upstream is not None:
+        factor = upstream.to(kind) if factor is None else factor * upstream.to(kind)
+    soft, hard = torch.zeros(n, dtype=kind, device=device), torch.zeros(n, dtype=kind, device=device)
+    d_hidden = torch.empty(n, width, dtype=kind, device=device) if needs[0] else None
+    # Sums over tokens are kept in float32 or better, however coarse the weight.
+    d_weight = torch.zeros(vocabulary, width, dtype=kind, device=device) if needs[1] else None
+    d_bias = torch.zeros(vocabulary, dtype=kind, device=device) if needs[2] else None
+    coarse = weight.to(product)
+    buffer = torch.empty(min(plan.chunk, n), vocabulary, dtype=kind, device=device)
+    for span in _spans(n, plan.chunk):
+        h = hidden[span].to(product)
+        z = plan.head.logits(h, coarse, bias, buffer[: len(h)])
+        compare = plan.compare(span)
+        for rows in _spans(len(h), plan.block):
+            at = slice(span.start + rows.start, span.start + rows.stop)
+            soft[at], hard[at], slope = compare(z[rows], rows, any(needs))
+            if slope is not None:
+                slope = plan.head.pull_back(slope, z[rows])
+                z[rows] = slope if factor is None else slope.mul_(factor[at].unsqueeze(1))
+        if not any(needs):
+            continue
+        dz = z.to(product)  # the logits have become their gradient
+        if d_hidden is not None:
+            if product == kind:
+                torch.mm(dz, coarse, out=d_hidden[span])
+            else:
+                d_hidden[span] = dz @ coarse
+        if d_weight is not None:
+            if product == kind:
+                d_weight.addmm_(dz.t(), h)
+            else:
+                d_weight.add_(dz.t() @ h)
+        if d_bias is not None:
+            d_bias.add_(z.sum(0))
+    values = _combine(plan.combine, soft, hard)
+    if plan.weights is not None:
+        values = values * plan.weights
+    return values, soft, hard, (d_hidden, d_weight, d_bias)
+
+
+def _combine(factors: tuple[float, float], soft: Tensor, hard: Tensor) -> Tensor:
+    """The weighted sum; a weight of zero silences even an infinite part."""
+    if factors[1] == 0.0:
+        return factors[0] * soft
+    return factors[1] * hard if factors[0] == 0.0 else factors[0] * soft + factors[1] * hard
+
+
+class _Chunked(torch.autograd.Function):
+    """Values per row, with the gradients for an upstream of one computed in the forward pass."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs = tuple(grad and need for need in ctx.needs_input_grad[:3])
+        ctx.save_for_backward(hidden, weight, bias)
+        values, soft, hard, ctx.grads = _run(plan, hidden, weight, bias, needs)
+        ctx.plan = plan
+        ctx.mark_non_differentiable(soft, hard)
+        ctx.set_materialize_grads(False)
+        return values, soft, hard
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if upstream is None:
+            return None, None, None, None, None
+        hidden, weight, bias = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:3]
+        grads, ctx.grads = ctx.grads, None
+        summed = (needs[1] or needs[2]) and len(upstream) > 0
+        if grads is None or (summed and not bool((upstream == upstream[0]).all())):
+            # A second backward, or tokens without a common factor: the sums over tokens are taken anew.
+            grads = _run(ctx.plan, hidden, weight, bias, needs, upstream)[3]
+        else:
+            for d, factor in zip(grads, (upstream.unsqueeze(1), *[upstream[:1]] * 2), strict=True):
+                if d is not None and len(upstream):
+                    d.mul_(factor)
+        inputs = (hidden, weight, bias)
+        return *(None if d is None else d.to(x.dtype) for d, x in zip(grads, inputs, strict=True)), None, None
+
+
+def _matmul_dtype(hidden: Tensor, weight: Tensor, device: torch.device) -> torch.dtype:
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _sizes(chunk: int | None, vocabulary: int, device: torch.device) -> tuple[int, int]:
+    """Rows per projection and rows per comparison."""
+    if chunk is not None and chunk < 1:
+        raise ConfigError("chunk", given=chunk, expected="a number of tokens, at least 1")
+    if device.type == "cpu":
+        rows = chunk or 128
+        return rows, min(rows, max(1, 2**18 // vocabulary))
+    rows = chunk or max(128, 2**26 // vocabulary)  # 256 MB of float32
+    return rows, rows
+
+
+def _check_head(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    if weight.ndim != 2 or hidden.ndim == 0 or hidden.shape[-1] != weight.shape[-1]:
+        raise ShapeError(
+            f"weight_{name}",
+            given=f"hidden {list(hidden.shape)}, weight {list(weight.shape)}",
+            expected="hidden [..., H] and weight [V, H]",
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ShapeError(f"bias_{name}", given=list(bias.shape), expected=f"[{weight.shape[0]}]")
+
+
+def _flat(x: Tensor, items: torch.Size, name: str, width: bool = True) -> Tensor:
+    if x.shape[: len(items)] != items or x.ndim != len(items) + width:
+        raise ShapeError(name, given=list(x.shape), expected=f"one entry per item {list(items)}")
+    return x.reshape(-1, x.shape[-1]) if width else x.reshape(-1)
+
+
+class _Rows:
+    """The valid rows of the flattened items, and the way back."""
+
+    def __init__(self, where: Tensor | None, items: torch.Size) -> None:
+        mask = as_mask(where, items)
+        self.items = items
+        self.index = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        self.count = items.numel() if self.index is None else len(self.index)
+
+    def take(self, x: Tensor) -> Tensor:
+        return x if self.index is None else x.index_select(0, self.index)
+
+    def at(self, span: slice) -> Any:
+        """What to index a flattened tensor with, for a span of valid rows."""
+        return span if self.index is None else self.index[span]
+
+    def back(self, values: Tensor) -> Tensor:
+        if self.index is not None:
+            values = values.new_zeros(self.items.numel()).index_copy(0, self.index, values)
+        return values.reshape(self.items)
+
+
+def _fixed(x: float | Tensor, items: torch.Size, rows: _Rows, name: str) -> float | Tensor:
+    if not isinstance(x, Tensor):
+        return x
+    if x.requires_grad:
+        raise ConfigError(name, "chunked losses give no gradient to it", remedy="detach it, or use the dense function")
+    return rows.take(x.expand(items).reshape(-1))
+
+
+def chunked_divergence(
+    hidden_s: Tensor,
+    weight_s: Tensor,
+    hidden_t: Tensor | None = None,
+    weight_t: Tensor | None = None,
+    *,
+    kind: Kind = "forward",
+    teacher_logits: Tensor | None = None,
+    bias_s: Tensor | None = None,
+    bias_t: Tensor | None = None,
+    beta: float = 0.5,
+    mix: float = 0.1,
+    t: float = 1.0,
+    value: Literal["cross_entropy", "kl"] = "cross_entropy",
+    temperature: float | Tensor = 1.0,
+    scale_t2: bool = True,
+    labels: Tensor | None = None,
+    soft_weight: float = 1.0,
+    hard_weight: float = 0.0,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    chunk: int | None = None,
+    scale_s: float = 1.0,
+    scale_t: float = 1.0,
+    softcap_s: float | None = None,
+    softcap_t: float | None = None,
+    return_parts: bool = False,
+) -> Any:
+    """A divergence between two language-model heads, one value per token, a chunk of tokens at a time.
+
+    Equal to the dense function of `limbeck.functional.divergence` on ``hidden_s @ weight_s.T`` and
+    ``hidden_t @ weight_t.T``, in value and gradient, but at most ``chunk`` rows of each model's logits exist at once.
+    Only valid positions are projected. The teacher gets no gradient. Once differentiable.
+
+    The gradient of the output weight is summed while going forward, for tokens that share one upstream factor (any sum
+    or mean over tokens). Where they do not, backward sums it anew, at the cost of one more pass: pass factors known
+    beforehand as ``weights`` instead.
+
+    Args:
+        hidden_s: the student's last hidden states ``[..., H_s]``.
+        weight_s: its output weight ``[V, H_s]``. Where vocabularies are padded differently, slice both to the shared
+            ids first (``weight[:v]``).
+        hidden_t: the teacher's last hidden states ``[..., H_t]``.
+        weight_t: its output weight ``[V, H_t]``.
+        kind: ``forward``, ``reverse``, ``jeffreys``, ``jensen_shannon`` (beta), ``skew_forward``, ``skew_reverse``
+            (mix), ``soft_cross_entropy``, ``total_variation``, ``taid`` (t, value), or ``cross_entropy``: labels alone,
+            no teacher.
+        teacher_logits: ``[..., V]`` instead of hidden_t and weight_t (a recorded teacher).
+        bias_s, bias_t: of the output layers ``[V]``; minus infinity rules a word out.
+        beta: the teacher's share in the Jensen-Shannon mixture.
+        mix: of the skew KL.
+        t: TAID's interpolation.
+        value: TAID's value, ``cross_entropy`` or ``kl``.
+        temperature: of the divergence: a number, or one per token ``[...]``. Labels always see temperature 1.
+        scale_t2: multiply the divergence by the temperature squared.
+        labels: class ids ``[...]`` for a hard-label cross-entropy; needed when ``hard_weight`` is not 0.
+        soft_weight, hard_weight: the value is ``soft_weight * divergence + hard_weight * cross_entropy``.
+        weights: constant factors per token ``[...]``, applied to the values.
+        where: valid tokens ``[...]``; others give 0.
+        chunk: tokens per chunk; by default 128 on a CPU, and 256 MB of logits elsewhere.
+        scale_s, scale_t: factor on the logits, as some architectures have it.
+        softcap_s, softcap_t: logits become ``cap * tanh(logits / cap)``.
+        return_parts: also return the divergence and the cross-entropy per token, unweighted and detached.
+
+    Returns:
+        Values ``[...]``; with ``return_parts`` a triple (values, divergence, cross_entropy).
+
+    Example:
+        >>> h, w = torch.randn(5, 8), torch.randn(30, 8)
+        >>> chunked_divergence(h, w, h, w, kind="reverse", chunk=2).abs().max().item()
+        0.0
+    """
+    choose("kind", kind, Kind, "kind of loss")
+    choose("value", value, Literal["cross_entropy", "kl"])
+    _check_head("s", hidden_s, weight_s, bias_s)
+    items, vocabulary, device = hidden_s.shape[:-1], weight_s.shape[0], hidden_s.device
+    rows = _Rows(where, items)
+    loss = _make_loss(kind, beta, mix, t, value, scale_t2, soft_weight, hard_weight)
+    if kind == "cross_entropy":
+        hidden_t = weight_t = teacher_logits = None
+    else:
+        _check_teacher(hidden_t, weight_t, teacher_logits, vocabulary)
+    head = _Head(scale_s, softcap_s, _matmul_dtype(hidden_s, weight_s, device))
+    statistics = statistics_dtype(hidden_s, weight_s)
+    ids = _ids(loss, labels, (*items, vocabulary), as_mask(where, items), rows)
+    heat = _fixed(as_temperature(temperature, items, statistics), items, rows, "temperature")
+    floor = _has_infinity(bias_s) or _has_infinity(bias_t) or teacher_logits is not None
+    chunk, block = _sizes(chunk, vocabulary, device)
+
+    if teacher_logits is not None:
+        flat_t = _flat(teacher_logits.detach(), items, "teacher_logits")
+
+        def project(span: slice) -> Tensor | None:
+            return flat_t[rows.at(span)].to(statistics)
+
+    elif hidden_t is not None and weight_t is not None:
+        _check_head("t", hidden_t, weight_t, bias_t)
+        head_t = _Head(scale_t, softcap_t, _matmul_dtype(hidden_t, weight_t, device))
+        flat_t, coarse = _flat(hidden_t.detach(), items, "hidden_t"), weight_t.detach().to(head_t.dtype)
+        buffer = torch.empty(min(chunk, items.numel()), vocabulary, dtype=statistics, device=device)
+        fixed_bias = None if bias_t is None else bias_t.detach()
+
+        def project(span: slice) -> Tensor | None:
+            h = flat_t[rows.at(span)].to(head_t.dtype)
+            return head_t.logits(h, coarse, fixed_bias, buffer[: len(h)])
+
+    else:
+
+        def project(span: slice) -> Tensor | None:
+            return None
+
+    def compare_chunk(span: slice) -> Compare:
+        z_t = project(span)
+
+        def compare(z_s: Tensor, part: slice, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+            at = slice(span.start + part.start, span.start + part.stop)
+            return loss.block(z_s, None if z_t is None else z_t[part], _at(ids, at), _at(heat, at), floor, grad)
+
+        return compare
+
+    factors = None
+    if weights is not None:
+        factors = rows.take(_flat(weights.detach(), items, "weights", width=False)).to(statistics)
+    plan = _Plan(head, compare_chunk, (loss.soft, loss.hard), chunk, block, factors, statistics)
+    flat_s = rows.take(_flat(hidden_s, items, "hidden_s"))
+    values, soft, hard = _Chunked.apply(flat_s, weight_s, bias_s, plan, torch.is_grad_enabled())
+    if return_parts:
+        return rows.back(values), rows.back(soft), rows.back(hard)
+    return rows.back(values)
+
+
+def _make_loss(
+    kind: str, beta: float, mix: float, t: float, value: str, scale_t2: bool, soft: float, hard: float
+) -> _Loss:
+    if kind == "cross_entropy":
+        soft, hard = 0.0, hard or 1.0
+    share = 0.0
+    if kind in ("jensen_shannon", "skew_forward", "skew_reverse"):
+        name, share = ("beta", beta) if kind == "jensen_shannon" else ("mix", mix)
+        in_range(name, share, 0.0, 1.0, open_low=True, open_high=True)
+    elif kind == "taid":
+        in_range("t", t, 0.0, 1.0)
+        share = t
+    return _Loss(kind, share, value == "kl", scale_t2, soft, hard)
+
+
+def _ids(loss: _Loss, labels: Tensor | None, shape: tuple[int, ...], mask: Tensor | None, rows: _Rows) -> Tensor | None:
+    """Class ids of the valid rows, where the loss looks at labels at all."""
+    if not loss.hard:
+        return None
+    if labels is None:
+        raise ConfigError("labels", given=None, expected="class ids, since the hard-label weight is not 0")
+    return rows.take(check_labels(labels, shape, mask, soft=False).reshape(-1))
+
+
+def _at(x: Any, span: slice) -> Any:
+    """Rows of a tensor; anything else as it is."""
+    return x[span] if isinstance(x, Tensor) else x
+
+
+def _has_infinity(bias: Tensor | None) -> bool:
+    return bias is not None and bool(torch.isinf(bias).any())
+
+
+def _check_teacher(
+    hidden_t: Tensor | None, weight_t: Tensor | None, teacher_logits: Tensor | None, vocabulary: int
+) -> None:
+    if teacher_logits is None and (hidden_t is None or weight_t is None):
+        raise ConfigError("hidden_t", given=None, expected="hidden_t and weight_t, or teacher_logits")
+    theirs = teacher_logits.shape[-1] if teacher_logits is not None else weight_t.shape[0]  # type: ignore[union-attr]
+    if theirs != vocabulary:
+        raise TeacherMismatch(
+            "weight_t",
+            f"the student's vocabulary has {vocabulary} entries and the teacher's {theirs}",
+            remedy="if ids agree up to v, slice both (weight[:v]); otherwise use a cross-tokenizer method",
+        )
+
+
+def chunked_head(
+    hidden: Tensor,
+    weight: Tensor,
+    loss: Callable[[Tensor, Any], Tensor],
+    *,
+    bias: Tensor | None = None,
+    weights: Tensor | None = None,
+    where: Tensor | None = None,
+    chunk: int | None = None,
+    scale: float = 1.0,
+    softcap: float | None = None,
+) -> Tensor:
+    """Any loss of a language model's logits, one value per token, a chunk of tokens at a time.
+
+    The loss is differentiated inside the forward pass, chunk by chunk, by automatic differentiation. Where
+    `chunked_divergence` has a closed form, that is faster.
+
+    Args:
+        hidden: last hidden states ``[..., H]``.
+        weight: output weight ``[V, H]``.
+        loss: called with logits ``[n, V]`` and ``rows``, which picks these tokens from any tensor of the flattened items
+            (``target.reshape(-1, ...)[rows]``); returns values ``[n]``. Only the logits get a gradient. It is called
+            again in a second backward pass, so it must not draw random numbers or keep count.
+        bias: of the output layer ``[V]``.
+        weights: constant factors per token ``[...]``.
+        where: valid tokens ``[...]``; others give 0.
+        chunk: tokens per chunk.
+        scale: factor on the logits.
+        softcap: logits become ``cap * tanh(logits / cap)``.
+
+    Returns:
+        Values ``[...]``.
+
+    Example (a recorded teacher of whom the best k words are known):
+        >>> from limbeck.functional import sparse_kl
+        >>> h, w = torch.randn(6, 8), torch.randn(50, 8)
+        >>> top = (h @ w.T).log_softmax(-1).topk(5)
+        >>> loss = lambda z, rows: sparse_kl(z, top.indices[rows], top.values[rows])
+        >>> bool((chunked_head(h, w, loss, chunk=4) < 1e-5).all())
+        True
+    """
+    _check_head("s", hidden, weight, bias)
+    items, device = hidden.shape[:-1], hidden.device
+    rows = _Rows(where, items)
+    head = _Head(scale, softcap, _matmul_dtype(hidden, weight, device))
+    statistics = statistics_dtype(hidden, weight)
+    rows_projected, _ = _sizes(chunk, weight.shape[0], device)
+
+    def compare_chunk(span: slice) -> Compare:
+        def compare(z: Tensor, part: slice, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+            at = rows.at(slice(span.start + part.start, span.start + part.stop))
+            with torch.set_grad_enabled(grad):
+                leaf = z.detach().requires_grad_(grad)
+                value = loss(leaf, at)
+                if value.shape != z.shape[:1]:
+                    raise ShapeError("loss", given=list(value.shape), expected=f"one value per token [{len(z)}]")
+                slope = torch.autograd.grad(value.sum(), leaf)[0] if grad else None
+            return value.detach(), z.new_zeros(len(z)), slope
+
+        return compare
+
+    factors = None
+    if weights is not None:
+        factors = rows.take(_flat(weights.detach(), items, "weights", width=False)).to(statistics)
+    plan = _Plan(head, compare_chunk, (1.0, 0.0), rows_projected, rows_projected, factors, statistics)
+    flat = rows.take(_flat(hidden, items, "hidden"))
+    return rows.back(_Chunked.apply(flat, weight, bias, plan, torch.is_grad_enabled())[0])
+
+
+class _Ready(torch.autograd.Function):
+    """Values per row from ready logits, with the gradient for an upstream of one computed in the forward pass."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, logits: Tensor, compare: Compare, combine: tuple[float, float], rows: _Rows, grad: bool
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        ctx.call = (compare, rows)
+        ctx.save_for_backward(logits)
+        ctx.set_materialize_grads(False)
+        soft, hard, ctx.slope = _compare_ready(logits, compare, rows, grad and ctx.needs_input_grad[0])
+        ctx.mark_non_differentiable(soft, hard)
+        return _combine(combine, soft, hard), soft, hard
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        if upstream is None:
+            return None, None, None, None, None
+        slope, ctx.slope = ctx.slope, None
+        if slope is None:
+            slope = _compare_ready(ctx.saved_tensors[0], *ctx.call, True)[2]
+        assert slope is not None
+        return slope.mul_(upstream.unsqueeze(1)), None, None, None, None
+
+
+def _compare_ready(logits: Tensor, compare: Compare, rows: _Rows, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    n, (total, vocabulary), kind = rows.count, logits.shape, statistics_dtype(logits)
+    soft, hard = (torch.zeros(total, dtype=kind, device=logits.device) for _ in range(2))
+    slope = torch.zeros_like(logits) if grad else None
+    block = _sizes(None, vocabulary, logits.device)[1]
+    for span in _spans(n, block):
+        at = rows.at(span)
+        soft[at], hard[at], part = compare(logits[at].to(kind), span, grad)
+        if slope is not None and part is not None:
+            slope[at] = part.to(slope.dtype)
+    return soft, hard, slope
+
+
+def chunked_logits(
+    student: Tensor,
+    teacher: Tensor | None = None,
+    *,
+    kind: Kind = "forward",
+    beta: float = 0.5,
+    mix: float = 0.1,
+    t: float = 1.0,
+    value: Literal["cross_entropy", "kl"] = "cross_entropy",
+    temperature: float | Tensor = 1.0,
+    scale_t2: bool = True,
+    labels: Tensor | None = None,
+    soft_weight: float = 1.0,
+    hard_weight: float = 0.0,
+    where: Tensor | None = None,
+    return_parts: bool = False,
+) -> Any:
+    """`chunked_divergence` from logits that exist already: of intermediate size only the student's gradient is held.
+
+    The dense functions keep several tensors of the logits' size for the backward pass; here it is one. Once
+    differentiable, no gradient to the teacher.
+
+    Args:
+        student: logits ``[..., V]``.
+        teacher: logits ``[..., V]``; None for ``kind="cross_entropy"``.
+        where: valid tokens ``[...]``; others give 0 and are not looked at.
+
+    The other arguments and the result are those of `chunked_divergence`.
+
+    Example:
+        >>> from limbeck.functional import kl
+        >>> a, b = torch.randn(7, 40), torch.randn(7, 40)
+        >>> torch.allclose(chunked_logits(a, b, kind="reverse"), kl(a, b, direction="reverse"), atol=1e-5)
+        True
+    """
+    choose("kind", kind, Kind, "kind of loss")
+    choose("value", value, Literal["cross_entropy", "kl"])
+    check_classes(student, 1, "nothing to compare")
+    loss = _make_loss(kind, beta, mix, t, value, scale_t2, soft_weight, hard_weight)
+    items, statistics = student.shape[:-1], statistics_dtype(student)
+    rows = _Rows(where, items)
+    ids = _ids(loss, labels, student.shape, as_mask(where, items), rows)
+    heat = _fixed(as_temperature(temperature, items, statistics), items, rows, "temperature")
+    flat_t = None
+    if kind != "cross_entropy":
+        if teacher is None:
+            raise ConfigError("teacher", given=None, expected="the teacher's logits")
+        check_pair(student, teacher)
+        flat_t = _flat(teacher.detach(), items, "teacher")
+
+    def compare(z_s: Tensor, span: slice, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        z_t = None if flat_t is None else flat_t[rows.at(span)].to(statistics)
+        return loss.block(z_s, z_t, _at(ids, span), _at(heat, span), True, grad)
+
+    flat = _flat(student, items, "student")
+    values, soft, hard = _Ready.apply(flat, compare, (loss.soft, loss.hard), rows, torch.is_grad_enabled())
+    if return_parts:
+        return values.reshape(items), soft.reshape(items), hard.reshape(items)
+    return values.reshape(items)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -85,8 +86,14 @@ def corrupt(path: StrPath, problem: str, remedy: str = "") -> CheckpointCorrupt:
 
 
 # ------------------------------------------------------------------------------------------ who made it, and is it alive
+@functools.cache
 def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
+    """Where process numbers mean the same: the machine, and on Linux the container (its process namespace)."""
+    name = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:40] or "host"
+    try:
+        return name + "n" + re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    except OSError:
+        return name
 
 
 def _start_ticks(pid: int) -> str:
@@ -139,10 +146,15 @@ def _erase(path: Path) -> None:
             os.unlink(path)
 
 
-def clean_leftovers(folder: StrPath) -> list[str]:
+def clean_leftovers(folder: StrPath, exclusive: bool = False) -> list[str]:
     """Remove what dead processes left unfinished in ``folder``; put back what they had set aside. Returns their names.
 
     Never raises: what cannot be removed stays and does no harm, because nothing reads it.
+
+    Args:
+        folder: where to look (not below).
+        exclusive: nobody else can be writing here, because the caller holds the `RunLock`. Then leftovers of other
+            machines and containers, whose processes can't be asked, go too instead of after a week.
     """
     folder = Path(folder)
     done: list[str] = []
@@ -150,7 +162,7 @@ def clean_leftovers(folder: StrPath) -> list[str]:
         for entry in list(entries):
             match = _LEFTOVER.fullmatch(entry.name)
             with contextlib.suppress(OSError):
-                if match is None or not _abandoned(entry, match):
+                if match is None or not (_abandoned(entry, match) or (exclusive and entry.name not in _ACTIVE)):
                     continue
                 place = folder / match["name"]
                 if match["kind"] == "old" and not os.path.lexists(place):
@@ -201,7 +213,10 @@ class HashingFile:
 
     def write(self, data: bytes | bytearray | memoryview) -> int:
         """Append ``data``; returns its length in bytes."""
-        view = memoryview(data).cast("B")
+        view = memoryview(data)
+        if not view.nbytes:
+            return 0
+        view = view.cast("B")
         size = len(view)
         self.size += size
         if size < 1 << 16:
@@ -629,7 +644,7 @@ def remove_folder(path: StrPath) -> None:
     try:
         with storing(path, "deleted"):
             os.rename(path, doomed)
-            shutil.rmtree(doomed, ignore_errors=True)
+        _erase(doomed)
     finally:
         _ACTIVE.discard(doomed.name)
 
@@ -718,8 +733,9 @@ class RunLock:
             _HELD.add(self)
             pid = os.getpid()
             owner = {
-                "host": _host(),
+                "host": socket.gethostname(),
                 "pid": pid,
+                "place": _host(),
                 "since": time.strftime("%Y-%m-%d %H:%M:%S"),
                 "ticks": _start_ticks(pid),
             }
@@ -751,7 +767,7 @@ class RunLock:
         if (here.st_dev, here.st_ino) != (there.st_dev, there.st_ino):
             return False
         owner = self._owner(handle)
-        if not locked and owner and (owner["host"] != _host() or _alive(owner["pid"], owner["ticks"])):
+        if not locked and owner and (owner["place"] != _host() or _alive(owner["pid"], owner["ticks"])):
             raise self._in_use(owner)
         return True
 
@@ -763,6 +779,7 @@ class RunLock:
             return {
                 "host": str(owner["host"]),
                 "pid": int(owner["pid"]),
+                "place": str(owner["place"]),
                 "since": str(owner["since"]),
                 "ticks": str(owner["ticks"]),
             }

@@ -14,6 +14,7 @@ import os
 import pickle
 import re
 import warnings
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -278,7 +279,10 @@ def _opened(path: Path) -> HashingReader:
     # A Hub snapshot consists of links, so what the user names is followed; inside our own folders links are refused.
     if not os.path.lexists(path):
         raise CheckpointCorrupt(str(path), "is missing", remedy="check the path")
-    return HashingReader(path.resolve(), hashing=False)
+    try:
+        return HashingReader(path.resolve(), hashing=False)
+    except (RuntimeError, OSError) as error:  # a loop of links
+        raise CheckpointCorrupt(str(path), f"cannot be found: {error}", remedy="check the path") from None
 
 
 # --------------------------------------------------------------------------------------------------------- content hashes
@@ -535,7 +539,9 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
         ShapeError: all names are right and some shapes are not.
     """
     own = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
-    given = {k: v for k, v in state.items()}
+    given = OrderedDict(state)
+    if hasattr(state, "_metadata"):  # the versions of its modules, by which torch reads older layouts
+        given._metadata = state._metadata  # type: ignore[attr-defined]
     groups: dict[Any, list[str]] = {}
     for name, tensor in own.items():
         groups.setdefault(same_memory(tensor.detach()), []).append(name)
@@ -544,15 +550,15 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
         if memory is not None and there is not None:
             for name in names:
                 given.setdefault(name, given[there])
-    # Absent from old checkpoints; torch fills it in likewise.
-    missing = [k for k in own if k not in given and not k.endswith(".num_batches_tracked")]
-    unexpected = [k for k in given if k not in module.state_dict()]
+    missing = [k for k in own if k not in given]
+    known = module.state_dict().keys()
+    unexpected = [k for k in given if k not in known]
     shapes = [
         f"{k} is {list(given[k].shape)} and should be {list(v.shape)}"
         for k, v in own.items()
         if k in given and given[k].shape != v.shape
     ]
-    backup = None
+    backup: dict[str, Tensor] = {}
     if missing or unexpected or shapes:
         if shapes or not _renames(module):
             raise _misfit(missing, unexpected, shapes, what)
@@ -560,7 +566,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
     try:
         module.load_state_dict(given, strict=True)
     except (RuntimeError, KeyError, ValueError, TypeError) as error:
-        if backup is None:
+        if not backup:
             raise CheckpointCorrupt(what, " ".join(str(error).split())[:500], remedy="use the matching model") from None
         with torch.no_grad():
             for name, tensor in own.items():
@@ -569,7 +575,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
 
 
 def _renames(module: nn.Module) -> bool:
-    """Whether a part of the module translates older names while it loads (as torch's parametrisations do)."""
+    """Whether a part of the module translates older layouts while it loads (BatchNorm's counter, parametrisations)."""
     own_loader = nn.Module._load_from_state_dict
     return any(
         m._load_state_dict_pre_hooks or type(m)._load_from_state_dict is not own_loader for m in module.modules()

@@ -9,6 +9,9 @@ from __future__ import annotations
 from typing import Final
 
 TABLES: Final[dict[str, dict[str, str]]] = {
+    "method": {  # papers are not listed: their Cards name them
+        "objectives": "limbeck.core.plain:Objectives",
+    },
     "task": {
         "classification": "limbeck.tasks.classification:Classification",
         "language": "limbeck.tasks.language:Language",

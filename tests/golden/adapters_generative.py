@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.functional import augment, diffusion, matching
+from limbeck.functional import augment, diffusion, matching, zca
 from limbeck.models import ConvNet
 
 Arrays = Mapping[str, np.ndarray]
@@ -351,7 +351,26 @@ def get_loops(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]
     return {"outer_inner": np.array(rows, dtype=np.int64)}
 
 
+# ----------------------------------------------------------------------------------------------------------------- zca
+
+
+def whitening(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    t = _tensors(arrays)
+    fitted = zca.fit_zca(t["X"], float(hyper["eps"]), unbiased=bool(hyper.get("unbiased", True)))
+    other = fitted.apply(t["Y"])
+    return _numpy(
+        {
+            "X_white": fitted.apply(t["X"]),
+            "Y_white": other,
+            "Y_back": fitted.invert(other),
+            "mean": fitted.mean,
+            "W": fitted.matrix,
+        }
+    )
+
+
 ADAPTERS: dict[str, Adapter] = {
+    "zca:kornia/enhance/zca.py:ZCAWhitening": whitening,
     "dsa:utils.py:rand_functions": rand_functions,
     "dsa:utils.py:DiffAugment": diff_augment,
     "dsa:MTT/utils.py:DiffAugment_FYI+BatchAug": diff_augment_fyi,

@@ -6,11 +6,11 @@ synthetic batch of different sizes are changed alike; otherwise every image has 
 
 Where numbers come from is the caller's business. A :class:`Draw` is called as ``draw(name, shape)`` for uniform floats
 in [0, 1) and ``draw(name, shape, high)`` for integers in [0, high); :func:`keyed_draw` reads counter-based draws (the
-same for the same key, so replayable), :func:`generator_draw` a torch generator, :func:`seeded_draw` follows the published
-code, which seeds anew before each draw. Siamese draws ask for one number, whatever the batch.
+same for the same key, so replayable), :func:`generator_draw` a torch generator, :func:`seeded_draw` follows the
+published code, which seeds anew before each draw. Siamese draws ask for one number, whatever the batch.
 
-Released codes differ in ``align_corners`` of the two affine transforms: False in DC, DSA and DM, True in MTT and in what
-descends from it. It changes results.
+Released codes differ in ``align_corners`` of the two affine transforms: False in DC, DSA and DM, True in MTT and in
+what descends from it. It changes results.
 """
 
 from __future__ import annotations

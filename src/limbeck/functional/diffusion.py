@@ -155,7 +155,7 @@ def _known(argument: str, value: str, names: tuple[str, ...], what: str) -> None
 
 
 class Schedule:
-    """How noisy a sample is at time ``u`` in [0, 1]: 0 is clean, 1 is noise. Subclasses give ``logsnr`` and its inverse.
+    """How noisy a sample is at time ``u`` in [0, 1]: 0 is clean, 1 is noise. Subclasses give ``logsnr`` and ``time``.
 
     All methods take a tensor of any shape or a number, and answer in float64 (float32 where the device has none).
     """
@@ -213,10 +213,12 @@ class CosineSchedule(Schedule):
         return a, b
 
     def logsnr(self, u: Tensor | float) -> Tensor:
+        """``-2 log tan(a u + b)``."""
         a, b = self._line()
         return -2.0 * torch.log(torch.tan(a * _as_wide(u) + b))
 
     def time(self, logsnr: Tensor | float) -> Tensor:
+        """``(arctan(exp(-lambda/2)) - b) / a``."""
         a, b = self._line()
         return ((torch.atan(torch.exp(-0.5 * _as_wide(logsnr))) - b) / a).clamp(0.0, 1.0)
 
@@ -244,11 +246,13 @@ class LinearSchedule(Schedule):
             raise ConfigError("schedule.beta_min", given=self.beta_min, expected=f"in (0, beta_max = {self.beta_max}]")
 
     def logsnr(self, u: Tensor | float) -> Tensor:
+        """``-log(exp(-log alpha^2) - 1)``."""
         u = _as_wide(u)
         rate = 0.5 * u * u * (self.beta_max - self.beta_min) + u * self.beta_min  # -log alpha^2
         return -torch.log(torch.expm1(rate))
 
     def time(self, logsnr: Tensor | float) -> Tensor:
+        """The positive root of the quadratic ``-log alpha^2 = softplus(-lambda)``."""
         rate = F.softplus(-_as_wide(logsnr))
         slope = self.beta_max - self.beta_min
         # the root of slope/2 u^2 + beta_min u = rate, in the form that survives slope = 0
@@ -319,6 +323,7 @@ class DiscreteSchedule(Schedule):
         return self._there[device]
 
     def logsnr(self, u: Tensor | float) -> Tensor:
+        """The table at ``u T - 1``, linear between timesteps."""
         u = _as_wide(u)
         nodes = self._nodes(u.device)
         place = (u * self.timesteps - 1.0).clamp(0.0, self.timesteps - 1.0)
@@ -328,6 +333,7 @@ class DiscreteSchedule(Schedule):
         return nodes[low] * (1.0 - part) + nodes[high] * part
 
     def time(self, logsnr: Tensor | float) -> Tensor:
+        """The inverse by search and interpolation; where the table is flat, the earliest such time."""
         value = _as_wide(logsnr)
         nodes = self._nodes(value.device)
         high = torch.searchsorted(-nodes, -value.contiguous()).clamp(1, max(self.timesteps - 1, 1))
@@ -736,8 +742,8 @@ def prediction_errors(predicted: XEps, target: XEps, logsnr: Tensor) -> Errors:
 def select_error(errors: Errors, weight: Weight) -> Tensor:
     """The loss per sample ``[B]`` by name: which of the three errors counts.
 
-    ``constant`` the error of x; ``snr`` of eps; ``snr_trunc`` the larger of the two *per sample* (equal to weighting the
-    x-error with max(SNR, 1), because the eps-error is SNR times the x-error); ``v_mse`` of v.
+    ``constant`` the error of x; ``snr`` of eps; ``snr_trunc`` the larger of the two *per sample* (equal to weighting
+    the x-error with max(SNR, 1), because the eps-error is SNR times the x-error); ``v_mse`` of v.
 
     Example:
         >>> select_error(Errors(torch.tensor([1.0]), torch.tensor([3.0]), torch.tensor([4.0])), "snr_trunc").item()

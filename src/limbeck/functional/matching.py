@@ -1,7 +1,7 @@
 """Data that teaches like more data: matching of training trajectories, of gradients and of feature means.
 
-**Trajectories** (Cazenavette et al. 2022, MTT, arXiv 2203.11932). A student starts at an expert's parameters theta_0 and
-takes N plain gradient steps on synthetic data; it should arrive where the expert was M epochs later::
+**Trajectories** (Cazenavette et al. 2022, MTT, arXiv 2203.11932). A student starts at an expert's parameters theta_0
+and takes N plain gradient steps on synthetic data; it should arrive where the expert was M epochs later::
 
     theta_{n+1} = theta_n - alpha g_n,   g_n = grad CE(theta_n; x_n, y_n)
     L = |theta_N - theta*|^2 / |theta_0 - theta*|^2
@@ -99,8 +99,8 @@ def unflatten(flat: Tensor, net: nn.Module) -> dict[str, Tensor]:
 def flat_step_loss(net: nn.Module, criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy) -> StepLoss:
     """``(theta [P], x, y) -> mean loss`` of a network run on a flat parameter vector; ``net`` itself is not changed.
 
-    Labels may be class numbers ``[b]`` or soft ``[b, C]``. The network must answer the same twice: no dropout, and batch
-    normalisation only in evaluation mode or without running statistics.
+    Labels may be class numbers ``[b]`` or soft ``[b, C]``. The network must answer the same twice: no dropout, and
+    batch normalisation only in evaluation mode or without running statistics.
 
     Example:
         >>> net = nn.Linear(3, 2)
@@ -155,7 +155,7 @@ def syn_batches(permute: Callable[[int], Tensor], count: int, steps: int, batch:
     return batches[:steps]
 
 
-# --------------------------------------------------------------------------------------------------- trajectory matching
+# -------------------------------------------------------------------------------------------------- trajectory matching
 
 
 class Trajectory(NamedTuple):
@@ -422,7 +422,7 @@ def _checked(
     return rate
 
 
-# ------------------------------------------------------------------------------------------------------ gradient matching
+# ---------------------------------------------------------------------------------------------------- gradient matching
 
 
 def match_loss(real: Iterable[Tensor], syn: Iterable[Tensor], metric: Metric = "ours", eps: float = 1e-6) -> Tensor:
@@ -533,7 +533,7 @@ def loops_for(ipc: int) -> tuple[int, int]:
     return _LOOPS[ipc]
 
 
-# ---------------------------------------------------------------------------------------------------- feature matching
+# ----------------------------------------------------------------------------------------------------- feature matching
 
 
 def mean_matching(

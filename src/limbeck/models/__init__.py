@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from limbeck.models.convnet import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
+from limbeck.models.residual_mlp import ResidualMLP
 
-__all__ = ["MLP", "VGG11", "AlexNet", "ConvNet", "LeNet", "ResNet18", "ResNet18AP"]
+__all__ = ["MLP", "VGG11", "AlexNet", "ConvNet", "LeNet", "ResNet18", "ResNet18AP", "ResidualMLP"]

@@ -119,8 +119,8 @@ class ConvNet(_Net):
         width: channels of every convolution; a multiple of 4 with ``norm="group"``.
         depth: number of blocks. Each pooling halves the map; 3 is usual for 32 pixels, 4 for 64, 5 for 128.
         activation: ``relu``, ``leakyrelu`` (slope 0.01), ``sigmoid`` or ``swish``.
-        norm: ``instance`` (a GroupNorm of one channel a group), ``group`` (4 groups), ``layer`` (over channels, rows and
-            columns), ``batch`` or ``none``.
+        norm: ``instance`` (a GroupNorm of one channel a group), ``group`` (4 groups), ``layer`` (over channels, rows
+            and columns), ``batch`` or ``none``.
         pooling: ``avg``, ``max`` (2x2, stride 2) or ``none``.
         im_size: pixels on a side, or (height, width).
 
@@ -217,8 +217,8 @@ class MLP(_Net):
 class LeNet(_Net):
     """Two 5x5 convolutions with max pooling, then 120 and 84 units.
 
-    The published network does not pad its second convolution (nor, for colour images, its first). Images under 16 pixels
-    (12 for one channel) are too small for that: there both are padded by 2.
+    The published network does not pad its second convolution (nor, for colour images, its first). Images under 16
+    pixels (12 for one channel) are too small for that: there both are padded by 2.
 
     Example:
         >>> LeNet(channels=1, im_size=8)(torch.zeros(2, 1, 8, 8)).shape
@@ -350,8 +350,8 @@ class _Block(nn.Module):
 class ResNet18(_Net):
     """ResNet-18 with the stem for small images (3x3, stride 1, no pooling).
 
-    The head averages 4 x 4 windows, or the whole map where that is smaller. Strides that would leave a map of fewer than
-    2 pixels are left out, so that its normalisations have something to normalise.
+    The head averages 4 x 4 windows, or the whole map where that is smaller. Strides that would leave a map of fewer
+    than 2 pixels are left out, so that its normalisations have something to normalise.
 
     Args:
         norm: ``instance`` or ``batch``.

@@ -312,9 +312,11 @@ class Engine:
             if item in done:
                 continue
             self._poll(lambda: None)
-            seed_modules(key_of(self.seed, stage.name, item), self.device)
+            # what is remembered is shared by runs of every seed, so its draws know the item alone
+            seed = self.seed if stage.remember is None else 0
+            seed_modules(key_of(seed, stage.name, item), self.device)
             inner = ctx.at(0)
-            inner.draws = Draws(self.seed, (stage.name, item), self.device)
+            inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
             store.save_tree(self.item_folder(method, stage.name, item), stage.work(item, inner))
             self._advance(1)
         dist.barrier()

@@ -12,7 +12,7 @@ from torch import nn
 from limbeck.core.component import Settings
 from limbeck.core.errors import ConfigError
 
-Schedule = Literal["constant", "linear", "cosine", "step"]
+Schedule = Literal["constant", "linear", "cosine", "step", "drop"]
 
 
 class Optim(Settings):
@@ -25,7 +25,8 @@ class Optim(Settings):
         optimizer: any optimiser of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
         weight_decay: decay of the weights per unit of learning rate.
         momentum: for optimisers that have it.
-        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: a tenth after 1/2 and again after 3/4.
+        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: a tenth after 1/2 and again after 3/4;
+            ``drop``: a tenth after 1/2.
         warmup: steps of linear warm-up.
         clip: largest gradient norm of each role in each phase; ``null`` never clips.
         options: further arguments of the optimiser, passed as they are.
@@ -75,6 +76,8 @@ class Optim(Settings):
             return self.lr * 0.5 * (1.0 + math.cos(math.pi * x))
         if self.schedule == "step":
             return self.lr * (1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01)
+        if self.schedule == "drop":
+            return self.lr * (1.0 if x < 0.5 else 0.1)
         return self.lr
 
     def build(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -1,0 +1,102 @@
+"""TESLA: trajectory matching whose memory does not grow with the number of inner steps, and labels from the experts.
+
+With G = sum_n g_n and D = ||theta_0 - theta*||^2 the matching loss is || theta_0 - alpha G - theta* ||^2 / D, and where
+theta_n is treated as a constant, the derivative by the images of step n needs the graph of g_n alone:
+
+    dL/dx_n = 2 d/dx_n < alpha (theta* - theta_0) + alpha^2 G , g_n > / D
+
+The first pass sums g_n without a graph, the second differentiates one step at a time. It is not the gradient of the
+unrolled loss once N > 1 (cosine 0.94 to 0.99 in the cases recorded): ``gradient="exact"`` is, at the same memory.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from limbeck.core.card import Card
+from limbeck.core.optim import Optim
+from limbeck.methods.condensation.mtt import Gradient, LabelKind, Mtt
+
+CARD = Card(
+    number=56,
+    slug="tesla",
+    title="Scaling Up Dataset Distillation to ImageNet-1K with Constant Memory",
+    year=2023,
+    venue="ICML 2023",
+    arxiv="2211.10586",
+    repository="justincui03/tesla",
+    licence="MIT",
+    family="condensation",
+    methods={"tesla": "Tesla"},
+    optimised="images, a step size and labels",
+    signals=("parameter trajectories", "an expert's class probabilities"),
+    defaults={"steps": 50, "ahead": 2, "latest_start": 5, "lr_images": 1000.0, "lr_step": 1e-7, "step_size": 0.01, "labels": "hard (target on ImageNet-1K)"},
+    provenance={
+        "two-pass gradient": "paper and code, checked against recorded vectors; variant=released is the code's half gradient of the images",
+        "soft labels": "paper and code; kept from the last iteration for evaluation, as the code does",
+        "exact gradient": "ours",
+    },
+    claim="At 50 inner steps the memory is at least 5 times smaller than MTT's at up to 1.5 times its time, and accuracy is within noise.",
+    recipe="tesla",
+    exceptions={"equality": "the student is a data set: there is no teacher network it could equal"},
+    notes="The published learning rate of the images belongs to the half gradient: with the paper's it acts twice as strongly.",
+)
+
+
+class Tesla(Mtt):
+    """Trajectory matching in constant memory, with labels from the experts.
+
+    Args:
+        gradient: ``two-pass`` as published; ``exact``, the true gradient at the same memory; ``unrolled`` (MTT).
+        experts: networks trained on the real data.
+        expert_epochs: epochs of each; a snapshot is kept after every one.
+        expert: how experts are trained (its ``steps`` are set by the epochs).
+        steps: inner steps N of the student.
+        ahead: epochs M between the start and the target.
+        latest_start: the start t is drawn below this epoch.
+        batch_syn: images of one inner step; ``null`` takes all.
+        lr_images: learning rate of the images.
+        lr_step: learning rate of the step size.
+        step_size: where the step size starts.
+        initial: images start as random ``real`` ones, or as ``noise``.
+        labels: ``hard``; ``target``: the expert's own at the target epoch, new each iteration; ``fixed``: of a fully
+            trained expert; ``learned``.
+        lr_labels: learning rate of learned labels.
+        variant: ``released`` halves the two-pass gradient of the images, as the published code does.
+    """
+
+    def __init__(
+        self,
+        gradient: Gradient = "two-pass",
+        experts: int = 100,
+        expert_epochs: int = 50,
+        expert: Optim = Optim(lr=0.01, batch_size=256, optimizer="sgd", momentum=0.0, schedule="constant"),  # noqa: B008
+        steps: int = 50,
+        ahead: int = 2,
+        latest_start: int = 5,
+        batch_syn: int | None = None,
+        lr_images: float = 1000.0,
+        lr_step: float = 1e-7,
+        step_size: float = 0.01,
+        initial: Literal["real", "noise"] = "real",
+        labels: LabelKind = "hard",
+        lr_labels: float = 1.0,
+        variant: Literal["paper", "released"] = "paper",
+    ) -> None:
+        super().__init__(
+            gradient,
+            experts,
+            expert_epochs,
+            expert,
+            steps,
+            ahead,
+            latest_start,
+            batch_syn,
+            lr_images,
+            lr_step,
+            step_size,
+            initial,
+            labels,
+            lr_labels,
+            variant,
+        )

@@ -1,0 +1,459 @@
+"""A small data set in the place of a large one, judged by networks that are trained on it from nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck import functional as F
+from limbeck.core.artifact import Artifact
+from limbeck.core.errors import ConfigError, DataError
+from limbeck.core.method import Batch, Built, Context, Query
+from limbeck.core.optim import Optim
+from limbeck.core.random import Draws, key_of, seed_modules
+from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+from limbeck.tasks.classification import Classification
+from limbeck.tasks.data import digest
+from limbeck.tasks.sources import Digits, Source
+
+if TYPE_CHECKING:
+    from limbeck.run import Bench
+
+Baseline = Literal["random", "kmeans", "herding"]
+
+
+class Condensation(Classification):
+    """A data set of a few items per class that teaches like the whole.
+
+    The recipe's ``student`` is the network that the synthetic data are made for; ``train`` and ``teach`` are not used
+    to judge: ``evaluation`` is, the same for every method and for the baselines (real items of the same number).
+
+    Args:
+        data: where the real items come from.
+        per_class: synthetic items per class.
+        evaluation: how fresh networks are trained when judging (lr is replaced by a learned step size).
+        networks: fresh networks per architecture.
+        architectures: further architectures judged on the same data: ``mlp``, ``convnet``, ``lenet``, ``alexnet``,
+            ``vgg11``, ``resnet18``.
+        strategy: differentiable augmentation while judging; leave ``flip`` out for digits, empty for none.
+        align_corners: of its rotations and scalings (False in DC, DSA, DM; True in MTT and its descendants).
+        zca: whiten the pixels instead of normalising them (fitted on the training items).
+        baselines: which choices of real items are judged beside it.
+        valid_fraction, test_fraction: as in classification.
+        size: side length that pictures are brought to.
+        eval_batch: items at a time when judging.
+    """
+
+    def __init__(
+        self,
+        data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
+        per_class: int = 1,
+        evaluation: Optim = Optim(steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"),  # noqa: B008
+        networks: int = 3,
+        architectures: list[str] = [],  # noqa: B006 (copied, never changed)
+        strategy: str = "color_crop_cutout_scale_rotate",
+        align_corners: bool = True,
+        zca: bool = False,
+        baselines: list[Baseline] = ["random"],  # noqa: B006
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        size: int | None = None,
+        eval_batch: int = 256,
+    ) -> None:
+        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch)
+        if per_class < 1:
+            raise ValueError("per_class must be 1 or more")
+        if networks < 1:
+            raise ValueError("networks must be 1 or more")
+        unknown = [a for a in architectures if a not in _pool()]
+        if unknown:
+            raise ValueError(f"architecture {unknown[0]!r} is unknown; known: {', '.join(_pool())}")
+        strategy_names(strategy)
+        self.per_class, self.evaluation, self.networks = per_class, evaluation, networks
+        self.architectures, self.strategy, self.align_corners = list(architectures), strategy, align_corners
+        self.zca, self.baselines = zca, list(baselines)
+        self._space: Space | None = None
+
+    # ---------------------------------------------------------------------------------------------------------- data
+
+    def load(self, seed: int = 0) -> None:
+        """Read the data; every class must have as many items as are asked for."""
+        super().load(seed)
+        if len(self.shape) != 3:
+            raise DataError("task.data", f"the items have shape {list(self.shape)}", expected="pictures (channels, height, width)")
+        counts = torch.bincount(self.teacher_train.y, minlength=self.outputs)  # type: ignore[attr-defined]
+        few = [self.labels[i] for i, n in enumerate(counts.tolist()) if n < self.per_class]  # type: ignore[index]
+        if few:
+            raise DataError("task.per_class", given=self.per_class, expected=f"no more than the items of {', '.join(few[:5])}")
+
+    @property
+    def space(self) -> Space:
+        """The pixel space of the synthetic items: normalised, or whitened."""
+        if self._space is None:
+            if self.zca:
+                x = self._all(self.teacher_train)
+                self._space = Space(whitening=F.zca_fit(x))
+            else:
+                mean, std = self.statistics()
+                self._space = Space(mean, std)
+        return self._space
+
+    def _all(self, data: Any) -> Tensor:
+        return torch.cat([data.fetch(ids)["x"] for ids in torch.arange(len(data)).split(1024)])
+
+    def choose_real(self, how: Baseline, seed: int) -> tuple[Tensor, Tensor]:
+        """``per_class`` real items of each class [M, C, H, W] in the synthetic space, rows grouped by class, and labels [M].
+
+        ``random``; ``kmeans``: the items nearest to the centres of that many clusters; ``herding``: greedily, so that
+        the mean of what is chosen follows the mean of the class (Welling 2009). Distances are between pixels.
+        """
+        y = self.teacher_train.y  # type: ignore[attr-defined]
+        rng = Draws(seed, ("condensation", how)).numpy("choice")
+        chosen: list[int] = []
+        for c in range(self.outputs):
+            ids = (y == c).nonzero()[:, 0].numpy()
+            if how == "random":
+                chosen += rng.choice(ids, self.per_class, replace=False).tolist()
+                continue
+            flat = self.space.enter(self.teacher_train.fetch(torch.as_tensor(ids))["x"]).flatten(1).double().numpy()
+            chosen += ids[_central(flat, self.per_class, how, int(rng.integers(2**31)))].tolist()
+        picked = torch.tensor(chosen)
+        return self.space.enter(self.teacher_train.fetch(picked)["x"]), y[picked].clone()
+
+    # ------------------------------------------------------------------------------------------------------- judging
+
+    def judge_set(self, bench: Bench, images: Tensor, labels: Tensor, lr: float | None, name: str) -> dict[str, float]:
+        """Accuracy of fresh networks trained on a set: mean and standard deviation over ``networks`` seeds.
+
+        Args:
+            bench: the run.
+            images: [M, C, H, W] in the synthetic space.
+            labels: class ids [M] or soft labels [M, C].
+            lr: a learned step size, or ``None`` for the evaluation's own.
+            name: keys the networks' first weights and the order of items: the same for every set that is compared.
+        """
+        found: dict[str, float] = {}
+        main = bench.student_model
+        for arch in ["", *self.architectures]:
+            scores = []
+            for k in range(self.networks):
+                with torch.random.fork_rng(devices=[]):
+                    seed_modules(key_of(bench.seed, "judge", arch, k), torch.device("cpu"))
+                    module = main.build(self).module if not arch else _pool()[arch](self.shape, self.outputs)
+                optim = self.evaluation if lr is None else self.evaluation.with_(lr=lr)
+                net = self.train_on(module, images, labels, optim, bench.seed, f"judge-{arch}-{k}", bench.device)
+                scores.append(self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device))
+            prefix = f"{arch}/" if arch else ""
+            accuracy = [s["accuracy"] for s in scores]
+            found[f"{prefix}accuracy"] = float(np.mean(accuracy))
+            found[f"{prefix}accuracy_std"] = float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0
+            for metric in ("nll", "ece") if not arch else ():
+                found[metric] = float(np.mean([s[metric] for s in scores]))
+        return found
+
+    def train_on(
+        self, module: nn.Module, images: Tensor, labels: Tensor, optim: Optim, seed: int, scope: str, device: torch.device
+    ) -> nn.Module:
+        """Train a network on a set held in the synthetic space, augmented."""
+        from limbeck.core.engine import fit
+
+        data = SetData(images.detach().cpu(), labels.detach().cpu())
+        optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
+
+        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
+            return F.cross_entropy(net(batch["x"]), batch["y"])
+
+        queries = [Augment(self.strategy, self.align_corners)] if self.strategy else []
+        return fit(module, data, loss, optim, seed=seed, scope=scope, device=device, queries=queries)
+
+    def alone(self, bench: Bench) -> dict[str, float]:
+        """Random real items, as many as the synthetic ones, judged the same way: what is to be beaten."""
+        return self.judge_set(bench, *self.choose_real("random", bench.seed), None, "random")
+
+    def teacher_metrics(self, bench: Bench) -> dict[str, float]:
+        """The same network trained on all real items."""
+        data = self.teacher_train
+        images, labels = self.space.enter(self._all(data)), data.y  # type: ignore[attr-defined]
+        with torch.random.fork_rng(devices=[]):
+            seed_modules(key_of(bench.seed, "judge", "", 0), torch.device("cpu"))
+            module = bench.student_model.build(self).module
+        net = self.train_on(module, images, labels, self.evaluation, bench.seed, "whole", bench.device)
+        found = self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
+        return {k: found[k] for k in ("accuracy", "nll", "ece")}
+
+    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
+        """The baselines of real items, and the synthetic pictures for the report."""
+        made = {how: self.judge_set(bench, *self.choose_real(how, bench.seed), None, how) for how in self.baselines if how != "random"}
+        assert isinstance(artifact, SetArtifact)
+        return {"baselines": made, "images": artifact.pictures()}
+
+    def default_student(self) -> dict[str, Any]:
+        """The ConvNet of data set distillation, as deep as the picture allows."""
+        side = min(self.shape[-2:])
+        return {"use": "convnet", "width": 32 if side <= 16 else 128, "depth": 2 if side <= 16 else 3}
+
+
+class Space:
+    """How pixels in [0, 1] become what networks see, and back.
+
+    Args:
+        mean, std: per channel.
+        whitening: a fitted ZCA transform, instead of them.
+    """
+
+    def __init__(self, mean: Sequence[float] = (), std: Sequence[float] = (), whitening: Any = None) -> None:
+        self.mean, self.std, self.whitening = tuple(mean), tuple(std), whitening
+
+    def contract(self) -> Any:
+        """The same as an input contract for real items."""
+        from limbeck.core.role import Contract
+
+        if self.whitening is not None:
+            return Contract(transform=self.whitening.apply)
+        return Contract(mean=self.mean, std=self.std)
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Pixels [N, C, H, W] in [0, 1] into the space."""
+        return self.contract().inputs(x)  # type: ignore[no-any-return]
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Back to pixels, clipped to [0, 1]."""
+        if self.whitening is not None:
+            return self.whitening.invert(x).clamp(0, 1)  # type: ignore[no-any-return]
+        shape = (1, -1, 1, 1)
+        return (x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)).clamp(0, 1)
+
+
+class SyntheticSet(nn.Module):
+    """The student: images that are learnt, with labels that are given.
+
+    Args:
+        images: [M, C, H, W] in the synthetic space, rows grouped by class.
+        ids: class ids [M].
+        classes: number of classes.
+        soft: keep soft labels [M, classes] beside the ids, to be filled in.
+    """
+
+    def __init__(self, images: Tensor, ids: Tensor, classes: int, soft: bool = False) -> None:
+        super().__init__()
+        self.images = nn.Parameter(images.clone())
+        self.register_buffer("ids", ids.clone())
+        self.soft = soft
+        if soft:
+            self.register_buffer("soft_labels", nn.functional.one_hot(ids, classes).float())
+
+    def forward(self) -> tuple[Tensor, Tensor]:
+        """Images, and class ids [M] or soft labels [M, C]."""
+        return self.images, self.soft_labels if self.soft else self.ids  # type: ignore[return-value]
+
+
+class LearnedLabels(nn.Module):
+    """Soft labels that are learnt, as logits.
+
+    Args:
+        ids: class ids [M] they start from.
+        classes: number of classes.
+        sharpness: the class's own logit at the start; the others are 0.
+    """
+
+    def __init__(self, ids: Tensor, classes: int, sharpness: float = 4.0) -> None:
+        super().__init__()
+        self.logits = nn.Parameter(sharpness * nn.functional.one_hot(ids, classes).float())
+
+    def forward(self) -> Tensor:
+        """Soft labels [M, C]."""
+        return self.logits.softmax(-1)
+
+
+class StepSize(nn.Module):
+    """The learned step size of the networks trained on the set.
+
+    Args:
+        value: where it starts.
+    """
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.tensor(float(value)))
+
+    def forward(self) -> Tensor:
+        """The step size."""
+        return self.value
+
+
+class SetData:
+    """A set in memory, as Data.
+
+    Args:
+        images: [M, ...] float.
+        labels: [M] or [M, C].
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.y = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items."""
+        return {"x": self.images[items], "y": self.y[items]}
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash."""
+        return digest(self.images, self.y)
+
+
+class Augment(Query):
+    """Differentiable augmentation, each item its own draw.
+
+    Args:
+        strategy: names joined by ``_``.
+        align_corners: of rotations and scalings.
+    """
+
+    def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate", align_corners: bool = True) -> None:
+        strategy_names(strategy)
+        self.strategy, self.align_corners = strategy, align_corners
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Augmented items."""
+        draw = keyed_draw(ctx.draws, batch["item"])
+        return {**batch, "x": dsa(batch["x"], self.strategy, draw, align_corners=self.align_corners)}
+
+
+class SetArtifact(Artifact):
+    """A synthetic data set with its labels and step size.
+
+    Args:
+        task: the task it was made for.
+        images: [M, C, H, W] in the synthetic space.
+        labels: class ids [M], or soft labels [M, C].
+        ids: class ids [M].
+        lr: the learned step size, or ``None``.
+    """
+
+    kind: ClassVar[str] = "dataset"
+    formats = ("safetensors", "images", "parquet")
+
+    def __init__(self, task: Condensation, images: Tensor, labels: Tensor, ids: Tensor, lr: float | None) -> None:
+        self.task, self.images, self.labels, self.ids, self.lr = task, images.detach().cpu(), labels.detach().cpu(), ids.cpu(), lr
+
+    def save(self, folder: Path) -> None:
+        """``student.safetensors`` (images, labels, ids, step size) and ``student.json`` (names, space)."""
+        self.export("safetensors", folder)
+
+    def export(self, form: str, folder: Path) -> list[Path]:
+        """Write the set: ``safetensors``; ``images``, a folder of PNG files per class; or ``parquet`` (PNG bytes, label,
+        soft label), as image data sets lie on the Hugging Face hub."""
+        from limbeck.core.store import atomic_write, save_state_dict
+
+        folder.mkdir(parents=True, exist_ok=True)
+        names = self.task.labels or []
+        about = {
+            "kind": self.kind,
+            "labels": names,
+            "per_class": self.task.per_class,
+            "step_size": self.lr,
+            "space": {"mean": list(self.task.space.mean), "std": list(self.task.space.std), "zca": self.task.zca},
+        }
+        if form == "safetensors":
+            tensors = {"images": self.images, "labels": self.labels, "ids": self.ids}
+            if self.lr is not None:
+                tensors["step_size"] = torch.tensor(self.lr)
+            save_state_dict(folder / "student.safetensors", tensors)
+            atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
+            return [folder / "student.safetensors", folder / "student.json"]
+        if form not in self.formats:
+            raise ConfigError.unknown("format", form, self.formats, "format of a data set")
+        png = [_png(x) for x in self.task.space.leave(self.images)]
+        if form == "images":
+            written = []
+            for i, (data, c) in enumerate(zip(png, self.ids.tolist(), strict=True)):
+                from limbeck.core.store import safe_name
+
+                path = folder / safe_name(names[c]) / f"{i:05d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic_write(path, data)
+                written.append(path)
+            return written
+        from limbeck.core.errors import require
+
+        pa = require("pyarrow", "language", "writing parquet")
+        pq = require("pyarrow.parquet", "language", "writing parquet")
+        columns: dict[str, Any] = {"image": [{"bytes": d, "path": f"{i:05d}.png"} for i, d in enumerate(png)], "label": self.ids.tolist()}
+        if self.labels.is_floating_point():
+            columns["soft_label"] = self.labels.tolist()
+        table = pa.table(columns).replace_schema_metadata({"limbeck": json.dumps(about)})
+        atomic_write(folder / "data.parquet", lambda f: pq.write_table(table, f))
+        return [folder / "data.parquet"]
+
+    def evaluate(self, bench: Bench) -> dict[str, float]:
+        """Fresh networks trained on it."""
+        return self.task.judge_set(bench, self.images, self.labels, self.lr, "set")
+
+    def size(self) -> dict[str, float]:
+        """Items and bytes: images, labels and step size."""
+        tensors = [self.images, self.labels]
+        return {"items": float(len(self.images)), "bytes": float(sum(t.numel() * t.element_size() for t in tensors))}
+
+    def pictures(self, columns: int = 10) -> dict[str, Any]:
+        """Pixels for the report: up to ten per class."""
+        per = min(columns, self.task.per_class)
+        rows = [r[:per] for r in self.task.space.leave(self.images).split(self.task.per_class)]
+        return {"title": "the synthetic set", "labels": self.task.labels, "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows]}
+
+
+def _png(x: Tensor) -> bytes:
+    import io
+
+    from PIL import Image
+
+    pixels = (255 * x).round().to(torch.uint8)
+    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _central(flat: np.ndarray[Any, Any], count: int, how: Baseline, seed: int) -> list[int]:
+    if how == "kmeans":
+        from sklearn.cluster import KMeans
+
+        fitted = KMeans(count, n_init=4, random_state=seed).fit(flat)
+        chosen: list[int] = []
+        for centre in fitted.cluster_centers_:
+            order = np.argsort(((flat - centre) ** 2).sum(1))
+            chosen.append(int(next(i for i in order if i not in chosen)))
+        return chosen
+    mean, total, taken = flat.mean(0), np.zeros(flat.shape[1]), []
+    for k in range(count):
+        gap = ((mean * (k + 1) - total - flat) ** 2).sum(1)
+        gap[taken] = np.inf
+        taken.append(int(gap.argmin()))
+        total += flat[taken[-1]]
+    return taken
+
+
+def _pool() -> dict[str, Any]:
+    """The architectures a synthetic set is also judged with: name -> (shape, classes) -> network."""
+    from limbeck.models import convnet as nets
+
+    def depth(shape: tuple[int, ...]) -> int:
+        return 2 if min(shape[-2:]) <= 16 else 3
+
+    return {
+        "mlp": lambda s, k: nets.MLP(s[0], k, im_size=s[-2:]),
+        "convnet": lambda s, k: nets.ConvNet(s[0], k, 64, depth(s), im_size=s[-2:]),
+        "lenet": lambda s, k: nets.LeNet(s[0], k, im_size=s[-2:]),
+        "alexnet": lambda s, k: nets.AlexNet(s[0], k, im_size=s[-2:]),
+        "vgg11": lambda s, k: nets.VGG11(s[0], k, im_size=s[-2:]),
+        "resnet18": lambda s, k: nets.ResNet18(s[0], k, im_size=s[-2:]),
+    }

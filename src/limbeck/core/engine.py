@@ -199,6 +199,7 @@ class Engine:
         self.stages: list[Stage] = []
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.seconds: dict[str, float] = {}  # wall time of each stage
+        self.meter = _Meter()
         self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -331,10 +332,11 @@ class Engine:
             if name.startswith("projector:") and "student" in optim:
                 optim[name] = optim["student"]
         self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items() if n in trained}
-        start, begun = 0, False
+        start, begun, self.meter = 0, False, _Meter()
         if saved is not None:
             self._restore(method, saved, self.optimisers)
             start, begun = int(saved["step"]), bool(saved["begun"])
+            self.meter.sums, self.meter.counts = saved["meter"]
         if stage.begin is not None and not begun:
             stage.begin(ctx)
             self._place(method)
@@ -348,8 +350,10 @@ class Engine:
             )
         frozen = self._fingerprints(method)
         self._show(stage.name, total, start)
+        if self.logs is not None and dist.rank() == 0:
+            self.logs.resume(stage.name, start + 1)
         watching = type(method).observe is not Method.observe
-        meter = _Meter()
+        meter = self.meter
         saved_at = time.monotonic()
         for step, micro in zip(range(start, total), self._batches(stage, start, total), strict=False):
             self._poll(lambda step=step: self._save(method, index, step, begun=True))
@@ -668,6 +672,7 @@ class Engine:
             "roles": roles,
             "optimisers": optimisers,
             "state": method.state,
+            "meter": (self.meter.sums, self.meter.counts),
             "seconds": self.seconds,
         }
         if dist.world() > 1:

@@ -18,6 +18,7 @@ from limbeck.core.method import Batch, Built, Context, Query
 from limbeck.core.optim import Optim
 from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+from limbeck.functional.zca import fit_zca
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.data import digest
 from limbeck.tasks.sources import Digits, Source
@@ -98,7 +99,7 @@ class Condensation(Classification):
         if self._space is None:
             if self.zca:
                 x = self._all(self.teacher_train)
-                self._space = Space(whitening=F.zca_fit(x))
+                self._space = Space(whitening=fit_zca(x))
             else:
                 mean, std = self.statistics()
                 self._space = Space(mean, std)

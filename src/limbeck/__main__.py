@@ -1,10 +1,8 @@
-"""``python -m limbeck`` is the command ``limbeck``."""
+"""``python -m limbeck`` is the ``limbeck`` command."""
 
 from __future__ import annotations
 
-import sys
-
-from limbeck.cli import main
+from limbeck.cli import run_and_exit
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_and_exit()

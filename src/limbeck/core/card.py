@@ -21,9 +21,7 @@ from limbeck.core.errors import ConfigError, nearest, shorten
 GROUP = "limbeck.methods"
 """The entry-point group in which an installed package offers methods: ``slug = package.module``."""
 
-_TEXTS = tuple(
-    ["slug", "title", "family", "venue", "arxiv", "repository", "licence", "optimised", "claim", "recipe", "notes"]
-)
+_TEXTS = ("slug", "title", "family", "venue", "arxiv", "repository", "licence", "optimised", "claim", "recipe", "notes")
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 

@@ -1,0 +1,215 @@
+"""The command line. The first word picks the command; only that command's parser and modules are loaded.
+
+Exit status: 0; 1 a defect of limbeck (its traceback goes to a file); 2 something the user can mend, in one line;
+128 + n stopped by signal n, with everything saved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from limbeck.core import interrupt
+from limbeck.core.errors import ConfigError, LimbeckError, Stopped, StorageError
+
+COMMANDS: Final[dict[str, str]] = {
+    "run": "run a recipe: distil, judge, report",
+    "plan": "what a recipe will cost, before spending it",
+    "compare": "several methods over several seeds, in one table",
+    "methods": "the catalogue of methods",
+    "show": "one method: facts, claim, recipe, source",
+    "cache": "record a teacher's answers once",
+    "report": "write a run's report again",
+    "export": "write a run's student in another format",
+    "doctor": "versions, devices, extras, folders",
+    "demo": "the main job in three minutes on embedded data",
+}
+
+QUIET: Final[dict[str, str]] = {
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "DATASETS_VERBOSITY": "error",
+    "HF_HUB_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Set, where the user has not, before any third-party import: no chatter, nothing sent anywhere."""
+
+
+def usage() -> str:
+    """What ``limbeck --help`` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "limbeck distils anything in PyTorch.",
+        "",
+        "usage: limbeck COMMAND ...",
+        "",
+        *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+        "",
+        "  limbeck run nkd                                a shipped recipe, on embedded real data",
+        "  limbeck run nkd train.steps=200 --seed 1       any setting, as key=value",
+        "  limbeck run nkd --help                         every setting of a recipe, explained",
+        "  limbeck compare kd nkd --seeds 5               one table, with intervals",
+        "",
+        "limbeck COMMAND --help explains a command; limbeck --version tells the version.",
+    ]
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+        argv: the words after ``limbeck``; the process's own when not given.
+
+    Returns:
+        The exit status.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    words = list(sys.argv[1:] if argv is None else argv)
+    rank = os.environ.get("RANK", "0")
+    try:
+        with _mute() if rank != "0" else contextlib.nullcontext():
+            status = _command(words)
+            sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # whoever read our output has left; what is still buffered must not fail at exit
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except SystemExit as leaving:
+        return leaving.code if isinstance(leaving.code, int) else 0
+    except Stopped as stopped:
+        return _end(128 + stopped.signum, str(stopped))
+    except LimbeckError as error:
+        return _end(2, error.line())
+    except KeyboardInterrupt:
+        return _end(130, "interrupted")
+    except Exception as error:
+        signum = interrupt.requested()
+        if signum is not None:  # a scheduler signals the whole group: loader workers die while we save
+            return _end(128 + signum, f"stopped by signal {signum}; type the same command again to go on")
+        known = _known(error)
+        if known is not None:
+            return _end(2, known.line())
+        return _end(1, _crash(error, words))
+
+
+def _command(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0 if words else 2
+    name = words[0]
+    if name in ("-V", "--version"):
+        from limbeck import __version__
+
+        print(f"limbeck {__version__}")
+        return 0
+    if name not in COMMANDS:
+        if name.startswith("-"):
+            raise ConfigError.unknown("COMMAND", name, ["--help", "--version"], "option")
+        raise ConfigError.unknown("COMMAND", name, COMMANDS, "command")
+    command = importlib.import_module(f"limbeck.commands.{name}")
+    status: int = command.main(words[1:])
+    return status
+
+
+class _mute:
+    """Sends standard output nowhere: of several processes only the first one speaks."""
+
+    def __enter__(self) -> None:
+        self.sink = open(os.devnull, "w")
+        self.before, sys.stdout = sys.stdout, self.sink
+
+    def __exit__(self, *exc: object) -> None:
+        sys.stdout = self.before
+        self.sink.close()
+
+
+def _end(status: int, line: str) -> int:
+    """Say one line on standard error and give the status back."""
+    rank, folder = os.environ.get("RANK", "0"), os.environ.get("LIMBECK_STATUS")
+    if folder:  # one of several processes that `run` started: it speaks for all of them, once
+        with contextlib.suppress(OSError):
+            Path(folder, f"{rank}.json").write_text(json.dumps({"status": status, "line": line}))
+        return status
+    with contextlib.suppress(OSError, ValueError):
+        who = "limbeck" if rank == "0" else f"limbeck (process {rank})"
+        text = f"{who}: {' '.join(line.split())}"
+        print(text.encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
+    return status
+
+
+def _known(error: Exception) -> LimbeckError | None:
+    """Failures of the machine that are the user's to mend, whoever raised them."""
+    text = str(error)
+    if "torchvision::nms does not exist" in text:
+        return ConfigError(
+            "torchvision",
+            "does not fit the installed torch",
+            remedy="reinstall both from one index: pip install --force-reinstall torch torchvision",
+        )
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return ConfigError(
+            "memory", "is exhausted", remedy="raise engine.accumulate, lower train.batch_size, or see limbeck plan"
+        )
+    if isinstance(error, OSError) and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+    ):
+        return StorageError(
+            str(error.filename or "disk"),
+            error.strerror or text,
+            remedy="free space, or choose another folder by --out",
+        )
+    return None
+
+
+def _crash(error: Exception, words: list[str]) -> str:
+    """Write the traceback to a file; what to say about it."""
+    import platform
+    import tempfile
+    import traceback
+
+    from limbeck import __version__
+
+    what = f"{type(error).__name__}: {error}"
+    what = what if len(what) <= 200 else what[:197] + "..."
+    text = [
+        f"limbeck {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"command: limbeck {' '.join(map(repr, words))}",
+        "",
+        "".join(traceback.format_exception(error)),
+    ]
+    name = f"limbeck-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    path = Path(tempfile.gettempdir()) / name
+    try:
+        path.write_text("\n".join(text), encoding="utf-8", errors="backslashreplace")
+    except OSError as failure:
+        return f"a defect of limbeck: {what}; its traceback could not be written: {failure.strerror}"
+    return f"a defect of limbeck: {what}; please report it with {path}"
+
+
+def run_and_exit() -> Any:
+    """Entry point of the ``limbeck`` command."""
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -1,0 +1,31 @@
+"""``limbeck cache``: record a teacher's answers once."""
+
+from __future__ import annotations
+
+from limbeck.commands import _common as common
+from limbeck.commands.run import missing_recipe
+
+TEXT = """Record the answers of a recipe's teacher, so that later runs need no teacher.
+
+The size is predicted and asked for before it is spent; --yes agrees beforehand. An interrupted recording goes on."""
+
+
+def main(words: list[str]) -> int:
+    """Run the command."""
+    parser = common.Parser("cache", TEXT, overrides=True)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
+    parser.add_argument("--out", metavar="DIR", type=common.folder_or_file("--out"), help="where it is written")
+    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
+    parser.add_argument("--yes", action="store_true", help="write it without asking")
+    args, overrides = parser.read(words)
+    if args.recipe is None:
+        missing_recipe("cache")
+    from limbeck.core import interrupt, recipe
+
+    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+    from limbeck.cache import build_cache
+
+    interrupt.install()
+    found = build_cache(tree, args.out, args.yes)
+    common.table([(k.replace("_", " "), v) for k, v in found.items()], ["cache", "value"])
+    return 0

@@ -1,0 +1,63 @@
+"""``limbeck compare``: several recipes over several seeds, in one table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from limbeck.commands import _common as common
+from limbeck.core.errors import ConfigError
+
+TEXT = """Run several recipes over several seeds and put them in one table: means, intervals, paired differences, cost.
+
+key=value settings apply to every recipe. Finished runs are reused; the same command typed again goes on."""
+
+
+def main(words: list[str]) -> int:
+    """Run the command."""
+    parser = common.Parser("compare", TEXT, overrides=True)
+    parser.add_argument("names", metavar="RECIPE", nargs="*", help="names, YAML files or run folders")
+    parser.add_argument("--seeds", metavar="N", type=common.whole(1, "--seeds"), default=3, help="how many seeds (3)")
+    parser.add_argument("--out", metavar="DIR", type=common.folder_or_file("--out"), help="folder (runs/compare-NAMES)")
+    engines = common.one_of(["process", "ray"], "--engine", "engine")
+    parser.add_argument("--engine", metavar="NAME", type=engines, default="process", help="process or ray")
+    parser.add_argument(
+        "--workers", metavar="N", type=common.whole(1, "--workers"), default=1, help="runs at a time (1)"
+    )
+    parser.add_argument("--force", action="store_true", help="repeat finished runs")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args, overrides = parser.read(words)
+    if not args.names:
+        raise ConfigError("RECIPE", "is missing", remedy="name at least one: limbeck compare kd nkd --seeds 5")
+    doubled = sorted({n for n in args.names if args.names.count(n) > 1})
+    if doubled:
+        raise ConfigError("RECIPE", f"{', '.join(doubled)} is named twice", remedy="name each recipe once")
+    from limbeck.core import interrupt, recipe
+
+    for name in args.names:  # everything that is wrong is said before anything is run
+        recipe.build(recipe.load_tree(name, overrides))
+    out = args.out or Path("runs") / ("compare-" + "-".join(Path(n).stem for n in args.names))
+    from limbeck.compare import compare
+
+    interrupt.install()
+    found = compare(
+        args.names, overrides, seeds=args.seeds, out=out, engine=args.engine, workers=args.workers, force=args.force
+    )
+    if args.json:
+        common.print_json(found)
+    else:
+        show(found)
+    return 0
+
+
+def show(found: dict[str, object]) -> None:
+    """Print a comparison's table and sentences."""
+    rows = found.get("rows")
+    if isinstance(rows, list) and rows:
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        common.table([[row.get(c) for c in columns] for row in rows], columns, right=columns[1:])
+    notes = found.get("notes")
+    for note in notes if isinstance(notes, list) else []:
+        print(note)
+    for name in ("report", "folder"):
+        if found.get(name):
+            print(f"{name}: {found[name]}")

@@ -1,0 +1,51 @@
+"""``limbeck plan``: what a recipe will cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.commands import _common as common
+from limbeck.commands.run import missing_recipe
+
+TEXT = """Tell what a recipe will cost, from a few real steps: parameters, memory, time, size of a cache.
+
+RECIPE and key=value are those of limbeck run."""
+
+
+def main(words: list[str]) -> int:
+    """Run the command."""
+    parser = common.Parser("plan", TEXT, overrides=True)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
+    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args, overrides = parser.read(words)
+    if args.recipe is None:
+        missing_recipe("plan")
+    from limbeck.core import interrupt, recipe
+
+    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+    from limbeck.run import plan
+
+    interrupt.install()
+    found = plan(tree)
+    if args.json:
+        common.print_json(found)
+        return 0
+    common.table(_rows(found), ["what", "value"], f"plan of {tree['name']}")
+    for line in found.get("advice", []):
+        print(line)
+    return 0
+
+
+def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows: list[tuple[str, str]] = []
+    for name, value in found.items():
+        label = name.replace("_", " ")
+        if name == "advice" or value is None or value == {}:
+            continue
+        if isinstance(value, list) and value and isinstance(value[0], Mapping):
+            rows += [(label if i == 0 else "", common.figure(entry)) for i, entry in enumerate(value)]
+        else:
+            rows.append((label, common.figure(value)))
+    return rows

@@ -10,10 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.artifact import NetworkArtifact
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
+from limbeck.tasks.data import ArrayData, Kind, Splits
+from limbeck.tasks.sources import Source, Target
 
 
 @dataclass
@@ -112,7 +115,7 @@ def distill(
     """
     import tempfile
 
-    from limbeck.core.recipe import apply, check, recipe_path
+    from limbeck.core.recipe import apply, build, check, recipe_path
     from limbeck.core.values import read_yaml_file
     from limbeck.run import run_recipe
 
@@ -132,22 +135,29 @@ def distill(
     if unknown:
         raise ConfigError.unknown(unknown[0], unknown[0], _train_settings() | {"task"}, "setting of limbeck.distill")
     tree["train"] = {**train, **settings}
-    given: dict[str, Any] = {}
+    models: dict[str, Given] = {}
     for role, value in (("teacher", teacher), ("student", student)):
         if isinstance(value, nn.Module):
-            given[role] = Given(value, taught=role == "teacher")
-            tree.pop(role, None)
+            models[role] = Given(value, taught=role == "teacher")
         elif value is not None:
             tree[role] = value if isinstance(value, str) else dict(value)
     for token in overrides:
         apply(tree, token)
-    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
+    checked = check(tree)
+    recipe = build(checked)
+    for role, model in models.items():
+        setattr(recipe, role, model)
+        # what the folder's config says of it: enough to tell two runs apart, not enough to run it again
+        checked[role] = {"use": "given", "class": type(model.module).__qualname__}
     if data is not None and not isinstance(data, (str, Mapping)):
-        given["data"] = _source(data)
-        use = tree["task"] if isinstance(tree["task"], str) else tree["task"]["use"]
-        tree["task"] = {"use": use}
-    result, made = run_recipe(check(tree), folder, force, quiet, given)
-    module = made.built.module.eval() if hasattr(made, "built") else made
+        source = _source(data)
+        if not hasattr(recipe.task, "data"):
+            raise ConfigError("data", f"the task of {name!r} takes no arrays", expected="a source's name")
+        recipe.task.data = source
+        checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source.x)}}
+    folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
+    result, artifact = run_recipe(recipe, checked, folder, force, quiet)
+    module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
     return Distilled(module, result["metrics"], result, folder)
 
 
@@ -159,10 +169,44 @@ def _train_settings() -> set[str]:
     return set(inspect.signature(Optim.__init__).parameters) - {"self"}
 
 
+class GivenArrays(Source):
+    """Arrays that the caller holds.
+
+    Args:
+        x: inputs [N, ...]: uint8, or float in [0, 1] for pictures.
+        y: targets [N] (class ids), [N, C] (several labels or soft ones), or [N, K] numbers.
+        x_test, y_test: the test split; divided off when not given.
+    """
+
+    def __init__(self, x: Tensor, y: Tensor, x_test: Tensor | None = None, y_test: Tensor | None = None) -> None:
+        if len(x) != len(y) or (x_test is not None and y_test is not None and len(x_test) != len(y_test)):
+            raise DataError("data", f"{len(x)} inputs and {len(y)} targets", expected="as many targets as inputs")
+        self.x, self.y, self.x_test, self.y_test = x, y, x_test, y_test
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """The arrays as they are: integers are classes, 0/1 matrices several labels, other floats numbers."""
+        kind: Kind
+        if target != "auto":
+            kind = target
+        elif not self.y.is_floating_point() and self.y.ndim == 1:
+            kind = "label"
+        else:
+            y = self.y.float()
+            kind = "labels" if y.ndim == 2 and bool(((y == 0) | (y == 1)).all()) else "number"
+        y, y_test = self._shaped(self.y, kind), None if self.y_test is None else self._shaped(self.y_test, kind)
+        width = int(max(v.max() for v in (y, y_test) if v is not None)) + 1 if kind == "label" else y.shape[1]
+        test = None if self.x_test is None or y_test is None else ArrayData(self.x_test, y_test)
+        return Splits(ArrayData(self.x, y), None, test, [str(i) for i in range(width)], kind)
+
+    @staticmethod
+    def _shaped(y: Tensor, kind: Kind) -> Tensor:
+        if kind == "label":
+            return y.long()
+        return y.float().reshape(len(y), -1)
+
+
 def _source(data: Any) -> Any:
     """Arrays or a Dataset as a source."""
-    from limbeck.tasks.sources import Given as GivenArrays
-
     if isinstance(data, torch.utils.data.Dataset):
         if not hasattr(data, "__len__"):
             raise DataError("data", "an IterableDataset has no length", expected="a map-style Dataset, arrays, or a source's name")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -137,8 +138,17 @@ def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
     return built
 
 
-def prepare(recipe: Recipe, folder: Path | None, progress: Any = None, say: Callable[[str], None] = print) -> Bench:
-    """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything."""
+def prepare(
+    recipe: Recipe,
+    folder: Path | None,
+    progress: Any = None,
+    say: Callable[[str], None] = print,
+    untaught: bool = False,
+) -> Bench:
+    """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything.
+
+    With ``untaught`` a teacher that would have to be trained is only built: enough to read back what a run made.
+    """
     task, method = recipe.task, recipe.method
     device = dist.pick_device(recipe.engine.device)
     dist.start(device)
@@ -163,7 +173,7 @@ def prepare(recipe: Recipe, folder: Path | None, progress: Any = None, say: Call
     if method.needs_teacher:
         if teacher_model is None:
             raise ConfigError("teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME")
-        if teacher_model.trained:
+        if teacher_model.trained or untaught:
             bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
         else:
             bench.teacher = bench.train_network(teacher_model, task.teacher_train, recipe.teach, "teacher")
@@ -209,6 +219,14 @@ def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quie
     """
     recipe = build(tree)
     folder = Path(out) if out is not None else default_folder(recipe)
+    result, _ = run_recipe(recipe, tree, folder, force, quiet)
+    return result
+
+
+def run_recipe(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool = False, quiet: bool = False
+) -> tuple[dict[str, Any], Artifact | None]:
+    """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
     text = dump(tree)
     config, finished = folder / "config.yaml", folder / "result.json"
     if config.exists() and not force:
@@ -218,28 +236,28 @@ def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quie
             )
         if finished.exists():
             result: dict[str, Any] = json.loads(finished.read_text())
-            return {**result, "folder": str(folder), "reused": True}
-    elif folder.exists() and not config.exists() and any(folder.iterdir()) and not force:
+            return {**result, "folder": str(folder), "reused": True}, None
+    elif folder.is_dir() and not config.exists() and any(folder.iterdir()) and not force:
         raise StorageError(str(folder), "the folder is not empty and holds no run", remedy="choose --out, or --force to use it")
     store.check_writable(folder)
-    main = dist.rank() == 0 and int(os.environ.get("RANK", "0")) == 0
-    with store.RunLock(folder) if main else _nothing():
+    main = int(os.environ.get("RANK", "0")) == 0
+    with store.RunLock(folder) if main else contextlib.nullcontext():
         if main:
             if force:
                 _empty(folder)
             store.atomic_write(config, text.encode())
-        say: Callable[[str], None] = (lambda text: None) if quiet or not main else (lambda text: progress.say(text))
         progress = Progress(enabled=main and not quiet)
+        say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:
             return _run(recipe, tree, folder, progress, say, main)
         except Stopped as stopped:
-            stopped.resume = stopped.resume or f"type the same command again to go on ({folder})"
+            stopped.resume = stopped.resume or f"type the same command again to go on (everything is saved in {folder})"
             raise
         finally:
             progress.close()
 
 
-def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool) -> dict[str, Any]:
+def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool) -> tuple[dict[str, Any], Artifact]:
     began = time.perf_counter()
     bench = prepare(recipe, folder, progress, say)
     task, method = bench.task, recipe.method
@@ -251,7 +269,7 @@ def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say:
     engine.run(method)
     artifact = method.artifact()
     metrics = {
-        "teacher": task.teacher_metrics(bench) if bench.teacher is not None else {},
+        "teacher": task.teacher_metrics(bench),
         "student": task.judge(artifact, bench),
         "alone": alone,
     }
@@ -296,7 +314,7 @@ def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say:
         write_report(folder)
     logs.close()
     dist.barrier()
-    return {**result, "folder": str(folder), "reused": False}
+    return {**result, "folder": str(folder), "reused": False}, artifact
 
 
 class _Best:
@@ -323,6 +341,61 @@ class _Best:
         elif known is not None:
             self.metrics = {f"valid/{k}": v for k, v in known["valid"].items()} | {"step": float(known["step"])}
         return values
+
+
+@dataclass
+class Restored:
+    """A run read back from its folder: recipe, participants, and what it made.
+
+    Attributes:
+        recipe, bench: as they were when it ran (the teacher only where it was asked for).
+        artifact: what the run made, from its last checkpoint or a named one.
+        stage, step: where that checkpoint stood; ``step`` counts within the stage.
+        finished: whether the run had ended.
+    """
+
+    recipe: Recipe
+    bench: Bench
+    artifact: Artifact
+    stage: str
+    step: int
+    finished: bool
+
+
+def restore(folder: Path, checkpoint: int | None = None, teacher: bool = False) -> Restored:
+    """Read a run back from its folder, finished or interrupted in the middle.
+
+    Args:
+        folder: the run folder.
+        checkpoint: the number of a checkpoint (``step-NUMBER`` in ``checkpoints/``); the newest when ``None``.
+        teacher: build or train the teacher too; otherwise a method that needs one gets an untrained stand-in.
+
+    Raises:
+        ConfigError: the folder holds no run, or no such checkpoint.
+        CheckpointCorrupt: the checkpoint is damaged.
+    """
+    from limbeck.core.recipe import check, load_tree
+
+    folder = Path(folder)
+    config = folder / "config.yaml"
+    if not config.is_file():
+        raise ConfigError(str(folder), "no run lies here (config.yaml is missing)", expected="a run folder")
+    recipe = build(check(load_tree(config)))
+    bench = prepare(recipe, folder, say=lambda text: None, untaught=not teacher)
+    engine = Engine(recipe.engine, recipe.seed, folder, workspace())
+    assert engine.checkpoints is not None
+    if checkpoint is not None:
+        if checkpoint not in engine.checkpoints.steps():
+            raise ConfigError("--checkpoint", given=checkpoint, expected=f"one of {engine.checkpoints.steps()}")
+        saved = engine.checkpoints.load(checkpoint)
+    else:
+        found = engine.checkpoints.latest()
+        if found is None:
+            raise ConfigError(str(folder), "the run has no checkpoint yet", remedy="let it run on: type its command again")
+        saved = found[1]
+    engine.restore(recipe.method, saved)
+    finished = int(saved["stage"]) >= len(engine.stages)
+    return Restored(recipe, bench, recipe.method.artifact(), str(saved["stage_name"]), int(saved["step"]), finished)
 
 
 def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
@@ -462,10 +535,4 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-class _nothing:
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *exc: object) -> None: ...
-
-
-__all__ = ["Artifact", "Bench", "build_model", "plan", "prepare", "run", "workspace"]
+__all__ = ["Artifact", "Bench", "Restored", "build_model", "plan", "prepare", "restore", "run", "run_recipe", "workspace"]

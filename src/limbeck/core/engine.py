@@ -239,6 +239,15 @@ class Engine:
         if saved is not None and reached >= len(self.stages):
             self._restore(method, saved, {})
 
+    def restore(self, method: Method, saved: Any) -> None:
+        """Bring a bound method to where a checkpoint stands, without running on."""
+        self._prepare(method)
+        for stage in self.stages[: int(saved["stage"]) + 1]:
+            if stage.setup is not None:
+                stage.setup(RunContext(self, method, stage, self.device))
+                self._place(method)
+        self._restore(method, saved, {})
+
     def _prepare(self, method: Method) -> None:
         self._place(method)
         self._prepare_objectives(method)

@@ -1,0 +1,576 @@
+"""diffusers' networks as denoisers, its schedulers as schedules, and its folder layout for what comes out.
+
+A network of diffusers is told a timestep and knows nothing of log-SNR or guidance weights. ``DiffusersDenoiser`` stands
+between: it turns the log-SNR into the timestep of the task's schedule, hands over the class as the network wants it, and
+brings the guidance weight in, through ``timestep_cond`` where the network has ``time_cond_proj_dim``, else through a
+small embedding that is added to every timestep embedding of the network, which itself stays as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, require
+from limbeck.core.method import Built
+from limbeck.core.task import Model, Task
+from limbeck.functional import diffusion
+from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
+from limbeck.tasks.sampler import describe_schedule
+
+Architecture = Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
+Guidance = Literal["auto", "time_cond", "module", "none"]
+
+TIMESTEPS = 1000
+"""Timesteps by which a network is told a continuous schedule: time u is timestep ``1000 u - 1``."""
+
+PREDICTION = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+
+
+class GuidanceEmbedding(nn.Module):
+    """The guidance weight as something to add to a timestep embedding; zero before it is trained.
+
+    Args:
+        width: of the timestep embedding.
+        features: number of Fourier features.
+
+    Example:
+        >>> bool((GuidanceEmbedding(16)(torch.tensor([0.0, 2.0])) == 0).all())
+        True
+    """
+
+    def __init__(self, width: int, features: int = 64) -> None:
+        super().__init__()
+        self.features = features
+        self.hidden = nn.Linear(features, width)
+        self.out = nn.Linear(width, width)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, w: Tensor) -> Tensor:
+        """[N] -> [N, width]."""
+        out: Tensor = self.out(nn.functional.silu(self.hidden(embed_w(w, self.features).to(self.hidden.weight.dtype))))
+        return out
+
+
+def embed_w(w: Tensor, dim: int) -> Tensor:
+    """Features of w as few-step students of diffusers take them: w = scale - 1, times 1,000, sinusoids."""
+    return diffusion.guidance_embedding(w, dim)
+
+
+class DiffusersDenoiser(nn.Module):
+    """A network of diffusers, spoken to as a denoiser: ``(z, logsnr, labels[, w]) -> output``.
+
+    Args:
+        net: the network, unedited; ``net.save_pretrained`` writes it alone.
+        schedule: of the task; says which timestep a log-SNR is.
+        mean_type: what the output means.
+        null_condition: the label that stands for 'no condition'.
+        guidance: ``time_cond``, ``module`` or ``none``.
+        prompts: for networks with cross-attention: what each class (and the null condition, last) is told as,
+            [K + 1, L, D]; trained with the network when it is a parameter, frozen when it came from a text encoder.
+
+    Raises:
+        ConfigError: guidance is asked for and the network has no way to take it.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        schedule: Schedule,
+        mean_type: Kind,
+        null_condition: int | None,
+        guidance: Literal["time_cond", "module", "none"] = "none",
+        prompts: Tensor | None = None,
+        learn_prompts: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = net
+        self.schedule = schedule
+        self.mean_type: Kind = mean_type
+        self.null_condition = null_condition
+        self.guided = guidance != "none"
+        self.way = guidance
+        self.guidance: GuidanceEmbedding | None = None
+        self._added: Tensor | None = None
+        config: Any = net.config
+        if guidance == "time_cond":
+            if getattr(config, "time_cond_proj_dim", None) is None:
+                raise ConfigError("student", "student has no guidance input (time_cond_proj_dim is None)")
+            nn.init.zeros_(net.time_embedding.cond_proj.weight)  # type: ignore[union-attr]
+        elif guidance == "module":
+            places = timestep_embeddings(net)
+            if not places:
+                raise ConfigError(
+                    "student",
+                    "student has no guidance input (time_cond_proj_dim is None), and its timestep embedding was not found",
+                    given=type(net).__name__,
+                    expected="a network with a TimestepEmbedding, or UNet2DConditionModel(time_cond_proj_dim=...)",
+                )
+            self.guidance = GuidanceEmbedding(places[0].linear_2.out_features)
+            for place in places:
+                # a bound method, so that a deep copy of this module is hooked to its own embedding
+                place.register_forward_hook(self._add)
+        for child in net.modules():
+            if type(child).__name__ == "LabelEmbedding":
+                # the network would drop classes by itself while a student is trained; the task does that, when wanted
+                child.dropout_prob = 0.0  # type: ignore[assignment]
+        self.prompts: Tensor | None = None
+        if prompts is not None:
+            if learn_prompts:
+                self.prompts = nn.Parameter(prompts.clone())
+            else:
+                self.register_buffer("prompts", prompts.clone())
+
+    def _add(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
+        return out if self._added is None else out + self._added.to(out.dtype)
+
+    def timestep(self, logsnr: Tensor) -> Tensor:
+        """The timestep [N] (fractional between whole ones) of a log-SNR."""
+        count = self.schedule.timesteps if isinstance(self.schedule, DiscreteSchedule) else TIMESTEPS
+        return (self.schedule.time(logsnr) * count - 1.0).clamp_min(0.0).float()
+
+    def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor, w: Tensor | None = None) -> Tensor:
+        """z [N, C, H, W], logsnr [N], labels [N], w [N] -> [N, C, H, W]."""
+        t = self.timestep(logsnr)
+        more: dict[str, Any] = {}
+        if self.way == "time_cond" and w is not None:
+            more["timestep_cond"] = embed_w(w, self.net.config.time_cond_proj_dim).to(z.dtype)  # type: ignore[union-attr, arg-type]
+        if self.prompts is not None:
+            more["encoder_hidden_states"] = self.prompts[labels].to(z.dtype)
+        elif getattr(self.net.config, "num_class_embeds", 0) or type(self.net).__name__ == "DiTTransformer2DModel":
+            more["class_labels"] = labels
+        if self.guidance is not None and w is not None:
+            self._added = self.guidance(w)
+        try:
+            out: Tensor = self.net(z, t, return_dict=False, **more)[0]
+        finally:
+            self._added = None
+        if out.shape[1] == 2 * z.shape[1] and self.mean_type != "both":
+            out = out[:, : z.shape[1]]  # the other half is a learned variance, which DDIM does not use
+        return out
+
+    def extra_state_dict(self) -> dict[str, Tensor]:
+        """What is not in the network itself: the guidance embedding, learned or encoded prompts."""
+        return {k: v for k, v in self.state_dict().items() if not k.startswith("net.")}
+
+
+def timestep_embeddings(net: nn.Module) -> list[Any]:
+    """The modules whose output is the timestep embedding that the rest of the network sees (one a block in a DiT)."""
+    places = ("time_embedding", "timestep_embedder")
+    return [m for n, m in net.named_modules() if type(m).__name__ == "TimestepEmbedding" and n.split(".")[-1] in places]
+
+
+class Diffusers(Model):
+    """A network of diffusers: a folder or Hub id with its weights, or an architecture built from a configuration.
+
+    Args:
+        name: folder or Hub id of a network or of a pipeline that holds one; empty to build one.
+        architecture: what to build, and what is expected in ``name``.
+        config: arguments of the architecture, over a small default for the task's pictures.
+        subfolder: where the network lies in ``name``; found by itself in a pipeline.
+        mean_type: ``eps``, ``x``, ``v`` or ``both``; ``null`` takes the scheduler's prediction type, else ``v``.
+        null_condition: the label that stands for 'no condition'; ``null`` takes the one after the last class, where
+            the network has it.
+        guidance: how the guidance weight goes in: ``time_cond`` (through ``timestep_cond``), ``module`` (an embedding of
+            our own, added to the timestep's), ``auto`` (the first where the network has cross-attention), ``none``.
+        prompt: for a pipeline with a text encoder: how a class is named, ``{}`` for its name.
+        checkpoint: weights of this very model, as an earlier run left them.
+    """
+
+    def __init__(
+        self,
+        name: str = "",
+        architecture: Architecture = "UNet2DModel",
+        config: dict[str, Any] | None = None,
+        subfolder: str | None = None,
+        mean_type: Kind | None = None,
+        null_condition: int | None = None,
+        guidance: Guidance = "auto",
+        prompt: str = "a picture of {}",
+        checkpoint: str | None = None,
+    ) -> None:
+        if "{}" not in prompt:
+            raise ValueError("prompt must hold {} where the class name goes")
+        if null_condition is not None and null_condition < 0:
+            raise ValueError("null_condition must be 0 or more")
+        self.name, self.architecture, self.options = name, architecture, dict(config or {})
+        self.subfolder, self.mean_type, self.null_condition = subfolder, mean_type, null_condition
+        self.guidance: Guidance = guidance
+        self.prompt, self.checkpoint = prompt, checkpoint
+
+    @property
+    def trained(self) -> bool:
+        """Whether its weights come from somewhere."""
+        return bool(self.name) or self.checkpoint is not None
+
+    def build(self, task: Task) -> Built:
+        """The network for a task, with the task's schedule.
+
+        Raises:
+            ConfigError: nothing to load; a schedule other than the task's; no null condition; no guidance input.
+        """
+        from limbeck.tasks.generation import Generation
+
+        if not isinstance(task, Generation):
+            raise ConfigError("student", "diffusers networks are denoisers", expected="task=generation")
+        task.load()
+        require("diffusers", "diffusion", "a denoiser of diffusers")
+        where = Path(self.name) if self.name else None
+        found = read_about(where) if where is not None else {}
+        kind: Kind = self.mean_type or found.get("mean_type") or scheduler_kind(where) or "v"
+        way = self._way(found)
+        net = self._load(way) if self.name else self._make(task, way)
+        if self.name:
+            self._check_schedule(where, task.schedule)
+        null = self._null(net, task, found)
+        prompts, learnt = self._prompts(net, task, where)
+        module = DiffusersDenoiser(net, task.schedule, kind, null, way, prompts, learnt)
+        if where is not None and (where / "guidance.safetensors").is_file():
+            self._load_extra(module, where)
+        if self.checkpoint is not None:
+            from limbeck.core.weights import load_state_dict, load_strict
+
+            load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
+        return Built(module, labels=task.labels, model=self)
+
+    def _way(self, found: dict[str, Any]) -> Literal["time_cond", "module", "none"]:
+        if self.guidance != "auto":
+            return self.guidance
+        if "guidance" in found:
+            way: Literal["time_cond", "module", "none"] = found["guidance"]
+            return way
+        return "time_cond" if self.architecture == "UNet2DConditionModel" else "module"
+
+    def _load(self, way: str) -> nn.Module:
+        import diffusers
+
+        cls = getattr(diffusers, self.architecture)
+        path, sub = locate(self.name, self.subfolder)
+        more: dict[str, Any] = {"subfolder": sub} if sub else {}
+        try:
+            config = cls.load_config(path, **more)
+            if way == "time_cond" and config.get("time_cond_proj_dim") is None:
+                # the one new weight is not in the file; everything else must be
+                net = cls.from_config({**config, "time_cond_proj_dim": 256})
+                old = cls.from_pretrained(path, use_safetensors=True, **more)
+                missing, unexpected = net.load_state_dict(old.state_dict(), strict=False)
+                if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
+                    raise ConfigError("student.name", f"its weights do not fit: missing {missing}, unexpected {unexpected}")
+                return net  # type: ignore[no-any-return]
+            said = config.get("_class_name")
+            if said not in (None, self.architecture):
+                raise ConfigError("model.architecture", given=self.architecture, expected=f"{said}, as {path} says")
+            loaded: nn.Module = cls.from_pretrained(path, use_safetensors=True, **more)
+            return loaded
+        except LimbeckError:
+            raise
+        except Exception as error:  # the library raises whatever its files make it raise
+            raise ConfigError(
+                "model.name",
+                f"diffusers cannot load a {self.architecture} from it: {str(error).splitlines()[0]}",
+                given=self.name,
+                expected="a folder with config.json and safetensors weights, or a Hub id",
+                remedy="check the path, model.subfolder and model.architecture",
+            ) from None
+
+    def _make(self, task: Any, way: str) -> nn.Module:
+        import diffusers
+
+        config = {**small_config(self.architecture, task.shape, task.classes), **self.options}
+        if way == "time_cond" and self.architecture == "UNet2DConditionModel":
+            config.setdefault("time_cond_proj_dim", 64)
+        try:
+            made: nn.Module = getattr(diffusers, self.architecture)(**config)
+            return made
+        except (TypeError, ValueError, NotImplementedError) as error:
+            raise ConfigError("model.config", f"{self.architecture} refuses it: {error}", given=self.options) from None
+
+    def _null(self, net: nn.Module, task: Any, found: dict[str, Any]) -> int | None:
+        count = condition_count(net, task.classes)
+        null = self.null_condition if self.null_condition is not None else found.get("null_condition")
+        if null is None:
+            # a network made for more classes than the task has may still keep its null condition last
+            null = count - 1 if count is not None and count == task.classes + 1 else None
+            if null is None and type(net).__name__ == "DiTTransformer2DModel":
+                null = count - 1 if count is not None and count > net.config.num_embeds_ada_norm else None  # type: ignore[union-attr, operator]
+        if null is not None and count is not None and null >= count:
+            raise ConfigError(
+                "model.null_condition", given=null, expected=f"an index below the network's {count} conditions"
+            )
+        if count is not None and count < task.classes:
+            raise ConfigError("model", f"the network knows {count} conditions and the task has {task.classes} classes")
+        return null
+
+    def _prompts(self, net: nn.Module, task: Any, where: Path | None) -> tuple[Tensor | None, bool]:
+        if type(net).__name__ != "UNet2DConditionModel":
+            return None, False
+        config: Any = net.config
+        if where is not None and (where / "text_encoder").is_dir() and (where / "tokenizer").is_dir():
+            names = [self.prompt.format(n) for n in task.labels] + [""]
+            return encode_prompts(where, names), False
+        width = config.cross_attention_dim
+        width = width if isinstance(width, int) else width[0]
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(task.classes + 1, 1, width, generator=generator), True
+
+    def _check_schedule(self, where: Path | None, schedule: Schedule) -> None:
+        if where is None or not (path := scheduler_file(where)):
+            return
+        try:
+            own = DiscreteSchedule.from_alphas_cumprod(read_scheduler(str(path), False))
+        except ConfigError:
+            return
+        u = torch.linspace(0.05, 1.0, 20, dtype=torch.float64)
+        gap = float((own.alpha(u) - schedule.alpha(u)).abs().max())
+        if gap > 0.02:
+            raise ConfigError(
+                "task.schedule",
+                f"the network was trained with another noise schedule (alpha differs by up to {gap:.2f})",
+                given=describe_schedule(schedule)["kind"],
+                remedy=f"set task.schedule={path.parent}",
+            )
+
+    def _load_extra(self, module: DiffusersDenoiser, where: Path) -> None:
+        from limbeck.core.weights import load_state_dict
+
+        extra = load_state_dict(where / "guidance.safetensors")
+        unknown = sorted(set(extra) - set(module.extra_state_dict()))
+        if unknown and module.guided:
+            raise CheckpointCorrupt(str(where / "guidance.safetensors"), f"it holds {unknown}, which the model has not")
+        state = module.state_dict()
+        for name, value in extra.items():
+            if name in state:
+                state[name].copy_(value)
+
+    def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
+        """``student/`` as diffusers lays it out: the network, ``scheduler/``, and, where there is one, the guidance
+        embedding (``guidance.safetensors``) and ``denoiser.json``, which say what diffusers has no field for."""
+        from limbeck.core.weights import save_state_dict
+
+        if not isinstance(module, DiffusersDenoiser):
+            raise TypeError(f"a {type(module).__name__} is no network of diffusers")
+        place = Path(folder) / "student"
+        place.mkdir(parents=True, exist_ok=True)
+        module.net.save_pretrained(place)  # type: ignore[operator]
+        scheduler_for(module.schedule, module.mean_type).save_pretrained(place / "scheduler")
+        extra = module.extra_state_dict()
+        if extra:
+            save_state_dict(place / "guidance.safetensors", extra)
+        about = {
+            "mean_type": module.mean_type,
+            "null_condition": module.null_condition,
+            "guidance": module.way,
+            "labels": labels,
+        }
+        (place / "denoiser.json").write_text(json.dumps(about, indent=2))
+
+    def describe(self, module: nn.Module) -> dict[str, Any]:
+        """What ``sampler.json`` must say to open it again."""
+        assert isinstance(module, DiffusersDenoiser)
+        learnt = isinstance(module.prompts, nn.Parameter)
+        prompts = None if module.prompts is None else list(module.prompts.shape)
+        return {
+            "library": "diffusers",
+            "architecture": type(module.net).__name__,
+            "guidance": module.way,
+            "prompts": prompts,
+            "learn_prompts": learnt,
+        }
+
+
+def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
+    """A saved student of a sampler's folder."""
+    from limbeck.core.weights import load_state_dict, load_strict
+    from limbeck.tasks.sampler import read_schedule
+
+    diffusers = require("diffusers", "diffusion", "opening a student of diffusers")
+    model = about["model"]
+    if model["architecture"] not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
+        raise CheckpointCorrupt(str(folder), "unknown architecture", given=model["architecture"])
+    place = folder / "student"
+    net = getattr(diffusers, model["architecture"]).from_pretrained(str(place), use_safetensors=True)
+    prompts = None if model["prompts"] is None else torch.zeros(model["prompts"])
+    module = DiffusersDenoiser(
+        net,
+        read_schedule(about["schedule"]),
+        about["mean_type"],
+        about["null_condition"],
+        model["guidance"],
+        prompts,
+        model["learn_prompts"],
+    )
+    weights = {f"net.{k}": v for k, v in type(net).from_pretrained(str(place), use_safetensors=True).state_dict().items()}
+    extra = place / "guidance.safetensors"
+    load_strict(module, {**weights, **(load_state_dict(extra) if extra.is_file() else {})}, str(place))
+    return module.eval()
+
+
+# ----------------------------------------------------------------------------------------------------------- libraries
+
+
+def locate(name: str, subfolder: str | None) -> tuple[str, str | None]:
+    """Where the network lies: a pipeline's folder keeps it under ``unet`` or ``transformer``."""
+    folder = Path(name)
+    if subfolder is None and folder.is_dir() and not (folder / "config.json").is_file():
+        for sub in ("unet", "transformer"):
+            if (folder / sub / "config.json").is_file():
+                return name, sub
+    return name, subfolder
+
+
+def read_about(where: Path) -> dict[str, Any]:
+    """``denoiser.json`` of a folder that limbeck wrote, else nothing."""
+    path = where / "denoiser.json"
+    if not path.is_file():
+        return {}
+    try:
+        about = json.loads(path.read_text())
+    except ValueError:
+        raise CheckpointCorrupt(str(path), "it is no JSON") from None
+    return about if isinstance(about, dict) else {}
+
+
+def scheduler_file(where: Path) -> Path | None:
+    """The scheduler configuration that belongs to a network's folder, or to the pipeline around it."""
+    for path in (where / "scheduler", where, where.parent / "scheduler"):
+        if (path / "scheduler_config.json").is_file():
+            return path / "scheduler_config.json"
+    return None
+
+
+def scheduler_kind(where: Path | None) -> Kind | None:
+    """What a network's output means, by its scheduler."""
+    path = scheduler_file(where) if where is not None else None
+    if path is None:
+        return None
+    kind: Any = PREDICTION.get(json.loads(path.read_text()).get("prediction_type", "epsilon"))
+    return kind  # type: ignore[no-any-return]
+
+
+def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
+    """A diffusers scheduler by name, or from its folder or file.
+
+    Raises:
+        ConfigError: no such name or file.
+    """
+    require("diffusers", "diffusion", "a schedule of diffusers")
+    from diffusers import DDIMScheduler
+
+    known: dict[str, dict[str, Any]] = {
+        "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+        "scaled-linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        "squaredcos": {"beta_schedule": "squaredcos_cap_v2"},
+    }
+    if name in known:
+        return DDIMScheduler(**known[name], rescale_betas_zero_snr=zero_terminal_snr)
+    path = Path(name.removeprefix("diffusers:"))
+    for place in (path, path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json"):
+        if place.is_file():
+            try:
+                config = json.loads(place.read_text())
+                more = {"rescale_betas_zero_snr": True} if zero_terminal_snr else {}
+                return DDIMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")}, **more)
+            except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+                raise ConfigError("task.schedule", f"{place} is no scheduler's configuration: {error}") from None
+    raise ConfigError.unknown("task.schedule", name, ["cosine", "linear", *known, "a folder with scheduler_config.json"], "schedule")
+
+
+def scheduler_for(schedule: Schedule, mean_type: Kind) -> Any:
+    """The DDIM scheduler that samples as we do: trailing steps, the last one to the clean end, nothing clipped.
+
+    A continuous schedule becomes a table of 1,000 timesteps. ``both`` has no name there and is written as ``sample``.
+    """
+    from diffusers import DDIMScheduler
+
+    if isinstance(schedule, DiscreteSchedule):
+        logsnr = schedule.table
+    else:
+        logsnr = schedule.logsnr(torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS)
+    abar = torch.sigmoid(logsnr.double())
+    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
+    betas = (1.0 - abar / before).clamp(0.0, 1.0 - 1e-12)
+    kind = {"eps": "epsilon", "x": "sample", "v": "v_prediction", "both": "sample"}[mean_type]
+    return DDIMScheduler(
+        num_train_timesteps=len(betas),
+        trained_betas=betas.tolist(),
+        prediction_type=kind,
+        timestep_spacing="trailing",
+        clip_sample=False,
+        set_alpha_to_one=True,
+    )
+
+
+def condition_count(net: nn.Module, classes: int) -> int | None:
+    """How many conditions a network knows, the null condition included; ``None`` where it takes text."""
+    config: Any = net.config
+    if type(net).__name__ == "DiTTransformer2DModel":
+        for child in net.modules():
+            if type(child).__name__ == "LabelEmbedding":
+                return int(child.embedding_table.num_embeddings)  # type: ignore[union-attr, operator]
+        return None
+    if type(net).__name__ == "UNet2DConditionModel":
+        return classes + 1
+    count = getattr(config, "num_class_embeds", None)
+    return int(count) if count else 0
+
+
+def encode_prompts(where: Path, texts: list[str]) -> Tensor:
+    """Hidden states [K, L, D] of a pipeline's own frozen text encoder."""
+    transformers = require("transformers", "diffusion", "a pipeline's text encoder")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(where / "tokenizer"))
+    encoder = transformers.CLIPTextModel.from_pretrained(str(where / "text_encoder"), use_safetensors=True).eval()
+    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    with torch.no_grad():
+        states: Tensor = encoder(tokens.input_ids).last_hidden_state
+    return states.float()
+
+
+def small_config(architecture: str, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
+    """A small network for pictures of this shape, with a place for the null condition."""
+    channels, side, across = shape
+    if side != across:
+        raise ConfigError("task.size", "diffusers networks take square pictures", given=(side, across), remedy="set task.size")
+    halvings = 1 if side < 16 else 2 if side < 64 else 3
+    if architecture == "DiTTransformer2DModel":
+        patch = 2 if side % 2 == 0 and side <= 16 else 4 if side % 4 == 0 else 1
+        return {
+            "sample_size": side,
+            "in_channels": channels,
+            "out_channels": channels,
+            "patch_size": patch,
+            "num_layers": 4,
+            "num_attention_heads": 4,
+            "attention_head_dim": 16 if side <= 8 else 32,
+            "norm_num_groups": 8,
+            "num_embeds_ada_norm": classes,
+        }
+    widths = tuple(32 * 2**i for i in range(halvings + 1))
+    common: dict[str, Any] = {
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": widths,
+        "norm_num_groups": 8,
+    }
+    if architecture == "UNet2DConditionModel":
+        return {
+            **common,
+            "down_block_types": ("DownBlock2D",) * halvings + ("CrossAttnDownBlock2D",),
+            "up_block_types": ("CrossAttnUpBlock2D",) + ("UpBlock2D",) * halvings,
+            "cross_attention_dim": 32,
+            "attention_head_dim": 4,
+        }
+    return {
+        **common,
+        "down_block_types": ("DownBlock2D",) * halvings + ("AttnDownBlock2D",),
+        "up_block_types": ("AttnUpBlock2D",) + ("UpBlock2D",) * halvings,
+        "attention_head_dim": 8,
+        "num_class_embeds": classes + 1,
+    }

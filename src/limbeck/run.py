@@ -260,9 +260,15 @@ def run_recipe(
 def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool) -> tuple[dict[str, Any], Artifact]:
     began = time.perf_counter()
     bench = prepare(recipe, folder, progress, say)
-    task, method = bench.task, recipe.method
-    alone = task.alone(bench)
-    logs = make_loggers(recipe.loggers if main else [], folder, tree)
+    alone = bench.task.alone(bench)
+    with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
+        return _distil(recipe, folder, bench, alone, logs, main, began)
+
+
+def _distil(
+    recipe: Recipe, folder: Path, bench: Bench, alone: dict[str, float], logs: Any, main: bool, began: float
+) -> tuple[dict[str, Any], Artifact]:
+    task, method, progress, say = bench.task, recipe.method, bench.progress, bench.say
     best = _Best(bench, method, folder)
     say(f"{recipe.name}: distilling")
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
@@ -312,7 +318,6 @@ def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say:
         from limbeck.report import write_report
 
         write_report(folder)
-    logs.close()
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact
 

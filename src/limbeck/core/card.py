@@ -46,6 +46,10 @@ class Card:
         provenance: for each part whether it is taken from code, from the paper, or reconstructed.
         claim: the sentence that the evidence checks.
         recipe: the shipped recipe that shows it.
+        tiny: for each method the overrides that shrink its recipe to seconds, for the test battery.
+        at_equality: for each term what happens when the student is the teacher: ``value`` (its values are 0),
+            ``gradient`` (its gradient is), or a sentence that says why neither.
+        baseline: for each method the overrides that turn it into the student alone, bit for bit.
         exceptions: rows of the test battery that do not hold, with the reason.
         notes: anything a user should know first.
 
@@ -69,6 +73,9 @@ class Card:
     provenance: Mapping[str, str] = field(default_factory=dict)
     claim: str = ""
     recipe: str = ""
+    tiny: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    at_equality: Mapping[str, str] = field(default_factory=dict)
+    baseline: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exceptions: Mapping[str, str] = field(default_factory=dict)
     notes: str = ""
 
@@ -87,7 +94,11 @@ class Card:
             raise ValueError("slug must be lower-case letters and digits joined by '-'")
         if not isinstance(self.signals, tuple) or not all(isinstance(s, str) for s in self.signals):
             raise TypeError("signals must be a tuple of texts")
-        for name in ("methods", "provenance", "exceptions"):
+        for name in ("tiny", "baseline"):
+            value = getattr(self, name)
+            if not isinstance(value, Mapping) or not all(isinstance(v, tuple) for v in value.values()):
+                raise TypeError(f"{name} must map methods to tuples of overrides")
+        for name in ("methods", "provenance", "at_equality", "exceptions"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
                 raise TypeError(f"{name} must map texts to texts")

@@ -299,9 +299,9 @@ def atomic_write(path: StrPath, data: bytes | str | Callable[[BinaryIO], object]
             os.replace(temporary, path)
             sync_folder(path.parent)
     finally:
+        _ACTIVE.discard(temporary.name)
         with contextlib.suppress(OSError):
             os.unlink(temporary)
-        _ACTIVE.discard(temporary.name)
 
 
 # ------------------------------------------------------------------------------------------------ folders with a manifest
@@ -459,9 +459,9 @@ def atomic_folder(path: StrPath, *, digests: dict[str, tuple[int, str]] | None =
             sync_folder(temporary)
             _install(temporary, path)
     finally:
+        _ACTIVE.discard(temporary.name)
         if os.path.lexists(temporary):
             _erase(temporary)
-        _ACTIVE.discard(temporary.name)
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -91,14 +91,15 @@ class RunContext:
         self.stage, self.step, self.total = stage.name, 0, stage.steps or 0
         self.seed, self.device = engine.seed, device
         self.roles = method.roles
-        self.draws = Draws(engine.seed, (stage.name,), device)
+        self.scope = stage.scope
+        self.draws = Draws(engine.seed, (stage.scope,), device)
         self.signals: dict[str, Signal] = {}
 
     def at(self, step: int) -> RunContext:
         """The context of one micro-batch of one step."""
         made = copy.copy(self)
         made.step, made.signals = step, {}
-        made.draws = Draws(self.seed, (self.stage, step), self.device)
+        made.draws = Draws(self.seed, (self.scope, step), self.device)
         return made
 
     def _role(self, name: str) -> Role:
@@ -428,7 +429,7 @@ class Engine:
             ended = 0
             for j, phase in enumerate(phases):
                 # dropout and its like draw from the global generator: its key is the step, the phase and the micro-batch
-                seed_modules(key_of(self.seed, stage.name, step, number, dist.rank() * len(micro) + j), self.device)
+                seed_modules(key_of(self.seed, stage.scope, step, number, dist.rank() * len(micro) + j), self.device)
                 try:
                     terms = phase.send(answers[j])
                 except StopIteration:
@@ -632,7 +633,7 @@ class Engine:
     def _batches(self, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
         parts = dist.world() * self.settings.accumulate
         n = len(stage.data) if stage.data is not None else stage.batch_size * max(1, total)
-        stream = Stream(n, stage.batch_size, self.seed, stage.name, stage.shuffle and stage.data is not None)
+        stream = Stream(n, stage.batch_size, self.seed, stage.scope, stage.shuffle and stage.data is not None)
         plan = _Plan(stage.data, stream, dist.rank(), self.settings.accumulate, parts, start, total)
         if self.settings.workers == 0 or stage.data is None:
             for i in range(len(plan)):

@@ -209,6 +209,7 @@ class Stage:
         work: does one item and returns a tree of values and tensors that is stored.
         remember: for items: a key under which the artifacts are shared by every run (``None``: this run alone).
         shuffle: permute the data each epoch.
+        scope: what the keys of draws hold in place of the name: a baseline shares the batches of what it is compared to.
     """
 
     name: str
@@ -225,10 +226,12 @@ class Stage:
     work: Callable[[str, Context], Any] | None = None
     remember: str | None = None
     shuffle: bool = True
+    scope: str = ""
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.items is None):
             raise ValueError(f"stage {self.name!r} needs either steps or items")
+        self.scope = self.scope or self.name
 
 
 @dataclass

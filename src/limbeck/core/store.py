@@ -89,6 +89,19 @@ _DEEPEST = 100  # levels of nesting; far above any state, far below the recursio
 _SAFE_INT = 1 << 53  # larger integers are written as text: not every reader of JSON keeps them
 _DTYPES = {str(d).removeprefix("torch."): d for d in vars(torch).values() if isinstance(d, torch.dtype)}
 
+# What sound hashes around unsound content can cause; RuntimeError stands for torch's refusals and too deep nesting.
+_UNSOUND = (
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    struct.error,
+)
+
 Put = Callable[[Any, str], Any]
 Get = Callable[[Any], Any]
 
@@ -212,6 +225,10 @@ def _gaps(tensor: Tensor) -> str:
     return "strided"
 
 
+def _usual_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
+
+
 def _span(shape: tuple[int, ...], stride: tuple[int, ...]) -> int:
     return 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True)) if all(shape) else 0
 
@@ -237,9 +254,9 @@ class _Pack:
         entry: dict[str, Any] = {"dtype": str(tensor.dtype).removeprefix("torch."), "shape": list(tensor.shape)}
         kept = tensor
         lies = _gaps(tensor)
-        if lies != "dense":
+        if tensor.numel() and tensor.stride() != _usual_stride(tensor.shape):
             entry["stride"] = list(tensor.stride())
-        if lies == "overlapping":  # an expanded or unfolded view: the cells below it are stored once
+        if lies == "overlapping" and tensor.numel():  # an expanded or unfolded view: the cells below it are stored once
             entry["overlapping"] = True
             kept = tensor.as_strided((_span(tuple(tensor.shape), tensor.stride()),), (1,))
         ref = {"$tensor": self._store(kept, entry, where)}
@@ -257,7 +274,7 @@ class _Pack:
         return len(self.index) - 1
 
     def _array(self, value: np.ndarray[Any, Any], where: str) -> dict[str, int]:
-        if value.dtype.kind in "VO":
+        if value.dtype.kind in "VO" or not value.dtype.itemsize:
             raise _unsupported(where, value)
         fortran = value.flags.f_contiguous and not value.flags.c_contiguous
         kept = np.ascontiguousarray(value.T if fortran else value)
@@ -310,6 +327,8 @@ class _Unpack:
         if "numpy" in entry:
             number = _numpy_dtype(entry["numpy"])
             raw = flat.numpy()
+            if raw.nbytes != math.prod(shape) * number.itemsize:
+                raise ValueError(f"{entry['name']} has {raw.nbytes} bytes, its shape needs another number")
             array = raw.view(number) if raw.size else np.zeros(math.prod(shape), number)
             return array.reshape(shape[::-1]).T if entry["fortran"] else array.reshape(shape)
         dtype, overlapping = _DTYPES[entry["dtype"]], bool(entry.get("overlapping"))
@@ -407,8 +426,10 @@ def load_tree(folder: StrPath, verify: bool = True, device: torch.device | str |
             raise ValueError(f"it does not fit {_TENSORS}: {', '.join(sorted(used ^ set(flat))[:5])}")
         unpack = _Unpack(whole["tensors"], flat, None if device is None else torch.device(device))
         return _decode(whole["tree"], unpack.get)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RuntimeError, struct.error) as error:
-        raise corrupt(folder / _TREE, f"is altered or not ours: {str(error).splitlines()[0][:200]}") from error
+    except _UNSOUND as error:
+        raise corrupt(
+            folder / _TREE, f"is altered or not ours: {(str(error).splitlines() or [''])[0][:200]}"
+        ) from error
 
 
 def _check(file: HashingReader, expected: tuple[int, str], verify: bool) -> None:

@@ -12,7 +12,8 @@ class Supervised(Method):
 
     Args:
         data: what is trained on; ``None`` takes the student's training data.
-        name: the stage's name, part of the key of every draw.
+        name: the stage's name. The baseline ``alone`` draws as the stage ``distil`` does: the same batches in the same
+            order as the student it is compared to.
     """
 
     needs_teacher: ClassVar[bool] = False
@@ -28,8 +29,9 @@ class Supervised(Method):
     def stages(self) -> list[Stage]:
         """One stage of steps."""
         train = self.setup.train
+        scope = "distil" if self.name == "alone" else self.name
         data = self.data if self.data is not None else self.task.train
-        return [Stage(self.name, steps=train.steps, data=data, batch_size=train.batch_size, optim={"student": train})]
+        return [Stage(self.name, steps=train.steps, data=data, batch_size=train.batch_size, optim={"student": train}, scope=scope)]
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """The supervised loss of the task."""

@@ -87,7 +87,8 @@ def bytes_of(value: Tensor | np.ndarray[Any, Any]) -> memoryview:
     if isinstance(value, np.ndarray):
         return np.ascontiguousarray(value).reshape(-1).view(np.uint8).data
     tensor = value.detach().resolve_conj().resolve_neg().to("cpu").contiguous()
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
+    # Not reshape: it keeps the odd stride that a dimension of size one may have.
+    return tensor.as_strided((tensor.numel(),), (1,)).view(torch.uint8).numpy().data
 
 
 def _size_of(value: Tensor | np.ndarray[Any, Any]) -> int:
@@ -173,7 +174,10 @@ def read_tensors(file: HashingReader) -> tuple[dict[str, Tensor], dict[str, str]
         raise corrupt(file.path, f"is truncated or has foreign bytes: {file.left} bytes of tensors instead of {due}")
     read: dict[str, Tensor] = {}
     for _, _, name, dtype, shape in places:
-        tensor = torch.empty(shape, dtype=dtype)
+        try:
+            tensor = torch.empty(shape, dtype=dtype)
+        except (RuntimeError, OverflowError) as error:  # its size was checked: a product that overflows, or no memory
+            raise corrupt(file.path, f"has a tensor {name!r} that cannot be made: {str(error)[:200]}") from None
         if tensor.numel():
             file.into(tensor.view(-1).view(torch.uint8).numpy().data)
         read[name] = tensor

@@ -1,0 +1,294 @@
+"""The battery: what every method promises, run over every Card. An exception is declared on the Card with its reason."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from limbeck.core import store
+from limbeck.core.card import read_card
+from limbeck.core.engine import RunContext, _lazily, all_objectives
+from limbeck.core.errors import NonFinite
+from limbeck.core.method import Share, Terms
+from limbeck.core.recipe import check, dump, load_tree
+from limbeck.core.supervised import Supervised
+from tests.bench import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
+
+pytestmark = pytest.mark.parametrize("name", NAMES)
+
+
+def except_for(name: str, row: str) -> None:
+    """Leave a row out where the Card says why."""
+    reason = CARDS[name].exceptions.get(row)
+    if reason:
+        pytest.skip(f"declared on the Card: {reason}")
+
+
+def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
+    """The phases of the first step of every stage of steps, with the graph of each; nothing is updated."""
+    engine, method = run.engine, run.method
+    engine._prepare(method)
+    for stage in engine.stages:
+        ctx = RunContext(engine, method, stage, engine.device)
+        if stage.setup is not None:
+            stage.setup(ctx)
+            engine._place(method)
+        if stage.items is not None:
+            engine._run_items(method, stage, ctx)
+            continue
+        if stage.begin is not None:
+            stage.begin(ctx)
+            engine._place(method)
+        batch = next(iter(engine._batches(stage, 0, 1)))[0]
+        micro = ctx.at(0)
+        for query in [*method.setup.queries.values(), *stage.queries]:
+            batch = query(batch, micro)
+        phases = _lazily(stage.step or method.step, batch, micro)
+        answer: Any = None
+        while True:
+            try:
+                found = phases.send(answer)
+            except StopIteration:
+                break
+            answer = dict(found) if isinstance(found, Share) else None
+            if isinstance(found, Terms):
+                yield found, micro
+
+
+def test_card_is_read_as_it_is_written(name: str) -> None:
+    import importlib
+
+    from limbeck.core.card import find_method
+
+    module, cls, card = find_method(name)
+    loaded = importlib.import_module(module)
+    assert loaded.CARD == card == CARDS[name]
+    assert hasattr(loaded, cls)
+    assert read_card(Path(loaded.__file__)) == card
+    assert name in card.tiny, "the Card must say how its recipe is shrunk to seconds"
+
+
+def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
+    whole = tiny(name, tmp_path / "whole").run()
+    total = sum(s.steps or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device))) for s in whole.engine.stages)  # type: ignore[misc]
+    rng = random.Random(name)
+    for attempt in range(2):
+        stop = rng.randrange(1, max(2, total))
+        # another number of loader workers after the stop must change nothing
+        then = ("engine.workers=1",) if attempt else ()
+        halves = run_with_stop(name, tmp_path / f"halves{attempt}", stop, then=then)
+        assert not differences(state_of(whole), state_of(halves)), f"stopped after {stop} of {total}"
+
+
+def test_same_seed_same_weights_other_seed_other_weights(name: str, tmp_path: Path) -> None:
+    a, b = (tiny(name, tmp_path / f"{i}").run() for i in range(2))
+    assert not differences(state_of(a), state_of(b))
+    c = tiny(name, tmp_path / "other", seed=1).run()
+    assert differences(state_of(a)["roles"]["student"], state_of(c)["roles"]["student"])
+
+
+def test_accumulating_changes_nothing(name: str, tmp_path: Path) -> None:
+    except_for(name, "accumulation")
+    whole = tiny(name, tmp_path / "whole").run()
+    parts = tiny(name, tmp_path / "parts", "engine.accumulate=2").run()
+    assert not differences(state_of(whole), state_of(parts), tolerance=1e-5)
+
+
+def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) -> None:
+    run = tiny(name, tmp_path)
+    seen = 0
+    for terms, _ in first_phases(run):
+        params = trained(run)
+        for term_name, term in terms.items():
+            seen += 1
+            total = term.total()
+            assert total.dtype in (torch.float32, torch.float64), term_name
+            flat = [p for ps in params.values() for p in ps]
+            grads = torch.autograd.grad(total, flat, allow_unused=True, retain_graph=True)
+            offset = 0
+            for role, ps in params.items():
+                mine = grads[offset : offset + len(ps)]
+                offset += len(ps)
+                reached = any(g is not None and bool(g.abs().sum() > 0) for g in mine)
+                if role in term.to:
+                    assert reached, f"term {term_name!r} declares role {role!r} and sends it nothing"
+                else:
+                    assert not reached, f"term {term_name!r} reaches role {role!r}, which it does not declare"
+    assert seen
+
+
+def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
+    run = tiny(name, tmp_path)
+    run.engine._prepare(run.method)
+    before = {n: copy.deepcopy(r.module.state_dict()) for n, r in run.method.roles.items() if isinstance(r.module, torch.nn.Module)}
+    run.engine.run(run.method)
+    for role_name, role in run.method.roles.items():
+        if role_name not in before or not isinstance(role.module, torch.nn.Module):
+            continue
+        if role.mode == "frozen" and not role.changed:
+            assert not differences(before[role_name], dict(role.module.state_dict())), role_name
+            assert not role.module.training
+            assert all(p.grad is None for p in role.module.parameters())
+        if role.mode == "trained":
+            still = [n for n, p in role.module.named_parameters() if p.requires_grad and torch.equal(p, before[role_name][n])]
+            allowed = CARDS[name].exceptions.get("moves", "")
+            assert not still or allowed, f"{role_name}: {still} never moved"
+
+
+def test_non_finite_stops_before_the_step(name: str, tmp_path: Path) -> None:
+    run = tiny(name, tmp_path)
+    engine, method = run.engine, run.method
+    real, calls = engine._step, [0]
+
+    def poisoned(m: Any, stage: Any, ctx: Any, step: int, total: int, micro: Any, optim: Any) -> Any:
+        calls[0] += 1
+        if calls[0] == 3:
+            poisoned.before = {n: copy.deepcopy(r.module.state_dict()) for n, r in m.roles.items() if r.mode == "trained"}  # type: ignore[attr-defined]
+            inner = stage.step or m.step
+
+            def spoilt(batch: Any, c: Any) -> Any:
+                answer: Any = None
+                phases = _lazily(inner, batch, c)
+                while True:
+                    try:
+                        found = phases.send(answer)
+                    except StopIteration:
+                        return
+                    if isinstance(found, Terms):
+                        first = next(iter(found.values()))
+                        first.values = first.values * float("nan")
+                        first.show = None if first.show is None else first.show * float("nan")
+                    answer = yield found
+
+            stage.step = spoilt
+        return real(m, stage, ctx, step, total, micro, optim)
+
+    engine._step = poisoned  # type: ignore[method-assign]
+    with pytest.raises(NonFinite) as caught:
+        engine.run(method)
+    said = str(caught.value)
+    assert "step" in said and "term" in said and "role" in said and "items" in said
+    now = {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.mode == "trained"}
+    assert not differences(poisoned.before, now)  # type: ignore[attr-defined]
+    failure = store.load_tree(tmp_path / "failure")
+    assert failure["batches"] and failure["roles"]
+
+
+def test_at_equality(name: str, tmp_path: Path) -> None:
+    except_for(name, "at_equality")
+    declared = CARDS[name].at_equality
+    run = tiny(name, tmp_path)
+    if run.bench.teacher is None:
+        pytest.skip("no teacher")
+    if not run.recipe.method.needs_teacher or not declared:
+        pytest.skip("the Card declares nothing")
+    student, teacher = run.method.roles["student"], run.method.roles["teacher"]
+    twin = copy.deepcopy(teacher.module)
+    student.module, student.contract = twin.requires_grad_(True), teacher.contract
+    student.module.eval()
+    student.freeze = lambda: None  # type: ignore[method-assign]  # evaluation mode on both sides: dropout would differ
+    run.bench.student.module = twin
+    for terms, _ in first_phases(run):
+        for term_name, term in terms.items():
+            promise = declared.get(term_name)
+            if promise == "value":
+                assert float(term.values.detach().abs().max()) < 1e-6, term_name
+            if promise in ("value", "gradient"):
+                grads = torch.autograd.grad(term.total(), list(twin.parameters()), allow_unused=True, retain_graph=True)
+                assert max(float(g.abs().max()) for g in grads if g is not None) < 1e-5, term_name
+
+
+def test_weight_zero_is_the_student_alone(name: str, tmp_path: Path) -> None:
+    overrides = CARDS[name].baseline.get(name)
+    if not overrides:
+        pytest.skip("the Card declares no setting that turns it into the baseline")
+    run = tiny(name, tmp_path / "zero", *overrides).run()
+    base = tiny(name, tmp_path / "base", *overrides)
+    alone = Supervised()
+    alone.bind(base.method.setup)
+    base.engine.run(alone)
+    assert not differences(dict(run.method.roles["student"].module.state_dict()), dict(alone.roles["student"].module.state_dict()))
+
+
+def test_low_precision_keeps_terms_in_float32(name: str, tmp_path: Path) -> None:
+    except_for(name, "precision")
+    run = tiny(name, tmp_path, "engine.precision=bf16").run()
+    for state in state_of(run)["roles"].values():
+        for tensor_name, tensor in state.items():
+            assert not tensor.is_floating_point() or bool(torch.isfinite(tensor).all()), tensor_name
+
+
+def test_a_batch_of_one_runs(name: str, tmp_path: Path) -> None:
+    except_for(name, "batch_of_one")
+    tiny(name, tmp_path, "train.batch_size=1").run()
+
+
+def test_recipe_round_trip(name: str, tmp_path: Path) -> None:
+    tree = tree_of(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(dump(tree))
+    assert check(load_tree(path)) == tree
+
+
+def test_whole_run_and_its_folder(name: str, tmp_path: Path) -> None:
+    from limbeck.core.recipe import build
+    from limbeck.run import run as run_all
+
+    tree = tree_of(name, "loggers=[jsonl, csv]")
+    result = run_all(tree, tmp_path / "run", quiet=True)
+    folder = tmp_path / "run"
+    written = json.loads((folder / "result.json").read_text())
+    for key in ("recipe", "method", "seed", "versions", "hardware", "wall_seconds", "primary", "metrics"):
+        assert key in written, key
+    primary = written["primary"]
+    assert primary in written["metrics"]["student"] and primary in written["metrics"]["alone"]
+    assert (folder / "report.html").is_file() and (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+    assert check(load_tree(folder)) == tree
+    again = run_all(tree, folder, quiet=True)
+    assert again["reused"] and again["metrics"] == result["metrics"]
+    no_pickle = [p for p in folder.rglob("*") if p.is_file() and (p.suffix in (".pt", ".pth", ".pkl", ".bin") or p.read_bytes()[:2] == b"\x80\x04")]
+    assert not no_pickle
+    if (folder / "student.safetensors").is_file() and written["artifact"] == "network":
+        # the file alone must fit the plain architecture, strictly
+        state = load_file(folder / "student.safetensors")
+        recipe = build(tree)
+        recipe.task.load(0)
+        assert recipe.student is not None
+        recipe.student.build(recipe.task).module.load_state_dict(state, strict=True)
+
+
+def test_no_add_on_is_there_unasked(name: str, tmp_path: Path) -> None:
+    run = tiny(name, tmp_path)
+    assert not run.method.setup.objectives and not run.method.setup.queries
+    assert not any(n.startswith("projector:") for n in run.method.roles)
+    assert isinstance(all_objectives(run.method), dict)
+
+
+def test_two_processes_follow_one(name: str, tmp_path: Path, two_processes: dict[str, Path]) -> None:
+    except_for(name, "processes")
+    one = tiny(name, tmp_path / "one").run()
+    two = store.load_tree(two_processes[name])
+    assert not differences(state_of(one), two, tolerance=1e-5)
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -> dict[str, Path]:
+    """Every method's tiny run in two processes (gloo), launched once by torchrun."""
+    folder = tmp_path_factory.mktemp("two")
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_WORKSPACE": str(folder / "workspace"), "LIMBECK_PROGRESS": "0"}
+    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.two_processes", str(folder)]
+    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return {name: folder / name / "state" for name in NAMES}

@@ -1,0 +1,24 @@
+"""Run every method's tiny recipe in this process group; rank 0 keeps the state. Started by torchrun in the battery."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from limbeck.core import distributed as dist
+from limbeck.core import store
+from tests.bench import NAMES, state_of, tiny
+
+torch.set_num_threads(1)
+root = Path(sys.argv[1])
+for name in NAMES:
+    run = tiny(name, root / name).run()
+    state = state_of(run)
+    flat = {f"{r}.{k}": v for r, s in state["roles"].items() for k, v in s.items()}
+    dist.same_everywhere(store.fingerprint(flat), f"{name}: the weights")
+    if dist.rank() == 0:
+        store.save_tree(root / name / "state", state)
+    dist.barrier()
+dist.stop()

@@ -277,6 +277,8 @@ def test_no_add_on_is_there_unasked(name: str, tmp_path: Path) -> None:
 
 def test_two_processes_follow_one(name: str, tmp_path: Path, two_processes: dict[str, Path]) -> None:
     except_for(name, "processes")
+    failed = two_processes[name].parents[1] / f"{name}-0.txt"
+    assert not failed.exists(), failed.read_text()
     one = tiny(name, tmp_path / "one").run()
     two = store.load_tree(two_processes[name])
     assert not differences(state_of(one), two, tolerance=1e-5)

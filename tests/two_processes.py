@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from pathlib import Path
 
 import torch
@@ -14,11 +15,14 @@ from tests.bench import NAMES, state_of, tiny
 torch.set_num_threads(1)
 root = Path(sys.argv[1])
 for name in NAMES:
-    run = tiny(name, root / name).run()
-    state = state_of(run)
-    flat = {f"{r}.{k}": v for r, s in state["roles"].items() for k, v in s.items()}
-    dist.same_everywhere(store.fingerprint(flat), f"{name}: the weights")
-    if dist.rank() == 0:
-        store.save_tree(root / name / "state", state)
+    try:
+        run = tiny(name, root / name).run()
+        state = state_of(run)
+        flat = {f"{r}.{k}": v for r, s in state["roles"].items() for k, v in s.items()}
+        dist.same_everywhere(store.fingerprint(flat), f"{name}: the weights")
+        if dist.rank() == 0:
+            store.save_tree(root / name / "state", state)
+    except Exception:
+        (root / f"{name}-{dist.rank()}.txt").write_text(traceback.format_exc())
     dist.barrier()
 dist.stop()

@@ -1045,7 +1045,7 @@ def ancestral_step(
 ) -> Tensor:
     """A draw from q(z_s | z, x), the reverse of the diffusion given a predicted x.
 
-    Mean ``r (alpha/alpha_s) z + (1 - r) alpha_s x`` with ``r = exp(lambda - lambda_s)``; the variance lies between
+    Mean ``r (alpha_s/alpha) z + (1 - r) alpha_s x`` with ``r = exp(lambda - lambda_s)``; the variance lies between
     ``(1 - r) sigma_s^2`` and ``(1 - r) sigma^2``.
 
     Args:
@@ -1069,7 +1069,7 @@ def ancestral_step(
             "logsnr_s", "the step goes towards less noise", expected="a log-SNR not below the present one"
         )
     r, rest = torch.exp(lam - lam_s), -torch.expm1(lam - lam_s)
-    ratio = torch.exp(0.5 * (F.softplus(-lam_s) - F.softplus(-lam)))  # alpha / alpha_s
+    ratio = torch.exp(0.5 * (F.softplus(-lam) - F.softplus(-lam_s)))  # alpha_s / alpha
     alpha_s = alpha_sigma(lam_s)[0]
     log_sigma2 = (1.0 - variance) * F.logsigmoid(-lam_s) + variance * F.logsigmoid(-lam)
     spread = torch.sqrt(rest) * torch.exp(0.5 * log_sigma2)

@@ -1,7 +1,7 @@
 """ZCA whitening: decorrelate pixels and keep the picture, as the trajectory-matching family prepares its data.
 
 Fit on raw training pixels in [0, 1] without any mean and deviation; transform training and test data alike; invert to
-look at distilled images. Same definition as kornia's ``ZCAWhitening`` with ``eps = 0.1``, as MTT, FTD and TESLA call it.
+look at distilled images. Same definition as kornia's ``ZCAWhitening`` with ``eps = 0.1``, as in MTT, FTD and TESLA.
 """
 
 from __future__ import annotations

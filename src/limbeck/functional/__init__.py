@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import schedule
+from . import metrics, schedule
 from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .divergence import (
     SelfKnowledge,
@@ -50,6 +50,7 @@ __all__ = [
     "jensen_shannon",
     "kl",
     "masked_log_softmax",
+    "metrics",
     "nkd",
     "reverse_gradient",
     "schedule",

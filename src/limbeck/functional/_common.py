@@ -34,7 +34,7 @@ def in_range(
 
 
 def extremes(x: Tensor) -> tuple[float, float] | None:
-    """Smallest and largest value, or None where looking would cost a synchronisation, a graph break or is impossible."""
+    """Smallest and largest value, or None where looking would cost a synchronisation or a graph break."""
     if x.device.type != "cpu" or x.numel() == 0 or torch.compiler.is_compiling():
         return None
     try:
@@ -78,7 +78,7 @@ def check_classes(logits: Tensor, least: int, why: str) -> None:
 def check_labels(
     labels: Tensor, shape: tuple[int, ...], where: Tensor | None, argument: str = "labels", soft: bool = True
 ) -> Tensor:
-    """Labels for logits of ``shape`` [..., C]: int64 ``[...]``, or floating ``[..., C]`` where ``soft`` ones are allowed.
+    """Labels for logits of ``shape`` [..., C]: int64 ``[...]``, or floating ``[..., C]`` where ``soft`` allows them.
 
     Masked integer labels become 0, so that they can index.
 
@@ -147,7 +147,7 @@ def as_temperature(temperature: float | Tensor, items: torch.Size, dtype: torch.
             raise ConfigError("temperature", given=temperature.detach().flatten()[:8].tolist(), expected="numbers > 0")
         temperature = temperature.to(torch.promote_types(dtype, temperature.dtype))
         try:
-            torch.broadcast_shapes(temperature.shape, items)
+            temperature.detach().expand(items)
         except RuntimeError:
             raise ShapeError(
                 "temperature", given=list(temperature.shape), expected=f"a number or one per item {list(items)}"

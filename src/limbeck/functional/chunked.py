@@ -191,10 +191,11 @@ class _Loss:
 
     def _closed_form(self, z_s: Tensor, z_t: Tensor, least: float | None, grad: bool) -> Both:
         if self.kind == "taid":
-            gone = None if least is None else (z_s <= 0.5 * least) | ((z_t <= 0.5 * least) & (self.share > 0))
-            z_t = torch.lerp(z_s, z_t, self.share)
-            if gone is not None:
-                z_t.masked_fill_(gone, least)
+            mixed = torch.lerp(z_s, z_t, self.share)
+            if least is not None:
+                gone = (z_s <= 0.5 * least) | ((z_t <= 0.5 * least) & (self.share > 0))
+                mixed.masked_fill_(gone, least)
+            z_t = mixed
         log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
         if self.kind == "taid":
             return (_forward if self.taid_kl else _soft_cross_entropy)(log_q, log_p, grad)
@@ -336,7 +337,7 @@ class _Chunked(torch.autograd.Function):
     """Values per row, with the gradients for an upstream of one computed in the forward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: _Plan, grad: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = tuple(grad and need for need in ctx.needs_input_grad[:3])
@@ -349,7 +350,7 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None, None
         hidden, weight, bias = ctx.saved_tensors
@@ -382,6 +383,11 @@ def _sizes(chunk: int | None, vocabulary: int, device: torch.device) -> tuple[in
         return rows, min(rows, max(1, 2**18 // vocabulary))
     rows = chunk or max(128, 2**26 // vocabulary)  # 256 MB of float32
     return rows, rows
+
+
+def _whole(weight: Any) -> Any:
+    """A weight that is sharded over processes, gathered once (its gradient finds the way back); others as they are."""
+    return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
 
 
 def _check_head(name: str, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> None:
@@ -505,6 +511,7 @@ def chunked_divergence(
     """
     choose("kind", kind, Kind, "kind of loss")
     choose("value", value, Literal["cross_entropy", "kl"])
+    weight_s, weight_t, bias_s, bias_t = _whole(weight_s), _whole(weight_t), _whole(bias_s), _whole(bias_t)
     _check_head("s", hidden_s, weight_s, bias_s)
     items, vocabulary, device = hidden_s.shape[:-1], weight_s.shape[0], hidden_s.device
     rows = _Rows(where, items)
@@ -629,8 +636,8 @@ def chunked_head(
     Args:
         hidden: last hidden states ``[..., H]``.
         weight: output weight ``[V, H]``.
-        loss: called with logits ``[n, V]`` and ``rows``, which picks these tokens from any tensor of the flattened items
-            (``target.reshape(-1, ...)[rows]``); returns values ``[n]``. Only the logits get a gradient. It is called
+        loss: called with logits ``[n, V]`` and ``rows``, which picks these tokens from any tensor of flattened
+            items (``target.flatten(0, 1)[rows]``, say); returns values ``[n]``. Only the logits get a gradient. It is called
             again in a second backward pass, so it must not draw random numbers or keep count.
         bias: of the output layer ``[V]``.
         weights: constant factors per token ``[...]``.
@@ -650,6 +657,7 @@ def chunked_head(
         >>> bool((chunked_head(h, w, loss, chunk=4) < 1e-5).all())
         True
     """
+    weight, bias = _whole(weight), _whole(bias)
     _check_head("s", hidden, weight, bias)
     items, device = hidden.shape[:-1], hidden.device
     rows = _Rows(where, items)
@@ -682,7 +690,7 @@ class _Ready(torch.autograd.Function):
     """Values per row from ready logits, with the gradient for an upstream of one computed in the forward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, logits: Tensor, compare: Compare, combine: tuple[float, float], rows: _Rows, grad: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         ctx.call = (compare, rows)
@@ -694,12 +702,13 @@ class _Ready(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None, None
         slope, ctx.slope = ctx.slope, None
         if slope is None:
-            slope = _compare_ready(ctx.saved_tensors[0], *ctx.call, True)[2]
+            compare, rows = ctx.call
+            slope = _compare_ready(ctx.saved_tensors[0], compare, rows, True)[2]
         assert slope is not None
         return slope.mul_(upstream.unsqueeze(1)), None, None, None, None
 

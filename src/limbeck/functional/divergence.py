@@ -39,6 +39,7 @@ from ._common import (
     choose,
     cool,
     expect,
+    extremes,
     hard_labels,
     hide,
     in_range,
@@ -72,10 +73,9 @@ def _pair(student: Tensor, teacher: Tensor, temperature: float | Tensor, where: 
     temperature = as_temperature(temperature, items, dtype)
     s, t = hide(student.to(dtype), where), hide(teacher.to(dtype), where)
     # A row at minus infinity in both models is no distribution: both become uniform, so they agree.
-    dead = ((s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)).expand_as(
-        s
-    )
-    s, t = s.masked_fill(dead, 0.0), t.masked_fill(dead, 0.0)
+    dead = (s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)
+    if extremes(dead) != (False, False):  # seen to be absent, nothing to mend; unseen (on a GPU), mended in any case
+        s, t = s.masked_fill(dead, 0.0), t.masked_fill(dead, 0.0)
     return _Pair(cool(s, temperature).log_softmax(-1), cool(t, temperature).log_softmax(-1), temperature, where)
 
 
@@ -153,12 +153,18 @@ def expect_gap(log_a: Tensor, log_b: Tensor) -> Tensor:
     return ((a - b) * gap).sum(-1)
 
 
-def _log_mix(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
-    """``log(weight * a + (1 - weight) * b)``; classes at minus infinity in both stay there, without a NaN gradient."""
-    dead = torch.isneginf(log_a) & torch.isneginf(log_b)
-    zero = torch.zeros_like(log_a)
-    a, b = torch.where(dead, zero, log_a), torch.where(dead, zero, log_b)
-    return torch.logaddexp(a + math.log(weight), b + math.log1p(-weight)).masked_fill(dead, NEG_INF)
+def _against_mix(log_a: Tensor, log_b: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """KL(a || m) and KL(b || m) with ``m = weight a + (1 - weight) b``, from log-probabilities.
+
+    The mixture is formed from probabilities: where both underflow, so does their share of the sum.
+    """
+    least = math.log(torch.finfo(log_a.dtype).tiny)
+    a, b = log_a.exp(), log_b.exp()
+    mixed = weight * a + (1.0 - weight) * b
+    log_mixed = mixed.clamp_min(torch.finfo(log_a.dtype).tiny).log()
+    first = (a * (log_a.clamp_min(least) - log_mixed) + (mixed - a)).sum(-1)
+    second = (b * (log_b.clamp_min(least) - log_mixed) + (mixed - b)).sum(-1)
+    return not_negative(first), not_negative(second)
 
 
 def jensen_shannon(
@@ -184,9 +190,8 @@ def jensen_shannon(
     """
     _share("beta", beta, "at 0 and 1 it is zero everywhere; use kl(direction='forward' or 'reverse')")
     pair = _pair(student, teacher, temperature, where)
-    mixed = _log_mix(pair.log_p, pair.log_q, beta)
-    value = beta * _relative(pair.log_p, mixed) + (1 - beta) * _relative(pair.log_q, mixed)
-    return pair.done(value, scale_t2)
+    teacher_part, student_part = _against_mix(pair.log_p, pair.log_q, beta)
+    return pair.done(beta * teacher_part + (1 - beta) * student_part, scale_t2)
 
 
 def _share(argument: str, value: float, remedy: str) -> None:
@@ -218,7 +223,7 @@ def skew_kl(
     _share("mix", mix, "mix=0 is kl(...), mix=1 is zero everywhere")
     pair = _pair(student, teacher, temperature, where)
     first, second = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)
-    return pair.done(_relative(first, _log_mix(first, second, mix)), scale_t2)
+    return pair.done(_against_mix(first, second, mix)[0], scale_t2)
 
 
 def total_variation(
@@ -443,7 +448,7 @@ def _drop_targets(student: Tensor, labels: Tensor, where: Tensor | None) -> Tens
 
 
 def _split(log_p: Tensor, drop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the target ``[..., 1]``, log-softmax of the rest ``[..., C]``, and both masses ``[..., 2]``."""
+    """Log-probability of the target ``[..., 1]``, log-softmax of the rest ``[..., C]``, both log-masses ``[..., 2]``."""
     target = keep(log_p, drop).sum(-1, keepdim=True)
     others = log_p.masked_fill(drop, NEG_INF)
     # A row whose non-target classes all vanished has no distribution among them: leave it uniform, with mass zero.
@@ -540,7 +545,7 @@ def uskd_target(
     center: Tensor | None = None,
     where: Tensor | None = None,
 ) -> Tensor:
-    """USKD's soft target label ``[..., k]`` (eq. 9): the student's own probability, centred on the batch, plus the label.
+    """USKD's soft target label ``[..., k]`` (eq. 9): the student's own probability, centred, plus the label.
 
     ``P = q_t^2 + value - mean(q_t^2)``, 0 where the value is 0; never clamped, so it may leave [0, 1]; detached.
 
@@ -737,7 +742,7 @@ def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
         >>> x.grad
         tensor(-0.5000)
     """
-    return _ReverseGradient.apply(x, strength)  # type: ignore[no-any-return]
+    return _ReverseGradient.apply(x, strength)
 
 
 def curriculum_temperature(raw: Tensor, strength: float, *, start: float = 1.0, span: float = 20.0) -> Tensor:

@@ -347,9 +347,9 @@ def evaluating(modules: Sequence[Any]) -> Iterator[None]:
 class TokenData:
     """Documents as rows of token ids. Rows are made when first asked for, by the task's tokenizer.
 
-    A batch holds ``input_ids`` int64 ``[N, T]``, ``attention_mask`` int64 ``[N, T]`` (0 on padding, which is always on
-    the right), ``labels`` int64 ``[N, T]`` (-100 where they do not count) and ``prompt`` int64 ``[N]``: how many tokens
-    of the row are prompt.
+    A batch holds ``input_ids`` int64 ``[N, T]``; ``attention_mask`` int64 ``[N, T]``, 0 on padding, which is always on
+    the right; ``labels`` int64 ``[N, T]``, -100 where they do not count; ``where`` bool ``[N, T]``: the positions whose
+    next token counts; and ``prompt`` int64 ``[N]``: how many tokens of the row are prompt.
 
     Packed rows overlap by one token, so that every token but the first is predicted exactly once.
     """
@@ -433,8 +433,8 @@ class TokenData:
     def fetch(self, items: Tensor) -> Batch:
         """The rows ``items`` as a batch."""
         ids, sizes, prompts, _ = self._rows()
-        rows = ids[items].long()
-        return make_batch(rows, sizes[items], prompts[items], self._prompts_count)
+        begins = torch.zeros_like(prompts) if self._prompts_count else prompts
+        return make_batch(ids[items].long(), sizes[items], prompts[items], begins[items])
 
     @property
     def tokens_per_byte(self) -> float:
@@ -453,13 +453,22 @@ class TokenData:
         return self._fingerprint
 
 
-def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, prompts_count: bool) -> Batch:
-    """Right-padded rows ``[N, T]`` with their sizes and prompt lengths ``[N]`` as a batch."""
+def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, begins: Tensor) -> Batch:
+    """Right-padded rows ``[N, T]`` as a batch.
+
+    Args:
+        rows: token ids ``[N, T]``.
+        sizes: how many of them are no padding ``[N]``.
+        prompts: how many of these are prompt ``[N]``.
+        begins: from which position on tokens count ``[N]``.
+    """
     at = torch.arange(rows.shape[1], device=rows.device)
     real = at < sizes.unsqueeze(1)
-    counted = real if prompts_count else real & (at >= prompts.unsqueeze(1))
+    counted = real & (at >= begins.unsqueeze(1))
     labels = torch.where(counted, rows, torch.full_like(rows, IGNORE))
-    return {"input_ids": rows, "attention_mask": real.long(), "labels": labels, "prompt": prompts}
+    where = torch.zeros_like(real)
+    where[:, :-1] = counted[:, 1:]
+    return {"input_ids": rows, "attention_mask": real.long(), "labels": labels, "where": where, "prompt": prompts}
 
 
 def _bytes(documents: list[Document]) -> int:

@@ -1,0 +1,319 @@
+"""On-policy queries: texts that the student writes itself, for the teacher to correct.
+
+Texts come from transformers' ``generate``; every token is drawn with a key of its own (seed, step, item, position), by
+adding Gumbel noise to the logits and taking the largest (Gumbel 1954), which samples from the softmax exactly. So a
+resumed run, another number of processes or of micro-batches writes the same texts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from limbeck.core import distributed as dist
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Batch, Context, Data, Method, Query
+from limbeck.core.random import Draws
+from limbeck.tasks.language import IGNORE, evaluating, make_batch
+
+
+class OnPolicy(Query):
+    """With probability ``fraction``, a step's whole batch is continued by the student from its prompts.
+
+    The "mixed" sampler of generalised knowledge distillation (Agarwal et al. 2024, arXiv 2306.13649, algorithm 1).
+
+    Args:
+        fraction: probability, drawn once a step.
+        temperature: of the student's words; 0 takes the likeliest.
+        top_k: only the k likeliest words; 0 for all.
+        top_p: only the likeliest words that make up this mass.
+        prompt: share of a text that is kept as prompt where the data has none.
+    """
+
+    def __init__(
+        self, fraction: float = 0.5, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, prompt: float = 0.5
+    ) -> None:
+        if not 0.0 <= fraction <= 1.0:
+            raise ValueError("fraction must lie between 0 and 1")
+        _check_words(temperature, top_k, top_p, prompt)
+        self.fraction = fraction
+        self.temperature, self.top_k, self.top_p, self.prompt = temperature, top_k, top_p, prompt
+
+    def bind(self, method: Method) -> None:
+        """Called by the method that holds it."""
+
+    def begin(self, ctx: Context) -> None:
+        """Called once, before the first step."""
+
+    def observe(self, ctx: Context) -> None:
+        """Called after every step."""
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch, or the student's continuation of its prompts."""
+        if float(ctx.draws.rand("on-policy", 1)[0]) >= self.fraction:
+            return batch
+        return self.write(batch, ctx)
+
+    def write(self, batch: Batch, ctx: Context) -> Batch:
+        """The student's continuations of a batch's prompts, as a batch of the same shape."""
+        module = ctx.roles["student"].module
+        if not callable(getattr(module, "generate", None)):
+            raise ConfigError(
+                "method.sampler",
+                f"the student ({type(module).__name__}) has no generate method",
+                remedy="use a transformers model (causal-lm, hf), or no sampler",
+            )
+        ids: Tensor = batch["input_ids"]
+        length = ids.shape[1]
+        sizes = batch["attention_mask"].sum(1)
+        given = batch["prompt"]
+        prompts = torch.where(given > 0, given, (sizes * self.prompt).long()).clamp(min=1)
+        prompts = torch.minimum(prompts, (sizes - 1).clamp(min=1))  # [N]: at least one word is written
+        longest = int(prompts.max())
+        back = torch.arange(longest, device=ids.device) - (longest - prompts).unsqueeze(1)  # < 0 on the left padding
+        left = ids.gather(1, back.clamp(min=0))
+        key = batch["item"] + (batch["view"] << 40)
+        task = getattr(getattr(ctx, "_method", None), "task", None)
+        words = _Words(
+            ctx.draws, key, longest, self.temperature, self.top_k, self.top_p, getattr(task, "columns", None)
+        )
+        ends = _ends(module)
+        with torch.no_grad(), evaluating([module]):
+            new = _generate(module, left, back >= 0, length - int(prompts.min()), words, ends)  # [N, written]
+        at = torch.arange(length, device=ids.device)
+        place = (at - prompts.unsqueeze(1)).clamp(0, new.shape[1] - 1)
+        kept = at < prompts.unsqueeze(1)
+        rows = torch.where(kept, ids, new.gather(1, place))
+        total = torch.minimum(prompts + new.shape[1], torch.full_like(prompts, length))
+        if ends:
+            end = torch.isin(rows, torch.tensor(ends, device=rows.device)) & ~kept
+            first = torch.where(end.any(1), end.int().argmax(1) + 1, total)
+            total = torch.minimum(total, first)
+        begins = (batch["labels"] == IGNORE).long().cumprod(1).sum(1)  # what does not count at the start still does not
+        made = make_batch(rows, total, given, torch.minimum(begins, prompts))
+        return {**batch, **made}
+
+
+def _check_words(temperature: float, top_k: int, top_p: float, prompt: float) -> None:
+    if temperature < 0:
+        raise ValueError("temperature must be 0 or more")
+    if top_k < 0:
+        raise ValueError("top_k must be 0 (off) or more")
+    if not 0.0 < top_p <= 1.0:
+        raise ValueError("top_p must lie in (0, 1]")
+    if not 0.0 < prompt < 1.0:
+        raise ValueError("prompt must lie strictly between 0 and 1")
+
+
+def _ends(module: Any) -> list[int]:
+    config = getattr(module, "generation_config", None) or module.config
+    found = getattr(config, "eos_token_id", None)
+    if found is None:
+        return []
+    return [int(i) for i in found] if isinstance(found, (list, tuple)) else [int(found)]
+
+
+def _generate(module: Any, left: Tensor, mask: Tensor, most: int, words: _Words, ends: list[int]) -> Tensor:
+    from transformers import GenerationConfig, LogitsProcessorList
+
+    config = GenerationConfig(
+        max_new_tokens=most,
+        do_sample=False,
+        eos_token_id=ends or None,
+        pad_token_id=ends[0] if ends else 0,
+        use_cache=True,
+    )
+    out = module.generate(
+        input_ids=left,
+        attention_mask=mask.long(),
+        generation_config=config,
+        logits_processor=LogitsProcessorList([words]),
+        synced_gpus=False,
+    )
+    return out[:, left.shape[1] :]
+
+
+class _Words:
+    """A logits processor after which greedy decoding samples: temperature, top-k, top-p, then Gumbel noise."""
+
+    def __init__(
+        self, draws: Draws, key: Tensor, start: int, temperature: float, top_k: int, top_p: float, columns: int | None
+    ) -> None:
+        self.draws, self.key, self.start = draws, key, start
+        self.temperature, self.top_k, self.top_p, self.columns = temperature, top_k, top_p, columns
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+        z = scores.float()  # [N, V]
+        if self.columns is not None:
+            z[:, self.columns :] = float("-inf")  # words that the teacher does not know
+        if self.temperature == 0:
+            return z
+        z = z / self.temperature
+        if 0 < self.top_k < z.shape[1]:
+            z = z.masked_fill(z < z.topk(self.top_k).values[:, -1:], float("-inf"))
+        if self.top_p < 1.0:
+            ordered, order = z.softmax(-1).sort(descending=True)
+            late = ordered.cumsum(-1) - ordered >= self.top_p
+            z = z.masked_fill(torch.zeros_like(late).scatter(1, order, late), float("-inf"))
+        u = self.draws.rand(f"word{input_ids.shape[1] - self.start}", self.key, (z.shape[1],))
+        return z - torch.log(-torch.log(u + 2.0**-25))
+
+
+class Replay(OnPolicy):
+    """DistiLLM's adaptive sampler: the worse the student does on the data, the more of its own texts, used repeatedly.
+
+    (Ko et al. 2024, arXiv 2402.03898, section 3.2.) A threshold starts at ``start`` and rises by ``rise`` whenever the
+    validation loss has risen by more than ``tolerance`` since the last look. A step draws u: below the threshold times
+    the ratio that falls with progress (or while the buffer fills) the student writes, and what it writes is kept; below
+    the threshold, texts come from the buffer; above, from the data.
+
+    The buffer, the threshold and the last loss are part of the method's state, so a resumed run goes on exactly.
+
+    Args:
+        capacity: texts that are kept, the newest.
+        start: the first threshold.
+        rise: how much the threshold rises.
+        tolerance: how much worse the validation loss may be before it does.
+        ratio: of new texts to kept ones: ``decreasing`` with progress, ``constant`` (one half), ``increasing``.
+        check_every: optimiser steps between looks at the validation loss.
+        valid_items: sequences of the validation split that a look takes.
+        temperature: of the student's words; 0 takes the likeliest.
+        top_k: only the k likeliest words; 0 for all.
+        top_p: only the likeliest words that make up this mass.
+        prompt: share of a text that is kept as prompt where the data has none.
+    """
+
+    def __init__(
+        self,
+        capacity: int = 1000,
+        start: float = 0.0,
+        rise: float = 0.1,
+        tolerance: float = 0.1,
+        ratio: Literal["decreasing", "constant", "increasing"] = "decreasing",
+        check_every: int = 100,
+        valid_items: int = 64,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        prompt: float = 0.5,
+    ) -> None:
+        if capacity < 1 or check_every < 1 or valid_items < 1:
+            raise ValueError("capacity, check_every and valid_items must be 1 or more")
+        if not 0.0 <= start <= 1.0 or not 0.0 <= rise <= 1.0:
+            raise ValueError("start and rise must lie between 0 and 1")
+        if tolerance < 0:
+            raise ValueError("tolerance must be 0 or more")
+        super().__init__(1.0, temperature, top_k, top_p, prompt)
+        self.capacity, self.start, self.rise, self.tolerance = capacity, start, rise, tolerance
+        self.ratio: Literal["decreasing", "constant", "increasing"] = ratio
+        self.check_every, self.valid_items = check_every, valid_items
+        self.method: Method | None = None
+        self._step, self._fresh = -1, list[Tensor]()
+
+    def bind(self, method: Method) -> None:
+        """Lay the buffer into the method's state."""
+        self.method = method
+        method.state["replay"] = {"threshold": self.start, "loss": None, "texts": torch.zeros(0, 0, dtype=torch.int32)}
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """Threshold, last validation loss, and texts ``[n, 3 + T]``: size, prompt, first that counts, token ids."""
+        if self.method is None:
+            raise ConfigError(
+                "queries", "this sampler keeps a buffer in a method's state", remedy="name it as method.sampler instead"
+            )
+        found: dict[str, Any] = self.method.state["replay"]
+        return found
+
+    def begin(self, ctx: Context) -> None:
+        """The validation loss before training."""
+        self.state["loss"] = self._look(ctx)
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch, the student's continuation of it, or texts from the buffer."""
+        state = self.state
+        if ctx.step != self._step:
+            self._step, self._fresh = ctx.step, []
+        done = ctx.step / max(1, ctx.total)
+        fresh = state["threshold"] * {"decreasing": 1.0 - done, "constant": 0.5, "increasing": done}[self.ratio]
+        kept: Tensor = state["texts"]
+        u = float(ctx.draws.rand("replay", 1)[0])
+        if u < fresh or (u < state["threshold"] and len(kept) < self.capacity):
+            made = self.write(batch, ctx)
+            begins = (made["labels"] == IGNORE).long().cumprod(1).sum(1)
+            head = torch.stack([made["attention_mask"].sum(1), made["prompt"], begins], 1)
+            self._fresh.append(torch.cat([head, made["input_ids"]], 1).to("cpu", torch.int32))
+            return made
+        if u < state["threshold"]:
+            chosen = ctx.draws.randint("kept", batch["item"], len(kept)).cpu()
+            rows = kept[chosen].long().to(ctx.device)
+            return {**batch, **make_batch(rows[:, 3:], rows[:, 0], rows[:, 1], rows[:, 2])}
+        return batch
+
+    def observe(self, ctx: Context) -> None:
+        """Keep what was written by all processes; now and then look at the validation loss."""
+        state = self.state
+        fresh = self._fresh if self._step == ctx.step else []
+        if _anywhere(bool(fresh), ctx.device):
+            texts = gather(torch.cat(fresh) if fresh else None, ctx.device)
+            old: Tensor = state["texts"]
+            state["texts"] = (torch.cat([old, texts]) if len(old) else texts)[-self.capacity :].clone()
+        self._fresh = []
+        if (ctx.step + 1) % self.check_every == 0:
+            loss = self._look(ctx)
+            if loss > state["loss"] + self.tolerance:
+                state["threshold"] = min(1.0, state["threshold"] + self.rise)
+            state["loss"] = loss
+
+    def _look(self, ctx: Context) -> float:
+        assert self.method is not None
+        task = self.method.task
+        some = First(task.valid, min(self.valid_items, len(task.valid)))
+        return task.evaluate(self.method.setup.student, some, device=ctx.device)["cross_entropy"]
+
+
+class First:
+    """The first ``n`` items of some data."""
+
+    def __init__(self, data: Data, n: int) -> None:
+        self.data, self.n = data, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items, unchanged."""
+        return self.data.fetch(items)
+
+    @property
+    def fingerprint(self) -> str:
+        """The data's, and how many."""
+        return f"{self.data.fingerprint}-{self.n}"
+
+
+def _anywhere(flag: bool, device: torch.device) -> bool:
+    if dist.world() == 1:
+        return flag
+    return bool(dist.largest_over_ranks(torch.tensor([float(flag)], device=device)).item())
+
+
+def gather(rows: Tensor | None, device: torch.device) -> Tensor:
+    """Rows ``[n, W]`` of all processes, in the order of their ranks; every process may bring another number."""
+    if dist.world() == 1:
+        assert rows is not None
+        return rows
+    sizes = torch.zeros(dist.world(), 2, dtype=torch.long, device=device)
+    if rows is not None:
+        sizes[dist.rank()] = torch.tensor(rows.shape, device=device)
+    dist.sum_over_ranks(sizes)
+    count, width = int(sizes[:, 0].sum()), int(sizes[:, 1].max())
+    start = int(sizes[: dist.rank(), 0].sum())
+    out = torch.zeros(count, width, dtype=torch.int32, device=device)
+    if rows is not None:
+        out[start : start + len(rows)] = rows.to(device)
+    return dist.sum_over_ranks(out).cpu()
+
+
+__all__ = ["First", "OnPolicy", "Replay", "gather"]

@@ -99,10 +99,10 @@ class Bench:
             }
         )[:20]
         folder = workspace() / f"{name}-{key}"
-        if not store.is_complete(folder / "network"):
+        lock = _turn(folder, folder / "network", self.say, name)
+        if lock is not None:
             self.say(f"{name}: training it ({optim.steps} steps)")
-            store.check_writable(folder)
-            with store.RunLock(folder):
+            with lock:
                 method = Supervised(data, name)
                 method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
                 engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
@@ -121,6 +121,43 @@ class Bench:
         self.seconds[name] = float(saved["seconds"])
         built.module.to(self.device).eval()
         return built
+
+
+def _turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:
+    """The lock under which a remembered stage is made; ``None`` once it is there.
+
+    Another run that makes it at this moment is waited for: both want the same thing.
+    """
+    said = False
+    while not store.is_complete(done):
+        store.check_writable(folder)
+        if dist.rank() > 0:
+            return contextlib.nullcontext()
+        lock = store.RunLock(folder)
+        try:
+            lock.acquire()
+        except StorageError:
+            if not said:
+                say(f"{name}: another run is making it; waiting")
+                said = True
+            time.sleep(0.5)
+            continue
+        if store.is_complete(done):
+            lock.release()
+            return None
+        return contextlib.closing(_Held(lock))
+    return None
+
+
+class _Held:
+    """A lock that is held already, for a ``with`` statement."""
+
+    def __init__(self, lock: store.RunLock) -> None:
+        self.lock = lock
+
+    def close(self) -> None:
+        """Let it go."""
+        self.lock.release()
 
 
 def settings_of(optim: Optim) -> dict[str, Any]:

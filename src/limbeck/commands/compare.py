@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from limbeck.commands import _common as common
 from limbeck.core.errors import ConfigError
@@ -49,15 +50,17 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def show(found: dict[str, object]) -> None:
-    """Print a comparison's table and sentences."""
-    rows = found.get("rows")
-    if isinstance(rows, list) and rows:
-        columns = list(dict.fromkeys(key for row in rows for key in row))
-        common.table([[row.get(c) for c in columns] for row in rows], columns, right=columns[1:])
-    notes = found.get("notes")
-    for note in notes if isinstance(notes, list) else []:
-        print(note)
-    for name in ("report", "folder"):
-        if found.get(name):
-            print(f"{name}: {found[name]}")
+def show(found: dict[str, Any]) -> None:
+    """Print a comparison: what it says, the table, what went wrong, where everything lies."""
+    from limbeck.report.table import comparison_table, footnotes, headline, summarise
+
+    summary = summarise(found)
+    common.console().print(comparison_table(summary, width=common.terminal_width()))
+    for line in headline(summary):
+        print(line)
+    for line in footnotes(summary):
+        print(line)
+    for label, problems in found.get("failed", {}).items():
+        for seed, problem in problems.items():
+            print(f"failed: {label}, seed {seed}: {problem}")
+    print(f"{found['folder']}: report.html, comparison.json, a run folder for each recipe and seed")

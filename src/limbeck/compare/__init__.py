@@ -1,0 +1,219 @@
+"""Recipes times seeds on one task: finished runs reused, one table, paired differences, cost. ``limbeck compare``."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+from limbeck.core import interrupt
+from limbeck.core.errors import ConfigError, LimbeckError, Stopped, require
+from limbeck.core.recipe import build, check, load_tree
+from limbeck.core.store import RunLock, atomic_write, check_writable
+
+Job = tuple[str, int, Path]
+"""A recipe's name, a seed, and the run's folder."""
+
+
+def compare(
+    names: Sequence[str],
+    overrides: Sequence[str] = (),
+    seeds: int = 3,
+    out: Path = Path("runs/compare"),
+    engine: Literal["process", "ray"] = "process",
+    workers: int = 1,
+    force: bool = False,
+    first_seed: int = 0,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Run every recipe for every seed and put them side by side.
+
+    Args:
+        names: recipes, YAML files or run folders; all on one task.
+        overrides: ``key=value`` settings that apply to every recipe.
+        seeds: how many seeds, from ``first_seed`` on.
+        out: the comparison's folder: ``comparison.json``, ``report.html``, a run folder for each recipe and seed.
+        engine: ``process``: here, or in ``workers`` processes; ``ray``: over a Ray cluster (the running one that
+            ``RAY_ADDRESS`` names, else one on this machine) that shares the folder.
+        workers: runs at a time.
+        force: repeat finished runs.
+        first_seed: the first seed.
+        quiet: print nothing.
+
+    Returns:
+        The comparison (see ``limbeck.report.table``) with ``folder``, ``report`` and ``runs`` (label -> run folders).
+
+    Raises:
+        ConfigError: recipes of different tasks, or one that is wrong.
+        Stopped: a signal asked to stop; finished runs are kept.
+    """
+    trees = {}
+    for name in names:
+        tree = check(load_tree(name, overrides))
+        build(tree)
+        if tree["name"] in trees:
+            raise ConfigError("RECIPE", f"two recipes are called {tree['name']!r}", remedy="give one another name: in its YAML")
+        trees[tree["name"]] = (name, tree)
+    _same_task({label: tree for label, (_, tree) in trees.items()})
+    check_writable(out)
+    with RunLock(out):
+        jobs = [(label, seed, out / f"{label}-seed{seed}") for seed in range(first_seed, first_seed + seeds) for label in trees]
+        todo = [j for j in jobs if force or not _finished(j, trees[j[0]][1])]
+        failed: dict[str, dict[str, str]] = {}
+        run = _runner(engine, workers, {label: given for label, (given, _) in trees.items()}, list(overrides), force, quiet)
+        for (label, seed, _), problem in run(todo):
+            if problem:
+                failed.setdefault(label, {})[str(seed)] = problem
+        found = _collect(jobs, failed, out)
+        if not any(found["rows"].values()):
+            first = next(iter(next(iter(failed.values())).values()))
+            raise ConfigError("compare", f"no run finished: {first}")
+        atomic_write(out / "comparison.json", (json.dumps(found, indent=2) + "\n").encode())
+        from limbeck.report import write_report
+
+        report = write_report(out)
+    runs = {label: [str(f) for name, _, f in jobs if name == label] for label in trees}
+    return {**found, "folder": str(out), "report": str(report), "runs": runs}
+
+
+def _same_task(trees: dict[str, dict[str, Any]]) -> None:
+    first, *others = trees
+    for label in others:
+        a, b = trees[first]["task"], trees[label]["task"]
+        if a != b:
+            differing = sorted(k for k in {*a, *b} if a.get(k) != b.get(k))
+            raise ConfigError(
+                f"{label}.task",
+                f"{label} and {first} are not on the same task: {', '.join('task.' + k for k in differing)} differ",
+                remedy="set them alike on the command line",
+            )
+
+
+def _finished(job: Job, tree: dict[str, Any]) -> bool:
+    """Whether the job's folder holds its own finished run."""
+    label, seed, folder = job
+    if not (folder / "result.json").is_file() or not (folder / "config.yaml").is_file():
+        return False
+    try:
+        return check(load_tree(folder / "config.yaml")) == {**tree, "seed": seed}
+    except LimbeckError:
+        return False
+
+
+Runner = Callable[[list[Job]], Iterator[tuple[Job, str]]]
+
+
+def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[str], force: bool, quiet: bool) -> Runner:
+    def command(job: Job) -> list[str]:
+        label, seed, folder = job
+        again = ["--force"] if force or (folder / "config.yaml").exists() else []
+        return [sys.executable, "-m", "limbeck", "run", given[label], *overrides, "--seed", str(seed), "--out", str(folder), *again]
+
+    def here(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+        from limbeck.run import run
+
+        for label, seed, folder in jobs:
+            if not quiet:
+                print(f"-- {label}, seed {seed}", file=sys.stderr)
+            try:
+                tree = check(load_tree(given[label], overrides, seed))
+                # an interrupted run goes on; another run's leftovers are replaced
+                run(tree, folder, force or not _goes_on(folder, tree), quiet)
+            except Stopped as stopped:
+                stopped.resume = "type the same command again to go on; finished runs are kept"
+                raise
+            except LimbeckError as error:
+                yield (label, seed, folder), error.line()
+            else:
+                yield (label, seed, folder), ""
+
+    def processes(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "LIMBECK_PROGRESS": "0"}
+
+        def one(job: Job) -> tuple[Job, str]:
+            if interrupt.requested() is not None:
+                return job, "stopped"
+            done = subprocess.run(command(job), env=env, capture_output=True, text=True, check=False)
+            return job, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+        with ThreadPoolExecutor(workers) as pool:
+            for found in pool.map(one, jobs):
+                yield found
+        asked = interrupt.requested()
+        if asked is not None:
+            raise Stopped(asked, "type the same command again to go on; finished runs are kept")
+
+    def cluster(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
+        ray = require("ray", "ray", "comparing over a cluster")
+        own = not ray.is_initialized()
+        if own:
+            ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, include_dashboard=False, log_to_driver=False)
+        try:
+            remote = ray.remote(num_cpus=1)(_in_a_process)
+            waiting = {remote.remote(command((n, s, f.resolve()))): (n, s, f) for n, s, f in jobs}
+            while waiting:
+                done, _ = ray.wait(list(waiting), num_returns=1)
+                for ref in done:
+                    yield waiting.pop(ref), ray.get(ref)
+        finally:
+            if own:
+                ray.shutdown()
+
+    if engine == "ray":
+        return cluster
+    return here if workers == 1 else processes
+
+
+def _in_a_process(command: list[str]) -> str:
+    """Run a command on a node of the cluster; what went wrong, or nothing."""
+    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False, env={**os.environ, "LIMBECK_PROGRESS": "0"})
+    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+
+
+def _goes_on(folder: Path, tree: dict[str, Any]) -> bool:
+    config = folder / "config.yaml"
+    if not config.is_file():
+        return not folder.exists() or not any(folder.iterdir())
+    try:
+        return check(load_tree(config)) == tree and not (folder / "result.json").is_file()
+    except LimbeckError:
+        return False
+
+
+def _collect(jobs: list[Job], failed: dict[str, dict[str, str]], out: Path) -> dict[str, Any]:
+    rows: dict[str, dict[str, Any]] = {}
+    for label, seed, folder in jobs:
+        row = rows.setdefault(label, {})
+        path = folder / "result.json"
+        if path.is_file() and str(seed) not in failed.get(label, {}):
+            row[str(seed)] = {**json.loads(path.read_text()), "folder": os.path.relpath(folder, out)}
+    results = [r for row in rows.values() for r in row.values()]
+    first = results[0] if results else {}
+    taught = next((r for r in results if r["metrics"].get("teacher")), None)
+    found: dict[str, Any] = {
+        "task": first.get("task", ""),
+        "primary": first.get("primary", ""),
+        "higher_is_better": first.get("higher_is_better", True),
+        "seeds": sorted({seed for _, seed, _ in jobs}),
+        "rows": rows,
+        "failed": failed,
+        "notes": list(dict.fromkeys(n for r in results for n in r.get("notes", []))),
+    }
+    if taught is not None:
+        found["teacher"] = {
+            "metrics": taught["metrics"]["teacher"],
+            "sizes": taught["sizes"].get("teacher", {}),
+            "latency_ms": taught["latency_ms"].get("teacher", {}),
+        }
+    if "kd" in rows:
+        found["reference"] = "kd"
+    return found
+
+
+__all__ = ["compare"]

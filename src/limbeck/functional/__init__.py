@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import metrics, schedule
+from . import augment, diffusion, matching, metrics, schedule, zca
 from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .divergence import (
     SelfKnowledge,
@@ -37,6 +37,7 @@ __all__ = [
     "SelfKnowledge",
     "TargetNontarget",
     "adaptive_kl",
+    "augment",
     "binary_kl",
     "chunked_divergence",
     "chunked_head",
@@ -44,12 +45,14 @@ __all__ = [
     "cross_entropy",
     "ctkd",
     "curriculum_temperature",
+    "diffusion",
     "dkd",
     "entropy",
     "jeffreys",
     "jensen_shannon",
     "kl",
     "masked_log_softmax",
+    "matching",
     "metrics",
     "nkd",
     "reverse_gradient",
@@ -65,4 +68,5 @@ __all__ = [
     "uskd_labels",
     "uskd_rank",
     "uskd_target",
+    "zca",
 ]

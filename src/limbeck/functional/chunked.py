@@ -637,8 +637,8 @@ def chunked_head(
         hidden: last hidden states ``[..., H]``.
         weight: output weight ``[V, H]``.
         loss: called with logits ``[n, V]`` and ``rows``, which picks these tokens from any tensor of flattened
-            items (``target.flatten(0, 1)[rows]``, say); returns values ``[n]``. Only the logits get a gradient. It is called
-            again in a second backward pass, so it must not draw random numbers or keep count.
+            items (``target.flatten(0, 1)[rows]``, say); returns values ``[n]``. Only the logits get a gradient.
+            It is called again in a second backward pass, so it must not draw random numbers or keep count.
         bias: of the output layer ``[V]``.
         weights: constant factors per token ``[...]``.
         where: valid tokens ``[...]``; others give 0.

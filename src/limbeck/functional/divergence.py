@@ -448,7 +448,7 @@ def _drop_targets(student: Tensor, labels: Tensor, where: Tensor | None) -> Tens
 
 
 def _split(log_p: Tensor, drop: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probability of the target ``[..., 1]``, log-softmax of the rest ``[..., C]``, both log-masses ``[..., 2]``."""
+    """Log-probability of the target ``[..., 1]``, log-softmax of the rest ``[..., C]``, log-masses ``[..., 2]``."""
     target = keep(log_p, drop).sum(-1, keepdim=True)
     others = log_p.masked_fill(drop, NEG_INF)
     # A row whose non-target classes all vanished has no distribution among them: leave it uniform, with mass zero.

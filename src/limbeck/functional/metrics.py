@@ -1,8 +1,8 @@
 """Metrics as sums that add up: over batches, over processes, and only then divided.
 
 Functions return ``(sum, count)`` or a table of sums; adding two results is the result of both batches together. Sums
-are float64 where the device has it. Logits are ``[..., C]``, labels class ids ``[...]`` or soft ``[..., C]``, and ``where``
-``[...]`` marks the valid items.
+are float64 where the device has it. Logits are ``[..., C]``, labels class ids ``[...]`` or soft ``[..., C]``, and
+``where`` ``[...]`` marks the valid items.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ _OTHER_HOST_DAYS = 7  # leftovers of another machine are removed after this many
 StrPath = str | os.PathLike[str]
 
 
-# ---------------------------------------------------------------------------------------------------- errors of the disk
+# --------------------------------------------------------------------------------------------------- errors of the disk
 _REMEDIES: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space is left", "free some space or choose another folder with --out DIR"),
     errno.EDQUOT: ("the disk quota is used up", "free some space or choose another folder with --out DIR"),
@@ -85,7 +85,7 @@ def corrupt(path: StrPath, problem: str, remedy: str = "") -> CheckpointCorrupt:
     )
 
 
-# ------------------------------------------------------------------------------------------ who made it, and is it alive
+# ----------------------------------------------------------------------------------------- who made it, and is it alive
 @functools.cache
 def _host() -> str:
     """Where process numbers mean the same: the machine, and on Linux the container (its process namespace)."""
@@ -304,7 +304,7 @@ def atomic_write(path: StrPath, data: bytes | str | Callable[[BinaryIO], object]
             os.unlink(temporary)
 
 
-# ------------------------------------------------------------------------------------------------ folders with a manifest
+# ---------------------------------------------------------------------------------------------- folders with a manifest
 def _canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False).encode()
 
@@ -340,7 +340,7 @@ def _hash_file(path: Path, sync: bool = False) -> tuple[int, str]:
 
 
 def _open_plain(path: Path) -> int:
-    """Open a file for reading; symbolic links, pipes and devices are refused, also when one takes its place just now."""
+    """Open a file for reading; links, pipes and devices are refused, also when one takes its place at this moment."""
     flags = os.O_RDONLY
     for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_CLOEXEC", "O_BINARY"):
         flags |= getattr(os, name, 0)
@@ -649,7 +649,7 @@ def remove_folder(path: StrPath) -> None:
         _ACTIVE.discard(doomed.name)
 
 
-# -------------------------------------------------------------------------------------------- before and during training
+# ------------------------------------------------------------------------------------------- before and during training
 def check_writable(folder: StrPath, need_bytes: int = 0) -> None:
     """Make ``folder`` if need be, and prove before any training that it can hold what will be written.
 
@@ -687,8 +687,8 @@ class RunLock:
     """Holds a folder for one run at a time; use as a context manager, or `acquire` and `release`.
 
     The lock is ``fcntl.flock`` on ``run.lock``, which the system gives up when the process dies, however it dies; the
-    file tells a second run who holds it. Where the file system has no such lock, the process number in the file decides.
-    Processes forked from the holder (data loader workers) do not hold it.
+    file tells a second run who holds it. Where the file system has no such lock, the process number in the file
+    decides. Processes forked from the holder (data loader workers) do not hold it.
 
     Args:
         folder: the run's folder; made if need be.

@@ -2,8 +2,8 @@
 
 A *tree* is what a run consists of: nested dicts, lists and tuples with numbers, texts and tensors. It is stored as one
 folder with ``tensors.safetensors`` (readable by any safetensors library), ``tree.json`` (the structure) and
-``manifest.json`` (size and SHA-256 of each file). No pickle is written and none is read. What comes back is equal bit for
-bit: types, strides and shared tensors included, in memory aligned to 64 bytes as torch itself allocates it; tensors
+``manifest.json`` (size and SHA-256 of each file). No pickle is written and none is read. What comes back is equal bit
+for bit: types, strides and shared tensors included, in memory aligned to 64 bytes as torch itself allocates it; tensors
 mapped from a file are not, and some kernels (``dot``) then round differently, which would break an exact resumption.
 
 The disk's own side (atomic files and folders, locks) is `limbeck.core.disk`; weights of foreign origin are
@@ -212,7 +212,7 @@ def _numpy_dtype(text: str) -> np.dtype[Any]:
     return np.dtype(text)
 
 
-# ------------------------------------------------------------------------------------------------------ tensors of a tree
+# ---------------------------------------------------------------------------------------------------- tensors of a tree
 def _gaps(tensor: Tensor) -> str:
     """How a tensor lies in memory: 'dense' (row after row), 'strided' (no cell twice) or 'overlapping'."""
     if tensor.is_contiguous():
@@ -353,8 +353,8 @@ def save_tree(folder: StrPath, tree: Any) -> str:
 
     Dicts may have text, numbers, None and tuples as keys. Integers of any size, infinities, NaN (with its bits), numpy
     numbers and arrays, tensors of every type, sparse ones in COO and CSR layout, strides, expanded views and shared
-    tensors (same address, shape and stride: tied weights) come back as they were. Two different views of one memory come
-    back as two tensors. Parameters come back as tensors, on the CPU.
+    tensors (same address, shape and stride: tied weights) come back as they were. Two different views of one memory
+    come back as two tensors. Parameters come back as tensors, on the CPU.
 
     Args:
         folder: where; missing parents are made.
@@ -397,7 +397,7 @@ def load_tree(folder: StrPath, verify: bool = True, device: torch.device | str |
         device: where tensors shall be; the CPU if not given.
 
     Raises:
-        CheckpointCorrupt: a file is missing, foreign, truncated, altered or not ours; the file and the remedy are named.
+        CheckpointCorrupt: a file is missing, foreign, truncated, altered or not ours; file and remedy are named.
         StorageError: it cannot be read.
     """
     folder = Path(folder)
@@ -439,7 +439,7 @@ def _check(file: HashingReader, expected: tuple[int, str], verify: bool) -> None
         raise corrupt(file.path, "is altered: its SHA-256 differs from the manifest's")
 
 
-# ------------------------------------------------------------------------------------------------------------ checkpoints
+# ---------------------------------------------------------------------------------------------------------- checkpoints
 class Checkpoints:
     """The checkpoints of one run: a folder of ``step-00000010``, ``step-00000020``, ...
 
@@ -447,8 +447,8 @@ class Checkpoints:
         folder: where; made at the first `save`.
         keep: how many of the newest stay. Two, so that a damaged newest one loses little.
         keep_every: steps divisible by this stay for ever; None for none.
-        warn: called with a sentence when a damaged checkpoint is passed over or an old one cannot be deleted; by default
-            the ``limbeck`` logger.
+        warn: called with a sentence when a damaged checkpoint is passed over or an old one cannot be deleted; by
+            default the ``limbeck`` logger.
 
     Example:
         >>> import tempfile
@@ -563,12 +563,12 @@ class Checkpoints:
         return None
 
 
-# ----------------------------------------------------------------------------------------------------------------- hashes
+# --------------------------------------------------------------------------------------------------------------- hashes
 def hash_tree(tree: Any) -> str:
     """A SHA-256 of a configuration or of data, equal wherever the values are equal.
 
-    Keys are sorted; tuples count as lists, numpy numbers as Python's, arrays and tensors by type, shape and bytes; paths
-    are texts, sets are sorted, dataclasses count by their fields. ``1``, ``1.0``, ``True`` and ``"1"`` differ.
+    Keys are sorted; tuples count as lists, numpy numbers as Python's, arrays and tensors by type, shape and bytes;
+    paths are texts, sets are sorted, dataclasses count by their fields. ``1``, ``1.0``, ``True`` and ``"1"`` differ.
 
     Raises:
         ConfigError: something in the tree has no such hash; its path is named.

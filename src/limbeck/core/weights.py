@@ -54,7 +54,7 @@ _BY_CODE = {code: dtype for dtype, code in _CODES.items()}
 _TIED = "limbeck.tied"
 
 
-# ------------------------------------------------------------------------------------------------------ tensors and bytes
+# ---------------------------------------------------------------------------------------------------- tensors and bytes
 def plain(tensor: Tensor, where: str = "tensor") -> Tensor:
     """The tensor itself, without gradient or subclass; refused when it has no plain memory to save.
 
@@ -75,7 +75,7 @@ def plain(tensor: Tensor, where: str = "tensor") -> Tensor:
 
 
 def same_memory(tensor: Tensor) -> Any:
-    """A key that is equal for two living tensors exactly if they are the same cells in the same order; None if empty."""
+    """A key that is equal for two living tensors if they are the same cells in the same order; None if empty."""
     if tensor.numel() == 0:
         return None
     signs = tensor.is_conj(), tensor.is_neg()
@@ -207,7 +207,7 @@ def _place(name: str, entry: Mapping[str, Any]) -> tuple[int, int, str, torch.dt
     return begin, end, name, dtype, shape
 
 
-# -------------------------------------------------------------------------------------------------------- our state dicts
+# ------------------------------------------------------------------------------------------------------ our state dicts
 def save_state_dict(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Save a state dict as one safetensors file that any safetensors library reads; tied weights survive.
 
@@ -289,7 +289,7 @@ def _opened(path: Path) -> HashingReader:
         raise CheckpointCorrupt(str(path), f"cannot be found: {error}", remedy="check the path") from None
 
 
-# --------------------------------------------------------------------------------------------------------- content hashes
+# ------------------------------------------------------------------------------------------------------- content hashes
 def content_digests(tensors: Mapping[str, Tensor]) -> list[tuple[str, str]]:
     """(name, SHA-256 of the bytes) of each tensor, in the given order; several threads where torch has several."""
 
@@ -338,7 +338,7 @@ def fingerprint(of: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> str:
     return sha.hexdigest()
 
 
-# ----------------------------------------------------------------------------------------------------- foreign checkpoints
+# -------------------------------------------------------------------------------------------------- foreign checkpoints
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "student")
 _PREFIXES = ("module.", "_orig_mod.")
 _INDEXED = ("model.safetensors", "diffusion_pytorch_model.safetensors", "student.safetensors")

@@ -410,7 +410,8 @@ def _checked(
         raise ShapeError("labels", given=tuple(labels.shape), expected=f"[{images.shape[0]}] or [{images.shape[0]}, C]")
     if learn_labels and not labels.is_floating_point():
         raise ConfigError("learn_labels", "class numbers have no gradient", expected="soft labels [M, C]")
-    rate = torch.as_tensor(lr).detach().to(start.device, start.dtype).reshape(())
+    rate = lr.detach() if isinstance(lr, Tensor) else torch.tensor(lr, dtype=start.dtype)
+    rate = rate.to(start.device, start.dtype).reshape(())
     if not bool(rate > 0):
         raise ConfigError(
             "lr",
@@ -480,15 +481,19 @@ def gradient_matching(
     metric: Metric = "ours",
     criterion: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> Tensor:
-    """Distance between the parameter gradients of a real and of a synthetic batch; scalar with a graph to the latter.
+    """Distance between the parameter gradients of a real and of a synthetic batch: a scalar, differentiable once.
 
-    DC calls it once per class with batches of that class and sums; one class's graph need not outlive its backward.
+    Only the synthetic images (and soft labels, if they ask for it) get a gradient. It is computed here and carried by
+    the result, so no double graph outlives the call: DC calls this once per class and sums, in the memory of one class.
 
     Args:
-        net: any network; its parameters get no ``.grad``.
+        net: any network; nothing flows into its parameters.
         real: ``(x [b, ...], y)``. syn: ``(x [s, ...], y)``; labels are class numbers or soft.
         metric: see :func:`match_loss`.
         criterion: the loss, averaged over the batch.
+
+    Raises:
+        ConfigError: if no parameter of ``net`` is trainable, or the metric is unknown.
 
     Source: Zhao, Mopuri and Bilen 2021, algorithm 1.
 
@@ -496,17 +501,26 @@ def gradient_matching(
         >>> net, x = nn.Linear(3, 2), torch.randn(1, 3, requires_grad=True)
         >>> y = torch.zeros(1, dtype=torch.long)
         >>> gradient_matching(net, (torch.randn(5, 3), y.expand(5)), (x, y)).backward()
-        >>> x.grad.shape
-        torch.Size([1, 3])
+        >>> x.grad.shape, net.weight.grad
+        (torch.Size([1, 3]), None)
     """
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("net", "no parameter is trainable", remedy="call net.requires_grad_(True) first")
+    wanted = [t for t in syn if t.requires_grad and torch.is_grad_enabled()]
     with torch.enable_grad():
-        g_real = torch.autograd.grad(criterion(net(real[0]), real[1]), parameters, materialize_grads=True)
-        loss = criterion(net(syn[0]), syn[1])
-        g_syn = torch.autograd.grad(loss, parameters, create_graph=True, materialize_grads=True)
-        return match_loss([g.detach() for g in g_real], g_syn, metric)
+        loss = criterion(net(real[0].detach()), real[1].detach())
+        g_real = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        x, y = (t.detach().requires_grad_(t.requires_grad) for t in syn)
+        loss = criterion(net(x), y)
+        g_syn = torch.autograd.grad(loss, parameters, create_graph=bool(wanted), materialize_grads=True)
+        distance = match_loss(g_real, g_syn, metric)
+    value = distance.detach()
+    if wanted:
+        leaves = [t for t in (x, y) if t.requires_grad]
+        for given, slope in zip(wanted, torch.autograd.grad(distance, leaves, materialize_grads=True), strict=True):
+            value = value + ((given - given.detach()) * slope).sum()
+    return value
 
 
 _LOOPS = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}

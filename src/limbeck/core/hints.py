@@ -339,6 +339,24 @@ def _list(hint: Any, inner: list[Any], value: Any) -> list[Any]:
     return found
 
 
+def expressible(hint: Any) -> bool:
+    """Whether a value for a hint can stand in a recipe; a tensor or a function can be given in Python only."""
+    if hint is type(None):
+        return False
+    if hint is Any or hint in _SIMPLE or hint in (list, tuple, set, dict):
+        return True
+    origin, args = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return True
+    if is_union(hint):
+        return any(expressible(a) for a in args)
+    if origin in (list, tuple, set, frozenset, Sequence):
+        return all(expressible(a) for a in args if a is not Ellipsis)
+    if origin in (dict, Mapping):
+        return expressible(args[1])
+    return _parser(hint) is not None
+
+
 @lru_cache(maxsize=256)
 def _parser(hint: Any) -> Any:
     """jsonargparse's parser of one hint; ``None`` for a hint whose values can be made in Python only."""

@@ -27,7 +27,7 @@ from limbeck.core import names as _names
 from limbeck.core.card import entries, locate_method, method_names, recipe_path, recipes
 from limbeck.core.component import Component, Settings
 from limbeck.core.errors import ConfigError, LimbeckError, MissingExtra, nearest, shorten
-from limbeck.core.hints import Mismatch, hints_of, is_union, leaf, plain_check, typed, words
+from limbeck.core.hints import Mismatch, expressible, hints_of, is_union, leaf, plain_check, typed, words
 from limbeck.core.values import DEPTH, encodable, read_value, read_yaml_file, write_yaml
 
 if TYPE_CHECKING:
@@ -203,15 +203,17 @@ def split_override(token: str) -> tuple[list[str], bool, Any]:
         raise ConfigError("override", given=token, expected="UTF-8 text")
     match = TOKEN.match(token)
     if match is None:
-        raise ConfigError(shorten(token), "is no setting", expected="key=value", remedy="for example train.steps=200")
+        raise ConfigError(
+            _short(token) or "override", "is no setting", expected="key=value", remedy="for example train.steps=200"
+        )
     key, text = token[: match.end() - 1], token[match.end() :]
     append = key.endswith("+")
     key = key.removesuffix("+")
     parts = key.split(".")
     if not all(parts):
-        raise ConfigError(shorten(key), "has an empty part", expected="names joined by single dots")
+        raise ConfigError(_short(key), "has an empty part", expected="names joined by single dots")
     if len(parts) > DEPTH:
-        raise ConfigError(shorten(key), f"has {len(parts)} parts", expected=f"at most {DEPTH}")
+        raise ConfigError(_short(key), f"has {len(parts)} parts", expected=f"at most {DEPTH}")
     if not text.strip():
         raise ConfigError(key, "has no value", remedy=f"write {key}=null for nothing, {key}='\"\"' for empty text")
     return parts, append, read_value(text, key)
@@ -289,6 +291,7 @@ class _Mark:
 
 _REQUIRED = _Mark("required")
 _PYTHON_ONLY = _Mark("python only")
+_PYTHON_NEEDED = _Mark("required, python only")
 
 
 @dataclass(frozen=True)
@@ -398,10 +401,10 @@ def _default(cls: type, p: inspect.Parameter, hint: Any, kind: Kind, optional: b
         for f in dataclasses.fields(cls):
             if f.name == p.name and f.default_factory is not dataclasses.MISSING:
                 value = f.default_factory()
+    if kind == "leaf" and not expressible(hint):
+        return _PYTHON_NEEDED if value is p.empty else _PYTHON_ONLY
     if value is p.empty:
-        if kind == "leaf" or kind == "component":
-            return _REQUIRED
-        return {} if kind in ("settings", "dict") else []
+        return {} if kind in ("settings", "dict") else _REQUIRED
     if value is None:
         if kind in ("list", "dict") and not optional:
             return [] if kind == "list" else {}
@@ -576,6 +579,7 @@ class _Checker:
 
     def __init__(self) -> None:
         self.problems: list[LimbeckError] = []
+        self.refused = False  # a constructor refused its values
 
     def recipe(self, tree: Mapping[str, Any]) -> dict[str, Any]:
         """The whole of a recipe."""
@@ -595,6 +599,8 @@ class _Checker:
         for key in unknown:
             inside = [f"{name}.{key}" for name, node in found.items() if isinstance(node, dict) and key in node]
             self._unknown("", key, [*params], "a recipe", inside)
+        if self.refused and not self.problems:
+            _Builder().settings(Recipe, found, "")  # raises what every constructor refuses, not the first alone
         return {name: found[name] for name in ("name", *(n for n in params if n != "name"))}
 
     def _default_model(self, name: str, found: Mapping[str, Any], given: Any) -> Any:
@@ -611,8 +617,8 @@ class _Checker:
                 if not method.needs_teacher:
                     return None
             return task.default_student() if name == "student" else task.default_teacher()
-        except LimbeckError as error:
-            self.problems.append(error)
+        except LimbeckError:
+            self.refused = True
         except TypeError as error:
             self.problems.append(
                 ConfigError(name, str(error), remedy=f"set {name}=NAME; known: {', '.join(known_names('model'))}")
@@ -709,6 +715,9 @@ class _Checker:
 
     def _param(self, param: Param, given: Mapping[str, Any], path: str, label: str) -> Any:
         place = f"{path}.{param.name}" if path else param.name
+        if param.default is _PYTHON_NEEDED or (param.default is _PYTHON_ONLY and param.name in given):
+            self.problems.append(ConfigError(place, f"{label} takes it in Python only", expected=param.words))
+            return _PYTHON_ONLY
         appended = given.get(f"{param.name}+")
         if appended is not None:
             return self._append(param, given.get(param.name, param.default), appended, place)
@@ -750,8 +759,11 @@ class _Checker:
                     return []
                 changed[int(key) : int(key) + 1] = [value[key]]
             value = changed
-        elif isinstance(value, (str, Mapping)):
+        elif isinstance(value, str) or (isinstance(value, Mapping) and (param.inner == "settings" or "use" in value)):
             value = [value]
+        elif isinstance(value, Mapping) and value:
+            self._mismatch(f"{path}.{next(iter(value))}", next(iter(value)), f"a position from 0 to {len(default)}")
+            return []
         if not isinstance(value, (list, tuple)):
             self._mismatch(path, value, param.words)
             return []

@@ -34,6 +34,7 @@ _WORDS: Final[dict[str, Any]] = {
 }
 
 _Parser: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_SafeDumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def scalar(text: str) -> Any:
@@ -173,17 +174,14 @@ def read_value(text: str, source: str) -> Any:
     return scalar(text)
 
 
-class _Dumper(yaml.SafeDumper):
+class _Dumper(_SafeDumper):  # type: ignore[misc]
     """Writes what `read_yaml` reads back the same, and what YAML 1.1 readers read the same too."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
-    def increase_indent(self, flow: bool = False, indentless: bool = False) -> Any:
-        return super().increase_indent(flow, False)
 
-
-def _write_text(dumper: yaml.SafeDumper, value: str) -> Any:
+def _write_text(dumper: Any, value: str) -> Any:
     # quoted wherever our reader would take it for something else; the library sees to readers of YAML 1.1
     style = '"' if not isinstance(scalar(value), str) or not value.isprintable() else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)

@@ -69,6 +69,7 @@ class Classification(Task):
         self.notes: list[str] = []
         self._pool: Items | None = None
         self._seed: int | None = None
+        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
         self._look()
 
     def _look(self) -> None:
@@ -117,22 +118,13 @@ class Classification(Task):
                 expected="at least two classes",
                 remedy="check the folder or the label column that is read",
             )
-        # the split is keyed by nothing but the data's size, so that it is the same for every seed, method and machine
+        # divided by the data's size alone, so that splits are the same for every seed, method and machine
         if test is None:
-            if len(train) < 3:
-                raise DataError(
-                    "data", f"{len(train)} items cannot be divided into train, valid and test", expected="3 or more"
-                )
-            train, test = divide(train, self.test_fraction, "test")
-            self.notes.append(
-                f"no test split: {len(test)} of {len(test) + len(train)} items were set aside for judging"
-            )
+            train, test = self._divide(train, self.test_fraction, "test")
+            whole = len(test) + len(train)
+            self.notes.append(f"no test split: {len(test)} of {whole} items were set aside for judging")
         if valid is None:
-            if len(train) < 2:
-                raise DataError(
-                    "data", f"{len(train)} training items cannot be divided into train and valid", expected="2 or more"
-                )
-            train, valid = divide(train, self.valid_fraction, "valid")
+            train, valid = self._divide(train, self.valid_fraction, "valid")
         for name, items in (("train", train), ("valid", valid), ("test", test)):
             check_items(items, name, splits.kind, self.labels)
         shapes = {name: items.shape for name, items in (("train", train), ("valid", valid), ("test", test))}
@@ -159,6 +151,17 @@ class Classification(Task):
         for note in self.notes:
             log.info(note)
 
+    @staticmethod
+    def _divide(items: Items, fraction: float, name: str) -> tuple[Items, Items]:
+        rest, part = divide(items, fraction, name)
+        if len(part) == 0:
+            raise DataError(
+                "data",
+                f"{len(items)} items with hardly more than one of each class cannot be divided into train and {name}",
+                expected=f"a {name} split, or more items",
+            )
+        return rest, part
+
     @property
     def outputs(self) -> int:
         """How many values a model answers with."""
@@ -176,10 +179,12 @@ class Classification(Task):
         assert self._pool is not None
         return self._pool
 
-    def statistics(self, most: int = 2048) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel (or feature) over up to ``most`` of the teacher's items."""
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel (or feature) over up to 2,048 of the teacher's items."""
+        if self._statistics is not None:
+            return self._statistics
         pool = self._loaded()
-        ids = choose(pool.y, min(most, len(pool)), "statistics")
+        ids = choose(pool.y, min(2048, len(pool)), "statistics")
         width = pool.shape[0]
         total, square, shift = (torch.zeros(width, dtype=torch.float64) for _ in range(3))
         count = 0
@@ -194,7 +199,8 @@ class Classification(Task):
         std = (square / count - mean.square()).clamp_min(0).sqrt()
         mean = mean + shift
         std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
-        return tuple(round(v, 6) for v in mean.tolist()), tuple(round(v, 6) or 1e-6 for v in std.tolist())
+        self._statistics = tuple(mean.float().tolist()), tuple(std.float().tolist())
+        return self._statistics
 
     def describe(self) -> dict[str, Any]:
         """What must travel with a network so that its answers can be read elsewhere."""

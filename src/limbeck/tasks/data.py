@@ -94,6 +94,7 @@ class ArrayData:
     Args:
         x: inputs [N, ...]: uint8 or uint16 (fetched as float32 in [0, 1]) or floating (fetched as they are).
         y: targets [N] or [N, C].
+        fingerprint: a content hash that is known already.
 
     Example:
         >>> data = ArrayData(torch.full((4, 1, 2, 2), 255, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]))
@@ -101,12 +102,12 @@ class ArrayData:
         (1.0, 1)
     """
 
-    def __init__(self, x: Tensor, y: Tensor) -> None:
+    def __init__(self, x: Tensor, y: Tensor, fingerprint: str = "") -> None:
         if len(x) != len(y):
             raise DataError("data", f"{len(x)} inputs but {len(y)} targets", expected="one target an input")
         self.x, self.y = x, y
         self.shape = tuple(x.shape[1:])
-        self._fingerprint = ""
+        self._fingerprint = fingerprint
 
     def __len__(self) -> int:
         return len(self.y)
@@ -194,8 +195,8 @@ def _quotas(room: Tensor, sizes: Tensor, count: int) -> Tensor:
 
 def divide(data: Items, fraction: float, *key: Any) -> tuple[Items, Items]:
     """(the rest, the part split off): a deterministic stratified split that leaves each class at least one item."""
-    count = max(1, round(fraction * len(data))) if fraction > 0 else 0
-    ids = choose(data.y, min(count, len(data) - 1), *key, leave=1)
+    count = min(max(1, round(fraction * len(data))), max(0, len(data) - 1))
+    ids = choose(data.y, count, *key, leave=1)
     rest = torch.ones(len(data), dtype=torch.bool)
     rest[ids] = False
     return Part(data, rest.nonzero()[:, 0]), Part(data, ids)

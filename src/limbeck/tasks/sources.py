@@ -2,18 +2,46 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from limbeck.core.component import Component
-from limbeck.tasks.data import ArrayData, Kind, Part, Splits, choose
+from limbeck.core.errors import DataError, LimbeckError, nearest
+from limbeck.tasks.arrays import (
+    Layout,
+    as_inputs,
+    as_targets,
+    from_datasets,
+    judge_by_valid,
+    open_npy,
+    open_npz,
+    read_names,
+)
+from limbeck.tasks.columns import Target, read_targets, some
+from limbeck.tasks.data import ArrayData, Items, Kind, Part, Splits, choose
+from limbeck.tasks.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
 
-Target = Literal["auto", "label", "labels", "number"]
+SPLITS: dict[str, str] = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+"""What folders, files and library splits are called, and which split they are."""
 
 
 class Source(Component):
-    """A place that items come from. ``read`` gives splits with class names; what a source lacks the task divides off."""
+    """A place that items come from. ``read`` gives splits with class names; missing ones the task divides off."""
 
     kind: ClassVar[str] = "source"
 
@@ -21,8 +49,8 @@ class Source(Component):
         """The data.
 
         Args:
-            target: what the items are answered with, ``auto`` to see it in the data.
-            size: side length pictures are brought to (short side resized, centre cropped); ``None`` keeps theirs.
+            target: what the items are answered with; ``auto`` sees it in the data.
+            size: side length pictures are brought to (shorter side resized, middle cut out); ``None`` keeps theirs.
 
         Raises:
             DataError: nothing there, or something that cannot be read, named.
@@ -30,6 +58,54 @@ class Source(Component):
         raise TypeError(f"{type(self).__name__} must define read")
 
 
+class PictureSource(Source):
+    """What sources of picture files share.
+
+    Args:
+        bad_files: ``error`` names every unreadable picture before anything is trained; ``skip`` leaves them out.
+        size: side length pictures are brought to, if the task names none; ``null`` keeps theirs.
+        check: ``full`` decodes every picture once before training; ``quick`` looks at those that do not fit into memory
+            only at their head and end.
+        memory_mb: how much decoded pictures may take in memory; what does not fit is decoded each time it is used.
+    """
+
+    bad_files: BadFiles
+    size: int | None
+    check: Check
+    memory_mb: int
+
+    def _picture_settings(self, bad_files: BadFiles, size: int | None, check: Check, memory_mb: int) -> None:
+        if size is not None and size < 1:
+            raise ValueError("size must be 1 or more, or null to keep the pictures' own")
+        if memory_mb < 0:
+            raise ValueError("memory_mb must be 0 or more")
+        self.bad_files, self.size, self.check, self.memory_mb = bad_files, size, check, memory_mb
+
+    def _load(self, files: Sequence[Bytes], y: Tensor, size: int | None) -> tuple[Items, Tensor, list[str]]:
+        return load_pictures(
+            files,
+            y,
+            size=size if size is not None else self.size,
+            bad_files=self.bad_files,
+            check=self.check,
+            memory_mb=self.memory_mb,
+        )
+
+
+def assemble(
+    items: Items, good: Tensor, split_of: Sequence[str], labels: list[str], kind: Kind, notes: list[str]
+) -> Splits:
+    """Splits from one set, given each item's split by its position before unreadable ones were left out (``good``)."""
+    names = np.array(split_of, dtype=object)[good.numpy()]
+    parts: dict[str, Items] = {}
+    for split in ("train", "valid", "test"):
+        ids = torch.from_numpy(np.flatnonzero(names == split))
+        if len(ids):
+            parts[split] = Part(items, ids)
+    return judge_by_valid(parts, labels, kind, notes)
+
+
+# ------------------------------------------------------------------------------------------------------ embedded
 class Digits(Source):
     """Handwritten digits that come with scikit-learn: 1,797 grey pictures of 8x8 pixels (Alpaydin and Kaynak, 1998).
 
@@ -42,8 +118,6 @@ class Digits(Source):
 
         found = load_digits()
         x = torch.from_numpy(found.images).to(torch.float32).div_(16.0).unsqueeze(1)  # [N, 1, 8, 8], 17 grey levels
-        if size is not None and size != 8:
-            x = torch.nn.functional.interpolate(x, (size, size), mode="bilinear", align_corners=False).clamp_(0, 1)
         digits = torch.from_numpy(found.target).to(torch.int64)
         test = choose(digits, 700, "digits", "test")
         rest = torch.ones(len(digits), dtype=torch.bool)
@@ -55,5 +129,359 @@ class Digits(Source):
             y = torch.nn.functional.one_hot(digits, 10).to(torch.float32)
         elif kind == "number":
             y, names = digits.to(torch.float32).unsqueeze(1), ["digit"]
-        data = ArrayData(x, y)
+        data = ArrayData(fit(x, size), y)
         return Splits(Part(data, rest.nonzero()[:, 0]), None, Part(data, test), names, kind)
+
+
+# ------------------------------------------------------------------------------------------------------ folders
+class Folder(PictureSource):
+    """Pictures in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
+
+    Classes are matched by name across the splits, so that one that a split lacks shifts nothing. Hidden files and
+    folders are ignored, symbolic links followed but never in a circle. An uncompressed ``.tar`` is read like a folder.
+
+    Args:
+        path: the folder.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        bad_files: BadFiles = "error",
+        size: int | None = None,
+        check: Check = "full",
+        memory_mb: int = 1024,
+    ) -> None:
+        self.path = path
+        self._picture_settings(bad_files, size, check, memory_mb)
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """The pictures, each with its folder's name as label (or number)."""
+        root = Path(self.path).expanduser()
+        files = list_pictures(root)
+        tops = {f.name.split("/")[0] for f in files if "/" in f.name}
+        known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
+        nested = {f.name.split("/")[0] for f in files if f.name.count("/") >= 2}
+        split = {t: s for t, s in known.items() if t in nested} if "train" in known.values() else {}
+        if split and set(split) != tops:
+            others = sorted(tops - set(split))
+            raise DataError(
+                str(root),
+                f"beside {', '.join(sorted(split))} there are folders that are no split: {some(others)}",
+                expected="either split folders, or class folders",
+            )
+        picked: list[File] = []
+        names: list[str] = []
+        splits: list[str] = []
+        stray: list[str] = []
+        for file in files:
+            parts = file.name.split("/")
+            below = parts[1:] if split else parts
+            if len(below) < 2:
+                stray.append(file.name)
+                continue
+            picked.append(file)
+            names.append(below[0])
+            splits.append(split[parts[0]] if split else "train")
+        if not picked:
+            raise DataError(
+                str(root),
+                f"{len(stray)} pictures lie outside any class folder"
+                if stray
+                else "there are no pictures in class folders",
+                expected="one folder a class, with pictures in it",
+                remedy="for pictures named in a table use csv:FILE",
+            )
+        y, labels, kind = read_targets(
+            {"folder": names}, "label" if target == "auto" else target, lambda i: picked[i].name, argument=str(root)
+        )
+        items, good, notes = self._load(picked, y, size)
+        if stray:
+            notes.append(f"{len(stray)} pictures outside any class folder were left out: {some(stray, 5)}")
+        return assemble(items, good, splits, labels, kind, notes)
+
+
+# ------------------------------------------------------------------------------------------------------ arrays
+class Arrays(Source):
+    """NumPy arrays: one ``.npz`` or ``.npy`` file, or a folder with ``train.npz`` and, if there is one, ``test.npz``.
+
+    Pictures are [N, H, W], [N, H, W, C] or [N, C, H, W]; rows of numbers [N, F]. A file may hold all splits at once
+    (``x_train``, ``y_train``, ``x_test``, ``y_test``). Class names are read from ``classes.json`` or ``labels.json``
+    beside the arrays, or from an array ``classes``; without any they are the numbers themselves.
+
+    Args:
+        path: the file or folder.
+        x: name of the inputs' array; by default ``x``, ``images`` or ``data``.
+        y: name of the targets' array; by default ``y``, ``labels``, ``label``, ``targets`` or ``target``. For a
+            ``.npy`` file: the file of targets beside it (by default ``y.npy``).
+        layout: where the channels are: ``last``, ``first``, or ``auto``: where 1, 3 or 4 of them fit.
+        scale: what inputs are divided by; ``null``: 255 or 65535 for bytes and 16-bit values, nothing for others.
+        classes: file of class names, or which list of a ``classes.json`` that holds several.
+    """
+
+    X: ClassVar[tuple[str, ...]] = ("x", "X", "images", "image", "data")
+    Y: ClassVar[tuple[str, ...]] = ("y", "Y", "labels", "label", "targets", "target")
+
+    def __init__(
+        self,
+        path: str,
+        x: str | None = None,
+        y: str | None = None,
+        layout: Layout = "auto",
+        scale: float | None = None,
+        classes: str | None = None,
+    ) -> None:
+        if scale is not None and not scale > 0:
+            raise ValueError("scale must be above 0, or null")
+        self.path, self.x, self.y, self.layout, self.scale, self.classes = path, x, y, layout, scale, classes
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """The arrays; floating targets are numbers, [N, C] of zeros and ones several labels."""
+        root = Path(self.path).expanduser()
+        if not root.exists():
+            raise DataError(str(root), "there is no such file or folder", remedy="check the path")
+        pairs, names = self._folder(root) if root.is_dir() else self._file(root)
+        if names is None:
+            names = self._names(root if root.is_dir() else root.parent)
+        inputs: dict[str, Tensor] = {}
+        for split, (x, y, where) in pairs.items():
+            made = as_inputs(x, where, self.layout, self.scale)
+            inputs[split] = fit(made, size) if made.ndim == 4 else made
+            if len(made) != len(y):
+                raise DataError(where, f"{len(made)} inputs but {len(y)} targets", expected="one target an input")
+        try:
+            together = np.concatenate([y for _, y, _ in pairs.values()])
+        except ValueError:
+            shapes = ", ".join(f"{split} {list(y.shape)}" for split, (_, y, _) in pairs.items())
+            raise DataError(str(root), f"the splits' targets differ in shape: {shapes}") from None
+        targets, labels, kind = as_targets(together, target, names, str(root))
+        found: dict[str, Items] = {}
+        start = 0
+        for split, made in inputs.items():
+            found[split] = ArrayData(made, targets[start : start + len(made)])
+            start += len(made)
+        return judge_by_valid(found, labels, kind, [])
+
+    def _folder(self, root: Path) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
+        pairs: dict[str, tuple[Any, Any, str]] = {}
+        names = None
+        for path in sorted(root.glob("*.npz")):
+            if path.stem.lower() in SPLITS:
+                found, inside = self._file(path)
+                pairs[SPLITS[path.stem.lower()]] = next(iter(found.values()))
+                names = names if names is not None else inside
+        loose = {} if pairs else {p.stem: open_npy(p) for p in sorted(root.glob("*.npy"))}
+        if loose:
+            pairs = self._pick(loose, str(root))
+        if not pairs:
+            raise DataError(
+                str(root),
+                "holds no train.npz and no x.npy with y.npy",
+                given=[p.name for p in sorted(root.iterdir())][:10],
+            )
+        return pairs, names
+
+    def _file(self, path: Path) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
+        if path.suffix.lower() == ".npy":
+            beside = path.parent / (self.y or "y.npy")
+            if not beside.is_file():
+                raise DataError(str(beside), "the file of targets is missing", remedy="name it with data.y=FILE.npy")
+            return {"train": (open_npy(path), open_npy(beside), str(path))}, None
+        arrays = open_npz(path)
+        inside = next((arrays.pop(n) for n in ("classes", "class_names", "label_names") if n in arrays), None)
+        return self._pick(arrays, str(path)), None if inside is None else [str(n) for n in inside.tolist()]
+
+    def _pick(self, arrays: dict[str, Any], where: str) -> dict[str, tuple[Any, Any, str]]:
+        """Inputs and targets by split, from names such as ``x``, ``x_train`` or ``train_images``."""
+        pairs: dict[str, tuple[Any, Any, str]] = {}
+        for split in ("", *SPLITS):
+            x = self._named(arrays, self.x, self.X, split)
+            y = self._named(arrays, self.y, self.Y, split)
+            if x is not None and y is not None:
+                pairs.setdefault(SPLITS.get(split, "train"), (x, y, where))
+        if not pairs:
+            close = [c for n in (self.x, self.y) if n and n not in arrays for c in nearest(n, arrays)]
+            raise DataError(
+                where,
+                f"holds no arrays {self.x or 'x'} and {self.y or 'y'}",
+                given=sorted(arrays),
+                remedy=f"did you mean {' or '.join(map(repr, close))}?"
+                if close
+                else "name them: data.x=... data.y=...",
+            )
+        return pairs
+
+    @staticmethod
+    def _named(arrays: dict[str, Any], asked: str | None, usual: Sequence[str], split: str) -> Any:
+        for name in [asked] if asked else usual:
+            for full in (f"{name}_{split}", f"{split}_{name}") if split else (name,):
+                if full in arrays:
+                    return arrays[full]
+        return None
+
+    def _names(self, folder: Path) -> list[str] | None:
+        if self.classes:
+            for path in (Path(self.classes).expanduser(), folder / self.classes):
+                if path.is_file():
+                    return read_names(path)
+        for name in ("classes.json", "labels.json", "classes.txt", "labels.txt"):
+            if (folder / name).is_file():
+                return read_names(folder / name, self.classes or self.y)
+        if self.classes:
+            raise DataError("data.classes", given=self.classes, expected="a file of class names")
+        return None
+
+
+# ------------------------------------------------------------------------------------------------------ libraries
+class TorchvisionSet(PictureSource):
+    """A data set of ``torchvision.datasets`` by its class name.
+
+    Args:
+        name: the class, as ``CIFAR10``.
+        root: the folder where its files are.
+        download: let torchvision download what is missing; off, nothing leaves or enters the machine.
+        options: further arguments of the class.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        root: str = "data",
+        download: bool = False,
+        options: dict[str, Any] | None = None,
+        size: int | None = None,
+        bad_files: BadFiles = "error",
+        check: Check = "full",
+        memory_mb: int = 1024,
+    ) -> None:
+        self.name, self.root, self.download, self.options = name, root, download, dict(options or {})
+        self._picture_settings(bad_files, size, check, memory_mb)
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """The data set's splits, by its own ``train`` or ``split`` argument."""
+        from torchvision import datasets
+
+        known = {n: c for n, c in vars(datasets).items() if isinstance(c, type) and hasattr(c, "__getitem__")}
+        cls = known.get(self.name)
+        if cls is None:
+            raise DataError.unknown("data.name", self.name, known, "torchvision data set")
+        accepted = inspect.signature(cls).parameters
+        if "train" in accepted and "train" not in self.options:
+            made = {"train": self._make(cls, accepted, train=True), "test": self._make(cls, accepted, train=False)}
+        elif "split" in accepted and "split" not in self.options:
+            made = {"train": self._make(cls, accepted, split="train")}
+            for split in ("val", "valid", "test"):
+                try:
+                    made[SPLITS[split]] = self._make(cls, accepted, split=split)
+                except DataError as error:
+                    if "split" not in error.problem:  # a split that the class does not know is no fault
+                        raise
+        else:
+            made = {"train": self._make(cls, accepted)}
+        size = size if size is not None else self.size
+        if all(_samples(d) is not None for d in made.values()):
+            return self._from_files(made, target, size)
+        ready = {split: _in_memory(d) or d for split, d in made.items()}
+        names = getattr(made["train"], "classes", None)
+        names = [_first(n) for n in names] if isinstance(names, (list, tuple)) else None
+        return from_datasets(ready, target, size, self.memory_mb, names, f"torchvision:{self.name}")
+
+    def _from_files(self, made: dict[str, Any], target: Target, size: int | None) -> Splits:
+        """Sets that name picture files (ImageFolder and its kin), read as such."""
+        files: list[File] = []
+        names: list[str] = []
+        splits: list[str] = []
+        for split, data in made.items():
+            for path, place in _samples(data) or []:
+                files.append(File(str(path), Path(path)))
+                names.append(_first(data.classes[place]))
+                splits.append(split)
+        y, labels, kind = read_targets(
+            {"class": names}, "label" if target == "auto" else target, lambda i: files[i].name, argument=self.name
+        )
+        items, good, notes = self._load(files, y, size)
+        return assemble(items, good, splits, labels, kind, notes)
+
+    def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
+        arguments = {**more, **self.options}
+        for name, value in (("root", str(Path(self.root).expanduser())), ("download", self.download)):
+            if name in accepted:
+                arguments.setdefault(name, value)
+        try:
+            return cls(**arguments)
+        except (
+            Exception
+        ) as error:  # RuntimeError, FileNotFoundError, TypeError, ValueError: all are the arguments' fault
+            text = " ".join(str(error).split())[:300]
+            remedy = "" if self.download else "set data.download=true to fetch it, or data.root to where it is"
+            raise DataError(f"torchvision:{self.name}", text or type(error).__name__, remedy=remedy) from None
+
+
+def _samples(data: Any) -> list[tuple[str, int]] | None:
+    found = getattr(data, "samples", None)
+    if isinstance(found, list) and found and isinstance(getattr(data, "classes", None), (list, tuple)):
+        pairs = [s for s in found if isinstance(s, tuple) and len(s) == 2 and isinstance(s[0], (str, Path))]
+        return pairs if len(pairs) == len(found) else None
+    return None
+
+
+def _in_memory(data: Any) -> tuple[Any, Any] | None:
+    """Pictures and targets of a set that holds them as arrays (CIFAR, MNIST, SVHN, STL-10)."""
+    x = getattr(data, "data", None)
+    y = next((v for n in ("targets", "labels") if (v := getattr(data, n, None)) is not None), None)
+    if not isinstance(x, (np.ndarray, Tensor)) or x.ndim not in (3, 4) or y is None:
+        return None
+    if not len(x) == len(y) == len(data):
+        return None
+    return x, np.asarray(y)
+
+
+def _first(name: Any) -> str:
+    """A class's name; ImageNet's come as tuples of synonyms."""
+    return ", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name)
+
+
+class Imported(Source):
+    """What the user's own function returns. Naming it runs its code.
+
+    The function returns a torch ``Dataset`` with items (input, target), a pair of arrays (x, y), limbeck's own
+    ``Splits``, or several of the former as a mapping with ``train`` and, if there are such, ``valid`` and ``test``; the
+    mapping may hold ``labels``, the class names. Pictures are PIL images, arrays [H, W, C] or tensors [C, H, W]. Items
+    should not change between calls: what is random belongs into a query.
+
+    Args:
+        function: ``package.module:function``.
+        options: arguments of the function.
+        memory_mb: how much may be kept in memory; beyond, items are asked for each time.
+    """
+
+    def __init__(self, function: str, options: dict[str, Any] | None = None, memory_mb: int = 1024) -> None:
+        self.function, self.options, self.memory_mb = function, dict(options or {}), memory_mb
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """What the function returned, as splits."""
+        from limbeck.core.imports import imported
+
+        made = imported(self.function, "data.function")
+        try:
+            found = made(**self.options)
+        except LimbeckError:
+            raise
+        except Exception as error:
+            raise DataError("data.function", f"{self.function} failed: {type(error).__name__}: {error}") from error
+        if isinstance(found, Splits):
+            return found
+        labels = None
+        if isinstance(found, Mapping):
+            found = dict(found)
+            labels = found.pop("labels", None)
+            unknown = [str(k) for k in found if str(k) not in SPLITS]
+            if unknown or "train" not in {SPLITS[str(k)] for k in found if str(k) in SPLITS}:
+                raise DataError(
+                    "data.function", given=[str(k) for k in found], expected="train, and valid or test beside it"
+                )
+            found = {SPLITS[str(k)]: v for k, v in found.items()}
+        else:
+            found = {"train": found}
+        names = [str(n) for n in labels] if labels is not None else None
+        return from_datasets(found, target, size, self.memory_mb, names, self.function)

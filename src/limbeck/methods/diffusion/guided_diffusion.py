@@ -62,7 +62,22 @@ CARD = Card(
     claim="In 1, 2 and 4 steps, with half the network calls a step, the student ends nearer to the many-step guided teacher "
     "than DDIM with guidance does: at most half its squared error, for each guidance weight, with one network for all.",
     recipe="guided-diffusion",
-    exceptions={},
+    tiny={
+        "guided-diffusion": (
+            "teacher.width=16",
+            "teacher.blocks=1",
+            "student.width=16",
+            "student.blocks=1",
+            "teach.steps=3",
+            "teach.batch_size=8",
+            "train.steps=3",
+            "train.batch_size=8",
+            "method.start_steps=4",
+            "task.steps=[1, 2]",
+            "task.guidance=[0, 1]",
+        )
+    },
+    exceptions={"at_equality": "the student takes a guidance weight that the teacher does not"},
     notes="w is 0 for plain conditional; the libraries' scale is 1 + w (convention=s). Clipping x changes the target and the "
     "guided teacher, so nothing is clipped while training.",
 )
@@ -409,6 +424,12 @@ class GuidedDiffusion(Method):
         predicted = diffusion.to_x_eps(out, z, logsnr, self.reads.mean_type)
         return Term(diffusion.select_error(diffusion.prediction_errors(predicted, target, logsnr), weight), to=role)  # [N]
 
+    def _many(self) -> int | None:
+        """From how many steps on the first student may be used: it learnt the guided teacher at every time."""
+        if not self.guide or self.times == "discrete" or (self.rounds and self.start_steps not in self.kept):
+            return None
+        return self.start_steps if self.rounds else 1
+
     # -- result -------------------------------------------------------------------------------------------------------
 
     def artifact(self) -> Artifact:
@@ -422,7 +443,7 @@ class GuidedDiffusion(Method):
                 steps,
                 {n: self.roles[f"stochastic@{n}"].module for n in self.stochastic},
                 {self.encoder_rounds[-1]: self.roles["encoder"].module} if self.encoder_rounds else {},
-                many=self.start_steps if self.guide and self.times == "continuous" else None,
+                many=self._many(),
             ),
             self.task_.schedule,
             (self.w_min, self.w_max),

@@ -59,9 +59,25 @@ CARD = Card(
     claim="For a small student and teachers of growing size TAID's loss is at least as low as forward and reverse KL's "
     "at equal steps; adaptive >= linear >= constant t = 1.",
     recipe="taid",
-    exceptions={
-        "student equal to teacher gives zero terms": "J is a cross-entropy, then the entropy; value=kl gives zero",
+    tiny={
+        "taid": (
+            "task.vocab_size=300",
+            "task.length=16",
+            "teacher.layers=1",
+            "teacher.width=16",
+            "teacher.heads=2",
+            "student.layers=1",
+            "student.width=16",
+            "student.heads=2",
+            "teach.steps=2",
+            "teach.batch_size=4",
+            "train.steps=6",
+            "train.batch_size=4",
+        )
     },
+    at_equality={"J": "gradient"},
+    baseline={"taid": ("method.distil_ratio=0",)},
+    exceptions={},
     notes="In runs of fewer than 2 / alpha steps the adaptive part never outruns the linear schedule: use alpha=auto.",
 )
 

@@ -140,19 +140,20 @@ def folder_or_file(name: str) -> Callable[[str], Path]:
     return read
 
 
-def run_folder(text: str) -> Path:
-    """A finished or unfinished run's folder.
+def run_folder(text: str, comparisons: bool = False) -> Path:
+    """A finished or unfinished run's folder; a comparison's too where that is meant.
 
     Raises:
         ConfigError: it is none; the nearest names beside it are listed.
     """
     path = Path(text).expanduser()
-    if path.is_file() and path.name in ("config.yaml", "result.json"):
+    marks = ("config.yaml", "comparison.json") if comparisons else ("config.yaml",)
+    if path.is_file() and path.name in (*marks, "result.json"):
         path = path.parent
     if not path.is_dir():
         beside: list[str] = []
         if path.parent.is_dir():
-            beside = [p.name for p in path.parent.iterdir() if (p / "config.yaml").is_file()]
+            beside = [p.name for p in path.parent.iterdir() if any((p / m).is_file() for m in marks)]
         close = nearest(path.name, beside)
         remedy = (
             f"did you mean {' or '.join(repr(str(path.parent / c)) for c in close)}?"
@@ -160,8 +161,8 @@ def run_folder(text: str) -> Path:
             else "limbeck run makes one"
         )
         raise ConfigError("RUN", f"there is no folder {shorten(text)}", remedy=remedy)
-    if not (path / "config.yaml").is_file():
-        raise ConfigError("RUN", f"the folder {shorten(text)} holds no config.yaml", expected="a run folder")
+    if not any((path / m).is_file() for m in marks):
+        raise ConfigError("RUN", f"the folder {shorten(text)} holds no {' or '.join(marks)}", expected="a run folder")
     return path
 
 
@@ -202,6 +203,17 @@ def figure(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{k} {figure(v)}" for k, v in value.items())
     return str(value)
+
+
+def print_outcome(data: Mapping[str, Any], title: str) -> None:
+    """Print the table of a run or a comparison, what it amounts to, and what its intervals cover."""
+    from limbeck.report.table import comparison_table, footnotes, headline, summarise
+
+    summary = summarise(data)
+    out = console()
+    out.print(comparison_table(summary, title, out.width))
+    for line in (*headline(summary), *footnotes(summary), *summary.notes):
+        print(line)
 
 
 def print_json(value: Any) -> None:

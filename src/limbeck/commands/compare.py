@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +51,12 @@ def main(words: list[str]) -> int:
     return 0
 
 
-def show(found: dict[str, Any]) -> None:
-    """Print a comparison: what it says, the table, what went wrong, where everything lies."""
-    from limbeck.report.table import comparison_table, footnotes, headline, summarise
-
-    summary = summarise(found)
-    common.console().print(comparison_table(summary, width=common.terminal_width()))
-    for line in headline(summary):
-        print(line)
-    for line in footnotes(summary):
-        print(line)
-    for label, problems in found.get("failed", {}).items():
-        for seed, problem in problems.items():
-            print(f"failed: {label}, seed {seed}: {problem}")
-    print(f"{found['folder']}: report.html, comparison.json, a run folder for each recipe and seed")
+def show(found: Mapping[str, Any]) -> None:
+    """Print a comparison's table and sentences, and where it lies."""
+    common.print_outcome(found, "")
+    for label, seeds in (found.get("failed") or {}).items():
+        for seed, problem in seeds.items():
+            print(f"{label}, seed {seed} failed: {problem}")
+    for name in ("report", "folder"):
+        if found.get(name):
+            print(f"{name}: {found[name]}")

@@ -37,6 +37,6 @@ def main(words: list[str]) -> int:
     )
     found = compare(list(METHODS), [], seeds=args.seeds, out=args.out, engine="process", workers=1, force=args.force)
     show(found)
-    run = Path(found["runs"][METHODS[-1]][0])
+    run = Path(found["runs"]["nkd"][0])
     print(f"student: {export(run, 'safetensors', run / 'export' / 'safetensors')}")
     return 0

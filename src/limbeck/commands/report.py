@@ -10,9 +10,9 @@ TEXT = """Write report.html of a run, or of a comparison, again from what its fo
 def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("report", TEXT)
-    parser.add_argument("run", metavar="RUN", help="a run's folder")
+    parser.add_argument("run", metavar="RUN", help="a run's or a comparison's folder")
     args, _ = parser.read(words)
-    folder = common.run_folder(args.run)
+    folder = common.run_folder(args.run, comparisons=True)
     from limbeck.report import write_report
 
     print(write_report(folder))

@@ -95,17 +95,7 @@ def explain(tree: Mapping[str, Any], options: common.Parser) -> None:
 
 def summarise(result: Mapping[str, Any]) -> None:
     """Print a run's figures: what the teacher knows, what the student knows alone, what it has learnt."""
-    metrics = result.get("metrics", {})
-    who = [("teacher", "teacher"), ("alone", "student alone"), ("student", "student distilled")]
-    there = [(key, label) for key, label in who if metrics.get(key)]
-    names = list(dict.fromkeys(name for key, _ in there for name in metrics[key]))
-    primary = result.get("primary")
-    names.sort(key=lambda n: n != primary)
-    rows = [[name, *(metrics[key].get(name) for key, _ in there)] for name in names]
-    labels = [label for _, label in there]
-    common.table(rows, ["metric", *labels], f"{result.get('recipe')}, seed {result.get('seed')}", right=labels)
-    for note in result.get("notes", []):
-        print(note)
+    common.print_outcome(result, f"{result.get('recipe')}, seed {result.get('seed')}")
     for form, place in (result.get("exports") or {}).items():
         print(f"{form}: {place if isinstance(place, str) else common.figure(place)}")
     folder = result.get("folder")

@@ -153,18 +153,14 @@ def expect_gap(log_a: Tensor, log_b: Tensor) -> Tensor:
     return ((a - b) * gap).sum(-1)
 
 
-def _against_mix(log_a: Tensor, log_b: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """KL(a || m) and KL(b || m) with ``m = weight a + (1 - weight) b``, from log-probabilities.
+def _towards(log_a: Tensor, log_b: Tensor, weight: float) -> Tensor:
+    """KL(a || weight a + (1 - weight) b) from log-probabilities: ``sum a (x - log(1 + x))``, x = (1 - weight)(b/a - 1).
 
-    The mixture is formed from probabilities: where both underflow, so does their share of the sum.
+    Exactly 0 where a equals b, and every summand non-negative.
     """
-    least = math.log(torch.finfo(log_a.dtype).tiny)
     a, b = log_a.exp(), log_b.exp()
-    mixed = weight * a + (1.0 - weight) * b
-    log_mixed = mixed.clamp_min(torch.finfo(log_a.dtype).tiny).log()
-    first = (a * (log_a.clamp_min(least) - log_mixed) + (mixed - a)).sum(-1)
-    second = (b * (log_b.clamp_min(least) - log_mixed) + (mixed - b)).sum(-1)
-    return not_negative(first), not_negative(second)
+    gap = torch.where(a > 0, log_b - log_a, torch.zeros_like(a)).clamp_max(88.0)  # beyond it, a is below 1e-38
+    return not_negative(((1.0 - weight) * (b - a) - a * torch.log1p((1.0 - weight) * torch.expm1(gap))).sum(-1))
 
 
 def jensen_shannon(
@@ -190,8 +186,9 @@ def jensen_shannon(
     """
     _share("beta", beta, "at 0 and 1 it is zero everywhere; use kl(direction='forward' or 'reverse')")
     pair = _pair(student, teacher, temperature, where)
-    teacher_part, student_part = _against_mix(pair.log_p, pair.log_q, beta)
-    return pair.done(beta * teacher_part + (1 - beta) * student_part, scale_t2)
+    teacher_part = _towards(pair.log_p, pair.log_q, beta)
+    student_part = _towards(pair.log_q, pair.log_p, 1.0 - beta)
+    return pair.done(beta * teacher_part + (1.0 - beta) * student_part, scale_t2)
 
 
 def _share(argument: str, value: float, remedy: str) -> None:
@@ -223,7 +220,7 @@ def skew_kl(
     _share("mix", mix, "mix=0 is kl(...), mix=1 is zero everywhere")
     pair = _pair(student, teacher, temperature, where)
     first, second = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)
-    return pair.done(_against_mix(first, second, mix)[0], scale_t2)
+    return pair.done(_towards(first, second, mix), scale_t2)
 
 
 def total_variation(

@@ -269,6 +269,12 @@ def test_every_dtype_goes_through(dtype: torch.dtype) -> None:
     assert out.dtype == dtype and torch.isfinite(out).all() and x.grad is not None and torch.isfinite(x.grad).all()
 
 
+def test_half_precision_pixels_move_as_float_pixels_do() -> None:
+    x, u = images(0, h=16, w=16, dtype=torch.float32).bfloat16(), torch.tensor([0.9])
+    assert torch.equal(A.rotate(x, u), A.rotate(x.float(), u).bfloat16())
+    assert torch.equal(A.scale(x, u, u), A.scale(x.float(), u, u).bfloat16())
+
+
 def test_autocast_does_not_move_pixels() -> None:
     x, u = images(0, dtype=torch.float32), torch.tensor([0.9])
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -84,6 +84,12 @@ def guided_training_losses(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str
     )
 
 
+def _variance(name: str) -> float:
+    """``small``, ``large`` or ``medium:0.3``, with or without ``fixed_`` before it."""
+    name, _, part = name.removeprefix("fixed_").partition(":")
+    return {"small": 0.0, "large": 1.0}[name] if not part else float(part)
+
+
 def guided_sample_loop(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
     t, kind, schedule = _tensors(arrays), hyper["mean_type"], _schedule(hyper)
     predict = _toy(hyper["params"], kind)
@@ -92,11 +98,8 @@ def guided_sample_loop(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np
     if sampler == "ddim":
         x = diffusion.ddim_sample(predict, t["z1"], steps, schedule, kind, clip_x=clip_x, channel_dim=-1)
     elif sampler == "noisy":
-        draws = t["noise"]  # [steps, B, ...], one standard normal draw per step
-        kind_of = str(hyper.get("logvar_type", "small"))
-        variance = {"small": 0.0, "large": 1.0}.get(
-            kind_of.split(":")[0], float(kind_of.split(":")[-1] or 0) if ":" in kind_of else 0.0
-        )
+        # the one other input: [steps, B, ...], a standard normal draw per step
+        (draws,) = (value for name, value in t.items() if name != "z1")
         x = diffusion.ancestral_sample(
             predict,
             t["z1"],
@@ -104,7 +107,7 @@ def guided_sample_loop(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np
             schedule,
             kind,
             lambda j, shape: draws[j],
-            variance=variance,
+            variance=_variance(str(hyper.get("logvar_type", "small"))),
             clip_x=clip_x,
             channel_dim=-1,
         )

@@ -186,13 +186,13 @@ def _images(x: Tensor) -> None:
         raise ShapeError("x", "images are floats", given=(tuple(x.shape), x.dtype), expected="[N, C, H, W]")
 
 
-def _each(value: Tensor, x: Tensor) -> Tensor:
-    """``[N]`` or ``[1]`` on the images' device, in their dtype if floating."""
+def _each(value: Tensor, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """``[N]`` or ``[1]`` as ``[N]`` on the images' device; floats in ``dtype``, that of the images by default."""
     value = value.reshape(-1).to(x.device)
     if value.shape[0] not in (1, x.shape[0]):
         raise ShapeError("draw", given=tuple(value.shape), expected=f"[{x.shape[0]}], or [1] for all alike")
     value = value.expand(x.shape[0])
-    return value.to(x.dtype) if value.is_floating_point() else value
+    return value.to(dtype or x.dtype) if value.is_floating_point() else value
 
 
 def brightness(x: Tensor, u: Tensor, strength: float = 1.0) -> Tensor:
@@ -278,10 +278,15 @@ def flip(x: Tensor, u: Tensor, prob: float = 0.5) -> Tensor:
     return torch.where((_each(u, x) < prob)[:, None, None, None], x.flip(3), x)
 
 
+def _geometry(x: Tensor) -> torch.dtype:
+    """Coordinates are never computed in half precision, and bilinear sampling has no such kernel everywhere."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
 def _affine(x: Tensor, matrix: tuple[Tensor, Tensor, Tensor, Tensor], align_corners: bool) -> Tensor:
     """Sample ``x`` at ``(a X + b Y, c X + d Y)`` for pixel centres (X, Y) in [-1, 1]; a, b, c, d are ``[N]``."""
     # written out, because affine_grid is a matrix product: TF32 or autocast would move pixels there
-    dtype = torch.promote_types(x.dtype, torch.float32)  # bilinear sampling has no half-precision kernel everywhere
+    dtype = _geometry(x)
     axes = []
     for side in x.shape[2:]:
         line = (
@@ -289,7 +294,7 @@ def _affine(x: Tensor, matrix: tuple[Tensor, Tensor, Tensor, Tensor], align_corn
         )
         axes.append(line if align_corners else line * (side - 1) / side)
     down, across = axes[0][None, :, None], axes[1][None, None, :]
-    a, b, c, d = (m.to(dtype)[:, None, None] for m in matrix)
+    a, b, c, d = (m[:, None, None] for m in matrix)
     grid = torch.stack([across * a + down * b, across * c + down * d], dim=-1)  # [N, H, W, 2]
     return F.grid_sample(x.to(dtype), grid, align_corners=align_corners).to(x.dtype)
 
@@ -304,7 +309,7 @@ def scale(x: Tensor, u_x: Tensor, u_y: Tensor, ratio: float = 1.2, *, align_corn
         >>> torch.allclose(scale(x, none, none, ratio=1.0), x, atol=1e-6)
         True
     """
-    x_factor, y_factor = (_each(u, x) * (ratio - 1.0 / ratio) + 1.0 / ratio for u in (u_x, u_y))
+    x_factor, y_factor = (_each(u, x, _geometry(x)) * (ratio - 1.0 / ratio) + 1.0 / ratio for u in (u_x, u_y))
     zero = torch.zeros_like(x_factor)
     return _affine(x, (x_factor, zero, zero, y_factor), align_corners)
 
@@ -318,7 +323,7 @@ def rotate(x: Tensor, u: Tensor, degrees: float = 15.0, *, align_corners: bool =
         True
     """
     # operation by operation as published: in float32 another order moves border pixels by more than 1e-6
-    angle = (_each(u, x) - 0.5) * 2.0 * degrees / 180.0 * math.pi
+    angle = (_each(u, x, _geometry(x)) - 0.5) * 2.0 * degrees / 180.0 * math.pi
     cos, sin = torch.cos(angle), torch.sin(angle)
     return _affine(x, (cos, -sin, sin, cos), align_corners)
 

@@ -288,6 +288,7 @@ def trajectory_gradient(
     """
     rate = _checked(start, target, images, labels, batches, lr, mode, variant, learn_labels, segment)
     start, target = start.detach(), target.detach()
+    batches = [b.to(images.device) for b in batches]
     distance = (start - target).square().sum()
     if not bool(distance > 0) or not bool(torch.isfinite(distance)):
         raise DataError(

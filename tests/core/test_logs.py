@@ -311,6 +311,12 @@ def test_a_tracker_that_cannot_start_is_refused_at_the_door(
 # -- progress ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True)
+def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIMBECK_PROGRESS", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+
+
 class Clock:
     """A clock that a test moves."""
 

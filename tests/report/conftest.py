@@ -37,7 +37,9 @@ def bins(sharpness: float) -> dict[str, list[float]]:
     confidence = [(i + 0.5) / 15 for i in range(3, 15)]
     return {
         "confidence": confidence,
-        "accuracy": [max(0.05, c - sharpness * (1 - c) * c * 2 + 0.03 * wobble("bin", i)) for i, c in enumerate(confidence)],
+        "accuracy": [
+            max(0.05, c - sharpness * (1 - c) * c * 2 + 0.03 * wobble("bin", i)) for i, c in enumerate(confidence)
+        ],
         "count": [int(4 + 2.6**i / 40) for i in range(12)],
     }
 
@@ -56,7 +58,12 @@ def make_result(method: str = "nkd", seed: int = 0, **changes: Any) -> dict[str,
         "higher_is_better": True,
         "metrics": {
             "teacher": {"accuracy": 0.9733, "nll": 0.104, "ece": 0.0121},
-            "student": {"accuracy": student, "nll": 0.19, "ece": 0.018 + 0.004 * wobble("e", seed), "agreement": student + 0.004},
+            "student": {
+                "accuracy": student,
+                "nll": 0.19,
+                "ece": 0.018 + 0.004 * wobble("e", seed),
+                "agreement": student + 0.004,
+            },
             "alone": {"accuracy": alone, "nll": 0.31, "ece": 0.041 + 0.004 * wobble("f", seed), "agreement": alone},
             "best": {"valid/accuracy": student + 0.01, "step": 350.0},
         },
@@ -72,7 +79,9 @@ def make_result(method: str = "nkd", seed: int = 0, **changes: Any) -> dict[str,
         "versions": {"limbeck": "0.1.0", "python": "3.11.7", "torch": "2.14.1"},
         "hardware": {"device": "cpu", "machine": "x86_64", "threads": 2, "processes": 1},
         "wall_seconds": 31.4,
-        "notes": ["The teacher saw 1,000 labelled items, the student 200: this is the regime in which distilling helps."],
+        "notes": [
+            "The teacher saw 1,000 labelled items, the student 200: this is the regime in which distilling helps."
+        ],
         "exports": {},
         "calibration": {"teacher": bins(0.1), "student": bins(0.3), "alone": bins(0.8)},
     }
@@ -90,7 +99,11 @@ def make_log(method: str, seed: int) -> str:
             if stage == "teacher":
                 row["task"] = (0.05 + 2.2 * decay) * noise
             else:
-                row |= {"ce": (0.2 + 2 * decay) * noise, "target": (0.1 + 1.5 * decay) * noise, "nontarget": (0.3 + decay) * noise}
+                row |= {
+                    "ce": (0.2 + 2 * decay) * noise,
+                    "target": (0.1 + 1.5 * decay) * noise,
+                    "nontarget": (0.3 + decay) * noise,
+                }
             lines.append(row)
             if stage == "distil" and step % 50 == 0:
                 accuracy = 0.93 - 0.8 * decay + 0.004 * wobble(seed, step)
@@ -122,7 +135,9 @@ def make_run(folder: Path, method: str = "nkd", seed: int = 0, **changes: Any) -
     return folder
 
 
-def make_comparison(folder: Path, methods: tuple[str, ...] = ("kd", "nkd", "nd-loss"), seeds: int = 5, **changes: Any) -> Path:
+def make_comparison(
+    folder: Path, methods: tuple[str, ...] = ("kd", "nkd", "nd-loss"), seeds: int = 5, **changes: Any
+) -> Path:
     """A finished comparison's folder, with its run folders."""
     folder.mkdir(parents=True, exist_ok=True)
     rows: dict[str, dict[str, Any]] = {}

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from limbeck.report.statistics import Estimate, binomial_interval, deviation, estimate, mean, p_value, paired, t_interval
+from limbeck.report.statistics import (
+    Estimate,
+    binomial_interval,
+    deviation,
+    estimate,
+    mean,
+    p_value,
+    paired,
+    t_interval,
+)
 
 numbers = st.lists(st.floats(-100, 100).map(lambda x: round(x, 4)), min_size=2, max_size=12)
 
@@ -41,7 +50,7 @@ def test_binomial_interval(counted: tuple[int, int], level: float) -> None:
 @settings(max_examples=40, deadline=None)
 @given(numbers)
 def test_paired_difference_and_its_p_value(values: list[float]) -> None:
-    one = {seed: value for seed, value in enumerate(values)}
+    one = dict(enumerate(values))
     other = {seed: value - 0.5 + 0.1 * (seed % 3) for seed, value in enumerate(values)}
     other[99] = 1e9  # a seed that only one has does not count
     found = paired(one, other)
@@ -86,4 +95,4 @@ def test_sign_is_the_side_of_zero() -> None:
     assert t_interval([1.0, 1.1, 0.9]).sign == 1
     assert t_interval([-1.0, -1.1, -0.9]).sign == -1
     assert t_interval([-1.0, 1.0]).sign == 0
-    assert t_interval([1.0, 1.1]).half == pytest.approx((t_interval([1.0, 1.1]).high - 1.05))
+    assert t_interval([1.0, 1.1]).half == pytest.approx(t_interval([1.0, 1.1]).high - 1.05)

@@ -1,8 +1,8 @@
 """What a run says while it works: logs in files and trackers, and progress on the terminal.
 
-A log is a sequence of rows ``{stage, step, wall, name: value...}``. ``wall`` is the clock (seconds since 1970) and is the
-only field that may differ between an interrupted and an uninterrupted run. Nothing leaves the machine unless a tracker
-is named.
+A log is a sequence of rows ``{stage, step, wall, name: value...}``. ``wall`` is the clock (seconds since 1970) and is
+the only field that may differ between an interrupted and an uninterrupted run. Nothing leaves the machine unless a
+tracker is named.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class _RowFile:
             ) from None
 
     def _replace(self, data: bytes) -> None:
-        from limbeck.core.store import atomic_write
+        from limbeck.core.disk import atomic_write
 
         if self._file is not None:
             self._file.close()
@@ -249,7 +249,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     """The rows of a ``log.jsonl`` or ``metrics.csv``, or of a run folder that holds either; damaged lines are left out.
 
     Returns:
-        Rows ``{"stage": str, "step": int, "wall": float, name: float...}`` in the order of the file; ``[]`` without one.
+        Rows ``{"stage": str, "step": int, "wall": float, name: float...}`` in the order of the file; ``[]`` without
+        one.
     """
     path = Path(path)
     if path.is_dir():
@@ -354,9 +355,9 @@ class TrackerLogger:
     """A tracker of ``accelerate.tracking``: ``wandb``, ``mlflow`` or ``trackio``. Only used when it is named.
 
     The tracker's own settings come from its own environment variables (``WANDB_MODE=offline``,
-    ``MLFLOW_TRACKING_URI=...``; without the latter MLflow writes to ``mlruns/`` beside the run folder). The run's id is kept in ``trackers.json``, so a resumed run goes on in the same place.
-    A tracker that fails while the run is under way (no network) says so once and is left out from then on: it must not
-    cost the run.
+    ``MLFLOW_TRACKING_URI=...``; without the latter MLflow writes to ``mlruns/`` beside the run folder). The run's id is
+    kept in ``trackers.json``, so a resumed run goes on in the same place. A tracker that fails while the run is under
+    way (no network) says so once and is left out from then on: it must not cost the run.
 
     Args:
         name: ``wandb``, ``mlflow`` or ``trackio``.
@@ -391,14 +392,16 @@ class TrackerLogger:
                 tracker, run = self._open(run)
                 tracker.store_init_configuration(self._config)
         except Exception as error:
+            said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 "loggers",
-                f"{self.name} could not start: {str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__}",
-                remedy=f"set it up by its own means (for wandb without network: WANDB_MODE=offline), or leave {self.name} out of loggers",
+                f"{self.name} could not start: {said}",
+                remedy="set it up by its own means (for wandb without network: WANDB_MODE=offline), "
+                f"or leave {self.name} out of loggers",
             ) from None
         self._tracker = tracker
         if known.get(self.name) != run:
-            from limbeck.core.store import atomic_write
+            from limbeck.core.disk import atomic_write
 
             self.folder.mkdir(parents=True, exist_ok=True)
             atomic_write(ids, json.dumps({**known, self.name: run}, indent=2, sort_keys=True).encode())
@@ -596,8 +599,8 @@ class Progress:
     """Progress on stderr: a live bar on a terminal, otherwise plain lines, at most one a second, and the last.
 
     Plain lines come more rarely as a stage gets older (every fiftieth of its age, a minute at most), so a night's log
-    stays readable. Other ranks than 0 are silent; so is everything with ``LIMBECK_PROGRESS=0``; ``LIMBECK_PROGRESS=plain``
-    asks for plain lines on a terminal.
+    stays readable. Other ranks than 0 are silent; so is everything with ``LIMBECK_PROGRESS=0``;
+    ``LIMBECK_PROGRESS=plain`` asks for plain lines on a terminal.
 
     Args:
         enabled: ``False`` is silent.

@@ -1,7 +1,7 @@
 """The few statistics a report needs: means with intervals over seeds, paired differences, an interval for a single run.
 
-What an interval covers must be said beside it: one over seeds covers initialisation, order of the data and whatever else
-the seed draws, on one fixed test set; a binomial one covers the choice of the test items, for one trained network.
+What an interval covers must be said beside it: one over seeds covers initialisation, order of the data and whatever
+else the seed draws, on one fixed test set; a binomial one covers the choice of the test items, for one trained network.
 """
 
 from __future__ import annotations
@@ -143,9 +143,13 @@ def binomial_interval(rate: float, items: int, level: float = 0.95) -> Estimate:
     return Estimate(rate, min(rate, max(0.0, centre - reach)), max(rate, min(1.0, centre + reach)), 1, "items")
 
 
-def estimate(values: Sequence[float], items: int | None = None, proportion: bool = False, level: float = 0.95) -> Estimate:
-    """The mean with the interval that fits: over seeds from two runs on; for one run over its test items where the value
-    is a proportion of them; otherwise none."""
+def estimate(
+    values: Sequence[float], items: int | None = None, proportion: bool = False, level: float = 0.95
+) -> Estimate:
+    """The mean with the interval that fits.
+
+    Over seeds from two runs on; for one run over its test items, where the value is a proportion of them; else none.
+    """
     if len(values) == 1 and proportion and items and 0 <= values[0] <= 1:
         return binomial_interval(values[0], items, level)
     return t_interval(values, level)

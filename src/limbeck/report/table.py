@@ -1,13 +1,14 @@
 """Results as rows: what ``limbeck run``, ``compare`` and ``demo`` print, and what the report page is made from.
 
-A **result** is the content of a run's ``result.json``. Read here: ``method``, ``recipe``, ``seed``, ``task``, ``primary``,
-``higher_is_better``, ``artifact``, ``metrics: {teacher, student, alone, best}`` (flat maps of name to number; proportions
-lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters``, ``bytes``...), ``latency_ms: {teacher, student}``
-(``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``, ``items: {test}``, ``notes``. Optional:
+A **result** is the content of a run's ``result.json``. Read here: ``method``, ``recipe``, ``seed``, ``task``,
+``primary``, ``higher_is_better``, ``artifact``, ``metrics: {teacher, student, alone, best}`` (flat maps of name to
+number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters``, ``bytes``...), ``latency_ms:
+{teacher, student}`` (``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``, ``items: {test}``,
+``notes``. Optional:
 
 - ``names: {teacher, student, alone}``: how the participants are called, where 'student alone' would be wrong;
-- ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and differ,
-  no gain is claimed;
+- ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and
+  differ, no gain is claimed;
 - ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
 - ``images: [{title, file, caption}]``: PNG files below the run folder, shown in the report.
 
@@ -205,8 +206,8 @@ class Row:
         role: ``teacher``, ``alone`` or ``method``.
         values: the primary metric by seed.
         score: the primary metric over the seeds.
-        to_alone, to_reference: paired differences of the primary metric; ``None`` where there is nothing to compare with
-            or the budgets differ.
+        to_alone, to_reference: paired differences of the primary metric; ``None`` where there is nothing to compare
+            with or the budgets differ.
         metrics: every metric over the seeds.
         parameters, bytes, latency_ms, gflops, seconds, memory_mb: what it takes, where known.
         sizes: everything that its size says.
@@ -269,7 +270,8 @@ class Summary:
         found = [r for r in self.methods if r.score is not None and math.isfinite(r.score.mean)]
         if not found:
             return None
-        return (max if self.metric.higher_is_better else min)(found, key=lambda r: r.score.mean)  # type: ignore[union-attr]
+        sign = 1 if self.metric.higher_is_better else -1
+        return max(found, key=lambda r: sign * r.score.mean if r.score is not None else -math.inf)
 
 
 def comparison_of(results: Iterable[Result], reference: str = "kd", notes: Sequence[str] = ()) -> dict[str, Any]:
@@ -329,7 +331,9 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
     notes = [str(n) for n in data.get("notes", [])]
     for result in results:
         notes += [str(n) for n in result.get("notes") or [] if str(n) not in notes]
-    counts = {int(r["items"]["test"]) for r in results if isinstance(r.get("items"), Mapping) and r["items"].get("test")}
+    counts = {
+        int(r["items"]["test"]) for r in results if isinstance(r.get("items"), Mapping) and r["items"].get("test")
+    }
     items = counts.pop() if len(counts) == 1 else None
     names = next((dict(r["names"]) for r in results if r.get("names")), {})
     artifacts = {str(r.get("artifact", "network")) for r in results}
@@ -353,7 +357,9 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
         row.stages = _stages(runs.values(), lambda stage: stage not in BEFORE)
         row.seconds = sum(row.stages.values()) if row.stages else _mean(r.get("wall_seconds") for r in runs.values())
         row.memory_mb = max((m for r in runs.values() if (m := _cost(r).get("peak_memory_mb"))), default=None)
-        own = {s: v for s, r in runs.items() if (v := _number((r["metrics"].get("alone") or {}).get(primary))) is not None}
+        own = {
+            s: v for s, r in runs.items() if (v := _number((r["metrics"].get("alone") or {}).get(primary))) is not None
+        }
         unequal = sorted({s for s, r in runs.items() if _unequal(_budget(r, "student"), _budget(r, "alone"))})
         if unequal and own:
             notes.append(f"{label} had another budget than the student alone: no gain over it is stated.")
@@ -365,7 +371,9 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
                 notes.append(f"{label} had another budget than {reference}: no difference between them is stated.")
             else:
                 values = {s: (r["metrics"].get("student") or {}).get(primary) for s, r in other.items()}
-                row.to_reference = paired(row.values, {s: v for s, x in values.items() if (v := _number(x)) is not None})
+                row.to_reference = paired(
+                    row.values, {s: v for s, x in values.items() if (v := _number(x)) is not None}
+                )
         missing = sorted(s for s in runs if s not in row.values)
         if missing:
             notes.append(f"{label} has no {metric.label} for seed {', '.join(missing)}.")
@@ -440,7 +448,9 @@ def _row(name: str, role: Role, metrics: Mapping[str, Mapping[str, Any]], primar
 
 def _describe(row: Row, results: Sequence[Result], role: str) -> None:
     def of(key: str) -> list[Mapping[str, Any]]:
-        return [r[key][role] for r in results if isinstance(r.get(key), Mapping) and isinstance(r[key].get(role), Mapping)]
+        return [
+            r[key][role] for r in results if isinstance(r.get(key), Mapping) and isinstance(r[key].get(role), Mapping)
+        ]
 
     sizes, speed = of("sizes"), of("latency_ms")
     row.sizes = {k: v for k in (sizes[0] if sizes else {}) if (v := _mean(s.get(k) for s in sizes)) is not None}
@@ -584,7 +594,9 @@ def _against(s: Summary, e: Estimate, other: str) -> str:
         return f"It is {amount} {word} than {other}, in a single run (n=1: one seed cannot tell this from chance)."
     interval = f"[{s.metric.difference(e.low, False)}, {s.metric.difference(e.high, False)}]"
     if e.sign == 0:
-        return f"Against {other}, paired over {e.n} seeds: {s.metric.difference(e.mean)} {interval}, no difference shown."
+        return (
+            f"Against {other}, paired over {e.n} seeds: {s.metric.difference(e.mean)} {interval}, no difference shown."
+        )
     return f"It is {amount} {word} than {other}, paired over {e.n} seeds {interval}."
 
 
@@ -595,20 +607,27 @@ def footnotes(s: Summary) -> list[str]:
     tested = f" of {s.items:,} items" if s.items else ""
     if "seeds" in kinds:
         said.append(
-            "Intervals: 95 %, Student's t over seeds (first weights, order of the data and whatever else a seed draws; the "
-            f"test set{tested} stays the same). Differences are paired by seed. Nothing is adjusted for comparing several methods."
+            "Intervals: 95 %, Student's t over seeds (first weights, order of the data and whatever else a seed draws; "
+            f"the test set{tested} stays the same). Differences are paired by seed. "
+            "Nothing is adjusted for comparing several methods."
         )
     elif "items" in kinds:
         said.append(
-            f"n=1. Intervals: 95 %, Wilson's, over the test items{f' ({s.items:,})' if s.items else ''}: they tell how well this "
-            "network's share is known, not what another seed would give."
+            f"n=1. Intervals: 95 %, Wilson's, over the test items{f' ({s.items:,})' if s.items else ''}: they tell how "
+            "well the value of this one network is known, not what another seed would give."
         )
     else:
         said.append("n=1: one seed, no interval.")
     if any(r.role == "teacher" for r in s.rows) and "seeds" in kinds:
         said.append("The teacher is one network, the same in every run.")
     if any(r.seconds is not None for r in s.methods):
-        said.append("Cost is the wall time of distilling alone, without the teacher's and the baseline's training.")
+        said.append(
+            "A method's training time is that of distilling alone, without its teacher's and without the baseline's."
+        )
+    if any("agreement" in r.metrics for r in s.rows):
+        said.append(
+            "Agreement: the share of test items on which it answers as the teacher does. Latency and FLOPs: one item."
+        )
     return said
 
 
@@ -652,30 +671,35 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
         if any(c.text for c in cells):
             columns.append((Column(short, label, unit), cells))
 
-    def each(value: Callable[[Row], float | None], long: Callable[[float], str], short: Callable[[float], str]) -> list[Cell]:
+    def each(
+        value: Callable[[Row], float | None], long: Callable[[float], str], short: Callable[[float], str]
+    ) -> list[Cell]:
         found = [value(r) for r in s.rows]
         return [Cell() if x is None else Cell(long(x), short=short(x)) for x in found]
 
     unit = "%" if m.percent else ""
     points = "points" if m.percent else ""
     add(f"{_SHORT.get(m.label, m.label)} {unit}".rstrip(), m.label, unit, [_value_cell(m, r.score) for r in s.rows])
-    add("vs alone", "against the student alone", points, [_difference_cell(m, r.to_alone) for r in s.rows])
+    add("vs alone", "against alone", points, [_difference_cell(m, r.to_alone) for r in s.rows])
     if s.reference is not None:
-        add(f"vs {s.reference}", f"against {s.reference}", points, [_difference_cell(m, r.to_reference) for r in s.rows])
+        add(
+            f"vs {s.reference}", f"against {s.reference}", points, [_difference_cell(m, r.to_reference) for r in s.rows]
+        )
     for name in ("ece", "agreement"):
         if name != m.name:
             other = metric_of(name)
             cells = [_value_cell(other, r.metrics.get(name), brief=True) for r in s.rows]
             if name == "agreement":
                 cells = [Cell() if r.role == "teacher" else c for r, c in zip(s.rows, cells, strict=True)]
-            add(f"{_SHORT.get(other.label, other.label)} %", other.label, "%", cells)
+            label = "agreement" if name == "agreement" else other.label
+            add(f"{_SHORT.get(other.label, other.label)} %", label, "%", cells)
     add("params", "parameters", "", each(lambda r: r.parameters, human, brief))
     for key in ("images", "items", "samples", "tokens"):
         add(key, key, "", each(lambda r, key=key: r.sizes.get(key), human, brief))  # type: ignore[misc]
     add("size", "size", "", each(lambda r: r.bytes, lambda x: human(x, "B"), lambda x: brief(x, "B")))
-    add("ms", "latency of one item", "ms", each(lambda r: r.latency_ms, lambda x: significant(x, 3), lambda x: significant(x, 2)))
-    add("FLOPs", "operations for one item", "", each(lambda r: r.gflops or None, lambda x: human(1e9 * x), lambda x: brief(1e9 * x)))
-    add("cost", "training time", "", each(lambda r: r.seconds, duration, brief_duration))
+    add("ms", "latency", "ms", each(lambda r: r.latency_ms, lambda x: significant(x, 3), lambda x: significant(x, 2)))
+    add("FLOPs", "FLOPs", "", each(lambda r: r.gflops or None, lambda x: human(1e9 * x), lambda x: brief(1e9 * x)))
+    add("cost", "training", "", each(lambda r: r.seconds, duration, brief_duration))
     return Grid([c for c, _ in columns], [(r, [cells[i] for _, cells in columns]) for i, r in enumerate(s.rows)])
 
 
@@ -726,6 +750,7 @@ def comparison_table(data: Result | Sequence[Result] | Summary, title: str = "",
 
     s = data if isinstance(data, Summary) else summarise(data)
     found = grid(s)
+
     def widest(texts: Iterable[str]) -> int:
         return max((len(word) for text in texts for word in text.split()), default=1)
 
@@ -752,7 +777,9 @@ def comparison_table(data: Result | Sequence[Result] | Summary, title: str = "",
     for row, cells in found.rows:
         tones = {"good": "green", "bad": "red", "dim": "dim", "": ""}
         shown = [Text(cells[i].short or cells[i].text, style=tones[cells[i].tone]) for i in kept]
-        name = Text(row.name, style="dim" if row.role != "method" else "bold" if row is best and len(s.methods) > 1 else "")
+        name = Text(
+            row.name, style="dim" if row.role != "method" else "bold" if row is best and len(s.methods) > 1 else ""
+        )
         table.add_row(name, *shown)
     return table
 
@@ -760,7 +787,10 @@ def comparison_table(data: Result | Sequence[Result] | Summary, title: str = "",
 def _texts(data: Result | Sequence[Result] | Summary, short: bool) -> list[list[str]]:
     found = grid(data)
     head = ["", *(c.short if short else _heading(c) for c in found.columns)]
-    rows = [[r.name, *((c.short or c.text) if short else f"{c.text} {c.interval}".rstrip() for c in cells)] for r, cells in found.rows]
+    rows = [
+        [r.name, *((c.short or c.text) if short else f"{c.text} {c.interval}".rstrip() for c in cells)]
+        for r, cells in found.rows
+    ]
     return [head, *rows]
 
 

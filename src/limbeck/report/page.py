@@ -1,0 +1,442 @@
+"""The page: a run folder or a comparison folder as one self-contained HTML file without JavaScript."""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from limbeck.core.errors import DataError
+from limbeck.core.logs import read_log
+from limbeck.report import figures
+from limbeck.report.figures import Curve, Picture, variable_of
+from limbeck.report.statistics import mean
+from limbeck.report.table import (
+    Row,
+    Summary,
+    duration,
+    footnotes,
+    grid,
+    headline,
+    human,
+    metric_of,
+    ratio,
+    significant,
+    summarise,
+)
+
+LARGEST_IMAGE: Final = 4 * 2**20
+MOST_PANELS: Final = 9
+
+
+@dataclass
+class Sample:
+    """A picture that a run left: its title, caption and PNG as a data URI."""
+
+    title: str
+    caption: str
+    uri: str
+
+
+@dataclass
+class Tile:
+    """One figure to take away: the number, what it is, what it is compared with."""
+
+    value: str
+    label: str
+    detail: str = ""
+    tone: str = ""
+
+
+@dataclass
+class Page:
+    """What the template shows."""
+
+    title: str
+    subtitle: str
+    headline: list[str]
+    tiles: list[Tile]
+    summary: Summary
+    table: list[list[Any]] = field(default_factory=list)
+
+
+def load(folder: Path) -> tuple[dict[str, Any], str]:
+    """A folder's ``comparison.json`` or ``result.json``, and which of the two it is.
+
+    Raises:
+        DataError: there is neither, or it cannot be read.
+    """
+    for name, kind in (("comparison.json", "comparison"), ("result.json", "run")):
+        path = folder / name
+        if not path.exists():
+            continue
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            needed = ("primary", "higher_is_better", "rows" if kind == "comparison" else "metrics")
+            missing = [key for key in needed if key not in data]
+        except (ValueError, TypeError, RecursionError):
+            raise DataError(
+                str(path), "this is not a result that can be read", expected="JSON as a run writes it"
+            ) from None
+        if missing:
+            raise DataError(str(path), f"the result lacks {', '.join(missing)}", remedy="repeat the run with --force")
+        return data, kind
+    raise DataError(
+        str(folder),
+        "there is no result here",
+        expected="a folder with result.json or comparison.json",
+        remedy="a run writes it when it is finished; 'limbeck run' in the same folder goes on",
+    )
+
+
+def render(folder: Path) -> str:
+    """The page of a run folder or a comparison folder, as HTML."""
+    import jinja2
+
+    folder = Path(folder)
+    data, kind = load(folder)
+    s = summarise(data)
+    runs = _runs(data, kind, folder)
+    pictures = [figures.scores(s) if len(s.rows) > 1 else None]
+    half = [figures.size_and_quality(s), figures.reliability(_bins(s, runs), s)]
+    training = _curves(s, runs, kind)
+    notes = list(s.notes)
+    samples = _samples(runs, notes, kind)
+    config = folder / "config.yaml"
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    source = resources.files("limbeck.report").joinpath("page.html.j2").read_text(encoding="utf-8")
+    found = grid(s)
+    first = runs[0][1] if runs else {}
+    environment.filters["set"] = typeset
+    text: str = environment.from_string(source).render(
+        title=_title(s, first),
+        subtitle=_subtitle(s, first),
+        headline=headline(s),
+        tiles=_tiles(s),
+        columns=found.columns,
+        rows=[(r, variable_of(s, r), cells) for r, cells in found.rows],
+        best=s.best() if len(s.methods) > 1 else None,
+        footnotes=footnotes(s),
+        pictures=[p for p in pictures if p is not None],
+        halves=[p for p in half if p is not None],
+        training=training,
+        samples=samples,
+        metrics=_all_metrics(s, runs, kind),
+        timings=_timings(s, runs),
+        exports=_exports(first) if kind == "run" else [],
+        notes=notes,
+        config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
+        versions=_shared(runs, "versions"),
+        hardware=_shared(runs, "hardware"),
+        kind=kind,
+        safe=_safe,
+    )
+    return text
+
+
+def write(folder: Path) -> Path:
+    """Write ``report.html`` into the folder and return its path."""
+    from limbeck.core.disk import atomic_write
+
+    path = Path(folder) / "report.html"
+    atomic_write(path, render(Path(folder)).encode())
+    return path
+
+
+def typeset(text: str) -> str:
+    """Text for a page: true minus signs, and units that stay with their numbers."""
+    text = re.sub(r"\[([^\s,\[\]]+), ([^\s,\[\]]+)\]", "[\\1,\u00a0\\2]", str(text))
+    text = re.sub(r"(?<![\w.)\]])-(?=\d)", "\u2212", text)
+    return re.sub(r"(?<=\d) (?=(?:%|points?|[kMGT]?B|[kMGT]|ms|s|min|h|times)(?![\w-]))", "\u00a0", text)
+
+
+def _safe(svg: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(svg)  # drawn here, every text in it escaped by matplotlib
+
+
+def _runs(data: Mapping[str, Any], kind: str, folder: Path) -> list[tuple[str, Mapping[str, Any], Path | None]]:
+    """Every run: its row, its result, its folder where there is one."""
+    if kind == "run":
+        return [(summarise(data).methods[0].name, data, folder)]
+    found: list[tuple[str, Mapping[str, Any], Path | None]] = []
+    for label, runs in data["rows"].items():
+        for result in runs.values():
+            where = result.get("folder")
+            path = (folder / str(where)) if where else None
+            found.append((str(label), result, path if path is not None and path.is_dir() else None))
+    return found
+
+
+def _title(s: Summary, first: Mapping[str, Any]) -> str:
+    if s.kind == "comparison":
+        names = [r.name for r in s.methods]
+        return (
+            ", ".join(names[:-1]) + f" and {names[-1]}"
+            if 1 < len(names) <= 5
+            else f"{len(names)} methods"
+            if names
+            else "Nothing"
+        )
+    return str(first.get("recipe") or first.get("method") or "run")
+
+
+def _subtitle(s: Summary, first: Mapping[str, Any]) -> str:
+    parts = ["comparison" if s.kind == "comparison" else "run"]
+    if s.task:
+        parts.append(s.task)
+    parts.append(f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else f"seed {s.seeds[0]}" if s.seeds else "no seed")
+    if s.kind == "run" and _finite(first.get("wall_seconds")):
+        parts.append(f"{duration(first['wall_seconds'])} in all")
+    return " · ".join(parts)
+
+
+def _finite(x: Any) -> bool:
+    return isinstance(x, (int, float)) and math.isfinite(x)
+
+
+def _tiles(s: Summary) -> list[Tile]:
+    best = s.best()
+    if best is None or best.score is None:
+        return []
+    m = s.metric
+    who = "student" if s.kind == "run" else f"best mean: {best.name}"
+    points = "points " if m.percent else ""
+    tiles = [Tile(m.value(best.score.mean), m.label, who)]
+    teacher, alone = s.row("teacher"), s.row("alone")
+    if best.to_alone is not None and math.isfinite(best.to_alone.mean):
+        e = best.to_alone
+        tone = {1: "good", -1: "bad"}.get(m.better(float(e.sign)), "")
+        detail = (
+            "n=1"
+            if e.kind == "none"
+            else f"[{m.difference(e.low, False)}, {m.difference(e.high, False)}] over {e.n} seeds"
+        )
+        name = alone.name if alone and alone.name != "student alone" else "the student alone"
+        tiles.append(Tile(m.difference(e.mean, False), f"{points}against {name}", detail, tone))
+    if teacher is not None and teacher.score is not None:
+        tiles.append(
+            Tile(
+                m.difference(best.score.mean - teacher.score.mean, False),
+                f"{points}against the teacher",
+                f"{m.value(teacher.score.mean)} there",
+            )
+        )
+    if s.artifact == "network" and teacher is not None:
+        if teacher.parameters and best.parameters:
+            scale = teacher.parameters / best.parameters
+            word = "smaller" if scale >= 1 else "larger"
+            detail = f"{human(best.parameters)} of {human(teacher.parameters)} parameters"
+            tiles.append(Tile(f"{ratio(max(scale, 1 / scale))}×", word, detail))
+        if teacher.latency_ms and best.latency_ms:
+            scale = teacher.latency_ms / best.latency_ms
+            word = "faster" if scale >= 1 else "slower"
+            detail = f"{significant(best.latency_ms, 2)} of {significant(teacher.latency_ms, 2)} ms for one item"
+            tiles.append(Tile(f"{ratio(max(scale, 1 / scale))}×", word, detail))
+    ece = best.metrics.get("ece")
+    if ece is not None and alone is not None and "ece" in alone.metrics:
+        tiles.append(
+            Tile(
+                metric_of("ece").value(ece.mean),
+                "calibration error",
+                f"{metric_of('ece').value(alone.metrics['ece'].mean)} alone",
+            )
+        )
+    return tiles
+
+
+def _bins(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]]) -> dict[str, Any]:
+    """Reliability bins by row name: of a comparison, those of the first seed of each method."""
+    found: dict[str, Any] = {}
+    for label, result, _ in runs:
+        calibration = result.get("calibration")
+        if not isinstance(calibration, Mapping):
+            continue
+        for role in ("teacher", "alone", "student"):
+            row = label if role == "student" else next((r.name for r in s.rows if r.role == role), None)
+            bins = calibration.get(role)
+            if row is not None and isinstance(bins, Mapping) and {"confidence", "accuracy", "count"} <= bins.keys():
+                found.setdefault(row, bins)
+    if len(found) > 4 and s.kind == "comparison":
+        best = s.best()
+        keep = {r.name for r in s.rows if r.role != "method"} | {best.name if best else "", s.reference or ""}
+        found = {k: v for k, v in found.items() if k in keep}
+    return found
+
+
+def _series(rows: Iterable[Mapping[str, Any]], stage: str) -> dict[str, list[tuple[float, float]]]:
+    found: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        if row["stage"] == stage:
+            for key, value in row.items():
+                if key not in ("stage", "step", "wall") and isinstance(value, (int, float)):
+                    found.setdefault(key, []).append((float(row["step"]), float(value)))
+    return found
+
+
+def _ordered(quantities: Iterable[str]) -> list[str]:
+    """Losses first, then metrics on the validation split, rates last; each in the order of the log."""
+    quantities = list(quantities)
+    return sorted(
+        quantities, key=lambda q: (2 if q == "lr" or q.startswith("lr/") else 1 if "/" in q else 0, quantities.index(q))
+    )
+
+
+def _curves(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], kind: str) -> list[Picture]:
+    logs = [(label, read_log(path)) for label, _, path in runs if path is not None]
+    stages = list(dict.fromkeys(row["stage"] for _, rows in logs for row in rows))
+    pictures = []
+    order = [r.name for r in s.methods]
+    for number, stage in enumerate(stages):
+        gathered: dict[str, dict[str, list[list[tuple[float, float]]]]] = {}
+        for label, rows in logs:
+            for quantity, points in _series(rows, stage).items():
+                gathered.setdefault(quantity, {}).setdefault(label, []).append(points)
+        chosen = _ordered(gathered)
+        left_out = len(chosen) - MOST_PANELS
+        panels = {
+            q: [Curve(label, average(lines)) for label, lines in gathered[q].items()] for q in chosen[:MOST_PANELS]
+        }
+        caption = "Means over seeds. " if any(len(v) > 1 for q in gathered.values() for v in q.values()) else ""
+        caption += f"{left_out} more quantities are in the log. " if left_out > 0 else ""
+        picture = figures.curves(
+            panels,
+            f"curves{number}",
+            f"Stage {stage}",
+            caption.strip(),
+            order if kind == "comparison" and len(order) > 1 else (),
+        )
+        if picture is not None:
+            pictures.append(picture)
+    return pictures
+
+
+def average(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float, float]]:
+    """The mean of several curves over the steps that all of them have."""
+    if len(lines) == 1:
+        return list(lines[0])
+    tables = [dict(line) for line in lines]
+    shared = [step for step in tables[0] if all(step in t for t in tables[1:])]
+    return [(step, mean(t[step] for t in tables)) for step in shared]
+
+
+def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: list[str], kind: str) -> list[Sample]:
+    found: list[Sample] = []
+    seen: set[str] = set()
+    for label, result, folder in runs:
+        images = result.get("images")
+        if not images or folder is None or label in seen:
+            continue
+        seen.add(label)
+        listed = [{"title": k, "file": v} for k, v in images.items()] if isinstance(images, Mapping) else images
+        for image in listed:
+            title = str(image.get("title", "samples"))
+            path = folder / str(image.get("file", ""))
+            try:
+                inside = path.resolve().is_relative_to(folder.resolve())
+                data = path.read_bytes() if inside and path.stat().st_size <= LARGEST_IMAGE else b""
+            except OSError:
+                data = b""
+            if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+                notes.append(
+                    f"The picture {str(image.get('file', ''))!r} is not shown: "
+                    "it is missing, too large or no PNG of this run."
+                )
+                continue
+            uri = "data:image/png;base64," + base64.b64encode(data).decode()
+            found.append(
+                Sample(f"{label}: {title}" if kind == "comparison" else title, str(image.get("caption", "")), uri)
+            )
+    return found
+
+
+def _all_metrics(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], kind: str) -> dict[str, Any]:
+    """Every metric of every row."""
+    names = list(dict.fromkeys(name for r in s.rows for name in r.metrics))
+    body = []
+    for name in names:
+        metric = metric_of(name)
+        cells = []
+        for r in s.rows:
+            e = r.metrics.get(name)
+            if e is None:
+                cells.append("")
+            else:
+                interval = (
+                    f" [{metric.value(e.low, False)}, {metric.value(e.high, False)}]" if e.kind == "seeds" else ""
+                )
+                cells.append(metric.value(e.mean) + interval)
+        body.append((metric.label, name, cells))
+    best = runs[0][1]["metrics"].get("best") if kind == "run" and runs else None
+    chosen = []
+    if isinstance(best, Mapping):
+        chosen = [(metric_of(k).label, metric_of(k).value(v)) for k, v in best.items() if k != "step" and _finite(v)]
+    step = int(best["step"]) if isinstance(best, Mapping) and _finite(best.get("step")) else None
+    return {"head": [r.name for r in s.rows], "body": body, "best": chosen, "step": step}
+
+
+def _timings(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]]) -> list[dict[str, Any]]:
+    """Bars of seconds: teacher, student alone, and each method's stages."""
+    bars: list[dict[str, Any]] = []
+    for r in s.rows:
+        for stage, seconds in r.stages.items():
+            label = r.name if r.role != "method" else stage if s.kind == "run" else f"{r.name}: {stage}"
+            bars.append({"label": label, "seconds": seconds, "text": duration(seconds), "variable": variable_of(s, r)})
+    longest = max((b["seconds"] for b in bars), default=0.0)
+    for bar in bars:
+        bar["share"] = round(100 * bar["seconds"] / longest, 1) if longest > 0 else 0.0
+    memory = [(r, r.memory_mb) for r in s.methods if r.memory_mb]
+    for row, megabytes in memory:
+        text = human(1e6 * megabytes, "B")
+        bars.append(
+            {"label": "peak memory" if s.kind == "run" else f"{row.name}: peak memory", "text": text, "share": None}
+        )
+    return bars
+
+
+def _exports(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """What was exported: for each format its facts."""
+    found = []
+    exports = result.get("exports")
+    for form, facts in exports.items() if isinstance(exports, Mapping) else ():
+        if not isinstance(facts, Mapping):
+            facts = {"path": facts}
+        rows = []
+        for key, value in facts.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                text = str(value)
+            elif key == "bytes":
+                text = human(value, "B")
+            else:
+                text = metric_of(key).value(float(value))
+            rows.append((str(key).replace("_", " "), text))
+        found.append((str(form), rows))
+    return found
+
+
+def _shared(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], key: str) -> list[tuple[str, str]]:
+    """Versions or hardware: each fact once, with every value that occurred."""
+    facts: dict[str, list[str]] = {}
+    for _, result, _ in runs:
+        values = result.get(key)
+        if isinstance(values, Mapping):
+            for name, value in values.items():
+                if str(value) not in facts.setdefault(str(name), []):
+                    facts[str(name)].append(str(value))
+    return [(name, ", ".join(values)) for name, values in facts.items()]
+
+
+__all__ = ["Row", "load", "render", "write"]

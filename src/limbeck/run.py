@@ -210,10 +210,10 @@ def prepare(
     if method.needs_teacher:
         if teacher_model is None:
             raise ConfigError("teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME")
-        if teacher_model.trained or untaught:
-            bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
-        else:
-            bench.teacher = bench.train_network(teacher_model, task.teacher_train, recipe.teach, "teacher")
+        # built first: only then is it known whether a library's pretrained classes are the task's
+        bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
+        if not (teacher_model.trained or untaught):
+            bench.teacher = teacher_model.teach(bench, recipe.teach)
         for text in (bench.teacher.contract.describe(),):
             if text:
                 say(f"teacher input: {text}")
@@ -346,15 +346,14 @@ def _distil(
         artifact.save(folder)
         logs.summary(result)
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
-        if recipe.export:
-            from limbeck.export import export
-
-            for form in recipe.export:
-                result["exports"][form] = str(export(folder, form, folder / "export" / form))
-            result["exports"] = json.loads((folder / "result.json").read_text())["exports"]
         from limbeck.report import write_report
 
         write_report(folder)
+        for form in recipe.export:
+            from limbeck.export import export
+
+            export(folder, form)
+        result["exports"] = json.loads((folder / "result.json").read_text())["exports"]
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact
 

@@ -13,6 +13,7 @@ from limbeck.core.signal import Signal
 
 if TYPE_CHECKING:
     from limbeck.core.artifact import Artifact
+    from limbeck.core.optim import Optim
     from limbeck.run import Bench
 
 
@@ -25,12 +26,14 @@ class Task(Component):
         train: the student's training data; ``teacher_train`` the teacher's (often more); ``valid`` chooses; ``test``
             only judges.
         labels: class names in the task's order, or ``None``.
+        onnx_names: the tensors of a batch that are inputs of an exported graph.
     """
 
     kind: ClassVar[str] = "task"
     primary: str = "loss"
     higher_is_better: bool = False
     labels: list[str] | None = None
+    onnx_names: tuple[str, ...] = ("x",)
     train: Data
     teacher_train: Data
     valid: Data
@@ -81,6 +84,10 @@ class Task(Component):
     def match(self, student: Built, teacher: Built) -> None:
         """Check that teacher and student speak of the same thing; raise TeacherMismatch, or adapt and say so."""
 
+    def describe(self) -> dict[str, Any]:
+        """Plain facts that travel with a network (in ``student.json``), so that its answers can be read elsewhere."""
+        return {}
+
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """Further entries of ``result.json`` (calibration bins, pictures), for the report."""
         return {}
@@ -93,10 +100,6 @@ class Task(Component):
         """A few training items as a batch, for dry runs and exports."""
         ids = torch.arange(min(n, len(self.train)))
         return {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
-
-    def onnx_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """The positional inputs of an exported graph for a batch."""
-        return (batch["x"],)
 
     @property
     def fingerprint(self) -> str:
@@ -120,8 +123,12 @@ class Model(Component):
 
     @property
     def trained(self) -> bool:
-        """Whether ``build`` returns trained weights (then no teacher stage is needed)."""
+        """Whether ``build`` returns trained weights (then no teacher stage is needed). Asked after ``build``."""
         return self.checkpoint is not None
+
+    def teach(self, bench: Bench, optim: Optim) -> Built:
+        """A teacher without trained weights, trained on the task's own labels: a remembered stage."""
+        return bench.train_network(self, bench.task.teacher_train, optim, "teacher")
 
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """Write the network alone in its own native format: by default ``student.safetensors``."""

@@ -193,10 +193,6 @@ class Generation(Task):
         w = torch.full((len(x),), self.guidance[0])
         return {**batch, "z": diffusion.diffuse(x, eps, logsnr), "logsnr": logsnr, "w": w}
 
-    def onnx_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """z, log-SNR, labels, and the guidance weight."""
-        return (batch["z"], batch["logsnr"], batch["y"], batch["w"])
-
     # -- training without a teacher -----------------------------------------------------------------------------------
 
     def noised(self, batch: Batch, stream: str = "denoise") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,134 @@
+"""What a run made, in a format that runs elsewhere: written, checked against torch, and its price reported.
+
+``safetensors``: the student alone. ``hub``: the folder its library reads (transformers, diffusers, timm). ``onnx``: a graph
+with a free batch axis, compared with torch through onnxruntime as it is written. ``onnx-int8``: the same, quantised with
+the run's own training items. Data sets export as ``images``, ``parquet`` or ``safetensors``. Preprocessing and the label
+list lie beside the file.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from limbeck.core.artifact import Artifact, NetworkArtifact
+from limbeck.core.errors import ConfigError
+from limbeck.core.store import atomic_write, check_writable
+
+FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
+
+
+def export(run_folder: Path, format: str = "safetensors", out: Path | None = None, checkpoint: Path | int | None = None) -> Path:
+    """Write what a run made in another format.
+
+    Args:
+        run_folder: a run's folder, finished or interrupted.
+        format: see the module.
+        out: where to; ``RUN/export/FORMAT`` when not given.
+        checkpoint: a checkpoint's folder or number, instead of the newest.
+
+    Returns:
+        The folder that was written. Facts about it (bytes, accuracy, latency, error against torch) are added to the
+        run's ``result.json`` and report.
+
+    Raises:
+        ConfigError: an unknown format, or one that this kind of artifact does not have.
+        MissingExtra: onnx and onnxruntime are not installed.
+    """
+    from limbeck.run import restore
+
+    if format not in FORMATS:
+        raise ConfigError.unknown("--format", format, FORMATS, "format")
+    run_folder = Path(run_folder)
+    restored = restore(run_folder, _number(checkpoint))
+    artifact, bench = restored.artifact, restored.bench
+    formats = (*artifact.formats, *(["hub"] if isinstance(artifact, NetworkArtifact) and _has_hub(artifact) else []))
+    if format not in formats:
+        raise ConfigError(
+            "--format", f"a {artifact.kind} of this task is not written as {format!r}", expected=f"one of {', '.join(dict.fromkeys(formats))}"
+        )
+    out = Path(out) if out is not None else run_folder / "export" / format
+    check_writable(out)
+    facts: dict[str, Any]
+    if format.startswith("onnx"):
+        from limbeck.export.onnx import write_onnx
+
+        assert isinstance(artifact, NetworkArtifact)
+        facts = write_onnx(artifact, bench, out, int8=format == "onnx-int8")
+    elif format == "hub":
+        assert isinstance(artifact, NetworkArtifact)
+        facts = _write_hub(artifact, out)
+    else:
+        facts = _write_native(artifact, format, out)
+    facts = {"path": str(out), **facts}
+    if checkpoint is None and restored.finished:
+        _report(run_folder, format, facts)
+    return out
+
+
+def _number(checkpoint: Path | int | None) -> int | None:
+    if checkpoint is None or isinstance(checkpoint, int):
+        return checkpoint
+    digits = Path(checkpoint).name.removeprefix("step-")
+    if not digits.isdigit():
+        raise ConfigError("--checkpoint", given=str(checkpoint), expected="a folder checkpoints/step-NUMBER of the run, or a number")
+    return int(digits)
+
+
+def _has_hub(artifact: NetworkArtifact) -> bool:
+    module = artifact.built.module
+    return callable(getattr(module, "save_pretrained", None)) or _timm(module)
+
+
+def _timm(module: Any) -> bool:
+    return hasattr(module, "pretrained_cfg") and type(module).__module__.startswith("timm.")
+
+
+def _write_native(artifact: Artifact, format: str, out: Path) -> dict[str, Any]:
+    if isinstance(artifact, NetworkArtifact) or not hasattr(artifact, "export"):
+        artifact.save(out)
+    else:
+        artifact.export(format, out)
+    return {"bytes": _bytes(out)}
+
+
+def _write_hub(artifact: NetworkArtifact, out: Path) -> dict[str, Any]:
+    module, model = artifact.built.module, artifact.built.model
+    if _timm(module):
+        from timm.models import save_for_hf
+
+        config = {"label_names": artifact.built.labels} if artifact.built.labels else {}
+        save_for_hf(module, str(out), model_config=config, safe_serialization=True)
+    else:
+        model.save(module, out, artifact.built.labels)
+    about(artifact, out)
+    return {"bytes": _bytes(out)}
+
+
+def about(artifact: NetworkArtifact, out: Path) -> None:
+    """Labels and preprocessing beside an exported network."""
+    said = {"labels": artifact.built.labels, "preprocessing": artifact.built.contract.as_config()}
+    describe = getattr(artifact.task, "describe", None)
+    if describe is not None:
+        said["task"] = describe()
+    atomic_write(out / "student.json", json.dumps(said, indent=2).encode())
+
+
+def _bytes(folder: Path) -> int:
+    return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _report(run_folder: Path, format: str, facts: dict[str, Any]) -> None:
+    path = run_folder / "result.json"
+    if not path.is_file():
+        return
+    result = json.loads(path.read_text())
+    result.setdefault("exports", {})[format] = facts
+    atomic_write(path, (json.dumps(result, indent=2) + "\n").encode())
+    from limbeck.report import write_report
+
+    write_report(run_folder)
+
+
+__all__ = ["FORMATS", "about", "export"]

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import math
 import os
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,6 +66,7 @@ class Language(Task):
 
     primary = "cross_entropy"
     higher_is_better = False
+    onnx_names = ("input_ids", "attention_mask")
 
     def __init__(
         self,
@@ -284,10 +286,6 @@ class Language(Task):
     def default_teacher(self) -> dict[str, Any]:
         """Four layers of width 128."""
         return {"use": "causal-lm", "layers": 4, "width": 128}
-
-    def onnx_inputs(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Token ids and attention mask."""
-        return (batch["input_ids"], batch["attention_mask"])
 
     def cache_bytes(self) -> float:
         """A recorded teacher keeps some 50 likeliest tokens (id and half precision logit) a position, and the tail."""
@@ -806,7 +804,9 @@ class HuggingFace(Model):
                 target_modules="all-linear",
                 task_type="CAUSAL_LM",
             )
-            module = peft.get_peft_model(module, settings)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers in words that grow old
+                module = peft.get_peft_model(module, settings)
         return Built(module, labels=None, model=self)
 
     def _place(self) -> str:

@@ -1,0 +1,267 @@
+"""Text as users have it: encodings, splits, broken rows, hidden files, loops."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.core.errors import DataError
+from limbeck.tasks.text import (
+    Document,
+    PythonHelp,
+    TextFiles,
+    TextHuggingFace,
+    TextJsonl,
+    TextParquet,
+    deal,
+    passages,
+)
+
+
+def many(n: int, word: str = "text") -> list[Document]:
+    return [Document(f"{word} number {i}, some words long") for i in range(n)]
+
+
+def keys(documents: list[Document]) -> set[str]:
+    return {d.key for d in documents}
+
+
+# ------------------------------------------------------------------------------------------------ dealing
+
+
+def test_the_deal_depends_on_content_alone() -> None:
+    documents = many(200)
+    one = deal({"all": documents}, 0.1, 0.2)
+    shuffled = documents[:]
+    random.Random(3).shuffle(shuffled)
+    two = deal({"all": shuffled}, 0.1, 0.2)
+    for split in ("train", "valid", "test"):
+        assert keys(getattr(one, split)) == keys(getattr(two, split))
+    assert len(one.train) + len(one.valid) + len(one.test) == 200
+    assert 30 <= len(one.test) <= 50 and 10 <= len(one.valid) <= 30
+    assert one.train == [d for d in documents if d in one.train]  # neighbours stay neighbours
+
+
+def test_one_more_document_moves_few() -> None:
+    one, two = deal({"all": many(300)}, 0.1, 0.2), deal({"all": [*many(300), Document("a new one")]}, 0.1, 0.2)
+    assert len(keys(one.test) ^ keys(two.test)) <= 2
+
+
+def test_splits_share_nothing_and_repeats_go() -> None:
+    documents = many(60)
+    texts = deal({"all": documents + documents[:10] + [Document("  \n")]}, 0.1, 0.2)
+    assert len(texts.train) + len(texts.valid) + len(texts.test) == 60
+    assert not keys(texts.train) & keys(texts.test) and not keys(texts.train) & keys(texts.valid)
+    assert "10 repeated documents" in texts.notes[0]
+
+
+def test_named_splits_are_kept_and_test_wins_a_repeat() -> None:
+    texts = deal({"train": many(30), "valid": many(5, "valid"), "test": [*many(4, "test"), many(1)[0]]}, 0.1, 0.2)
+    assert (len(texts.train), len(texts.valid), len(texts.test)) == (29, 5, 5)
+
+
+def test_a_missing_split_comes_out_of_train() -> None:
+    texts = deal({"train": many(100), "test": many(9, "test")}, 0.1, 0.2)
+    assert len(texts.test) == 9 and texts.valid and len(texts.train) + len(texts.valid) == 100
+
+
+def test_one_long_text_is_cut_into_passages() -> None:
+    text = "\n\n".join(f"Paragraph {i} says something." for i in range(400))
+    texts = deal({"all": [Document(text)]}, 0.05, 0.1)
+    assert len(texts.train) > 50 and texts.valid and texts.test
+    assert "cut into" in texts.notes[0]
+
+
+@pytest.mark.parametrize("text", ["a b c. " * 300, "line\n" * 300, "x" * 3000, "p\n\n" * 300])
+def test_passages_lose_no_character(text: str) -> None:
+    pieces = passages(Document(text), 100)
+    assert "".join(p.text for p in pieces).rstrip() == text.rstrip() and len(pieces) > 3
+
+
+def test_nothing_to_deal() -> None:
+    with pytest.raises(DataError, match="no text"):
+        deal({"all": [Document(" ")]}, 0.1, 0.1)
+    with pytest.raises(DataError, match="cannot be dealt"):
+        deal({"all": [Document("x")]}, 0.1, 0.1)
+
+
+def test_fingerprint_follows_content() -> None:
+    one, two = (deal({"all": many(40)}, 0.1, 0.1) for _ in range(2))
+    other = deal({"all": [*many(39), Document("another")]}, 0.1, 0.1)
+    assert one.fingerprint == two.fingerprint != other.fingerprint
+
+
+def test_the_embedded_text_leaks_nothing() -> None:
+    texts = PythonHelp().deal()
+    assert sum(len(d.text) for d in texts.train) > 200_000 and len(texts.test) >= 10 and len(texts.valid) >= 5
+
+    def paragraphs(documents: list[Document]) -> set[str]:
+        return {" ".join(p.split()) for d in documents for p in d.text.split("\n\n") if len(p.split()) > 5}
+
+    assert not paragraphs(texts.train) & paragraphs(texts.test)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+@pytest.mark.parametrize(
+    ("raw", "encoding", "text"),
+    [
+        ("naïve\r\nline".encode(), "utf-8", "naïve\nline"),
+        ("naïve".encode("utf-8-sig"), "latin-1", "naïve"),
+        ("naïve".encode("utf-16"), "utf-8", "naïve"),
+        ("naïve".encode("utf-32"), "utf-8", "naïve"),
+        ("naïve".encode("latin-1"), "latin-1", "naïve"),
+        (b"old\rmac", "utf-8", "old\nmac"),
+    ],
+)
+def test_encodings(tmp_path: Path, raw: bytes, encoding: str, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(raw)
+    assert TextFiles(str(tmp_path / "a.txt"), encoding=encoding).read() == {"all": [Document(text)]}
+
+
+def test_unreadable_files_are_all_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "b.txt").write_bytes(b"zero\0byte")
+    (tmp_path / "c.md").write_text("fine")
+    with pytest.raises(DataError) as error:
+        TextFiles(str(tmp_path)).read()
+    assert "a.txt" in str(error.value) and "b.txt" in str(error.value) and "latin-1" in str(error.value)
+    source = TextFiles(str(tmp_path), bad_files="skip")
+    assert source.read() == {"all": [Document("fine")]} and source.notes == ["2 unreadable files were skipped"]
+
+
+def test_folders_hidden_files_loops_and_splits(tmp_path: Path) -> None:
+    for name in (
+        "train/one.txt",
+        "train/deep/two.md",
+        "val/three.txt",
+        "test/four.rst",
+        ".hidden/no.txt",
+        "train/.no.txt",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "train" / "picture.png").write_bytes(b"\x89PNG")
+    os.symlink(tmp_path, tmp_path / "train" / "loop")
+    found = TextFiles(str(tmp_path)).read()
+    assert {k: {d.text for d in v} for k, v in found.items()} == {
+        "train": {"train/one.txt", "train/deep/two.md"},
+        "valid": {"val/three.txt"},
+        "test": {"test/four.rst"},
+    }
+
+
+def test_names_are_splits_only_beside_a_train_file(tmp_path: Path) -> None:
+    (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(b"packed"))
+    (tmp_path / "test.txt").write_text("plain")
+    assert set(TextFiles(str(tmp_path)).read()) == {"all"}
+
+
+def test_units(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
+    lines = TextFiles(str(tmp_path), unit="line").read()["all"]
+    paragraphs = TextFiles(str(tmp_path), unit="paragraph").read()["all"]
+    assert [d.text for d in lines] == ["one", "two", "", "three"]
+    assert [d.text for d in paragraphs] == ["one\ntwo", "three"]
+
+
+def test_wrong_paths_are_answered(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(DataError, match=r"notes\.txt"):
+        TextFiles(str(tmp_path / "note.txt")).read()
+    (tmp_path / "rows.jsonl").write_text("{}")
+    with pytest.raises(DataError, match="text-jsonl:"):
+        TextFiles(str(tmp_path / "rows.jsonl")).read()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no file"):
+        TextFiles(str(tmp_path / "empty")).read()
+    with pytest.raises(ValueError, match="unknown to Python"):
+        TextFiles("x", encoding="utf-99")
+
+
+# ------------------------------------------------------------------------------------------------ rows
+
+
+def test_jsonl_pairs_nested_and_mark(tmp_path: Path) -> None:
+    rows = [{"q": f"ask {i}", "a": [{"out": f"answer {i}"}]} for i in range(3)]
+    text = "\r\n".join(json.dumps(r) for r in rows) + "\r\n\r\n"
+    (tmp_path / "a.jsonl").write_bytes(text.encode("utf-8-sig"))
+    found = TextJsonl(str(tmp_path / "a.jsonl"), prompt="q", response="a.0.out").read()["all"]
+    assert found == [Document(f"answer {i}", f"ask {i}") for i in range(3)]
+
+
+def test_jsonl_names_every_broken_line(tmp_path: Path) -> None:
+    lines = ['{"text": "fine"}', "{broken", '["a list"]', '{"txt": "x"}', '{"text": 3}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(DataError) as error:
+        TextJsonl(str(tmp_path / "a.jsonl")).read()
+    said = str(error.value)
+    assert "4 rows" in said and all(f"line {n}" in said for n in (2, 3, 4, 5)) and "line 1:" not in said
+    assert "did you mean 'txt'" in said and "holds int" in said
+
+
+def test_the_same_fault_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text("\n".join('{"body": "x"}' for _ in range(40)))
+    with pytest.raises(DataError) as error:
+        TextJsonl(str(tmp_path / "a.jsonl")).read()
+    assert str(error.value).count("no field") == 1 and "and 35 more" in str(error.value)
+
+
+def test_prompt_and_response_go_together() -> None:
+    with pytest.raises(ValueError, match="go together"):
+        TextJsonl("x", prompt="q")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pa.table({"text": ["one", "two"], "n": [1, 2]}), tmp_path / "train-0.parquet")
+    parquet.write_table(pa.table({"text": ["three"], "n": [3]}), tmp_path / "test-0.parquet")
+    found = TextParquet(str(tmp_path)).read()
+    assert found == {"train": [Document("one"), Document("two")], "test": [Document("three")]}
+    with pytest.raises(DataError, match="row 1"):
+        TextParquet(str(tmp_path), field="n").read()
+    with pytest.raises(DataError, match="did you mean 'text'"):
+        TextParquet(str(tmp_path), field="texts").read()
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 nothing")
+    with pytest.raises(DataError, match="no readable parquet"):
+        TextParquet(str(tmp_path / "bad.parquet")).read()
+
+
+class _Table(list[dict[str, Any]]):
+    def select(self, rows: range) -> list[dict[str, Any]]:
+        return [self[i] for i in rows]
+
+
+def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def load_dataset(name: str, subset: str | None) -> dict[str, _Table]:
+        asked.append((name, subset))
+        if name == "gone":
+            raise FileNotFoundError("Couldn't find a dataset\nmore lines")
+        return {"train": _Table([{"t": f"row {i}"} for i in range(5)]), "validation": _Table([{"t": "held out"}])}
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    found = TextHuggingFace("some/set", "small", field="t", limit=3).read()
+    assert found == {"train": [Document(f"row {i}") for i in range(3)], "valid": [Document("held out")]}
+    assert asked == [("some/set", "small")]
+    with pytest.raises(DataError, match="Couldn't find a dataset"):
+        TextHuggingFace("gone").read()
+
+
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.core.errors import MissingExtra
+
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(MissingExtra, match=r"limbeck\[language\]"):
+        TextHuggingFace("some/set").read()

@@ -197,12 +197,14 @@ class _Loss:
                 mixed.masked_fill_(gone, least)
             z_t = mixed
         log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
-        if self.kind == "taid":
-            return (_forward if self.taid_kl else _soft_cross_entropy)(log_q, log_p, grad)
-        if self.kind in ("jensen_shannon", "skew_forward", "skew_reverse"):
-            return _SHARED[self.kind](log_q, log_p, grad, self.share)
-        value, slope = _PLAIN[self.kind](log_q, log_p, grad)
-        return (value if self.kind == "soft_cross_entropy" else value.clamp_(min=0.0)), slope
+        kind = self.kind
+        if kind == "taid":
+            kind = "forward" if self.taid_kl else "soft_cross_entropy"
+        if kind in _SHARED:
+            value, slope = _SHARED[kind](log_q, log_p, grad, self.share)
+        else:
+            value, slope = _PLAIN[kind](log_q, log_p, grad)
+        return (value if kind == "soft_cross_entropy" else value.clamp_(min=0.0)), slope
 
 
 _PLAIN: dict[str, Callable[[Tensor, Tensor, bool], Both]] = {
@@ -467,8 +469,8 @@ def chunked_divergence(
 ) -> Any:
     """A divergence between two language-model heads, one value per token, a chunk of tokens at a time.
 
-    Equal to the dense function of `limbeck.functional.divergence` on ``hidden_s @ weight_s.T`` and
-    ``hidden_t @ weight_t.T``, in value and gradient, but at most ``chunk`` rows of each model's logits exist at once.
+    Equal, but for rounding, to the dense function of `limbeck.functional.divergence` on ``hidden_s @ weight_s.T`` and
+    ``hidden_t @ weight_t.T``, in value and gradient; but at most ``chunk`` rows of each model's logits exist at once.
     Only valid positions are projected. The teacher gets no gradient. Once differentiable.
 
     The gradient of the output weight is summed while going forward, for tokens that share one upstream factor (any sum

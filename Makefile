@@ -5,7 +5,7 @@
 #   EXTRAS=dev          what is installed beside limbeck, e.g. EXTRAS=all,dev
 #   TORCH=cpu           torch without CUDA (smaller), where torch's own index can be reached
 #   WHEELS=DIR          install from a folder of wheels, without a network (hatchling and editables belong in it too)
-#   UV=                 use pip even where uv is on the path
+#   UV=                 use pip even where uv is on the path; PIP_ARGS=... are passed on to it
 #   ARGS="-k taid"      passed on to pytest, the demo or the benchmarks
 
 SHELL  := /bin/sh
@@ -14,6 +14,8 @@ EXTRAS ?= dev
 UV     ?= $(shell command -v uv 2>/dev/null)
 BIN    := $(VENV)/bin
 ARGS   ?=
+PIP_ARGS ?=
+PY     := "$(BIN)/python"
 
 # Sized for the many small tensors of the tests: threads cost more than they give there.
 TEST_ENV := OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONPATH=
@@ -70,33 +72,33 @@ setup: ## make .venv with limbeck and all that it needs
 	elif [ -n "$$backend" ]; then echo "limbeck: uv could not install torch for TORCH=$(TORCH)" >&2; exit 2; \
 	else \
 	  if [ -n "$$uv" ]; then echo "limbeck: uv could not install; trying pip, which may know other indexes" >&2; fi; \
-	  "$(BIN)/python" -m pip install --disable-pip-version-check $$offline -e '.[$(EXTRAS)]'; \
+	  "$(BIN)/python" -m pip install --disable-pip-version-check $(PIP_ARGS) $$offline -e '.[$(EXTRAS)]'; \
 	fi; \
 	touch "$(VENV)/.ready-$$key"
 
 demo: setup ## the main job on real data: teacher, student alone, distilled; one table and a report
-	@$(BIN)/python -m limbeck demo --out demo $(ARGS)
+	@$(PY) -m limbeck demo --out demo $(ARGS)
 
 test: setup ## the test suite
-	@$(TEST_ENV) $(BIN)/python -m pytest $(ARGS)
+	@$(TEST_ENV) $(PY) -m pytest $(ARGS)
 
 lint: setup ## ruff and mypy
-	@$(BIN)/python -m ruff check .
-	@$(BIN)/python -m ruff format --check .
-	@$(BIN)/python -m mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@$(PY) -m mypy
 
 format: setup ## bring the sources into shape
-	@$(BIN)/python -m ruff check --fix .
-	@$(BIN)/python -m ruff format .
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
 
 bench: setup ## speed and memory beside the floor and beside peers
-	@$(BIN)/python -m benchmarks $(ARGS)
+	@$(PY) -m benchmarks $(ARGS)
 
 docs: setup ## make the gallery and the site from the Cards and the evidence
-	@$(BIN)/python -m docs.build $(ARGS)
+	@$(PY) -m docs.build $(ARGS)
 
 build: setup ## wheel and sdist in dist/
-	@$(BIN)/python -m build $(ARGS)
+	@$(PY) -m build $(ARGS)
 
 clean: ## remove what building and testing left (not .venv)
 	@rm -rf build dist site .pytest_cache .hypothesis .mypy_cache .ruff_cache

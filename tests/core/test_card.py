@@ -191,7 +191,8 @@ def test_cards_are_frozen_values():
 
 
 def test_our_own_catalogue_is_read_without_torch():
-    code = "import sys; from limbeck.core.card import catalogue; catalogue(); print(*sorted({'torch', 'numpy', 'yaml', 'rich'} & set(sys.modules)))"
+    loaded = "print(*sorted({'torch', 'numpy', 'yaml', 'rich'} & set(sys.modules)))"
+    code = f"import sys; from limbeck.core.card import catalogue; catalogue(); {loaded}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == ""
 

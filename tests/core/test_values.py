@@ -6,12 +6,13 @@ import math
 import pytest
 import yaml
 
-from limbeck.core import hints, values
+from limbeck.core import hints, scalars, values
 from limbeck.core.errors import ConfigError
-from limbeck.core.values import read_value, read_yaml, read_yaml_file, scalar, write_yaml
+from limbeck.core.scalars import scalar
+from limbeck.core.values import read_value, read_yaml, read_yaml_file, write_yaml
 
 
-@pytest.mark.parametrize("module", [values, hints], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("module", [values, scalars, hints], ids=lambda m: m.__name__)
 def test_the_examples_in_the_docstrings_hold(module):
     assert doctest.testmod(module).failed == 0
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from limbeck.core.errors import ConfigError, nearest, shorten
-from limbeck.core.values import encodable, scalar
+from limbeck.core.scalars import encodable, scalar
 
 TOKEN = re.compile(r"[A-Za-z_][\w.-]*\+?=", re.ASCII)
 
@@ -73,7 +73,7 @@ class Parser(argparse.ArgumentParser):
                 self._unknown_option(word)
         if extra:
             expected = "key=value" if self.overrides else self._usage_line()
-            raise ConfigError(shorten(extra[0]), "is one word too many", expected=expected)
+            raise ConfigError(_bare(extra[0]), "is one word too many", expected=expected)
         return args, tokens
 
     def _split(self, words: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -103,7 +103,12 @@ class Parser(argparse.ArgumentParser):
         remedy = f"did you mean {close[0]}? " if close else ""
         if self.overrides and re.fullmatch(r"--?[A-Za-z_][\w.-]*", name, re.ASCII):
             remedy += f"settings of a recipe have no dashes: {name.lstrip('-')}={value or 'VALUE'}; "
-        raise ConfigError(shorten(name), "is no option of this command", remedy=f"{remedy}known: {', '.join(known)}")
+        raise ConfigError(_bare(name), "is no option of this command", remedy=f"{remedy}known: {', '.join(known)}")
+
+
+def _bare(word: str) -> str:
+    """A word as an error's argument: itself, or shortened where it is long or can't be printed."""
+    return word if word and len(word) <= 80 and word.isprintable() else shorten(word)
 
 
 def whole(low: int, name: str) -> Callable[[str], int]:
@@ -135,7 +140,10 @@ def folder_or_file(name: str) -> Callable[[str], Path]:
     def read(text: str) -> Path:
         if not text.strip():
             raise ConfigError(name, given=text, expected="a folder or file")
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError as error:
+            raise ConfigError(name, str(error), given=text) from None
 
     return read
 
@@ -146,8 +154,15 @@ def run_folder(text: str, comparisons: bool = False) -> Path:
     Raises:
         ConfigError: it is none; the nearest names beside it are listed.
     """
-    path = Path(text).expanduser()
     marks = ("config.yaml", "comparison.json") if comparisons else ("config.yaml",)
+    try:
+        return _run_folder(text, marks)
+    except (OSError, RuntimeError) as error:  # a name too long, a folder that may not be read, a home that is unknown
+        raise ConfigError("RUN", f"{shorten(text)} cannot be read: {error}", expected="a run folder") from None
+
+
+def _run_folder(text: str, marks: Sequence[str]) -> Path:
+    path = Path(text).expanduser()
     if path.is_file() and path.name in (*marks, "result.json"):
         path = path.parent
     if not path.is_dir():

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Final, Literal, Union, get_args, get_origin
 
 from limbeck.core.errors import nearest, shorten
-from limbeck.core.values import DEPTH, encodable, scalar
+from limbeck.core.scalars import encodable, scalar
+from limbeck.core.values import DEPTH
 
 
 class Mismatch(Exception):
@@ -375,6 +376,13 @@ def _parser(hint: Any) -> Any:
 
 def _parse(hint: Any, value: Any) -> tuple[Any, Any]:
     """The parsed and the serialised form of a value for a hint that is not plain."""
+    if isinstance(value, (str, int, float, bool)) or value is None:
+        return _parse_once(hint, type(value), value)
+    return _parse_once.__wrapped__(hint, type(value), value)
+
+
+@lru_cache(maxsize=4096)
+def _parse_once(hint: Any, _type: type, value: Any) -> tuple[Any, Any]:
     parser = _parser(hint)
     if parser is None:
         raise Mismatch(value, f"nothing here: {words(hint)} can be given in Python only")

@@ -28,7 +28,8 @@ from limbeck.core.card import entries, locate_method, method_names, recipe_path,
 from limbeck.core.component import Component, Settings
 from limbeck.core.errors import ConfigError, LimbeckError, MissingExtra, nearest, shorten
 from limbeck.core.hints import Mismatch, expressible, hints_of, is_union, leaf, plain_check, typed, words
-from limbeck.core.values import DEPTH, encodable, read_value, read_yaml_file, write_yaml
+from limbeck.core.scalars import encodable
+from limbeck.core.values import DEPTH, read_value, read_yaml_file, write_yaml
 
 if TYPE_CHECKING:
     from limbeck.core.engine import EngineSettings
@@ -168,7 +169,10 @@ def find_recipe(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if not text or not encodable(text) or "\0" in text:
         raise ConfigError("recipe", given=text, expected="the name of a recipe, a YAML file or a run folder")
-    path = Path(text).expanduser()
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError("recipe", str(error), given=text) from None
     looks_like_path = (
         isinstance(name_or_path, Path) or os.sep in text or "/" in text or path.suffix in (".yaml", ".yml")
     )

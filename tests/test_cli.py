@@ -239,7 +239,7 @@ def test_plan_cache_report_and_export(calls, capsys, tmp_path):
     assert json.loads(capsys.readouterr().out)["seconds"] == 3.0
     assert cli.main(["plan", "kd"]) == 0
     assert cli.main(["cache", "kd", "--yes", "--out", "c"]) == 0
-    assert calls[-1][1][1:] == (Path("c"), True)
+    assert calls[-1][1][1:3] == (Path("c"), True)
     (tmp_path / "r").mkdir()
     (tmp_path / "r" / "config.yaml").write_text("")
     assert cli.main(["report", "r"]) == 0
@@ -308,7 +308,7 @@ WRONG: list[tuple[str | list[str], str]] = [
     ("report ~nobody-of-that-name/x", "RUN: "),
     ("run ~nobody-of-that-name/x", "recipe: "),
     ("run kd --out ~nobody-of-that-name/x", "--out: "),
-    ("run " + "a" * 5000, "recipe: no recipe is called 'aaa"),
+    ("run " + "a" * 5000, "recipe: 'aaa"),
     ("report empty", "RUN: the folder 'empty' holds no config.yaml or comparison.json"),
     ("export empty", "RUN: the folder 'empty' holds no config.yaml"),
     ("export runs/kd-seed0 --format", "--format: expected one argument"),
@@ -661,7 +661,7 @@ def random_words(rng: random.Random) -> list[str]:
         else:
             words.append(rng.choice(WORDS))
     if command == "run" and rng.random() < 0.7:
-        words.insert(1, rng.choice(["kd", "nkd", "uskd", "mine.yaml"]))
+        words[1:1] = [rng.choice(["kd", "nkd", "uskd", "mine.yaml"]), *rng.choice([[], ["--print-config"]])]
     return words
 
 

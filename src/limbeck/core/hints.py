@@ -377,12 +377,12 @@ def _parser(hint: Any) -> Any:
 def _parse(hint: Any, value: Any) -> tuple[Any, Any]:
     """The parsed and the serialised form of a value for a hint that is not plain."""
     if isinstance(value, (str, int, float, bool)) or value is None:
-        return _parse_once(hint, type(value), value)
-    return _parse_once.__wrapped__(hint, type(value), value)
+        return _parse_once(hint, type(value).__name__, value)
+    return _parse_once.__wrapped__(hint, "", value)
 
 
 @lru_cache(maxsize=4096)
-def _parse_once(hint: Any, _type: type, value: Any) -> tuple[Any, Any]:
+def _parse_once(hint: Any, _type: str, value: Any) -> tuple[Any, Any]:
     parser = _parser(hint)
     if parser is None:
         raise Mismatch(value, f"nothing here: {words(hint)} can be given in Python only")

@@ -144,7 +144,7 @@ class _Words:
         self.draws, self.key, self.start = draws, key, start
         self.temperature, self.top_k, self.top_p, self.columns = temperature, top_k, top_p, columns
 
-    def __call__(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         z = scores.float()  # [N, V]
         if self.columns is not None:
             z[:, self.columns :] = float("-inf")  # words that the teacher does not know

@@ -39,8 +39,11 @@ class Task(Component):
     valid: Data
     test: Data
 
-    def load(self, seed: int = 0) -> None:
-        """Read and check the data. Idempotent. ``seed`` chooses subsets, never the test split."""
+    def load(self, seed: int | None = None) -> None:
+        """Read and check the data. Idempotent.
+
+        ``seed`` chooses subsets, never the test split; ``None`` keeps those of an earlier call (0 at the first).
+        """
         raise TypeError(f"{type(self).__name__} must define load")
 
     def feed(self, module: Any, batch: Batch) -> Any:
@@ -75,6 +78,9 @@ class Task(Component):
         """Metrics of the teacher; empty where the method has none."""
         if bench.teacher is None:
             return {}
+        recorded = getattr(bench.teacher.module, "metrics", None)
+        if isinstance(recorded, dict):  # a cache knows its training items only, and what its teacher scored
+            return recorded
         return self.evaluate(bench.teacher, self.test, device=bench.device)
 
     def judge(self, artifact: Artifact, bench: Bench) -> dict[str, float]:

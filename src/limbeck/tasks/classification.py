@@ -15,8 +15,9 @@ from limbeck.core.errors import CacheMismatch, DataError, TeacherMismatch
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.signal import Signal
 from limbeck.core.task import Task
+from limbeck.tasks.columns import Target
 from limbeck.tasks.data import Items, Kind, Part, check_items, choose, divide
-from limbeck.tasks.sources import Digits, Source, Target
+from limbeck.tasks.sources import Digits, Source
 
 log = logging.getLogger("limbeck.data")
 
@@ -79,7 +80,7 @@ class Classification(Task):
 
     # ------------------------------------------------------------------------------------------------ data
 
-    def load(self, seed: int = 0) -> None:
+    def load(self, seed: int | None = None) -> None:
         """Read and check the data, divide what the source does not divide, choose the student's items by ``seed``.
 
         Raises:
@@ -87,11 +88,12 @@ class Classification(Task):
         """
         if self._pool is None:
             self._read()
+        seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
         assert self._pool is not None
-        self.teacher_train: Items = self._pool  # type: ignore[assignment]
-        self.train: Items = self._pool  # type: ignore[assignment]
+        self.teacher_train: Items = self._pool
+        self.train: Items = self._pool
         if self.student_items is not None:
             if self.student_items > len(self._pool):
                 raise DataError(
@@ -258,7 +260,7 @@ class Classification(Task):
         device = device or _device_of(built.module)
         outs, theirs, ys = [], [], []
         watched = [b for b in (built, teacher) if b is not None]
-        with torch.no_grad(), _evaluating([b.module for b in watched]):
+        with torch.no_grad(), evaluating([b.module for b in watched]):
             for ids in torch.arange(len(data)).split(self.eval_batch):
                 batch = data.fetch(ids)
                 batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
@@ -371,7 +373,7 @@ def _device_of(module: Any) -> torch.device:
 
 
 @contextmanager
-def _evaluating(modules: Sequence[Any]) -> Iterator[None]:
+def evaluating(modules: Sequence[Any]) -> Iterator[None]:
     """Evaluation mode inside, every submodule's own mode restored afterwards."""
     before = [(m, m.training) for top in modules if isinstance(top, nn.Module) for m in top.modules()]
     for top in modules:

@@ -83,7 +83,7 @@ class Condensation(Classification):
 
     # ---------------------------------------------------------------------------------------------------------- data
 
-    def load(self, seed: int = 0) -> None:
+    def load(self, seed: int | None = None) -> None:
         """Read the data; every class must have as many items as are asked for."""
         super().load(seed)
         if len(self.shape) != 3:

@@ -141,7 +141,7 @@ class Generation(Task):
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
-    def load(self, seed: int = 0) -> None:
+    def load(self, seed: int | None = None) -> None:
         """Read and check the data and the schedule.
 
         Raises:

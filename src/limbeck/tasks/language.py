@@ -108,7 +108,7 @@ class Language(Task):
 
     # ------------------------------------------------------------------------------------------------ data
 
-    def load(self, seed: int = 0) -> None:
+    def load(self, seed: int | None = None) -> None:
         """Read the text, deal it, choose the student's documents by ``seed``. Tokens are made when first asked for.
 
         Raises:
@@ -121,6 +121,7 @@ class Language(Task):
             self.valid: TokenData = TokenData(self, self._texts.valid, "valid")
             self.test: TokenData = TokenData(self, self._texts.test, "test")
             self.train: TokenData = self.teacher_train
+        seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
         documents = self._texts.train

@@ -113,6 +113,52 @@ def _adaptive(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: 
     return F.adaptive_kl(student, teacher, head_threshold=threshold, variant="released", where=mask)
 
 
+def dkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+    """TAID's port of DKD: the sum over valid tokens is divided by all tokens."""
+    student = _leaf(arrays["student_logits"])
+    teacher, labels = (torch.from_numpy(np.array(arrays[k])) for k in ("teacher_logits", "labels"))
+    mask = torch.from_numpy(np.array(arrays["mask"])) != 0
+    parts = F.dkd(
+        student,
+        teacher,
+        labels,
+        alpha=float(hyper.get("alpha", 1.0)),
+        beta=float(hyper.get("beta", 0.5)),
+        temperature=float(hyper.get("temperature", 1.0)),
+        where=mask,
+    )
+    value = (parts.target + parts.nontarget).sum() / mask.numel()
+    value.backward()
+    return {"loss": _numbers(value), "grad_student": _numbers(student.grad)}
+
+
+def ctkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+    """TAID's port of CTKD: a cross-entropy, and the factor of the temperature's gradient is not negated."""
+    student = _leaf(arrays["student_logits"])
+    teacher = torch.from_numpy(np.array(arrays["teacher_logits"]))
+    mask = torch.from_numpy(np.array(arrays["mask"])) != 0
+    raw = _leaf(np.asarray(arrays.get("global_temperature", 1.0), dtype=np.float32))
+    factor = schedule.cosine(
+        float(hyper.get("epoch", 1)),
+        float(hyper.get("num_loops", 10)),
+        start=float(hyper.get("lambda_max", 1.0)),
+        end=float(hyper.get("lambda_min", 0.0)),
+    )
+    value = F.ctkd(
+        student,
+        teacher,
+        raw,
+        strength=-factor,
+        start=float(hyper.get("temp_start", 1.0)),
+        span=float(hyper.get("temp_end", 20.0)),
+        value="cross_entropy",
+        where=mask,
+    )
+    value = value.sum() / mask.sum()
+    value.backward()
+    return {"loss": _numbers(value), "grad_student": _numbers(student.grad), "grad_temperature": _numbers(raw.grad)}
+
+
 def update_t(arrays: Arrays, hyper: Hyper) -> Arrays:
     losses = [float(x) for x in arrays["losses"]]
     state = schedule.TaidState(t=float(hyper["t_start"]))
@@ -146,4 +192,6 @@ ADAPTERS = {
     "taid:src/distil_losses/skew_rkl.py:SkewReverseKL": _token_mean(_skew_reverse),
     "taid:src/distil_losses/tvd.py:TVD": _token_mean(_total_variation),
     "taid:src/distil_losses/adaptive_kl.py:AdaptiveKL": _token_mean(_adaptive),
+    "taid:src/distil_losses/dkd.py:DKD": dkd,
+    "taid:src/distil_losses/ctkd.py:CTKD": ctkd,
 }

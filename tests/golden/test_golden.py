@@ -91,6 +91,46 @@ def test_a_missing_adapter_and_a_wrong_number_are_failures() -> None:
     assert len(wrong) == 2 and wrong[0].startswith("out_loss: off by") and wrong[1] == "out_grad_logit_s: not returned"
 
 
+def _tokens(seed: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    logits = {k: rng.normal(0, 2, (2, 4, 7)).astype(np.float32) for k in ("student_logits", "teacher_logits")}
+    return logits | {"mask": np.array([[1, 0, 1, 1], [1, 1, 1, 0]]), "labels": rng.integers(0, 7, (2, 4))}
+
+
+def _softmax(z: np.ndarray) -> np.ndarray:
+    e = np.exp(z.astype(np.float64) - z.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_adapters_of_baselines_that_were_not_recorded() -> None:
+    """TAID also ships DKD and CTKD: their adapters are held to the formulas, without official numbers."""
+    arrays = _tokens(0)
+    T, alpha, beta = 2.0, 0.7, 3.0
+    got = ADAPTERS["taid:src/distil_losses/dkd.py:DKD"](arrays, {"alpha": alpha, "beta": beta, "temperature": T})
+    total = 0.0
+    for at in np.argwhere(arrays["mask"]):
+        y = arrays["labels"][tuple(at)]
+        z_q, z_p = (arrays[k][tuple(at)] / T for k in ("student_logits", "teacher_logits"))
+        q, p = _softmax(z_q), _softmax(z_p)
+        pair_q, pair_p = np.array([q[y], 1 - q[y]]), np.array([p[y], 1 - p[y]])
+        rest_q, rest_p = _softmax(np.delete(z_q, y)), _softmax(np.delete(z_p, y))
+        total += alpha * (pair_p * np.log(pair_p / pair_q)).sum() + beta * (rest_p * np.log(rest_p / rest_q)).sum()
+    np.testing.assert_allclose(got["loss"], T * T * total / arrays["mask"].size, rtol=1e-5)
+
+    hyper = {"epoch": 3, "num_loops": 10, "lambda_max": 1.0, "lambda_min": 0.0, "temp_start": 1.0, "temp_end": 20.0}
+
+    def value(raw: float) -> float:
+        T = 1.0 + 20.0 / (1.0 + np.exp(-raw))
+        q, p = (_softmax(arrays[k] / T) for k in ("student_logits", "teacher_logits"))
+        return float(-T * T * ((p * np.log(q)).sum(-1) * arrays["mask"]).sum() / arrays["mask"].sum())
+
+    got = ADAPTERS["taid:src/distil_losses/ctkd.py:CTKD"](arrays, hyper)
+    factor = 0.5 * (1 + np.cos(0.3 * np.pi))
+    np.testing.assert_allclose(got["loss"], value(1.0), rtol=1e-5)
+    slope = (value(1.0 + 1e-4) - value(1.0 - 1e-4)) / 2e-4
+    np.testing.assert_allclose(got["grad_temperature"], factor * slope, rtol=1e-4)
+
+
 def test_no_two_cases_record_the_same_thing() -> None:
     seen: dict[bytes, str] = {}
     for folder, slug, case in find_cases(HERE / "vectors"):

@@ -1,0 +1,365 @@
+"""A teacher recorded once: memory-mapped shards with a manifest, read back by item number. ``limbeck cache``.
+
+A **dense** cache keeps the outputs of every item in half precision (classifiers); a **top-k** cache keeps, for every
+position of a text, the k largest logits, their token ids and the log of the whole sum, so that the mass of the rest is
+known (vocabularies). Tapped features may be kept beside either. Everything is recorded at temperature 1.
+
+The manifest holds what the records depend on: the teacher's fingerprint, the data's, preprocessing and class names, the
+views of augmentations, the tail rule. Nothing of it has to be repeated when training: ``teacher=cached:FOLDER``. Anything
+that does not fit is refused, down to single items: each record keeps a checksum of the input it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from limbeck.core import interrupt, store
+from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.core.method import Batch, Built
+from limbeck.core.random import Draws
+from limbeck.core.signal import Signal
+from limbeck.core.task import Model, Task
+
+SHARD_ITEMS = 4096
+DENSE_CLASSES = 2048
+"""Above so many outputs a text's records keep the top k only."""
+
+Tail = Literal["uniform_rest", "renormalise", "drop"]
+
+
+class Cached(Model):
+    """A recorded teacher.
+
+    Args:
+        path: a folder that ``limbeck cache`` wrote.
+        tail: what becomes of the mass outside the top k: ``uniform_rest`` spreads it over the other tokens,
+            ``renormalise`` gives it to the k in proportion, ``drop`` leaves the others at minus infinity with the k as
+            they were.
+        fingerprint: refuse the cache unless its teacher has this fingerprint; ``null`` takes whatever was recorded.
+    """
+
+    def __init__(self, path: str, tail: Tail = "uniform_rest", fingerprint: str | None = None) -> None:
+        self.path, self.fingerprint = path, fingerprint
+        self.tail: Tail = tail
+
+    @property
+    def trained(self) -> bool:
+        """A recording needs no training."""
+        return True
+
+    def build(self, task: Task) -> Built:
+        """The recording, checked against the task's data and classes.
+
+        Raises:
+            CacheMismatch: it was made from other data, classes or another teacher.
+            CheckpointCorrupt: it is damaged or incomplete.
+        """
+        task.load()
+        cache = Cache(Path(self.path), self.tail)
+        cache.check(task)
+        if self.fingerprint is not None and cache.about["teacher"] != self.fingerprint:
+            raise CacheMismatch(
+                "teacher.fingerprint", "the cache was recorded from another teacher", given=cache.about["teacher"], expected=self.fingerprint
+            )
+        return Built(cache, labels=cache.about["labels"], model=self)
+
+
+class Cache:
+    """Answers batches from records. Stands in a frozen role.
+
+    Args:
+        folder: where the records are.
+        tail: see `Cached`.
+
+    Raises:
+        CheckpointCorrupt: no cache lies there, or it is incomplete or damaged.
+    """
+
+    def __init__(self, folder: Path, tail: Tail = "uniform_rest") -> None:
+        self.folder, self.tail = folder, tail
+        if not (folder / "about").is_dir():
+            raise CheckpointCorrupt(str(folder), "no finished cache lies here", remedy="limbeck cache RECIPE --out FOLDER (it goes on where it stopped)")
+        self.about: dict[str, Any] = store.load_tree(folder / "about")
+        self.metrics: dict[str, float] = self.about["metrics"]
+        self.views: int = self.about["views"]
+        self.shard: int = self.about["shard_items"]
+        self.items: int = self.about["items"]
+        self._arrays: dict[int, dict[str, Any]] = {}
+        self.device = torch.device("cpu")
+
+    def to(self, device: torch.device) -> Cache:
+        """Answers go to this device."""
+        self.device = torch.device(device)
+        return self
+
+    def check(self, task: Task) -> None:
+        """Refuse other data or other classes."""
+        about = self.about
+        if about["data"] != task.train.fingerprint:
+            raise CacheMismatch(
+                str(self.folder),
+                "it was recorded from other training items",
+                given=task.train.fingerprint[:16],
+                expected=about["data"][:16],
+                remedy="record again for this task and seed, or set task and seed as they were: "
+                + json.dumps({"task": about["task"], "seed": about["seed"]}),
+            )
+        if about["labels"] is not None and task.labels is not None and list(about["labels"]) != list(task.labels):
+            raise CacheMismatch(str(self.folder), "its classes are others, or in another order", given=about["labels"], expected=str(task.labels))
+
+    def shard_of(self, number: int) -> dict[str, Any]:
+        """A shard's arrays, mapped into memory; its hashes are checked when it is first opened."""
+        if number not in self._arrays:
+            folder = self.folder / f"shard-{number:05d}"
+            store.verify_folder(folder)
+            self._arrays[number] = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+        return self._arrays[number]
+
+    def rows(self, items: Tensor, views: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+        """The records [N, ...] of items and views, in their order."""
+        ids, view = items.cpu().numpy(), views.cpu().numpy() % self.views
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.items):
+            raise CacheMismatch(str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {self.items}")
+        place = ids * self.views + view
+        shards = place // self.shard
+        if len(ids) and (shards == shards[0]).all():
+            return {name: array[place % self.shard] for name, array in self.shard_of(int(shards[0])).items()}
+        found: dict[str, np.ndarray[Any, Any]] = {}
+        for number in np.unique(shards):
+            here = shards == number
+            for name, array in self.shard_of(int(number)).items():
+                if name not in found:
+                    found[name] = np.empty((len(ids), *array.shape[1:]), array.dtype)
+                found[name][here] = array[place[here] % self.shard]
+        return found
+
+    def answer(self, batch: Batch, taps: Sequence[str] = ()) -> Signal:
+        """The recorded signal of a batch.
+
+        Raises:
+            CacheMismatch: an item's input is not the one that was recorded, or a feature was not.
+        """
+        rows = self.rows(batch["item"], batch["view"])
+        now, then = checksum(batch), torch.from_numpy(rows["check"])
+        wrong = (now - then).abs() > 1e-4 * then.abs().clamp_min(1.0)
+        if bool(wrong.any()):
+            which = batch["item"].cpu()[wrong][:8].tolist()
+            raise CacheMismatch(
+                str(self.folder),
+                f"the inputs of items {which} are not those that were recorded",
+                remedy="a cache knows the training items as they were: same task, size, augmentations and number of views",
+            )
+        missing = [t for t in taps if f"feature.{t}" not in rows]
+        if missing:
+            known = [n.removeprefix("feature.") for n in rows if n.startswith("feature.")]
+            raise CacheMismatch(str(self.folder), f"the features {missing} were not recorded", expected=f"features among {known}")
+        acts = {t: torch.from_numpy(rows[f"feature.{t}"]).float().to(self.device) for t in taps}
+        meta = {"source": "cache", "stored": self.about["dtype"], "tail": self.tail if "index" in rows else None}
+        if "index" in rows:
+            return Signal(self._spread(rows).to(self.device), acts, meta)
+        return Signal(torch.from_numpy(rows["logits"]).float().to(self.device), acts, meta)
+
+    def _spread(self, rows: dict[str, np.ndarray[Any, Any]]) -> Tensor:
+        """Log-probabilities [N, T, V] from the k largest, by the tail rule."""
+        index = torch.from_numpy(rows["index"].astype(np.int64))  # [N, T, k]
+        top = torch.from_numpy(rows["logits"]).float() - torch.from_numpy(rows["total"]).float()[..., None]
+        vocabulary = int(self.about["outputs"])
+        rest = vocabulary - index.shape[-1]
+        tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6)) - float(np.log(max(1, rest)))
+        if self.tail == "renormalise":
+            top = top - top.logsumexp(-1, keepdim=True)
+        fill = tail[..., None].expand(*index.shape[:-1], vocabulary) if self.tail == "uniform_rest" else torch.full((*index.shape[:-1], vocabulary), -1e4)
+        return fill.clone().scatter(-1, index, top)
+
+
+def checksum(batch: Batch) -> Tensor:
+    """One number per item that changes with its input: float64 [N]."""
+    for name in ("x", "input_ids"):
+        if isinstance(batch.get(name), Tensor):
+            flat = batch[name].detach().cpu().double().flatten(1)
+            weights = torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64)  # order matters, not the sum alone
+            return flat @ weights
+    raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
+
+
+def build_cache(
+    tree: dict[str, Any],
+    out: Path | None = None,
+    yes: bool = False,
+    k: int | None = None,
+    views: int = 1,
+    features: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Record a recipe's teacher over its training items.
+
+    Args:
+        tree: the recipe. Its queries are replayed view by view; each must repeat after ``views`` passes.
+        out: the cache's folder; ``caches/NAME-seedN`` when not given.
+        yes: do not ask whether the predicted size may be spent.
+        k: outputs kept a position; ``None``: all up to 2,048 outputs, 50 above.
+        views: how many augmented views of each item.
+        features: modules of the teacher whose outputs are kept too.
+
+    Returns:
+        What was written: folder, items, bytes, the divergence between the teacher and its records.
+
+    Raises:
+        ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
+        StorageError: too little space, or an unwritable folder.
+    """
+    from limbeck.core.engine import Engine, RunContext, Stage
+    from limbeck.core.recipe import build
+    from limbeck.run import prepare
+
+    recipe = build(tree)
+    if not recipe.method.needs_teacher:
+        raise ConfigError("method", f"{recipe.name} has no teacher to record")
+    out = Path(out) if out is not None else Path("caches") / f"{recipe.name}-seed{recipe.seed}"
+    for name, query in recipe.queries.items():
+        if getattr(query, "views", None) != views:
+            raise ConfigError(
+                f"queries.{name}",
+                "its draws do not repeat, so a recording could not be replayed",
+                expected=f"a query with views={views}",
+                remedy=f"set queries.{name}.views={views}, or leave it out" if hasattr(query, "views") else "leave it out, or train without a cache",
+            )
+    bench = prepare(recipe, None, say=lambda text: print(text, file=sys.stderr))
+    task, teacher = bench.task, bench.teacher
+    assert teacher is not None
+    engine = Engine(recipe.engine, recipe.seed)
+    engine._place(recipe.method)
+    role = recipe.method.roles["teacher"]
+    role.taps(tuple(features))
+    ctx = RunContext(engine, recipe.method, Stage("cache", steps=0), engine.device)
+
+    def show(ids: Tensor, view: int) -> tuple[Batch, Signal]:
+        batch = {**task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
+        batch = engine._to_device(batch)
+        here = ctx.at(0)
+        here.draws = Draws(recipe.seed, (), engine.device)
+        for query in recipe.queries.values():
+            batch = query(batch, here)
+        return batch, here.signal("teacher", batch, tuple(features))
+
+    probe, signal = show(torch.arange(min(2, len(task.train))), 0)
+    outputs = signal.logits.shape[-1]
+    if k is None and signal.logits.ndim == 3:
+        k = 50 if outputs > DENSE_CLASSES else None
+    if k is not None and not 1 <= k < outputs:
+        raise ConfigError("--top", given=k, expected=f"between 1 and {outputs - 1}")
+    store.check_writable(out)
+    size = sum(v.nbytes for v in _record(probe, signal, k).values()) // len(probe["item"]) * len(task.train) * views
+    _ask(size, len(task.train), views, out, yes)
+    store.check_writable(out, size)
+    about = {
+        "format": 1,
+        "teacher": store.fingerprint(teacher.module) if isinstance(teacher.module, torch.nn.Module) else "",
+        "model": _plain(teacher.model),
+        "task": _plain(task),
+        "seed": recipe.seed,
+        "data": task.train.fingerprint,
+        "labels": task.labels,
+        "preprocessing": teacher.contract.as_config(),
+        "queries": {n: q.config for n, q in recipe.queries.items()},
+        "items": len(task.train),
+        "views": views,
+        "outputs": outputs,
+        "k": k,
+        "temperature": 1.0,
+        "dtype": "float16",
+        "features": list(features),
+        "shard_items": SHARD_ITEMS,
+    }
+    key = store.hash_tree(about)
+    with store.RunLock(out):
+        if (out / "about").is_dir():
+            known = store.load_tree(out / "about")
+            if {n: known.get(n) for n in about} != about:
+                raise CacheMismatch(str(out), "the folder holds another recording", remedy="choose another --out, or delete it")
+            return _told(out, known)
+        total, gap, seen = len(task.train) * views, 0.0, 0
+        for number in range(0, -(-total // SHARD_ITEMS)):
+            folder = out / f"shard-{number:05d}"
+            if store.is_complete(folder) and (folder / f"{key[:16]}.key").exists():
+                continue
+            if interrupt.requested() is not None:
+                raise Stopped(interrupt.requested() or 15, "type the same command again to go on")
+            places = torch.arange(number * SHARD_ITEMS, min(total, (number + 1) * SHARD_ITEMS))
+            parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+            for piece in places.split(256):
+                ids, view = piece // views, piece % views
+                records: dict[str, np.ndarray[Any, Any]] = {}
+                for v in view.unique().tolist():
+                    here = (view == v).nonzero()[:, 0]
+                    batch, signal = show(ids[here], int(v))
+                    for name, array in _record(batch, signal, k).items():
+                        records.setdefault(name, np.empty((len(piece), *array.shape[1:]), array.dtype))[here.numpy()] = array
+                    if k is None:
+                        z, half = signal.logits.double().cpu(), signal.logits.half().double().cpu()
+                        p = z.log_softmax(-1)
+                        gap += float((p.exp() * (p - half.log_softmax(-1))).sum())
+                        seen += p[..., 0].numel()
+                for name, array in records.items():
+                    parts.setdefault(name, []).append(array)
+            with store.atomic_folder(folder) as place:
+                for name, arrays in parts.items():
+                    np.save(place / f"{name}.npy", np.concatenate(arrays), allow_pickle=False)
+                (place / f"{key[:16]}.key").write_text(key)
+        metrics = task.evaluate(teacher, task.test, device=engine.device)
+        full = {**about, "metrics": metrics, "divergence": gap / seen if seen else None}
+        store.save_tree(out / "about", full)
+    return _told(out, full)
+
+
+def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
+    written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    told = {"folder": str(out), "items": about["items"], "views": about["views"], "bytes": written, "teacher": about["teacher"][:16]}
+    if about.get("divergence") is not None:
+        told["KL(teacher || record)"] = about["divergence"]
+    return {**told, "use it with": f"teacher=cached:{out}"}
+
+
+def _plain(component: Any) -> Any:
+    """A component as the recipe wrote it; of one made in Python its class."""
+    return getattr(component, "config", None) or {"class": type(component).__qualname__}
+
+
+def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray[Any, Any]]:
+    """One batch's records: [N, ...] arrays."""
+    z = signal.logits.float()
+    found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).numpy()}
+    if k is None:
+        found["logits"] = z.half().cpu().numpy()
+    else:
+        top = z.topk(k, dim=-1)
+        found["logits"] = top.values.half().cpu().numpy()
+        found["index"] = top.indices.to(torch.int32).cpu().numpy()
+        found["total"] = z.logsumexp(-1).cpu().numpy()
+    for path, value in signal.acts.items():
+        found[f"feature.{path}"] = value.half().cpu().numpy()
+    if not all(np.isfinite(v).all() for n, v in found.items() if n in ("logits", "check")):
+        raise ConfigError("teacher", "its outputs do not fit into half precision, or are not finite")
+    return found
+
+
+def _ask(size: int, items: int, views: int, out: Path, yes: bool) -> None:
+    said = f"{size / 2**20:.1f} MB for {items:,} items" + (f" x {views} views" if views > 1 else "") + f" in {out}"
+    if yes:
+        print(f"limbeck cache: {said}", file=sys.stderr)
+        return
+    if not sys.stdin or not sys.stdin.isatty():
+        raise ConfigError("--yes", f"the recording takes {said}", remedy="add --yes to agree")
+    if os.environ.get("CI") or input(f"limbeck cache: {said}. Write it? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise ConfigError("cache", "nothing was written: the size was not agreed to")
+
+
+__all__ = ["Cache", "Cached", "build_cache", "checksum"]

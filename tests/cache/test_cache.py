@@ -1,0 +1,157 @@
+"""A recorded teacher answers as the teacher did, and refuses whatever it was not recorded from."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from limbeck.cache import Cache, build_cache
+from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError
+from limbeck.core.recipe import build, check, load_tree
+from limbeck.run import prepare, run
+from tests.bench import quiet, tiny, tree_of
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -> Path:
+    """The tiny KD recipe's teacher."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
+        folder = tmp_path_factory.mktemp("cache") / "kd"
+        build_cache(tree_of("kd"), folder, yes=True)
+    return folder
+
+
+def cached(folder: Path, *overrides: str) -> dict[str, Any]:
+    """The KD recipe with a recorded teacher."""
+    from tests.bench import CARDS
+
+    shrink = [o for o in CARDS["kd"].tiny["kd"] if not o.startswith("teacher.")]
+    return check(load_tree("kd", [*shrink, "engine.device=cpu", "loggers=[]", f"teacher=cached:{folder}", *overrides]))
+
+
+def test_training_from_it_equals_training_online(recorded: Path, tmp_path: Path) -> None:
+    online = tiny("kd", tmp_path / "online").run()
+    recipe = build(cached(recorded))
+    prepare(recipe, None, say=quiet)
+    from limbeck.core.engine import Engine
+
+    Engine(recipe.engine, recipe.seed).run(recipe.method)
+    a, b = (m.roles["student"].module.state_dict() for m in (online.method, recipe.method))
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=2e-3, atol=2e-3)
+
+
+def test_a_whole_run_reports_the_recorded_teacher(recorded: Path, tmp_path: Path) -> None:
+    result = run(cached(recorded), tmp_path / "run", quiet=True)
+    assert result["metrics"]["teacher"]["accuracy"] > 0
+
+
+def test_other_items_are_refused(recorded: Path, tmp_path: Path) -> None:
+    with pytest.raises(CacheMismatch, match="other training items"):
+        prepare(build(cached(recorded, "seed=5")), None, say=quiet)
+    recipe = build(cached(recorded))
+    bench = prepare(recipe, None, say=quiet)
+    cache = Cache(recorded)
+    ids = torch.arange(4)
+    with pytest.raises(CacheMismatch, match="not those that were recorded"):
+        cache.answer({**bench.task.test.fetch(ids), "item": ids, "view": torch.zeros_like(ids)})
+    with pytest.raises(CacheMismatch, match="not in it"):
+        cache.answer({**bench.task.train.fetch(ids), "item": ids + 10_000, "view": torch.zeros_like(ids)})
+    with pytest.raises(CacheMismatch, match="were not recorded"):
+        cache.answer({**bench.task.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, ["0"])
+    with pytest.raises(CacheMismatch, match="another teacher"):
+        prepare(build(cached(recorded, "teacher.fingerprint=abc")), None, say=quiet)
+
+
+def test_bit_flips_are_detected(recorded: Path, tmp_path: Path) -> None:
+    import shutil
+
+    rng = random.Random(0)
+    files = [p for p in sorted(recorded.rglob("*")) if p.is_file() and p.suffix in (".npy", ".json", ".safetensors")]
+    for attempt in range(60):
+        copy = tmp_path / f"c{attempt}"
+        shutil.copytree(recorded, copy)
+        victim = copy / rng.choice(files).relative_to(recorded)
+        data = bytearray(victim.read_bytes())
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        victim.write_bytes(bytes(data))
+        with pytest.raises((CheckpointCorrupt, CacheMismatch)):
+            Cache(copy).shard_of(0)
+        shutil.rmtree(copy)
+
+
+def test_size_is_asked_for_and_a_second_time_nothing_is_done(recorded: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--yes"):
+        build_cache(tree_of("kd"), tmp_path / "new")
+    before = {p: p.stat().st_mtime_ns for p in recorded.rglob("*.npy")}
+    told = build_cache(tree_of("kd"), recorded, yes=True)
+    assert told["items"] == 200 and told["KL(teacher || record)"] < 1e-5
+    assert before == {p: p.stat().st_mtime_ns for p in recorded.rglob("*.npy")}
+    with pytest.raises(CacheMismatch, match="another recording"):
+        build_cache(tree_of("kd", "teacher.hidden=[17]"), recorded, yes=True)
+
+
+def test_no_cache_there(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointCorrupt, match="no finished cache"):
+        Cache(tmp_path)
+
+
+def test_augmentations_are_replayed_or_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="do not repeat"):
+        build_cache(tree_of("kd", "queries.shift=crop", "queries.shift.pad=1"), tmp_path / "a", yes=True)
+    folder = tmp_path / "b"
+    views = ("queries.shift=crop", "queries.shift.pad=1", "queries.shift.views=2")
+    build_cache(tree_of("kd", *views), folder, yes=True, views=2)
+    recipe = build(cached(folder, *views, "train.steps=60", "train.batch_size=16"))
+    prepare(recipe, None, say=quiet)
+    from limbeck.core.engine import Engine
+
+    Engine(recipe.engine, recipe.seed).run(recipe.method)  # several epochs: every view is met, every checksum holds
+
+
+def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    folder = tmp_path / "lm"
+    build_cache(tree_of("taid"), folder, yes=True, k=20)
+    online = tiny("taid", tmp_path / "online")
+    ids = torch.arange(2)
+    batch = {**online.bench.task.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+    cache = Cache(folder)
+    z = cache.answer(batch).logits
+    assert torch.allclose(z.logsumexp(-1), torch.zeros(z.shape[:-1]), atol=2e-3)
+    from limbeck.core.engine import RunContext, Stage
+
+    ctx = RunContext(online.engine, online.method, Stage("x", steps=0), online.engine.device)
+    truth = ctx.signal("teacher", batch).logits.log_softmax(-1)
+    top = truth.topk(20).indices
+    assert torch.allclose(z.gather(-1, top), truth.gather(-1, top), atol=5e-3)
+
+
+def test_a_remote_teacher_answers_like_the_module(tmp_path: Path) -> None:
+    from limbeck.cache.remote import Endpoint, serve
+    from limbeck.core.signal import Signal
+
+    run_ = tiny("kd", tmp_path)
+    built = run_.bench.teacher
+    assert built is not None
+    task = run_.bench.task
+    server = serve(lambda batch, taps: Signal(task.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})), task.labels)
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}"
+        ids = torch.arange(3)
+        batch = {**task.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+        want = task.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})
+        assert torch.equal(Endpoint(url).answer(batch).logits, want)
+        from limbeck.cache.remote import Remote
+
+        assert Remote(url).build(task).labels == task.labels
+    finally:
+        server.shutdown()
+        server.server_close()
+    with pytest.raises(ConfigError, match="does not answer"):
+        Endpoint("http://127.0.0.1:9", 0.5).about()

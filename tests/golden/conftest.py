@@ -15,7 +15,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--golden-dir",
         default=None,
         metavar="DIR",
-        help="folder of recorded vectors: SLUG/cases.json and arrays, or one such SLUG folder (default: the copies in the repository)",
+        help="folder of recorded vectors, SLUG/cases.json and arrays (default: the copies in the repository)",
     )
 
 

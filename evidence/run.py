@@ -109,7 +109,7 @@ def verdict(rows: dict[str, list[dict[str, Any]]], row: str, over: str, metric: 
         return {"row": row, "over": over, "metric": name, "holds": None, "said": f"{row} over {over}: no common seed"}
     sign = 1 if better_is_higher else -1
     low, high = sorted((sign * e.low, sign * e.high))
-    holds = "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
+    holds = "n=1" if e.n < 2 else "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
     said = f"{row} better than {over} in {name}: {holds} ({e.mean:+.4g} [{e.low:+.4g}, {e.high:+.4g}], {e.n} seeds)"
     return {"row": row, "over": over, "metric": name, "mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "holds": holds, "said": said}
 

@@ -56,7 +56,12 @@ class NetworkArtifact(Artifact):
         from limbeck.core.store import atomic_write
 
         self.built.model.save(self.built.module, folder, self.built.labels)
-        about: dict[str, Any] = {"labels": self.built.labels, "preprocessing": self.built.contract.as_config()}
+        about: dict[str, Any] = {
+            "labels": self.built.labels,
+            "preprocessing": self.built.contract.as_config(),
+            "model": _node(self.built.model),
+            **self.task.describe(),
+        }
         atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
 
     def evaluate(self, bench: Bench) -> dict[str, float]:
@@ -70,3 +75,14 @@ class NetworkArtifact(Artifact):
             "parameters": float(sum(p.numel() for p in self.built.module.parameters())),
             "bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
         }
+
+
+def _node(model: Any) -> dict[str, Any] | None:
+    """A model as a recipe node; ``None`` for what can't stand in a recipe (a module that the caller holds)."""
+    from limbeck.core.hints import Mismatch
+    from limbeck.core.recipe import node_of
+
+    try:
+        return node_of(model)
+    except (Mismatch, AttributeError):
+        return None

@@ -21,6 +21,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
     "model": {
         "mlp": "limbeck.tasks.models:Mlp",
         "convnet": "limbeck.tasks.models:ConvNetModel",
+        "cifar-resnet": "limbeck.tasks.models:CifarResNet",
         "timm": "limbeck.tasks.models:Timm",
         "torchvision": "limbeck.tasks.models:Torchvision",
         "causal-lm": "limbeck.tasks.language:CausalLm",

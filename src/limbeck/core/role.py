@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import ConfigError, ShapeError
-from limbeck.core.signal import Tap
+from limbeck.core.signal import Signal, Tap
 
 Mode = Literal["trained", "frozen", "averaged"]
 
@@ -25,6 +25,7 @@ class Contract:
         size: spatial size (height, width) the input is resized to; ``None`` leaves it.
         channels: number of input channels; grey is repeated, colour averaged to fit.
         classes: for each of the task's classes the model's own output index; ``None`` when they agree.
+        scale, shift: for numbers: what brings the model's outputs into the task's units; empty when they agree.
         transform: a further input transform, by name for the report (whitening); called last.
     """
 
@@ -33,6 +34,8 @@ class Contract:
     size: tuple[int, int] | None = None
     channels: int | None = None
     classes: tuple[int, ...] | None = None
+    scale: tuple[float, ...] = ()
+    shift: tuple[float, ...] = ()
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
     def inputs(self, x: Tensor) -> Tensor:
@@ -52,10 +55,16 @@ class Contract:
         return self.transform(x) if self.transform is not None else x
 
     def outputs(self, out: Any) -> Any:
-        """Outputs in the task's class order."""
-        if self.classes is None or not isinstance(out, Tensor):
+        """Outputs in the task's class order and units; where they differ, an output object becomes its logits."""
+        if self.classes is None and not self.scale:
             return out
-        return out[..., list(self.classes)]
+        z = out if isinstance(out, Tensor) else Signal(out).logits
+        if self.classes is not None:
+            z = z[..., list(self.classes)]
+        if self.scale:
+            scale, shift = (torch.tensor(v, dtype=z.dtype, device=z.device) for v in (self.scale, self.shift))
+            z = z * scale + shift
+        return z
 
     def describe(self) -> str:
         """The contract in words, for the log: empty when nothing is inserted."""
@@ -68,6 +77,8 @@ class Contract:
             said.append(f"normalised by mean {list(self.mean)} and std {list(self.std)}")
         if self.classes is not None:
             said.append(f"classes matched by name ({len(self.classes)})")
+        if self.scale:
+            said.append("numbers brought into the task's units")
         return ", ".join(said)
 
     def as_config(self) -> dict[str, Any]:

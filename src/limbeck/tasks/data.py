@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -58,6 +59,20 @@ class Splits:
     labels: list[str]
     kind: Kind
     notes: list[str] = field(default_factory=list)
+
+
+def as_path(text: str | Path, argument: str) -> Path:
+    """A path as the user typed it, ``~`` resolved.
+
+    Raises:
+        DataError: it can be none (a null character, an unknown user).
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (ValueError, RuntimeError, OSError) as error:
+        raise DataError(argument, f"is no path: {error}", given=str(text)) from None
+    return path
 
 
 def digest(*parts: Any) -> str:

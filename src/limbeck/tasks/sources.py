@@ -24,7 +24,7 @@ from limbeck.tasks.arrays import (
     read_names,
 )
 from limbeck.tasks.columns import Target, read_targets, some
-from limbeck.tasks.data import ArrayData, Items, Kind, Part, Splits, choose
+from limbeck.tasks.data import ArrayData, Items, Kind, Part, Splits, as_path, choose
 from limbeck.tasks.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
 
 SPLITS: dict[str, str] = {
@@ -157,7 +157,7 @@ class Folder(PictureSource):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, each with its folder's name as label (or number)."""
-        root = Path(self.path).expanduser()
+        root = as_path(self.path, "data.path")
         files = list_pictures(root)
         tops = {f.name.split("/")[0] for f in files if "/" in f.name}
         known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
@@ -237,7 +237,7 @@ class Arrays(Source):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The arrays; floating targets are numbers, [N, C] of zeros and ones several labels."""
-        root = Path(self.path).expanduser()
+        root = as_path(self.path, "data.path")
         if not root.exists():
             raise DataError(str(root), "there is no such file or folder", remedy="check the path")
         pairs, names = self._folder(root) if root.is_dir() else self._file(root)
@@ -321,7 +321,7 @@ class Arrays(Source):
 
     def _names(self, folder: Path) -> list[str] | None:
         if self.classes:
-            for path in (Path(self.classes).expanduser(), folder / self.classes):
+            for path in (as_path(self.classes, "data.classes"), folder / self.classes):
                 if path.is_file():
                     return read_names(path)
         for name in ("classes.json", "labels.json", "classes.txt", "labels.txt"):
@@ -404,7 +404,7 @@ class TorchvisionSet(PictureSource):
 
     def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
         arguments = {**more, **self.options}
-        for name, value in (("root", str(Path(self.root).expanduser())), ("download", self.download)):
+        for name, value in (("root", str(as_path(self.root, "data.root"))), ("download", self.download)):
             if name in accepted:
                 arguments.setdefault(name, value)
         try:

@@ -16,7 +16,7 @@ import torch
 from limbeck.core.errors import ConfigError, DataError, require
 from limbeck.tasks.arrays import read_names
 from limbeck.tasks.columns import Target, read_features, read_targets, some
-from limbeck.tasks.data import ArrayData, Splits
+from limbeck.tasks.data import ArrayData, Splits, as_path
 from limbeck.tasks.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
 from limbeck.tasks.sources import SPLITS, PictureSource, assemble
 
@@ -87,11 +87,11 @@ class _Tabular(PictureSource):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The rows of all files, divided by file or by the split column."""
-        start = Path(self.path).expanduser()
+        start = as_path(self.path, "data.path")
         files = [("train", start)] if not start.is_dir() else self._folder(start)
         for name, extra in (("valid", self.valid), ("test", self.test)):
             if extra is not None:
-                files.append((name, Path(extra).expanduser()))
+                files.append((name, as_path(extra, "data.test")))
         for _, path in files:
             if not path.is_file():
                 raise DataError(str(path), "there is no such file", remedy="check the path")
@@ -161,7 +161,7 @@ class _Tabular(PictureSource):
             splits = self._splits(columns[split_column], where)
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:
-            known = read_names(Path(self.classes).expanduser())
+            known = read_names(as_path(self.classes, "data.classes"))
         y, names, kind = read_targets(
             {n: columns[n] for n in labels}, target, where.__getitem__, known=known, separator=self.separator
         )
@@ -222,7 +222,7 @@ class _Tabular(PictureSource):
 
     def _files(self, cells: Sequence[Any], where: Sequence[str], column: str, folder: Path) -> list[Bytes]:
         """A picture file for each cell: bytes, ``{bytes, path}`` or a path below ``root``."""
-        root = Path(self.root).expanduser() if self.root else folder
+        root = as_path(self.root, "data.root") if self.root else folder
         archive = {f.name: f for f in list_files(root)} if root.is_file() else None
         short: dict[str, list[File]] = {}
         if archive is not None:  # a table often leaves the split's folder out of the name
@@ -509,7 +509,7 @@ class HuggingFaceSet(_Tabular):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data set's splits."""
-        local = Path(self.name).expanduser()
+        local = as_path(self.name, "data.name")
         for source in (Table, Jsonl, Parquet):
             if local.suffix.lower() in source.SUFFIXES or (local.is_dir() and self._files_of(local, source.SUFFIXES)):
                 return source(

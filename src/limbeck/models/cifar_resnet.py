@@ -1,0 +1,112 @@
+"""The ResNets of CIFAR: three stages of basic blocks at 32, 16 and 8 pixels, shortcuts without parameters.
+
+He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition (2016), section 4.2: depth 6n + 2, widths 16, 32, 64,
+option A (stride-2 subsampling and zero-padded channels) where the size changes. State-dict keys are those of the widely
+shared weights: ``conv1``, ``bn1``, ``layer1.0.conv1`` ... ``linear``.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as f
+
+from limbeck.core.errors import ConfigError
+
+__all__ = ["CifarResNet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut: ``[N, before, H, W]`` to ``[N, width, H / stride, W / stride]``."""
+
+    def __init__(self, before: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.stride, self.pad = stride, width - before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output."""
+        out = self.bn2(self.conv2(f.relu(self.bn1(self.conv1(x)))))
+        if self.stride != 1 or self.pad:
+            front = self.pad // 2
+            x = f.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.pad - front))
+        return f.relu(out + x)
+
+
+class CifarResNet(nn.Module):
+    """A ResNet for small pictures.
+
+    Args:
+        depth: 6n + 2 layers: 20, 32, 44, 56, 110.
+        classes: number of outputs.
+        channels: of the input.
+        width: channels of the first stage; the others have two and four times as many.
+
+    Raises:
+        ConfigError: a depth that is not 6n + 2, or a width below 1.
+
+    Example:
+        >>> net = CifarResNet(20)
+        >>> net(torch.zeros(2, 3, 32, 32)).shape, sum(p.numel() for p in net.parameters())
+        (torch.Size([2, 10]), 269722)
+    """
+
+    def __init__(self, depth: int = 20, classes: int = 10, channels: int = 3, width: int = 16) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ConfigError("depth", given=depth, expected="6n + 2, as 20, 32, 44, 56 or 110")
+        if width < 1:
+            raise ConfigError("width", given=width, expected="1 or more")
+        n = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = nn.Sequential(*[BasicBlock(width, width, 1) for _ in range(n)])
+        self.layer2 = self._stage(width, n)
+        self.layer3 = self._stage(2 * width, n)
+        self.linear = nn.Linear(4 * width, classes)
+        for m in self.modules():
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                nn.init.kaiming_normal_(m.weight)
+
+    @staticmethod
+    def _stage(before: int, n: int) -> nn.Sequential:
+        width = 2 * before
+        return nn.Sequential(BasicBlock(before, width, 2), *[BasicBlock(width, width, 1) for _ in range(n - 1)])
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pooled features ``[N, 4 * width]``, the last layer's input."""
+        x = f.relu(self.bn1(self.conv1(x)))
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return x.mean((2, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits ``[N, classes]`` of pictures ``[N, channels, H, W]``."""
+        logits: Tensor = self.linear(self.embed(x))
+        return logits
+
+
+def resnet20(classes: int = 10, channels: int = 3) -> CifarResNet:
+    """ResNet-20, 0.27 M parameters."""
+    return CifarResNet(20, classes, channels)
+
+
+def resnet32(classes: int = 10, channels: int = 3) -> CifarResNet:
+    """ResNet-32, 0.46 M parameters."""
+    return CifarResNet(32, classes, channels)
+
+
+def resnet44(classes: int = 10, channels: int = 3) -> CifarResNet:
+    """ResNet-44, 0.66 M parameters."""
+    return CifarResNet(44, classes, channels)
+
+
+def resnet56(classes: int = 10, channels: int = 3) -> CifarResNet:
+    """ResNet-56, 0.85 M parameters."""
+    return CifarResNet(56, classes, channels)
+
+
+def resnet110(classes: int = 10, channels: int = 3) -> CifarResNet:
+    """ResNet-110, 1.73 M parameters."""
+    return CifarResNet(110, classes, channels)

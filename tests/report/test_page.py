@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import subprocess
@@ -239,6 +241,40 @@ def test_pictures_are_inlined_and_foreign_files_are_not(bare: Callable[..., Path
     assert len(sources) == 1
     assert page.count("is not shown") == 3
     assert [value for tag, name, value in checker.attributes if tag == "img" and name == "alt"] == ["digits"]
+
+
+def test_pictures_may_be_numbers(bare: Callable[..., Path]) -> None:
+    from PIL import Image
+
+    grey = [[[[0, 255], [255, 0]]] for _ in range(3)]  # three pictures of 1 x 2 x 2, a row each
+    colour = [[[[[255]], [[0]], [[0]]], [[[0]], [[255]], [[0]]]]]  # a red and a green pixel in a row
+    images = {"title": "the set", "labels": ["a", "b", "c"], "pixels": [[p] for p in grey]}
+    broken = {"title": "bad", "pixels": [[[[300]]]]}
+    page = render(bare(images=images, pictures=[{"title": "colours", "pixels": colour}, broken]))
+    checker = check(page)
+    sources = [value for tag, name, value in checker.attributes if tag == "img" and name == "src"]
+    first, second = (Image.open(io.BytesIO(base64.b64decode(s.split(",")[1]))) for s in sources)
+    assert first.size == (5, 3) and first.getpixel((1, 1)) == (255, 0, 0) and first.getpixel((3, 1)) == (0, 255, 0)
+    assert second.size == (10, 4)  # laid down: one row of three
+    assert [second.getpixel((x, 1)) for x in (1, 2, 4, 5)] == [0, 255, 0, 255]
+    assert "From left to right: a; b; c" in page and page.count("is not shown") == 1
+
+
+def test_samplers_are_shown_by_their_number_of_steps(bare: Callable[..., Path]) -> None:
+    def judged(scale: float) -> dict[str, float]:
+        found = {"endpoint_mse": scale, "fid_floor": 5.0}
+        for w in (0, 1):
+            for n in (1, 2, 4):
+                found[f"fid_w{w}_n{n}"] = 10 + scale / n
+                found[f"endpoint_mse_w{w}_n{n}"] = 0.0 if n == 4 and scale < 0.01 else scale / n
+        return found
+
+    metrics = {"teacher": judged(0.001), "student": judged(0.1), "alone": judged(0.3)}
+    given = {"artifact": "sampler", "primary": "endpoint_mse", "higher_is_better": False, "metrics": metrics}
+    page = render(bare(**given))
+    check(page)
+    assert "Quality by number of steps" in page and "nothing can be told below it" in page
+    assert '<th scope="row">nkd</th><td>Fréchet distance</td><td>1</td><td>4</td><td>10.03</td>' in page
 
 
 def test_many_methods_keep_to_the_page(tmp_path: Path) -> None:

@@ -164,6 +164,32 @@ def test_a_method_without_a_teacher_and_with_another_artifact() -> None:
     assert "images" in [c.short for c in grid(s).columns] and "params" not in [c.short for c in grid(s).columns]
 
 
+def test_participants_are_called_what_they_are() -> None:
+    metrics = {"teacher": {"accuracy": 0.98}, "student": {"accuracy": 0.87}, "alone": {"accuracy": 0.69}}
+    sizes: dict[str, Any] = {"student": {"items": 10.0, "bytes": 2640.0}, "teacher": {}}
+    baselines = {"herding": {"accuracy": 0.8}, "kmeans": {"accuracy": 0.82}}
+    given = {"artifact": "dataset", "metrics": metrics, "sizes": sizes, "latency_ms": {}}
+    s = summarise([make_result("tesla", seed, baselines=baselines, **given) for seed in range(2)])
+    assert [r.name for r in s.rows] == ["all real items", "random real items", "herding", "kmeans", "tesla"]
+    assert [c.label for c in grid(s).columns][:2] == ["accuracy", "against random real items"]
+    text = " ".join(headline(s))
+    assert "11.0 points worse than all real items (98.0 %)" in text and "better than as many random real items" in text
+
+    metrics = {"teacher": {"endpoint_mse": 0.01}, "student": {"endpoint_mse": 0.05}, "alone": {"endpoint_mse": 0.08}}
+    run = make_result("g", artifact="sampler", primary="endpoint_mse", higher_is_better=False, metrics=metrics)
+    text = " ".join(headline(run))
+    assert "0.04000 worse than its teacher in many steps" in text
+    assert "0.03000 better than its teacher in as few steps" in text
+    assert all(r.score is not None and r.score.kind == "none" for r in summarise(run).rows)
+
+
+def test_wilson_is_only_for_shares_of_the_test_items() -> None:
+    metrics = {"student": {"f1": 0.8, "accuracy": 0.9}, "alone": {"f1": 0.7}, "teacher": {}}
+    s = summarise(make_result(primary="f1", metrics=metrics))
+    assert all(e.kind == "none" for r in s.rows for e in r.metrics.values())
+    assert summarise(make_result()).methods[0].metrics["ece"].kind == "none"
+
+
 def test_missing_and_infinite_values_are_named_not_hidden() -> None:
     results = several(2)
     results[0] = student(results[0], None)
@@ -251,6 +277,9 @@ def test_numbers_for_people() -> None:
 
 def test_metrics_by_name() -> None:
     assert metric_of("valid/accuracy").label == "accuracy (validation)"
+    assert metric_of("fid_w1_n4").label == "Fréchet distance (w = 1, 4 steps)"
+    assert metric_of("class_accuracy_stochastic_w0.5_n1").label == "of the right class (w = 0.5, 1 step, stochastic)"
+    assert metric_of("mlp/accuracy").percent and metric_of("mlp/accuracy").label == "accuracy (mlp)"
     assert metric_of("something_new", False).better(-1.0) == 1
     assert metric_of("agreement").better(0.5) == 0
     assert metric_of("accuracy").difference(-0.0123) == "-1.2 points"

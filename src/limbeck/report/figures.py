@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from limbeck.report.statistics import mean
-from limbeck.report.table import Metric, Row, Summary, human, metric_of
+from limbeck.report.table import Metric, Row, Summary, human, metric_of, significant
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,7 +125,7 @@ def colour_of(summary: Summary, row: Row) -> str:
     """A participant's placeholder colour, the same in every figure."""
     if row.role == "teacher":
         return TEACHER
-    if row.role == "alone":
+    if row.role in ("alone", "baseline"):
         return ALONE
     return SERIES[[r.name for r in summary.methods].index(row.name) % len(SERIES)]
 
@@ -133,7 +133,7 @@ def colour_of(summary: Summary, row: Row) -> str:
 def marker_of(summary: Summary, row: Row) -> str:
     """A participant's marker, the same in every figure."""
     if row.role != "method":
-        return "s" if row.role == "teacher" else "o"
+        return {"teacher": "s", "alone": "o"}.get(row.role, "d")
     return MARKERS[1:][[r.name for r in summary.methods].index(row.name) % (len(MARKERS) - 1)]
 
 
@@ -240,6 +240,7 @@ def scores(s: Summary, name: str = "scores") -> Picture | None:
             left.axvline(unit * level.score.mean, color=colour_of(s, level), linewidth=1.2, linestyle=dash, zorder=0.5)
     left.set_yticks(range(len(rows)), [r.name for r in reversed(rows)])
     left.tick_params(axis="y", length=0, labelcolor=INK, labelsize=12)
+    _plain_axis(left)
     left.set_ylim(-0.6, len(rows) - 0.4)
     left.grid(axis="y", visible=False)
     left.margins(x=0.08)
@@ -261,22 +262,29 @@ def scores(s: Summary, name: str = "scores") -> Picture | None:
         right.set_xlim(min(low, -0.12 * reach), max(high, 0.12 * reach))
         right.margins(x=0.1)
         right.tick_params(axis="y", length=0)
+        _plain_axis(right)
         right.grid(axis="y", visible=False)
-        right.set_title(f"against the student alone{' (points)' if s.metric.percent else ''}")
+        right.set_title(f"{s.against[0]}{' (points)' if s.metric.percent else ''}")
     caption = {
         "seeds": "Marks are means over seeds with 95 % intervals, small dots single seeds. ",
         "items": "One seed: the bars are 95 % intervals over the test items. ",
         "none": "One seed, no interval. ",
     }[next((r.score.kind for r in rows if r.score and r.score.kind != "none"), "none")]
     if paired:
-        caption += "On the right the same seeds are compared: a bar that crosses zero shows no difference."
+        seeds = any(r.to_alone is not None and r.to_alone.kind != "none" for r in paired)
+        caption += (
+            "On the right the same seeds are compared: a bar that crosses zero shows no difference."
+            if seeds
+            else "On the right the difference in this one run, which proves nothing by itself."
+        )
     head = ["", s.metric.label, "low", "high", "seeds"]
     table = [
         [r.name, *(s.metric.value(v) for v in (r.score.mean, r.score.low, r.score.high)), str(max(1, len(r.values)))]
         for r in rows
         if r.score is not None
     ]
-    title = f"{s.metric.label[:1].upper()}{s.metric.label[1:]} with intervals"
+    known = any(r.score is not None and r.score.kind != "none" for r in rows)
+    title = f"{s.metric.label[:1].upper()}{s.metric.label[1:]}{' with intervals' if known else ''}"
     said = "; ".join(f"{row[0]} {row[1]}" for row in table)
     return Picture(name, title, caption, to_svg(figure, name, title, said), head, table)
 
@@ -289,13 +297,13 @@ def size_and_quality(s: Summary, name: str = "size") -> Picture | None:
     """The primary metric over the number of parameters (or bytes)."""
     by = "parameters" if sum(r.parameters is not None for r in s.rows) > 1 else "bytes"
     rows = [r for r in s.rows if r.score is not None and math.isfinite(r.score.mean) and getattr(r, by)]
-    if len(rows) < 2 or len({getattr(r, by) for r in rows}) < 2:
+    low, high = min((getattr(r, by) for r in rows), default=1), max((getattr(r, by) for r in rows), default=1)
+    if high < 1.2 * low:
         return None
     unit = _percent(s.metric)
     figure = canvas(488, 390)
     ax = figure.subplots()
     ax.set_xscale("log")
-    low, high = min(getattr(r, by) for r in rows), max(getattr(r, by) for r in rows)
     for r in rows:
         assert r.score is not None
         # equal sizes stand side by side, or their intervals would hide each other
@@ -362,6 +370,70 @@ def _log_ticks(ax: Axes, low: float, high: float, unit: str) -> None:
     ax.xaxis.set_major_locator(FixedLocator(ticks or [low, high]))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: re.sub(r"\.0+(?= |$)", "", human(x, unit))))
+
+
+# -- samplers: quality by number of steps ------------------------------------------------------------------------------
+
+
+@_styled
+def by_steps(s: Summary, name: str = "steps") -> Picture | None:
+    """How a sampler's metrics change with its number of steps, a panel for each metric and guidance weight."""
+    found: dict[tuple[str, float], dict[str, list[tuple[int, float]]]] = {}
+    for r in s.rows:
+        for key, e in r.metrics.items():
+            match = re.fullmatch(r"(fid|endpoint_mse)_w([0-9.e+-]+)_n(\d+)", key)
+            if match and math.isfinite(e.mean):
+                found.setdefault((match[1], float(match[2])), {}).setdefault(r.name, []).append((int(match[3]), e.mean))
+    panels = {k: v for k, v in sorted(found.items()) if max(len(points) for points in v.values()) > 1}
+    if not panels:
+        return None
+    weights = sorted({w for _, w in panels})[:4]
+    quantities = sorted({q for q, _ in panels})
+    figure = canvas(1034, 36 + 230 * len(quantities))
+    axes = figure.subplots(len(quantities), len(weights), squeeze=False)
+    floor = next((r.metrics["fid_floor"].mean for r in s.rows if "fid_floor" in r.metrics), None)
+    handles: dict[str, Any] = {}
+    table = []
+    for i, quantity in enumerate(quantities):
+        for j, w in enumerate(weights):
+            ax, label = axes[i][j], metric_of(quantity).label
+            for r in s.rows:
+                points = sorted(panels.get((quantity, w), {}).get(r.name, []))
+                if not points:
+                    continue
+                dash = {"teacher": (0, (5, 2)), "alone": (0, (1.5, 1.5))}.get(r.role, "-")
+                xs, ys = [n for n, _ in points], [y for _, y in points]
+                (handles[r.name],) = ax.plot(xs, ys, linestyle=dash, markersize=7, **_mark(s, r))
+                table += [[r.name, label, f"{w:g}", str(n), significant(y)] for n, y in points]
+            if quantity == "fid" and floor is not None and floor > 0:
+                ax.axhline(floor, color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)))
+            ax.set_xscale("log", base=2)
+            values = [y for points in panels.get((quantity, w), {}).values() for _, y in points if y > 0]
+            if values and max(values) / min(values) > 5:
+                ax.set_yscale("log", nonpositive="mask")
+                _plain_log(ax)
+            else:
+                _plain_linear(ax)
+            ticks = sorted({n for points in panels.get((quantity, w), {}).values() for n, _ in points})
+            ax.set_xticks(ticks, [str(n) for n in ticks])
+            ax.minorticks_off()
+            ax.set_title(f"{label}, w = {w:g}")
+            if i == len(quantities) - 1:
+                ax.set_xlabel("steps")
+    known = [r.name for r in s.rows if r.name in handles]
+    figure.legend(
+        [handles[x] for x in known], known, loc="outside upper left", ncols=min(5, len(known)), handlelength=2.6
+    )
+    title = "Quality by number of steps"
+    caption = "Lower is better; w is the guidance weight."
+    if floor is not None and "fid" in quantities:
+        caption += (
+            " The dotted line is the Fréchet distance of real samples from real samples: nothing can be told below it."
+        )
+    svg = to_svg(
+        figure, name, title, "; ".join(f"{row[0]}, {row[1]}, w {row[2]}, {row[3]} steps: {row[4]}" for row in table)
+    )
+    return Picture(name, title, caption, svg, ["", "metric", "w", "steps", "value"], table)
 
 
 # -- reliability -------------------------------------------------------------------------------------------------------
@@ -530,6 +602,13 @@ def _plain_steps(ax: Axes) -> None:
     ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if abs(x) < 1e4 else f"{x / 1e3:g}k"))
 
 
+def _plain_axis(ax: Axes) -> None:
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(6))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.6g}".replace("-", "−")))
+
+
 def _plain_linear(ax: Axes) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -561,4 +640,4 @@ def thin(points: Sequence[tuple[float, float]], most: int = 240) -> list[tuple[f
     return thinned
 
 
-__all__ = ["Curve", "Picture", "curves", "reliability", "scores", "size_and_quality", "to_svg"]
+__all__ = ["Curve", "Picture", "by_steps", "curves", "reliability", "scores", "size_and_quality", "to_svg"]

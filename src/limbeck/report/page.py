@@ -6,8 +6,10 @@ import base64
 import json
 import math
 import re
+import struct
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -37,11 +39,12 @@ MOST_PANELS: Final = 9
 
 @dataclass
 class Sample:
-    """A picture that a run left: its title, caption and PNG as a data URI."""
+    """A picture that a run left: its title, caption, PNG as a data URI, and how wide it is shown, in pixels."""
 
     title: str
     caption: str
     uri: str
+    width: int
 
 
 @dataclass
@@ -52,18 +55,6 @@ class Tile:
     label: str
     detail: str = ""
     tone: str = ""
-
-
-@dataclass
-class Page:
-    """What the template shows."""
-
-    title: str
-    subtitle: str
-    headline: list[str]
-    tiles: list[Tile]
-    summary: Summary
-    table: list[list[Any]] = field(default_factory=list)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], str]:
@@ -103,7 +94,7 @@ def render(folder: Path) -> str:
     data, kind = load(folder)
     s = summarise(data)
     runs = _runs(data, kind, folder)
-    pictures = [figures.scores(s) if len(s.rows) > 1 else None]
+    pictures = [figures.scores(s) if len(s.rows) > 1 else None, figures.by_steps(s)]
     half = [figures.size_and_quality(s), figures.reliability(_bins(s, runs), s)]
     training = _curves(s, runs, kind)
     notes = list(s.notes)
@@ -213,7 +204,8 @@ def _tiles(s: Summary) -> list[Tile]:
     if best is None or best.score is None:
         return []
     m = s.metric
-    who = "student" if s.kind == "run" else f"best mean: {best.name}"
+    made = "data set" if s.artifact == "dataset" else "student"
+    who = made if s.kind == "run" else f"best mean: {best.name}"
     points = "points " if m.percent else ""
     tiles = [Tile(m.value(best.score.mean), m.label, who)]
     teacher, alone = s.row("teacher"), s.row("alone")
@@ -225,13 +217,13 @@ def _tiles(s: Summary) -> list[Tile]:
             if e.kind == "none"
             else f"[{m.difference(e.low, False)}, {m.difference(e.high, False)}] over {e.n} seeds"
         )
-        name = alone.name if alone and alone.name != "student alone" else "the student alone"
+        name = "the student alone" if alone is None or alone.name == "student alone" else alone.name
         tiles.append(Tile(m.difference(e.mean, False), f"{points}against {name}", detail, tone))
     if teacher is not None and teacher.score is not None:
         tiles.append(
             Tile(
                 m.difference(best.score.mean - teacher.score.mean, False),
-                f"{points}against the teacher",
+                f"{points}against {'the teacher' if teacher.name == 'teacher' else teacher.name}",
                 f"{m.value(teacher.score.mean)} there",
             )
         )
@@ -248,13 +240,9 @@ def _tiles(s: Summary) -> list[Tile]:
             tiles.append(Tile(f"{ratio(max(scale, 1 / scale))}×", word, detail))
     ece = best.metrics.get("ece")
     if ece is not None and alone is not None and "ece" in alone.metrics:
-        tiles.append(
-            Tile(
-                metric_of("ece").value(ece.mean),
-                "calibration error",
-                f"{metric_of('ece').value(alone.metrics['ece'].mean)} alone",
-            )
-        )
+        error = metric_of("ece")
+        whose = "alone" if alone.name == "student alone" else f"for {alone.name}"
+        tiles.append(Tile(error.value(ece.mean), error.label, f"{error.value(alone.metrics['ece'].mean)} {whose}"))
     return tiles
 
 
@@ -334,33 +322,77 @@ def average(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float,
 
 
 def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: list[str], kind: str) -> list[Sample]:
+    """The pictures of the first run of each row."""
     found: list[Sample] = []
     seen: set[str] = set()
     for label, result, folder in runs:
-        images = result.get("images")
-        if not images or folder is None or label in seen:
+        listed: list[Mapping[str, Any]] = []
+        for key in ("pictures", "images"):
+            given = result.get(key)
+            listed += [given] if isinstance(given, Mapping) else [p for p in given or () if isinstance(p, Mapping)]
+        if not listed or label in seen:
             continue
         seen.add(label)
-        listed = [{"title": k, "file": v} for k, v in images.items()] if isinstance(images, Mapping) else images
-        for image in listed:
-            title = str(image.get("title", "samples"))
-            path = folder / str(image.get("file", ""))
-            try:
-                inside = path.resolve().is_relative_to(folder.resolve())
-                data = path.read_bytes() if inside and path.stat().st_size <= LARGEST_IMAGE else b""
-            except OSError:
-                data = b""
+        for picture in listed:
+            title, data, way = str(picture.get("title", "samples")), b"", "top to bottom"
+            if "pixels" in picture:
+                rows, tall = picture["pixels"], False
+                if isinstance(rows, list) and all(isinstance(row, list) for row in rows):
+                    tall = len(rows) > 1.5 * max(map(len, rows), default=0)
+                if tall:  # a sheet is easier to look at when it lies
+                    most, way = max(map(len, rows)), "left to right"
+                    rows = [[row[i] for row in rows if i < len(row)] for i in range(most)]
+                data = _sheet(rows)
+            elif folder is not None:
+                path = folder / str(picture.get("file", ""))
+                try:
+                    inside = path.resolve().is_relative_to(folder.resolve())
+                    data = path.read_bytes() if inside and path.stat().st_size <= LARGEST_IMAGE else b""
+                except OSError:
+                    data = b""
             if not data.startswith(b"\x89PNG\r\n\x1a\n"):
                 notes.append(
-                    f"The picture {str(image.get('file', ''))!r} is not shown: "
+                    f"The picture {str(picture.get('file', title))!r} is not shown: "
                     "it is missing, too large or no PNG of this run."
                 )
                 continue
             uri = "data:image/png;base64," + base64.b64encode(data).decode()
-            found.append(
-                Sample(f"{label}: {title}" if kind == "comparison" else title, str(image.get("caption", "")), uri)
-            )
+            names = picture.get("rows") or picture.get("labels") or []
+            caption = str(picture.get("caption", ""))
+            if names and not caption:
+                caption = f"From {way}: " + "; ".join(str(n) for n in names)
+            across, down = (max(1, int.from_bytes(data[i : i + 4], "big")) for i in (16, 20))
+            width = round(across * min(940 / across, 640 / down, 12.0))
+            found.append(Sample(f"{label}: {title}" if kind == "comparison" else title, caption, uri, width))
     return found
+
+
+def _sheet(rows: Any, gap: int = 1) -> bytes:
+    """Rows of pictures ``[C][H][W]`` (C = 1 or 3, whole numbers up to 255) as one PNG; nothing when they do not fit."""
+    try:
+        pictures = [[[[[int(v) for v in line] for line in channel] for channel in p] for p in row] for row in rows]
+        channels, high, across = len(pictures[0][0]), len(pictures[0][0][0]), len(pictures[0][0][0][0])
+        most = max(len(row) for row in pictures)
+        width, height = most * (across + gap) + gap, len(pictures) * (high + gap) + gap
+        deep = 3 if channels == 3 else 1
+        canvas = [bytearray(b"\x80" * (width * deep)) for _ in range(height)]
+        for i, row in enumerate(pictures):
+            for j, picture in enumerate(row):
+                for y in range(high):
+                    line = bytes(picture[c][y][x] for x in range(across) for c in range(deep))
+                    start = (gap + j * (across + gap)) * deep
+                    canvas[gap + i * (high + gap) + y][start : start + across * deep] = line
+    except (TypeError, ValueError, IndexError):
+        return b""
+    if len(canvas) * width > 4_000_000:
+        return b""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2 if deep == 3 else 0, 0, 0, 0)
+    body = zlib.compress(b"".join(b"\0" + bytes(line) for line in canvas), 9)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
 def _all_metrics(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], kind: str) -> dict[str, Any]:

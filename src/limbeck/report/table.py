@@ -9,8 +9,13 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters`
 - ``names: {teacher, student, alone}``: how the participants are called, where 'student alone' would be wrong;
 - ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and
   differ, no gain is claimed;
+- ``baselines: {name: {metric: value}}``: further rows to be beaten (herding, k-means...);
 - ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
-- ``images: [{title, file, caption}]``: PNG files below the run folder, shown in the report.
+- ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
+  ``file``, ``pixels``: rows of pictures ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
+  rows.
+
+Metrics called ``NAME_wW_nN`` are of a sampler at guidance weight W in N steps.
 
 A **comparison** is the content of ``comparison.json``::
 
@@ -32,6 +37,7 @@ training curves and shows its pictures. :func:`comparison_of` makes a comparison
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -43,8 +49,12 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 Result = Mapping[str, Any]
-Role = Literal["teacher", "alone", "method"]
+Role = Literal["teacher", "alone", "baseline", "method"]
 Tone = Literal["", "good", "bad", "dim"]
+
+SHARES: Final = frozenset({"accuracy", "top1", "top5", "exact", "agreement"})
+"""Metrics that are shares of the test items, for which Wilson's interval holds where the primary metric is one of them;
+a calibration error or an F1 is none."""
 
 BEFORE: Final = ("teacher", "alone")
 """Stages whose seconds are not the cost of distilling."""
@@ -92,6 +102,8 @@ class Metric:
         return 1 if (x > 0) == self.higher_is_better else -1
 
 
+_PARTS: Final = re.compile(r"(.+?)(_stochastic)?_w([0-9.e+-]+)_n(\d+)")
+
 _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy": ("accuracy", True, True),
     "balanced_accuracy": ("balanced accuracy", True, True),
@@ -105,6 +117,10 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "nll": ("negative log-likelihood", False, False),
     "brier": ("Brier score", False, False),
     "loss": ("loss", False, False),
+    "cross_entropy": ("cross-entropy", False, False),
+    "entropy": ("entropy", False, None),
+    "teacher_entropy": ("entropy of the teacher", False, None),
+    "kl": ("KL from the teacher", False, False),
     "perplexity": ("perplexity", False, False),
     "bits_per_byte": ("bits a byte", False, False),
     "rmse": ("root mean square error", False, False),
@@ -115,7 +131,11 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "ssim": ("SSIM", False, True),
     "frechet": ("Fréchet distance", False, False),
     "fid": ("Fréchet distance", False, False),
-    "kl_to_teacher": ("KL from the teacher", False, False),
+    "fid_floor": ("Fréchet distance, real against real", False, None),
+    "endpoint_mse": ("endpoint error", False, False),
+    "class_accuracy": ("of the right class", True, True),
+    "calls": ("network calls", False, False),
+    "accuracy_std": ("deviation of accuracy", True, None),
 }
 _SHORT: Final = {
     "calibration error": "calib. error",
@@ -124,13 +144,31 @@ _SHORT: Final = {
     "root mean square error": "rmse",
     "mean absolute error": "mae",
     "Fréchet distance": "Fréchet",
+    "KL from the teacher": "KL",
+    "network calls": "calls",
+    "of the right class": "class",
+}
+_NAMES: Final[dict[str, tuple[str, str]]] = {
+    "network": ("teacher", "student alone"),
+    "dataset": ("all real items", "random real items"),
+    "sampler": ("teacher, many steps", "teacher, few steps"),
+}
+_PHRASES: Final[dict[str, tuple[str, str]]] = {
+    "network": ("its teacher", "the same network trained alone at equal budget"),
+    "dataset": ("all real items", "as many random real items"),
+    "sampler": ("its teacher in many steps", "its teacher in as few steps"),
 }
 
 
 def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
     """What is known about a metric's name; ``valid/accuracy`` is accuracy on the validation split."""
     split, _, bare = name.rpartition("/")
+    parts = _PARTS.fullmatch(bare)
+    bare = parts[1] if parts else bare
     label, percent, higher = _METRICS.get(bare, (bare.replace("_", " "), False, None))
+    if parts:
+        steps = f"{parts[4]} step{'' if parts[4] == '1' else 's'}"
+        label = f"{label} (w = {parts[3]}, {steps}{', stochastic' if parts[2] else ''})"
     if split:
         label = f"{label} ({'validation' if split == 'valid' else split.replace('_', ' ')})"
     return Metric(name, label, percent, higher if higher_is_better is None else higher_is_better)
@@ -238,7 +276,7 @@ class Summary:
     Attributes:
         kind: ``run`` or ``comparison``.
         metric: the primary metric.
-        rows: teacher, student alone, then the methods in their order.
+        rows: teacher, student alone, other baselines, then the methods in their order.
         seeds: the seeds that were asked for.
         reference: name of the row that others are paired with, or ``None``.
         items: test items, where known.
@@ -264,6 +302,14 @@ class Summary:
     def methods(self) -> list[Row]:
         """The rows of methods."""
         return [r for r in self.rows if r.role == "method"]
+
+    @property
+    def against(self) -> tuple[str, str]:
+        """How the comparison with the baseline is headed, long and short."""
+        alone = self.row("alone")
+        if alone is None or alone.name == "student alone":
+            return "against alone", "vs alone"
+        return f"against {alone.name}", f"vs {alone.name.split(', ')[-1].split(' ')[0]}"
 
     def best(self) -> Row | None:
         """The method with the best mean of the primary metric."""
@@ -340,15 +386,19 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
     artifact = artifacts.pop() if len(artifacts) == 1 else "student"
 
     rows: list[Row] = []
+    usual = _NAMES.get(artifact, ("teacher", "baseline"))
     single = all(len(runs) < 2 for runs in table.values())
+    if primary not in SHARES or artifact != "network":
+        items = None
     teacher = _teacher(data, results, primary, items if single else None)
     if teacher is not None:
-        teacher.name = str(names.get("teacher", "teacher"))
+        teacher.name = str(names.get("teacher", usual[0]))
         rows.append(teacher)
     alone = _alone(table, metric, items, artifact, notes)
     if alone is not None:
-        alone.name = str(names.get("alone", "student alone"))
+        alone.name = str(names.get("alone", usual[1]))
         rows.append(alone)
+    rows += _baselines(results, primary, items)
     reference = data.get("reference", "kd" if "kd" in table else None)
     reference = str(reference) if reference is not None and str(reference) in table and len(table) > 1 else None
     for label, runs in table.items():
@@ -439,9 +489,7 @@ def _row(name: str, role: Role, metrics: Mapping[str, Mapping[str, Any]], primar
                 columns.setdefault(key, []).append(number)
                 if key == primary:
                     row.values[seed] = number
-    # Wilson's interval is for shares of test items; a calibration error or an F1 is none
-    share = {"accuracy", "top1", "top5", "exact", "agreement"}
-    row.metrics = {k: estimate(v, items, k in share) for k, v in columns.items()}
+    row.metrics = {k: estimate(v, items, k in SHARES) for k, v in columns.items()}
     row.score = row.metrics.get(primary)
     return row
 
@@ -477,6 +525,16 @@ def _teacher(data: Mapping[str, Any], results: Sequence[Result], primary: str, i
     spent = _stages(results, lambda stage: stage == "teacher")
     row.stages, row.seconds = spent, spent.get("teacher")
     return row
+
+
+def _baselines(results: Sequence[Result], primary: str, items: int | None) -> list[Row]:
+    seen: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for result in results:
+        given = result.get("baselines")
+        for name, values in given.items() if isinstance(given, Mapping) else ():
+            if isinstance(values, Mapping):
+                seen.setdefault(str(name), {}).setdefault(str(result.get("seed")), values)
+    return [_row(name, "baseline", by_seed, primary, items) for name, by_seed in seen.items()]
 
 
 def _alone(
@@ -544,9 +602,10 @@ def _kept(s: Summary, best: Row) -> str:
         return text + "."
     gap = best.score.mean - teacher.score.mean
     if abs(gap) < 5e-4 * (1 if s.metric.percent else max(1e-12, abs(teacher.score.mean))):
-        return f"{text}, as much as its teacher."
+        return f"{text}, as much as {teacher.name if teacher.name != 'teacher' else 'its teacher'}."
     word = {1: "better", -1: "worse"}.get(s.metric.better(gap), "apart")
-    return f"{text}, {s.metric.amount(gap)} {word} than its teacher ({s.metric.value(teacher.score.mean)})."
+    other = _PHRASES.get(s.artifact, ("its teacher", ""))[0] if teacher.name == _usual(s)[0] else teacher.name
+    return f"{text}, {s.metric.amount(gap)} {word} than {other} ({s.metric.value(teacher.score.mean)})."
 
 
 def _smaller(s: Summary, best: Row) -> str:
@@ -565,15 +624,15 @@ def _smaller(s: Summary, best: Row) -> str:
     return f"It is {' and '.join(parts)}." if parts else ""
 
 
+def _usual(s: Summary) -> tuple[str, str]:
+    return _NAMES.get(s.artifact, ("teacher", "baseline"))
+
+
 def _baseline(s: Summary) -> str:
     alone = s.row("alone")
-    if alone is not None and alone.name != "student alone":
+    if alone is not None and alone.name != _usual(s)[1]:
         return f"{alone.name} at equal budget"
-    return (
-        "the same network trained alone at equal budget"
-        if s.artifact == "network"
-        else "the baseline without distillation at equal budget"
-    )
+    return _PHRASES.get(s.artifact, ("", "the baseline without distillation at equal budget"))[1]
 
 
 def _gained(s: Summary, best: Row) -> str:
@@ -618,7 +677,8 @@ def footnotes(s: Summary) -> list[str]:
         )
     else:
         said.append("n=1: one seed, no interval.")
-    if any(r.role == "teacher" for r in s.rows) and "seeds" in kinds:
+    teacher = s.row("teacher")
+    if teacher is not None and len(teacher.values) == 1 and "seeds" in kinds and s.artifact == "network":
         said.append("The teacher is one network, the same in every run.")
     if any(r.seconds is not None for r in s.methods):
         said.append(
@@ -680,19 +740,21 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
     unit = "%" if m.percent else ""
     points = "points" if m.percent else ""
     add(f"{_SHORT.get(m.label, m.label)} {unit}".rstrip(), m.label, unit, [_value_cell(m, r.score) for r in s.rows])
-    add("vs alone", "against alone", points, [_difference_cell(m, r.to_alone) for r in s.rows])
+    add(s.against[1], s.against[0], points, [_difference_cell(m, r.to_alone) for r in s.rows])
     if s.reference is not None:
         add(
             f"vs {s.reference}", f"against {s.reference}", points, [_difference_cell(m, r.to_reference) for r in s.rows]
         )
-    for name in ("ece", "agreement"):
-        if name != m.name:
-            other = metric_of(name)
-            cells = [_value_cell(other, r.metrics.get(name), brief=True) for r in s.rows]
-            if name == "agreement":
-                cells = [Cell() if r.role == "teacher" else c for r, c in zip(s.rows, cells, strict=True)]
-            label = "agreement" if name == "agreement" else other.label
-            add(f"{_SHORT.get(other.label, other.label)} %", label, "%", cells)
+    for name in ("ece", "perplexity", "kl", "fid", "class_accuracy", "calls", "agreement"):
+        if name == m.name:
+            continue
+        other = metric_of(name)
+        cells = [_value_cell(other, r.metrics.get(name), brief=True) for r in s.rows]
+        if name in ("agreement", "kl"):
+            cells = [Cell() if r.role == "teacher" else c for r, c in zip(s.rows, cells, strict=True)]
+        unit = "%" if other.percent else ""
+        label = "agreement" if name == "agreement" else other.label
+        add(f"{_SHORT.get(other.label, other.label)} {unit}".rstrip(), label, unit, cells)
     add("params", "parameters", "", each(lambda r: r.parameters, human, brief))
     for key in ("images", "items", "samples", "tokens"):
         add(key, key, "", each(lambda r, key=key: r.sizes.get(key), human, brief))  # type: ignore[misc]
@@ -760,7 +822,7 @@ def comparison_table(data: Result | Sequence[Result] | Summary, title: str = "",
     room = (Console().width if width is None else width) - first - 2
     kept = list(range(len(found.columns)))
     left_out = []
-    for short in ("FLOPs", "ms", "size", "agree %", "calib. error %"):
+    for short in ("FLOPs", "ms", "size", "agree %", "class %", "KL", "calib. error %"):
         here = next((i for i in kept if found.columns[i].short == short), None)
         if here is not None and sum(least[i] + 1 for i in kept) > room:
             kept.remove(here)

@@ -23,7 +23,19 @@ from limbeck.core.store import atomic_write
 from limbeck.report.statistics import paired, t_interval
 
 HERE = Path(__file__).resolve().parent
-KEPT = ("seed", "metrics", "baselines", "table", "sizes", "latency_ms", "cost", "items", "wall_seconds", "versions", "hardware")
+KEPT = (
+    "seed",
+    "metrics",
+    "baselines",
+    "table",
+    "sizes",
+    "latency_ms",
+    "cost",
+    "items",
+    "wall_seconds",
+    "versions",
+    "hardware",
+)
 
 
 def main(words: list[str]) -> int:
@@ -95,10 +107,14 @@ def statistics(results: list[dict[str, Any]], primary: str) -> dict[str, Any]:
     return found
 
 
-def verdict(rows: dict[str, list[dict[str, Any]]], row: str, over: str, metric: str, *, primary: str, higher: bool) -> dict[str, Any]:
+def verdict(
+    rows: dict[str, list[dict[str, Any]]], row: str, over: str, metric: str, *, primary: str, higher: bool
+) -> dict[str, Any]:
     """Whether a row is better than another, paired by seed."""
     name = primary if metric == "primary" else metric
-    better_is_higher = higher if metric == "primary" else metric not in ("cross_entropy", "nll", "ece", "perplexity", "kl", "rmse")
+    better_is_higher = (
+        higher if metric == "primary" else metric not in ("cross_entropy", "nll", "ece", "perplexity", "kl", "rmse")
+    )
     one_ = {str(r["seed"]): r["metrics"]["student"][name] for r in rows[row]}
     if over == "alone":
         other = {str(r["seed"]): r["metrics"]["alone"][name] for r in rows[row]}
@@ -111,7 +127,17 @@ def verdict(rows: dict[str, list[dict[str, Any]]], row: str, over: str, metric: 
     low, high = sorted((sign * e.low, sign * e.high))
     holds = "n=1" if e.n < 2 else "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
     said = f"{row} better than {over} in {name}: {holds} ({e.mean:+.4g} [{e.low:+.4g}, {e.high:+.4g}], {e.n} seeds)"
-    return {"row": row, "over": over, "metric": name, "mean": e.mean, "low": e.low, "high": e.high, "n": e.n, "holds": holds, "said": said}
+    return {
+        "row": row,
+        "over": over,
+        "metric": name,
+        "mean": e.mean,
+        "low": e.low,
+        "high": e.high,
+        "n": e.n,
+        "holds": holds,
+        "said": said,
+    }
 
 
 def summarise(folder: Path) -> None:
@@ -124,7 +150,10 @@ def summarise(folder: Path) -> None:
         return
     held = [c["holds"] == "confirmed" for c in checks]
     status = "confirmed" if all(held) else "partly" if any(held) else "not reproduced"
-    atomic_write(folder / "summary.json", (json.dumps({"status": status, "checks": [c["said"] for c in checks]}, indent=1) + "\n").encode())
+    atomic_write(
+        folder / "summary.json",
+        (json.dumps({"status": status, "checks": [c["said"] for c in checks]}, indent=1) + "\n").encode(),
+    )
 
 
 def finite(tree: Any) -> Any:

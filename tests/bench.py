@@ -28,7 +28,9 @@ def quiet(text: str) -> None:
 
 def tree_of(name: str, *overrides: str, seed: int = 0) -> dict[str, Any]:
     """The shipped recipe of a method, shrunk."""
-    return check(load_tree(name, [*CARDS[name].tiny.get(name, ()), "engine.device=cpu", "loggers=[]", *overrides], seed))
+    return check(
+        load_tree(name, [*CARDS[name].tiny.get(name, ()), "engine.device=cpu", "loggers=[]", *overrides], seed)
+    )
 
 
 @dataclass
@@ -93,7 +95,9 @@ def run_with_stop(name: str, folder: Path, advances: int, *overrides: str, then:
 
 def state_of(run: Tiny) -> dict[str, Any]:
     """Everything a run has learnt: weights and buffers of every role, and the method's state."""
-    roles = {n: dict(r.module.state_dict()) for n, r in run.method.roles.items() if isinstance(r.module, torch.nn.Module)}
+    roles = {
+        n: dict(r.module.state_dict()) for n, r in run.method.roles.items() if isinstance(r.module, torch.nn.Module)
+    }
     return {"roles": roles, "state": run.method.state}
 
 
@@ -114,7 +118,9 @@ def differences(a: Any, b: Any, path: str = "", tolerance: float = 0.0) -> list[
     if isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return [f"{path}: lengths"]
-        return [d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]", tolerance)]
+        return [
+            d for i, (x, y) in enumerate(zip(a, b, strict=True)) for d in differences(x, y, f"{path}[{i}]", tolerance)
+        ]
     if isinstance(a, float) and isinstance(b, float) and tolerance:
         return [] if a == b or abs(a - b) <= tolerance * max(1.0, abs(b)) else [f"{path}: {a} {b}"]
     return [] if a == b or (a != a and b != b) else [f"{path}: {a!r} {b!r}"]

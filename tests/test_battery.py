@@ -81,7 +81,10 @@ def test_card_is_read_as_it_is_written(name: str) -> None:
 
 def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
     whole = tiny(name, tmp_path / "whole").run()
-    total = sum(s.steps or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device))) for s in whole.engine.stages)  # type: ignore[misc]
+    total = sum(
+        s.steps or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device)))
+        for s in whole.engine.stages
+    )  # type: ignore[misc]
     rng = random.Random(name)
     for attempt in range(2):
         stop = rng.randrange(1, max(2, total))
@@ -131,7 +134,11 @@ def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) ->
 def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
     run = tiny(name, tmp_path)
     run.engine._prepare(run.method)
-    before = {n: copy.deepcopy(r.module.state_dict()) for n, r in run.method.roles.items() if isinstance(r.module, torch.nn.Module)}
+    before = {
+        n: copy.deepcopy(r.module.state_dict())
+        for n, r in run.method.roles.items()
+        if isinstance(r.module, torch.nn.Module)
+    }
     run.engine.run(run.method)
     for role_name, role in run.method.roles.items():
         if role_name not in before or not isinstance(role.module, torch.nn.Module):
@@ -141,7 +148,9 @@ def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
             assert not role.module.training
             assert all(p.grad is None for p in role.module.parameters())
         if role.mode == "trained":
-            still = [n for n, p in role.module.named_parameters() if p.requires_grad and torch.equal(p, before[role_name][n])]
+            still = [
+                n for n, p in role.module.named_parameters() if p.requires_grad and torch.equal(p, before[role_name][n])
+            ]
             allowed = CARDS[name].exceptions.get("moves", "")
             assert not still or allowed, f"{role_name}: {still} never moved"
 
@@ -154,7 +163,9 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path) -> None:
     def poisoned(m: Any, stage: Any, ctx: Any, step: int, total: int, micro: Any, optim: Any) -> Any:
         calls[0] += 1
         if calls[0] == 3:
-            poisoned.before = {n: copy.deepcopy(r.module.state_dict()) for n, r in m.roles.items() if r.mode == "trained"}  # type: ignore[attr-defined]
+            poisoned.before = {
+                n: copy.deepcopy(r.module.state_dict()) for n, r in m.roles.items() if r.mode == "trained"
+            }  # type: ignore[attr-defined]
             inner = stage.step or m.step
 
             def spoilt(batch: Any, c: Any) -> Any:
@@ -218,7 +229,9 @@ def test_weight_zero_is_the_student_alone(name: str, tmp_path: Path) -> None:
     alone = Supervised()
     alone.bind(base.method.setup)
     base.engine.run(alone)
-    assert not differences(dict(run.method.roles["student"].module.state_dict()), dict(alone.roles["student"].module.state_dict()))
+    assert not differences(
+        dict(run.method.roles["student"].module.state_dict()), dict(alone.roles["student"].module.state_dict())
+    )
 
 
 def test_low_precision_keeps_terms_in_float32(name: str, tmp_path: Path) -> None:
@@ -253,11 +266,17 @@ def test_whole_run_and_its_folder(name: str, tmp_path: Path) -> None:
         assert key in written, key
     primary = written["primary"]
     assert primary in written["metrics"]["student"] and primary in written["metrics"]["alone"]
-    assert (folder / "report.html").is_file() and (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+    assert (
+        (folder / "report.html").is_file() and (folder / "config.yaml").is_file() and (folder / "log.jsonl").is_file()
+    )
     assert check(load_tree(folder)) == tree
     again = run_all(tree, folder, quiet=True)
     assert again["reused"] and again["metrics"] == result["metrics"]
-    no_pickle = [p for p in folder.rglob("*") if p.is_file() and (p.suffix in (".pt", ".pth", ".pkl", ".bin") or p.read_bytes()[:2] == b"\x80\x04")]
+    no_pickle = [
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and (p.suffix in (".pt", ".pth", ".pkl", ".bin") or p.read_bytes()[:2] == b"\x80\x04")
+    ]
     assert not no_pickle
     if (folder / "student.safetensors").is_file() and written["artifact"] == "network":
         # the file alone must fit the plain architecture, strictly
@@ -288,9 +307,26 @@ def test_two_processes_follow_one(name: str, tmp_path: Path, two_processes: dict
 def two_processes(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -> dict[str, Path]:
     """Every method's tiny run in two processes (gloo), launched once by torchrun."""
     folder = tmp_path_factory.mktemp("two")
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_WORKSPACE": str(folder / "workspace"), "LIMBECK_PROGRESS": "0"}
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "LIMBECK_WORKSPACE": str(folder / "workspace"),
+        "LIMBECK_PROGRESS": "0",
+    }
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "tests.two_processes", str(folder)]
-    done = subprocess.run(command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.two_processes",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600, check=False
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return {name: folder / name / "state" for name in NAMES}

@@ -15,8 +15,9 @@ from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
+from limbeck.tasks.columns import Target
 from limbeck.tasks.data import ArrayData, Kind, Splits
-from limbeck.tasks.sources import Source, Target
+from limbeck.tasks.sources import Source
 
 
 @dataclass
@@ -51,7 +52,9 @@ class Given(Model):
         taught: whether its weights are trained (a teacher's are).
     """
 
-    def __init__(self, module: nn.Module, labels: list[str] | None = None, contract: Contract | None = None, taught: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, labels: list[str] | None = None, contract: Contract | None = None, taught: bool = False
+    ) -> None:
         self.module, self.labels, self.contract, self.taught = module, labels, contract or Contract(), taught
         import copy
 
@@ -115,7 +118,8 @@ def distill(
     """
     import tempfile
 
-    from limbeck.core.recipe import apply, build, check, recipe_path
+    from limbeck.core.card import recipe_path
+    from limbeck.core.recipe import apply, build, check
     from limbeck.core.values import read_yaml_file
     from limbeck.run import run_recipe
 
@@ -209,11 +213,17 @@ def _source(data: Any) -> Any:
     """Arrays or a Dataset as a source."""
     if isinstance(data, torch.utils.data.Dataset):
         if not hasattr(data, "__len__"):
-            raise DataError("data", "an IterableDataset has no length", expected="a map-style Dataset, arrays, or a source's name")
+            raise DataError(
+                "data", "an IterableDataset has no length", expected="a map-style Dataset, arrays, or a source's name"
+            )
         pairs = [data[i] for i in range(len(data))]
         x = torch.stack([torch.as_tensor(p[0]) for p in pairs])
         return GivenArrays(x, torch.stack([torch.as_tensor(p[1]) for p in pairs]))
     if isinstance(data, (tuple, list)) and len(data) in (2, 4):
         parts = [d if isinstance(d, Tensor) else torch.as_tensor(d) for d in data]
         return GivenArrays(*parts)
-    raise DataError("data", given=type(data).__name__, expected="(x, y), (x, y, x_test, y_test), a torch Dataset, or a source's name")
+    raise DataError(
+        "data",
+        given=type(data).__name__,
+        expected="(x, y), (x, y, x_test, y_test), a torch Dataset, or a source's name",
+    )

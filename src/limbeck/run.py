@@ -89,7 +89,8 @@ class Bench:
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
         key = store.hash_tree(
             {
-                "model": model.config or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
+                "model": model.config
+                or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
                 "task": {k: v for k, v in self.task.config.items() if k != "data"},
                 "data": data.fingerprint,
                 "optim": settings_of(optim),
@@ -162,7 +163,18 @@ class _Held:
 
 def settings_of(optim: Optim) -> dict[str, Any]:
     """An Optim as plain values."""
-    names = ("steps", "batch_size", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup", "clip", "options")
+    names = (
+        "steps",
+        "batch_size",
+        "lr",
+        "optimizer",
+        "weight_decay",
+        "momentum",
+        "schedule",
+        "warmup",
+        "clip",
+        "options",
+    )
     return {n: getattr(optim, n) for n in names}
 
 
@@ -209,7 +221,9 @@ def prepare(
     )
     if method.needs_teacher:
         if teacher_model is None:
-            raise ConfigError("teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME")
+            raise ConfigError(
+                "teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME"
+            )
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
         if not (teacher_model.trained or untaught):
@@ -269,13 +283,17 @@ def run_recipe(
     if config.exists() and not force:
         if _settled(config.read_text()) != _settled(text):
             raise StorageError(
-                str(folder), "the folder holds a run with another configuration", remedy="choose --out, or --force to replace it"
+                str(folder),
+                "the folder holds a run with another configuration",
+                remedy="choose --out, or --force to replace it",
             )
         if finished.exists():
             result: dict[str, Any] = json.loads(finished.read_text())
             return {**result, "folder": str(folder), "reused": True}, None
     elif folder.is_dir() and not config.exists() and any(folder.iterdir()) and not force:
-        raise StorageError(str(folder), "the folder is not empty and holds no run", remedy="choose --out, or --force to use it")
+        raise StorageError(
+            str(folder), "the folder is not empty and holds no run", remedy="choose --out, or --force to use it"
+        )
     store.check_writable(folder)
     main = int(os.environ.get("RANK", "0")) == 0
     with store.RunLock(folder) if main else contextlib.nullcontext():
@@ -294,7 +312,9 @@ def run_recipe(
             progress.close()
 
 
-def _run(recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool) -> tuple[dict[str, Any], Artifact]:
+def _run(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool
+) -> tuple[dict[str, Any], Artifact]:
     began = time.perf_counter()
     bench = prepare(recipe, folder, progress, say)
     alone = bench.task.alone(bench)
@@ -373,7 +393,9 @@ class _Best:
         student.module.train()
         known = store.load_tree(self.folder) if store.is_complete(self.folder) else None
         score = values.get(task.primary)
-        better = known is None or (score is not None and (score > known["score"]) == task.higher_is_better and score != known["score"])
+        better = known is None or (
+            score is not None and (score > known["score"]) == task.higher_is_better and score != known["score"]
+        )
         if score is not None and better and dist.rank() == 0:
             state = dict(student.module.state_dict())
             store.save_tree(self.folder, {"score": score, "step": step, "valid": values, "state": state})
@@ -432,7 +454,9 @@ def restore(folder: Path, checkpoint: int | None = None, teacher: bool = False) 
     else:
         found = engine.checkpoints.latest()
         if found is None:
-            raise ConfigError(str(folder), "the run has no checkpoint yet", remedy="let it run on: type its command again")
+            raise ConfigError(
+                str(folder), "the run has no checkpoint yet", remedy="let it run on: type its command again"
+            )
         saved = found[1]
     engine.restore(recipe.method, saved)
     finished = int(saved["stage"]) >= len(engine.stages)
@@ -447,8 +471,14 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     device = dist.pick_device(recipe.engine.device)
     assert recipe.student is not None
     student = build_model(recipe.student, task, recipe.seed, "student")
-    teacher = build_model(recipe.teacher, task, TEACHER_SEED, "teacher") if recipe.method.needs_teacher and recipe.teacher else None
-    recipe.method.bind(Setup(task, student, teacher, recipe.train, recipe.seed, recipe.objectives, recipe.queries, device))
+    teacher = (
+        build_model(recipe.teacher, task, TEACHER_SEED, "teacher")
+        if recipe.method.needs_teacher and recipe.teacher
+        else None
+    )
+    recipe.method.bind(
+        Setup(task, student, teacher, recipe.train, recipe.seed, recipe.objectives, recipe.queries, device)
+    )
     engine = Engine(recipe.engine, recipe.seed)
     engine._prepare(recipe.method)
     rows = []
@@ -480,7 +510,9 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
 def _advice(recipe: Recipe, teacher: Built | None, timed: float | None, cache: float) -> list[str]:
     said = []
     if teacher is not None and timed is not None and not recipe.queries:
-        said.append(f"record the teacher once with 'limbeck cache {recipe.name}' ({cache / 2**20:.1f} MB) and skip its forward pass")
+        said.append(
+            f"record the teacher once with 'limbeck cache {recipe.name}' ({cache / 2**20:.1f} MB) and skip its forward pass"
+        )
     if peak_memory() > 0.7 * _total_memory_mb():
         said.append("memory is tight: raise engine.accumulate, or set engine.precision=bf16")
     return said
@@ -576,4 +608,15 @@ def _empty(folder: Path) -> None:
             path.unlink()
 
 
-__all__ = ["Artifact", "Bench", "Restored", "build_model", "plan", "prepare", "restore", "run", "run_recipe", "workspace"]
+__all__ = [
+    "Artifact",
+    "Bench",
+    "Restored",
+    "build_model",
+    "plan",
+    "prepare",
+    "restore",
+    "run",
+    "run_recipe",
+    "workspace",
+]

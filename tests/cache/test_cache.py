@@ -124,7 +124,8 @@ def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
     cache = Cache(folder)
     z = cache.answer(batch).logits
     assert torch.allclose(z.logsumexp(-1), torch.zeros(z.shape[:-1]), atol=2e-3)
-    from limbeck.core.engine import RunContext, Stage
+    from limbeck.core.engine import RunContext
+    from limbeck.core.method import Stage
 
     ctx = RunContext(online.engine, online.method, Stage("x", steps=0), online.engine.device)
     truth = ctx.signal("teacher", batch).logits.log_softmax(-1)
@@ -140,7 +141,10 @@ def test_a_remote_teacher_answers_like_the_module(tmp_path: Path) -> None:
     built = run_.bench.teacher
     assert built is not None
     task = run_.bench.task
-    server = serve(lambda batch, taps: Signal(task.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})), task.labels)
+    server = serve(
+        lambda batch, taps: Signal(task.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})),
+        task.labels,
+    )
     try:
         url = f"http://127.0.0.1:{server.server_address[1]}"
         ids = torch.arange(3)

@@ -56,7 +56,10 @@ def test_safetensors_loads_without_limbeck(finished: Path, tmp_path: Path) -> No
     out = export(finished, "safetensors", tmp_path / "st")
     state = load_file(out / "student.safetensors")
     assert all(isinstance(v, torch.Tensor) for v in state.values())
-    assert sum(v.numel() for v in state.values()) == json.loads((finished / "result.json").read_text())["sizes"]["student"]["parameters"]
+    assert (
+        sum(v.numel() for v in state.values())
+        == json.loads((finished / "result.json").read_text())["sizes"]["student"]["parameters"]
+    )
 
 
 def test_a_checkpoint_in_the_middle_exports(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from limbeck.core import interrupt, store
 from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
-from limbeck.core.method import Batch, Built
+from limbeck.core.method import Batch, Built, Stage
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal
 from limbeck.core.task import Model, Task
@@ -68,7 +68,10 @@ class Cached(Model):
         cache.check(task)
         if self.fingerprint is not None and cache.about["teacher"] != self.fingerprint:
             raise CacheMismatch(
-                "teacher.fingerprint", "the cache was recorded from another teacher", given=cache.about["teacher"], expected=self.fingerprint
+                "teacher.fingerprint",
+                "the cache was recorded from another teacher",
+                given=cache.about["teacher"],
+                expected=self.fingerprint,
             )
         return Built(cache, labels=cache.about["labels"], model=self)
 
@@ -87,7 +90,11 @@ class Cache:
     def __init__(self, folder: Path, tail: Tail = "uniform_rest") -> None:
         self.folder, self.tail = folder, tail
         if not (folder / "about").is_dir():
-            raise CheckpointCorrupt(str(folder), "no finished cache lies here", remedy="limbeck cache RECIPE --out FOLDER (it goes on where it stopped)")
+            raise CheckpointCorrupt(
+                str(folder),
+                "no finished cache lies here",
+                remedy="limbeck cache RECIPE --out FOLDER (it goes on where it stopped)",
+            )
         self.about: dict[str, Any] = store.load_tree(folder / "about")
         self.metrics: dict[str, float] = self.about["metrics"]
         self.views: int = self.about["views"]
@@ -114,21 +121,30 @@ class Cache:
                 + json.dumps({"task": about["task"], "seed": about["seed"]}),
             )
         if about["labels"] is not None and task.labels is not None and list(about["labels"]) != list(task.labels):
-            raise CacheMismatch(str(self.folder), "its classes are others, or in another order", given=about["labels"], expected=str(task.labels))
+            raise CacheMismatch(
+                str(self.folder),
+                "its classes are others, or in another order",
+                given=about["labels"],
+                expected=str(task.labels),
+            )
 
     def shard_of(self, number: int) -> dict[str, Any]:
         """A shard's arrays, mapped into memory; its hashes are checked when it is first opened."""
         if number not in self._arrays:
             folder = self.folder / f"shard-{number:05d}"
             store.verify_folder(folder)
-            self._arrays[number] = {p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))}
+            self._arrays[number] = {
+                p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))
+            }
         return self._arrays[number]
 
     def rows(self, items: Tensor, views: Tensor) -> dict[str, np.ndarray[Any, Any]]:
         """The records [N, ...] of items and views, in their order."""
         ids, view = items.cpu().numpy(), views.cpu().numpy() % self.views
         if len(ids) and (ids.min() < 0 or ids.max() >= self.items):
-            raise CacheMismatch(str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {self.items}")
+            raise CacheMismatch(
+                str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {self.items}"
+            )
         place = ids * self.views + view
         shards = place // self.shard
         if len(ids) and (shards == shards[0]).all():
@@ -161,7 +177,9 @@ class Cache:
         missing = [t for t in taps if f"feature.{t}" not in rows]
         if missing:
             known = [n.removeprefix("feature.") for n in rows if n.startswith("feature.")]
-            raise CacheMismatch(str(self.folder), f"the features {missing} were not recorded", expected=f"features among {known}")
+            raise CacheMismatch(
+                str(self.folder), f"the features {missing} were not recorded", expected=f"features among {known}"
+            )
         acts = {t: torch.from_numpy(rows[f"feature.{t}"]).float().to(self.device) for t in taps}
         meta = {"source": "cache", "stored": self.about["dtype"], "tail": self.tail if "index" in rows else None}
         if "index" in rows:
@@ -177,7 +195,11 @@ class Cache:
         tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6)) - float(np.log(max(1, rest)))
         if self.tail == "renormalise":
             top = top - top.logsumexp(-1, keepdim=True)
-        fill = tail[..., None].expand(*index.shape[:-1], vocabulary) if self.tail == "uniform_rest" else torch.full((*index.shape[:-1], vocabulary), -1e4)
+        fill = (
+            tail[..., None].expand(*index.shape[:-1], vocabulary)
+            if self.tail == "uniform_rest"
+            else torch.full((*index.shape[:-1], vocabulary), -1e4)
+        )
         return fill.clone().scatter(-1, index, top)
 
 
@@ -216,7 +238,7 @@ def build_cache(
         ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
         StorageError: too little space, or an unwritable folder.
     """
-    from limbeck.core.engine import Engine, RunContext, Stage
+    from limbeck.core.engine import Engine, RunContext
     from limbeck.core.recipe import build
     from limbeck.run import prepare
 
@@ -230,7 +252,9 @@ def build_cache(
                 f"queries.{name}",
                 "its draws do not repeat, so a recording could not be replayed",
                 expected=f"a query with views={views}",
-                remedy=f"set queries.{name}.views={views}, or leave it out" if hasattr(query, "views") else "leave it out, or train without a cache",
+                remedy=f"set queries.{name}.views={views}, or leave it out"
+                if hasattr(query, "views")
+                else "leave it out, or train without a cache",
             )
     bench = prepare(recipe, None, say=lambda text: print(text, file=sys.stderr))
     task, teacher = bench.task, bench.teacher
@@ -284,10 +308,12 @@ def build_cache(
         if (out / "about").is_dir():
             known = store.load_tree(out / "about")
             if {n: known.get(n) for n in about} != about:
-                raise CacheMismatch(str(out), "the folder holds another recording", remedy="choose another --out, or delete it")
+                raise CacheMismatch(
+                    str(out), "the folder holds another recording", remedy="choose another --out, or delete it"
+                )
             return _told(out, known)
         total, gap, seen = len(task.train) * views, 0.0, 0
-        for number in range(0, -(-total // SHARD_ITEMS)):
+        for number in range(-(-total // SHARD_ITEMS)):
             folder = out / f"shard-{number:05d}"
             if store.is_complete(folder) and (folder / f"{key[:16]}.key").exists():
                 continue
@@ -302,7 +328,9 @@ def build_cache(
                     here = (view == v).nonzero()[:, 0]
                     batch, signal = show(ids[here], int(v))
                     for name, array in _record(batch, signal, k).items():
-                        records.setdefault(name, np.empty((len(piece), *array.shape[1:]), array.dtype))[here.numpy()] = array
+                        records.setdefault(name, np.empty((len(piece), *array.shape[1:]), array.dtype))[
+                            here.numpy()
+                        ] = array
                     if k is None:
                         z, half = signal.logits.double().cpu(), signal.logits.half().double().cpu()
                         p = z.log_softmax(-1)
@@ -322,7 +350,13 @@ def build_cache(
 
 def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
     written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
-    told = {"folder": str(out), "items": about["items"], "views": about["views"], "bytes": written, "teacher": about["teacher"][:16]}
+    told = {
+        "folder": str(out),
+        "items": about["items"],
+        "views": about["views"],
+        "bytes": written,
+        "teacher": about["teacher"][:16],
+    }
     if about.get("divergence") is not None:
         told["KL(teacher || record)"] = about["divergence"]
     return {**told, "use it with": f"teacher=cached:{out}"}

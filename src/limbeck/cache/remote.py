@@ -55,7 +55,9 @@ class Remote(Model):
         if labels is not None and task.labels is not None and list(labels) != list(task.labels):
             missing = [name for name in task.labels if name not in labels]
             if missing:
-                raise TeacherMismatch("teacher.labels", f"the endpoint has no class {', '.join(map(repr, missing[:8]))}", given=labels)
+                raise TeacherMismatch(
+                    "teacher.labels", f"the endpoint has no class {', '.join(map(repr, missing[:8]))}", given=labels
+                )
             endpoint.classes = [labels.index(name) for name in task.labels]
         return Built(endpoint, labels=task.labels, model=self)
 
@@ -79,14 +81,20 @@ class Endpoint:
         return self
 
     def _ask(self, path: str, body: bytes | None = None) -> bytes:
-        request = urllib.request.Request(f"{self.url}{path}", data=body, headers={"Content-Type": "application/octet-stream"})
+        request = urllib.request.Request(
+            f"{self.url}{path}", data=body, headers={"Content-Type": "application/octet-stream"}
+        )
         try:
-            with urllib.request.urlopen(request, timeout=self.timeout) as answer:  # noqa: S310 (the scheme was checked)
-                return answer.read(LARGEST)  # type: ignore[no-any-return]
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                return answer.read(LARGEST)
         except urllib.error.HTTPError as error:
-            raise ConfigError("teacher.url", f"{self.url} answered {error.code}: {error.read(300).decode(errors='replace')}") from None
+            raise ConfigError(
+                "teacher.url", f"{self.url} answered {error.code}: {error.read(300).decode(errors='replace')}"
+            ) from None
         except OSError as error:
-            raise ConfigError("teacher.url", f"{self.url} does not answer ({error})", remedy="is the teacher being served there?") from None
+            raise ConfigError(
+                "teacher.url", f"{self.url} does not answer ({error})", remedy="is the teacher being served there?"
+            ) from None
 
     def about(self) -> dict[str, Any]:
         """What the endpoint says of itself: ``labels``."""
@@ -106,7 +114,12 @@ class Endpoint:
         return Signal(logits, {k: v.to(self.device) for k, v in found.items()}, {"source": self.url})
 
 
-def serve(answer: Callable[[Batch, tuple[str, ...]], Signal], labels: list[str] | None = None, host: str = "127.0.0.1", port: int = 0) -> ThreadingHTTPServer:
+def serve(
+    answer: Callable[[Batch, tuple[str, ...]], Signal],
+    labels: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+) -> ThreadingHTTPServer:
     """Serve a teacher from a background thread; ``server.server_address`` is where, ``server.shutdown()`` ends it.
 
     Args:
@@ -117,10 +130,10 @@ def serve(answer: Callable[[Batch, tuple[str, ...]], Signal], labels: list[str] 
     turn = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:  # noqa: N802 (the library's name)
+        def do_GET(self) -> None:
             self._send(json.dumps({"labels": labels}).encode()) if self.path == "/about" else self.send_error(404)
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             path, _, query = self.path.partition("?")
             size = int(self.headers.get("Content-Length", "0"))
             if path != "/answer" or not 0 < size <= LARGEST:
@@ -131,7 +144,14 @@ def serve(answer: Callable[[Batch, tuple[str, ...]], Signal], labels: list[str] 
                 batch: Batch = dict(load(self.rfile.read(size)))
                 with turn, torch.no_grad():
                     signal = answer(batch, taps)
-                self._send(save({"logits": signal.logits.cpu().contiguous(), **{k: v.cpu().contiguous() for k, v in signal.acts.items()}}))
+                self._send(
+                    save(
+                        {
+                            "logits": signal.logits.cpu().contiguous(),
+                            **{k: v.cpu().contiguous() for k, v in signal.acts.items()},
+                        }
+                    )
+                )
             except Exception as error:
                 self.send_error(500, explain=f"{type(error).__name__}: {error}"[:200])
 

@@ -57,15 +57,23 @@ def compare(
         tree = check(load_tree(name, overrides))
         build(tree)
         if tree["name"] in trees:
-            raise ConfigError("RECIPE", f"two recipes are called {tree['name']!r}", remedy="give one another name: in its YAML")
+            raise ConfigError(
+                "RECIPE", f"two recipes are called {tree['name']!r}", remedy="give one another name: in its YAML"
+            )
         trees[tree["name"]] = (name, tree)
     _same_task({label: tree for label, (_, tree) in trees.items()})
     check_writable(out)
     with RunLock(out):
-        jobs = [(label, seed, out / f"{label}-seed{seed}") for seed in range(first_seed, first_seed + seeds) for label in trees]
+        jobs = [
+            (label, seed, out / f"{label}-seed{seed}")
+            for seed in range(first_seed, first_seed + seeds)
+            for label in trees
+        ]
         todo = [j for j in jobs if force or not _finished(j, trees[j[0]][1])]
         failed: dict[str, dict[str, str]] = {}
-        run = _runner(engine, workers, {label: given for label, (given, _) in trees.items()}, list(overrides), force, quiet)
+        run = _runner(
+            engine, workers, {label: given for label, (given, _) in trees.items()}, list(overrides), force, quiet
+        )
         for (label, seed, _), problem in run(todo):
             if problem:
                 failed.setdefault(label, {})[str(seed)] = problem
@@ -96,7 +104,7 @@ def _same_task(trees: dict[str, dict[str, Any]]) -> None:
 
 def _finished(job: Job, tree: dict[str, Any]) -> bool:
     """Whether the job's folder holds its own finished run."""
-    label, seed, folder = job
+    _, seed, folder = job
     if not (folder / "result.json").is_file() or not (folder / "config.yaml").is_file():
         return False
     try:
@@ -112,7 +120,19 @@ def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[st
     def command(job: Job) -> list[str]:
         label, seed, folder = job
         again = ["--force"] if force or (folder / "config.yaml").exists() else []
-        return [sys.executable, "-m", "limbeck", "run", given[label], *overrides, "--seed", str(seed), "--out", str(folder), *again]
+        return [
+            sys.executable,
+            "-m",
+            "limbeck",
+            "run",
+            given[label],
+            *overrides,
+            "--seed",
+            str(seed),
+            "--out",
+            str(folder),
+            *again,
+        ]
 
     def here(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
         from limbeck.run import run
@@ -134,17 +154,22 @@ def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[st
 
     def processes(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
         threads = max(1, (os.cpu_count() or 1) // workers)
-        env = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "LIMBECK_PROGRESS": "0"}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+            "LIMBECK_PROGRESS": "0",
+        }
 
         def one(job: Job) -> tuple[Job, str]:
             if interrupt.requested() is not None:
                 return job, "stopped"
             done = subprocess.run(command(job), env=env, capture_output=True, text=True, check=False)
-            return job, "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+            return job, "" if done.returncode == 0 else (
+                done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            )[-1]
 
         with ThreadPoolExecutor(workers) as pool:
-            for found in pool.map(one, jobs):
-                yield found
+            yield from pool.map(one, jobs)
         asked = interrupt.requested()
         if asked is not None:
             raise Stopped(asked, "type the same command again to go on; finished runs are kept")
@@ -153,7 +178,11 @@ def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[st
         ray = require("ray", "ray", "comparing over a cluster")
         own = not ray.is_initialized()
         if own:
-            ray.init(num_cpus=None if os.environ.get("RAY_ADDRESS") else workers, include_dashboard=False, log_to_driver=False)
+            ray.init(
+                num_cpus=None if os.environ.get("RAY_ADDRESS") else workers,
+                include_dashboard=False,
+                log_to_driver=False,
+            )
         try:
             remote = ray.remote(num_cpus=1)(_in_a_process)
             waiting = {remote.remote(command((n, s, f.resolve()))): (n, s, f) for n, s, f in jobs}
@@ -172,7 +201,13 @@ def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[st
 
 def _in_a_process(command: list[str]) -> str:
     """Run a command on a node of the cluster; what went wrong, or nothing."""
-    done = subprocess.run([sys.executable, *command[1:]], capture_output=True, text=True, check=False, env={**os.environ, "LIMBECK_PROGRESS": "0"})
+    done = subprocess.run(
+        [sys.executable, *command[1:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "LIMBECK_PROGRESS": "0"},
+    )
     return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
 
 

@@ -46,7 +46,7 @@ class NetworkArtifact(Artifact):
     """
 
     kind: ClassVar[str] = "network"
-    formats = ("safetensors", "onnx", "onnx-int8", "hub")
+    formats: tuple[str, ...] = ("safetensors", "onnx", "onnx-int8", "hub")
 
     def __init__(self, task: Task, built: Built) -> None:
         self.task, self.built = task, built

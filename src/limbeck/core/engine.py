@@ -11,8 +11,9 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,7 @@ from limbeck.core import distributed as dist
 from limbeck.core import interrupt, store
 from limbeck.core.component import Settings
 from limbeck.core.errors import ConfigError, NonFinite, Stopped
-from limbeck.core.method import Batch, Data, Method, Objective, Query, Share, Stage, Term, Terms, as_phases
+from limbeck.core.method import Batch, Context, Data, Method, Objective, Query, Share, Stage, Term, Terms, as_phases
 from limbeck.core.optim import Optim
 from limbeck.core.random import Draws, Stream, key_of, seed_modules
 from limbeck.core.role import Role
@@ -151,7 +152,9 @@ class RunContext:
                 return list(s.items(self))
         raise ConfigError.unknown("stage", stage, [s.name for s in self._engine.stages], "stage of items")
 
-    def fit(self, module: nn.Module, data: Data, loss: Loss, optim: Optim, *, scope: str, queries: Sequence[Query] = ()) -> nn.Module:
+    def fit(
+        self, module: nn.Module, data: Data, loss: Loss, optim: Optim, *, scope: str, queries: Sequence[Query] = ()
+    ) -> nn.Module:
         """The one inner loop: train a module in memory (an expert, a fresh network of an evaluation)."""
         return fit(module, data, loss, optim, seed=self.seed, scope=scope, device=self.device, queries=queries)
 
@@ -287,7 +290,9 @@ class Engine:
                 method.roles["teacher"].taps(tuple(objective.teacher_taps))
         ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
         batch = self._to_device(method.task.example(2))
-        modes = {m: m.training for r in method.roles.values() if isinstance(r.module, nn.Module) for m in r.module.modules()}
+        modes = {
+            m: m.training for r in method.roles.values() if isinstance(r.module, nn.Module) for m in r.module.modules()
+        }
         for m in modes:
             m.training = False
         with torch.no_grad():
@@ -351,7 +356,9 @@ class Engine:
             stage.begin(ctx)
             self._place(method)
             # `begin` may have replaced modules: the optimisers must hold the parameters that will be trained
-            self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items() if n in trained}
+            self.optimisers = {
+                n: o.build(method.roles[n].parameters().values()) for n, o in optim.items() if n in trained
+            }
         if stage.batch_size < dist.world() * settings.accumulate and stage.data is not None:
             raise ConfigError(
                 "train.batch_size",
@@ -366,7 +373,7 @@ class Engine:
         meter = self.meter
         saved_at = time.monotonic()
         for step, micro in zip(range(start, total), self._batches(stage, start, total), strict=False):
-            self._poll(lambda step=step: self._save(method, index, step, begun=True))
+            self._poll(partial(self._save, method, index, step, begun=True))
             for name, opt in self.optimisers.items():
                 rate = optim[name].rate(step, total)
                 for group in opt.param_groups:
@@ -392,15 +399,28 @@ class Engine:
                 if self.logs is not None and dist.rank() == 0:
                     self.logs.log(stage.name, done, values)
             due = settings.save_every and done % settings.save_every == 0
-            if self.checkpoints and done < total and (due or (dist.world() == 1 and time.monotonic() - saved_at > 60 * settings.save_minutes)):
+            if (
+                self.checkpoints
+                and done < total
+                and (due or (dist.world() == 1 and time.monotonic() - saved_at > 60 * settings.save_minutes))
+            ):
                 self._save(method, index, done, begun=True)
                 saved_at = time.monotonic()
         changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
         if changed:
-            raise RuntimeError(f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method")
+            raise RuntimeError(
+                f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
+            )
 
     def _step(
-        self, method: Method, stage: Stage, ctx: RunContext, step: int, total: int, micro: list[Batch], optim: dict[str, Optim]
+        self,
+        method: Method,
+        stage: Stage,
+        ctx: RunContext,
+        step: int,
+        total: int,
+        micro: list[Batch],
+        optim: dict[str, Optim],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
         """One optimiser step. Returns sums and counts of everything shown, over all micro-batches and processes."""
         single = len(micro) == 1 and dist.world() == 1
@@ -409,7 +429,7 @@ class Engine:
         batches: list[Batch] = []
         function = stage.step or method.step
         queries = [*method.setup.queries.values(), *stage.queries]
-        for j, (batch, c) in enumerate(zip(micro, contexts, strict=True)):
+        for batch, c in zip(micro, contexts, strict=True):
             batch = self._to_device(batch)
             for query in queries:
                 batch = query(batch, c)
@@ -428,7 +448,7 @@ class Engine:
             self._clear(method)
             ended = 0
             for j, phase in enumerate(phases):
-                # dropout and its like draw from the global generator: its key is the step, the phase and the micro-batch
+                # dropout and its like draw from the global generator: keyed by step, phase and micro-batch
                 seed_modules(key_of(self.seed, stage.scope, step, number, dist.rank() * len(micro) + j), self.device)
                 try:
                     terms = phase.send(answers[j])
@@ -445,7 +465,11 @@ class Engine:
                     flags.append(self._backward(terms, {n: t.n() for n, t in terms.items()}))
                 elif all(self._global_count(n, t, known, batches[j]) is not None for n, t in terms.items()):
                     self._tally(terms, sums, counts, number)
-                    flags.append(self._backward(terms, {n: self._global_count(n, t, known, batches[j]) for n, t in terms.items()}))
+                    flags.append(
+                        self._backward(
+                            terms, {n: self._global_count(n, t, known, batches[j]) for n, t in terms.items()}
+                        )
+                    )
                 else:
                     held.append((terms, contexts[j]))
             if ended == len(phases):
@@ -453,11 +477,15 @@ class Engine:
             answers = [None] * len(phases)
             if shares:
                 if len(shares) != len(phases):
-                    raise RuntimeError("the micro-batches of one step disagree on what they share; this is a defect of the method")
+                    raise RuntimeError(
+                        "the micro-batches of one step disagree on what they share; this is a defect of the method"
+                    )
                 answers = [_sum_shares(shares)] * len(phases)
                 continue
             if ended:
-                raise RuntimeError("the micro-batches of one step yielded different numbers of phases; this is a defect of the method")
+                raise RuntimeError(
+                    "the micro-batches of one step yielded different numbers of phases; this is a defect of the method"
+                )
             if held:
                 total_counts = self._sum_counts(held)
                 for terms, _ in held:
@@ -467,7 +495,13 @@ class Engine:
             number += 1
         if dist.world() > 1:
             names = sorted(sums)
-            packed = torch.stack([v for n in names for v in (sums[n].double(), torch.as_tensor(counts[n], dtype=torch.float64, device=self.device))])
+            packed = torch.stack(
+                [
+                    v
+                    for n in names
+                    for v in (sums[n].double(), torch.as_tensor(counts[n], dtype=torch.float64, device=self.device))
+                ]
+            )
             dist.sum_over_ranks(packed)
             sums = {n: packed[2 * i].float() for i, n in enumerate(names)}
             counts = {n: packed[2 * i + 1] for i, n in enumerate(names)}
@@ -489,7 +523,7 @@ class Engine:
 
     def _global_count(self, name: str, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
         if name in known and name:
-            return known[name]  # type: ignore[no-any-return]
+            return known[name]
         if term.where is not None:
             return None
         if term.count is not None:
@@ -497,7 +531,7 @@ class Engine:
         items = len(batch["item"])
         if term.values.numel() % max(1, items):
             return None
-        return term.values.numel() // max(1, items) * known[""]  # type: ignore[no-any-return]
+        return term.values.numel() // max(1, items) * known[""]
 
     def _sum_counts(self, held: list[tuple[Terms, RunContext]]) -> dict[str, Tensor]:
         names = sorted({n for terms, _ in held for n in terms})
@@ -519,13 +553,16 @@ class Engine:
         if loss is None:
             return torch.zeros((), device=self.device)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss.detach()
 
     def _tally(self, terms: Terms, sums: dict[str, Tensor], counts: dict[str, Tensor | float], number: int) -> None:
         with torch.no_grad():
-            pairs = [(n, t.shown(), t.n()) for n, t in terms.items()]
-            pairs += [(n, torch.as_tensor(s, dtype=torch.float32, device=self.device).detach(), c) for n, (s, c) in terms.metrics.items()]
+            pairs: list[tuple[str, Tensor, Tensor | float]] = [(n, t.shown(), t.n()) for n, t in terms.items()]
+            pairs += [
+                (n, torch.as_tensor(s, dtype=torch.float32, device=self.device).detach(), c)
+                for n, (s, c) in terms.metrics.items()
+            ]
             for name, s, n in pairs:
                 sums[name] = sums[name] + s if name in sums else s
                 counts[name] = counts[name] + n if name in counts else n
@@ -561,15 +598,21 @@ class Engine:
     ) -> None:
         missing = [r for r in touched if r not in self.optimisers]
         if missing:
-            raise ConfigError("stage.optim", f"stage {stage.name!r} updates {missing}, which no optimiser holds", expected="an optimiser for every role that a term may update")
-        params = {r: [p for p in method.roles[r].parameters().values()] for r in touched}
+            raise ConfigError(
+                "stage.optim",
+                f"stage {stage.name!r} updates {missing}, which no optimiser holds",
+                expected="an optimiser for every role that a term may update",
+            )
+        params = {r: list(method.roles[r].parameters().values()) for r in touched}
         for r in touched:
             if not method.roles[r].shard:
                 dist.sum_gradients(params[r])
         grads = {r: [p.grad for p in params[r] if p.grad is not None] for r in touched}
         norms = {r: _norm(g) for r, g in grads.items() if g}
         if self.settings.guard:
-            checked = [dist.gathered(n) for n in norms.values()] + ([dist.sum_over_ranks(torch.stack(flags).sum())] if flags else [])
+            checked = [dist.gathered(n) for n in norms.values()] + (
+                [dist.sum_over_ranks(torch.stack(flags).sum())] if flags else []
+            )
             # one number decides; reading it is the only synchronisation of a step
             if checked and not bool(torch.isfinite(torch.stack([c.float() for c in checked]).sum())):
                 self._not_finite(method, stage, step, batches, sums, counts, norms)
@@ -593,12 +636,21 @@ class Engine:
         means = _means(sums, counts)
         bad_terms = [n for n, v in means.items() if v != v or v in (float("inf"), float("-inf"))]
         bad_roles = {
-            r: [n for n, p in method.roles[r].parameters().items() if p.grad is not None and not bool(torch.isfinite(p.grad).all())][:5]
+            r: [
+                n
+                for n, p in method.roles[r].parameters().items()
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ][:5]
             for r in norms
             if not bool(torch.isfinite(norms[r]))
         }
         items = torch.cat([b["item"].reshape(-1) for b in batches]).tolist()
-        bad_inputs = [k for b in batches for k, v in b.items() if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())]
+        bad_inputs = [
+            k
+            for b in batches
+            for k, v in b.items()
+            if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())
+        ]
         where = ""
         if self.folder is not None and dist.rank() == 0:
             folder = self.folder / "failure"
@@ -610,7 +662,9 @@ class Engine:
                     "seed": self.seed,
                     "terms": means,
                     "gradients": bad_roles,
-                    "batches": [{k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches],
+                    "batches": [
+                        {k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches
+                    ],
                     "roles": {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.mode == "trained"},
                     "state": method.state,
                 },
@@ -640,7 +694,11 @@ class Engine:
                 yield plan[i]
             return
         loader = torch.utils.data.DataLoader(
-            plan, batch_size=None, num_workers=self.settings.workers, pin_memory=self.device.type == "cuda", prefetch_factor=2
+            plan,
+            batch_size=None,
+            num_workers=self.settings.workers,
+            pin_memory=self.device.type == "cuda",
+            prefetch_factor=2,
         )
         try:
             yield from loader
@@ -695,7 +753,12 @@ class Engine:
         for name, state in saved["roles"].items():
             role = method.roles.get(name)
             if role is None:
-                raise ConfigError("checkpoint", f"it holds a role {name!r} that this method does not have", expected=f"roles {sorted(method.roles)}", remedy="use --force, or the recipe that made it")
+                raise ConfigError(
+                    "checkpoint",
+                    f"it holds a role {name!r} that this method does not have",
+                    expected=f"roles {sorted(method.roles)}",
+                    remedy="use --force, or the recipe that made it",
+                )
             own = role.module.state_dict()
             if dist.world() > 1 and role.shard:
                 state = {k: dist.scattered(v, own[k]) for k, v in state.items()}
@@ -763,7 +826,9 @@ def _sum_shares(shares: list[Share]) -> dict[str, Tensor]:
     return {n: dist.sum_over_ranks(torch.stack([s[n].detach() for s in shares]).sum(0)) for n in shares[0]}
 
 
-def _lazily(function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext) -> Generator[Terms | Share, Any, None]:
+def _lazily(
+    function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext
+) -> Generator[Terms | Share, Any, None]:
     """The phases of one micro-batch; nothing runs before the first is asked for, so that graphs are freed in turn."""
     yield from as_phases(function(batch, ctx))
 
@@ -771,7 +836,9 @@ def _lazily(function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: Run
 class _Plan(torch.utils.data.Dataset[list[Batch]]):
     """Step by step, the micro-batches of this process: a pure function of the step's number."""
 
-    def __init__(self, data: Data | None, stream: Stream, rank: int, accumulate: int, parts: int, start: int, total: int) -> None:
+    def __init__(
+        self, data: Data | None, stream: Stream, rank: int, accumulate: int, parts: int, start: int, total: int
+    ) -> None:
         self.data, self.stream = data, stream
         self.rank, self.accumulate, self.parts = rank, accumulate, parts
         self.start, self.total = start, total
@@ -825,20 +892,28 @@ def all_objectives(method: Method) -> dict[str, Objective]:
     mine = dict(own) if isinstance(own, dict) else {}
     clash = sorted(set(mine) & set(method.setup.objectives))
     if clash:
-        raise ConfigError(f"objectives.{clash[0]}", "the method already has an objective of that name", remedy="choose another name")
+        raise ConfigError(
+            f"objectives.{clash[0]}", "the method already has an objective of that name", remedy="choose another name"
+        )
     return {**mine, **method.setup.objectives}
 
 
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
     params = [p for g in opt.param_groups for p in g["params"]]
-    return [{k: dist.gathered(v) if isinstance(v, Tensor) else v for k, v in opt.state.get(p, {}).items()} for p in params]
+    return [
+        {k: dist.gathered(v) if isinstance(v, Tensor) else v for k, v in opt.state.get(p, {}).items()} for p in params
+    ]
 
 
 def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
     """Assign state directly: ``load_state_dict`` would cast it to the parameters' dtype (engine notes)."""
     params = [p for g in opt.param_groups for p in g["params"]]
     if len(params) != len(saved):
-        raise ConfigError("checkpoint", f"the optimiser's state is for {len(saved)} tensors, the role has {len(params)}", remedy="use --force, or the recipe that made it")
+        raise ConfigError(
+            "checkpoint",
+            f"the optimiser's state is for {len(saved)} tensors, the role has {len(params)}",
+            remedy="use --force, or the recipe that made it",
+        )
     for p, state in zip(params, saved, strict=True):
         if state:
             opt.state[p] = {k: _lay(v, p) if isinstance(v, Tensor) else v for k, v in state.items()}
@@ -899,13 +974,13 @@ def fit(
         seed_modules(key_of(seed, scope, step), device)
         ctx.move(step)
         for query in queries:
-            batch = query(batch, ctx)
+            batch = query(batch, cast(Context, ctx))
         value = loss(module, batch, ctx)  # type: ignore[arg-type]
         term = value if isinstance(value, Term) else Term(value)
         n = term.n()
         total = term.total() * term.weight / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n))
         opt.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
+        total.backward()
         if not bool(torch.isfinite(total.detach())):
             raise NonFinite(scope, f"the loss of inner step {step} is not finite", remedy="lower its learning rate")
         if optim.clip is not None:

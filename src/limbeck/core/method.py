@@ -64,7 +64,9 @@ class Term:
         if self.where is None:
             return self.values.sum()
         # torch.where, not a product: a masked NaN must not poison the sum
-        return torch.where(self.where.bool(), self.values, torch.zeros((), dtype=self.values.dtype, device=self.values.device)).sum()
+        return torch.where(
+            self.where.bool(), self.values, torch.zeros((), dtype=self.values.dtype, device=self.values.device)
+        ).sum()
 
     def n(self) -> Tensor | int:
         """How many values count, in this micro-batch."""
@@ -92,7 +94,9 @@ class Terms(dict[str, Term]):
         **terms: the terms.
     """
 
-    def __init__(self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] | None = None, /, **terms: Term) -> None:
+    def __init__(
+        self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] | None = None, /, **terms: Term
+    ) -> None:
         super().__init__(terms)
         self.metrics = dict(metrics or {})
 

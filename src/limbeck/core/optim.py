@@ -94,11 +94,24 @@ class Optim(Settings):
         try:
             return cls(list(params), **{**args, **self.options})
         except (TypeError, ValueError) as error:
-            raise ConfigError("options", f"{self.optimizer} refuses its arguments: {error}", given=self.options) from None
+            raise ConfigError(
+                "options", f"{self.optimizer} refuses its arguments: {error}", given=self.options
+            ) from None
 
     def with_(self, **changes: Any) -> Optim:
         """A changed copy."""
-        names = ("steps", "batch_size", "lr", "optimizer", "weight_decay", "momentum", "schedule", "warmup", "clip", "options")
+        names = (
+            "steps",
+            "batch_size",
+            "lr",
+            "optimizer",
+            "weight_decay",
+            "momentum",
+            "schedule",
+            "warmup",
+            "clip",
+            "options",
+        )
         return Optim(**{**{n: getattr(self, n) for n in names}, **changes})
 
 

@@ -25,7 +25,9 @@ class Objectives(Method):
         """Take the participants; at least one objective must be there."""
         super().bind(setup)
         if not self.objectives and not setup.objectives:
-            raise ConfigError("method.objectives", "there is nothing to match", remedy="add one: method.objectives.kl=kl")
+            raise ConfigError(
+                "method.objectives", "there is nothing to match", remedy="add one: method.objectives.kl=kl"
+            )
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """One term per objective."""

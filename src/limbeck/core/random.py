@@ -93,7 +93,9 @@ class Draws:
             return torch.arange(items, device=self.device)
         return items.to(self.device)
 
-    def rand(self, stream: str, items: Tensor | int, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0) -> Tensor:
+    def rand(
+        self, stream: str, items: Tensor | int, shape: Sequence[int] = (), low: float = 0.0, high: float = 1.0
+    ) -> Tensor:
         """Uniform float32 in [low, high), shape [N, *shape]. ``items``: int64 ids [N], or N for ids 0..N-1."""
         ids = self._items(items)
         count = math.prod(shape)

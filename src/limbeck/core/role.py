@@ -158,7 +158,7 @@ class Role:
     def call(self) -> Callable[..., Any]:
         """What is called: the module, compiled where the engine wants it so."""
         if not self.compile or not isinstance(self.module, nn.Module):
-            return self.module  # type: ignore[no-any-return]
+            return self.module
         if self._compiled is None or self._compiled[0] is not self.module:
             self._compiled = (self.module, torch.compile(self.module))
         return self._compiled[1]

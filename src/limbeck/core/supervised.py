@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from limbeck.core.method import Batch, Context, Data, Method, Setup, Stage, Term, Terms
+from limbeck.core.method import Batch, Context, Data, Method, Setup, Stage, Terms
 
 
 class Supervised(Method):
@@ -31,7 +31,16 @@ class Supervised(Method):
         train = self.setup.train
         scope = "distil" if self.name == "alone" else self.name
         data = self.data if self.data is not None else self.task.train
-        return [Stage(self.name, steps=train.steps, data=data, batch_size=train.batch_size, optim={"student": train}, scope=scope)]
+        return [
+            Stage(
+                self.name,
+                steps=train.steps,
+                data=data,
+                batch_size=train.batch_size,
+                optim={"student": train},
+                scope=scope,
+            )
+        ]
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """The supervised loss of the task."""

@@ -19,7 +19,9 @@ from limbeck.core.store import atomic_write, check_writable
 FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
 
 
-def export(run_folder: Path, format: str = "safetensors", out: Path | None = None, checkpoint: Path | int | None = None) -> Path:
+def export(
+    run_folder: Path, format: str = "safetensors", out: Path | None = None, checkpoint: Path | int | None = None
+) -> Path:
     """Write what a run made in another format.
 
     Args:
@@ -46,7 +48,9 @@ def export(run_folder: Path, format: str = "safetensors", out: Path | None = Non
     formats = (*artifact.formats, *(["hub"] if isinstance(artifact, NetworkArtifact) and _has_hub(artifact) else []))
     if format not in formats:
         raise ConfigError(
-            "--format", f"a {artifact.kind} of this task is not written as {format!r}", expected=f"one of {', '.join(dict.fromkeys(formats))}"
+            "--format",
+            f"a {artifact.kind} of this task is not written as {format!r}",
+            expected=f"one of {', '.join(dict.fromkeys(formats))}",
         )
     out = Path(out) if out is not None else run_folder / "export" / format
     check_writable(out)
@@ -72,7 +76,9 @@ def _number(checkpoint: Path | int | None) -> int | None:
         return checkpoint
     digits = Path(checkpoint).name.removeprefix("step-")
     if not digits.isdigit():
-        raise ConfigError("--checkpoint", given=str(checkpoint), expected="a folder checkpoints/step-NUMBER of the run, or a number")
+        raise ConfigError(
+            "--checkpoint", given=str(checkpoint), expected="a folder checkpoints/step-NUMBER of the run, or a number"
+        )
     return int(digits)
 
 

@@ -56,7 +56,7 @@ class OnnxNetwork:
 
     def run(self, arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """The graph's output."""
-        return self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]  # type: ignore[no-any-return]
+        return self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]
 
     def answer(self, batch: Batch, taps: tuple[str, ...] = ()) -> Signal:
         """The signal of a batch in pixels."""
@@ -110,7 +110,11 @@ def write_onnx(artifact: NetworkArtifact, bench: Bench, out: Path, int8: bool = 
         worst = max(worst, float(np.abs(got - want).max() / max(1e-12, np.abs(want).max())))
     if worst > TOLERANCE:
         plain.unlink()
-        raise ConfigError("--format", f"onnxruntime and torch disagree by {worst:.2g} of the largest output", expected=f"at most {TOLERANCE}")
+        raise ConfigError(
+            "--format",
+            f"onnxruntime and torch disagree by {worst:.2g} of the largest output",
+            expected=f"at most {TOLERANCE}",
+        )
     path = plain
     if int8:
         path = out / "student.int8.onnx"

@@ -60,7 +60,11 @@ class FeatureMatch(Objective):
             )
         self.projects = self.project == "always" or (self.project == "auto" and a.shape[2] != b.shape[2])
         if not self.projects and a.shape[2] != b.shape[2]:
-            raise ShapeError(f"objectives.{self.name}", f"widths {a.shape[2]} and {b.shape[2]} differ", remedy=f"set objectives.{self.name}.project=auto")
+            raise ShapeError(
+                f"objectives.{self.name}",
+                f"widths {a.shape[2]} and {b.shape[2]} differ",
+                remedy=f"set objectives.{self.name}.project=auto",
+            )
         return nn.Linear(a.shape[2], b.shape[2]) if self.projects else None
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
@@ -72,7 +76,11 @@ class FeatureMatch(Objective):
         a, b = flat(s), flat(t)
         if self.projects:
             a = ctx.call(self.projector, a)
-        values = (a - b).square().mean((1, 2)) if self.distance == "squared" else (1 - nn.functional.cosine_similarity(a, b, dim=2)).mean(1)
+        values = (
+            (a - b).square().mean((1, 2))
+            if self.distance == "squared"
+            else (1 - nn.functional.cosine_similarity(a, b, dim=2)).mean(1)
+        )
         return Term(values, to=("student", self.projector) if self.projects else "student", weight=self.weight)
 
 
@@ -130,4 +138,4 @@ def _resized(s: Tensor, t: Tensor) -> Tensor:
     """The student's map at the teacher's resolution (area averaging when it shrinks)."""
     if s.shape[-2:] == t.shape[-2:]:
         return s
-    return torch.nn.functional.adaptive_avg_pool2d(s, t.shape[-2:])
+    return torch.nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))

@@ -13,7 +13,18 @@ from limbeck.core.imports import imported
 from limbeck.core.method import Batch, Context, Objective, Term
 from limbeck.core.signal import Signal
 
-Kind = Literal["forward", "reverse", "jensen-shannon", "jeffreys", "total-variation", "skew-forward", "skew-reverse", "soft-cross-entropy", "binary", "squared"]
+Kind = Literal[
+    "forward",
+    "reverse",
+    "jensen-shannon",
+    "jeffreys",
+    "total-variation",
+    "skew-forward",
+    "skew-reverse",
+    "soft-cross-entropy",
+    "binary",
+    "squared",
+]
 
 
 class Supervised(Objective):
@@ -32,14 +43,14 @@ class Supervised(Objective):
         """The supervised term."""
         term = ctx._method.task.supervised(student, batch)  # type: ignore[attr-defined]
         term.weight = self.weight
-        return term  # type: ignore[no-any-return]
+        return term
 
 
 class Divergence(Objective):
     """A divergence between the output distributions.
 
     Args:
-        kind: which one; ``forward`` is KL(teacher || student).
+        divergence: which one; ``forward`` is KL(teacher || student).
         weight: weight of the term.
         temperature: softens both distributions.
         scale_t2: multiply by the temperature squared.
@@ -49,7 +60,7 @@ class Divergence(Objective):
 
     def __init__(
         self,
-        kind: Kind = "forward",
+        divergence: Kind = "forward",
         weight: float = 1.0,
         temperature: float = 1.0,
         scale_t2: bool = True,
@@ -61,7 +72,7 @@ class Divergence(Objective):
         for name, value in (("beta", beta), ("mix", mix)):
             if not 0.0 < value < 1.0:
                 raise ValueError(f"{name} must lie strictly between 0 and 1")
-        self.kind: Kind = kind
+        self.divergence: Kind = divergence
         self.weight, self.temperature, self.scale_t2, self.beta, self.mix = weight, temperature, scale_t2, beta, mix
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
@@ -84,7 +95,7 @@ class Divergence(Objective):
             "binary": lambda: F.binary_kl(z_s, z_t, **t),
             "squared": lambda: F.squared_error(z_s, z_t),
         }
-        return table[self.kind]()
+        return table[self.divergence]()
 
 
 class Kl(Divergence):
@@ -126,7 +137,7 @@ class Imported(Objective):
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """The function's ``prepare`` attribute, where it has one."""
         prepare = getattr(self.function, "prepare", None)
-        return None if prepare is None else prepare(student, teacher, batch)  # type: ignore[no-any-return]
+        return None if prepare is None else prepare(student, teacher, batch)
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The user's term."""
@@ -134,6 +145,8 @@ class Imported(Objective):
         if isinstance(made, Tensor):
             made = Term(made)
         if not isinstance(made, Term):
-            raise ConfigError(f"objectives.{self.name}", given=type(made).__name__, expected="a Term, or a tensor of per-item values")
+            raise ConfigError(
+                f"objectives.{self.name}", given=type(made).__name__, expected="a Term, or a tensor of per-item values"
+            )
         made.weight = made.weight * self.weight
         return made

@@ -18,7 +18,9 @@ def _key(batch: Batch) -> Tensor:
 def _image(batch: Batch, name: str) -> Tensor:
     x = batch.get("x")
     if not isinstance(x, Tensor) or x.ndim != 4:
-        raise ConfigError(f"queries.{name}", given=None if x is None else list(x.shape), expected="batches of images [N, C, H, W]")
+        raise ConfigError(
+            f"queries.{name}", given=None if x is None else list(x.shape), expected="batches of images [N, C, H, W]"
+        )
     return x
 
 
@@ -64,7 +66,9 @@ class Crop(Query):
         """Shifted images."""
         x = _image(batch, "crop")
         n, _, h, w = x.shape
-        shift = ctx.draws.anywhere().randint("crop", _key(_viewed(batch, self.views)), 2 * self.pad + 1, (2,)).to(x.device)
+        shift = (
+            ctx.draws.anywhere().randint("crop", _key(_viewed(batch, self.views)), 2 * self.pad + 1, (2,)).to(x.device)
+        )
         padded = nn.functional.pad(x, (self.pad,) * 4)
         rows = shift[:, 0, None] + torch.arange(h, device=x.device)  # [N, H]
         cols = shift[:, 1, None] + torch.arange(w, device=x.device)  # [N, W]

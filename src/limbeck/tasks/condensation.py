@@ -55,7 +55,9 @@ class Condensation(Classification):
         self,
         data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
         per_class: int = 1,
-        evaluation: Optim = Optim(steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"),  # noqa: B008
+        evaluation: Optim = Optim(  # noqa: B008 (plain settings)
+            steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"
+        ),
         networks: int = 3,
         architectures: list[str] = [],  # noqa: B006 (copied, never changed)
         strategy: str = "color_crop_cutout_scale_rotate",
@@ -87,11 +89,15 @@ class Condensation(Classification):
         """Read the data; every class must have as many items as are asked for."""
         super().load(seed)
         if len(self.shape) != 3:
-            raise DataError("task.data", f"the items have shape {list(self.shape)}", expected="pictures (channels, height, width)")
-        counts = torch.bincount(self.teacher_train.y, minlength=self.outputs)  # type: ignore[attr-defined]
+            raise DataError(
+                "task.data", f"the items have shape {list(self.shape)}", expected="pictures (channels, height, width)"
+            )
+        counts = torch.bincount(self.teacher_train.y, minlength=self.outputs)
         few = [self.labels[i] for i, n in enumerate(counts.tolist()) if n < self.per_class]  # type: ignore[index]
         if few:
-            raise DataError("task.per_class", given=self.per_class, expected=f"no more than the items of {', '.join(few[:5])}")
+            raise DataError(
+                "task.per_class", given=self.per_class, expected=f"no more than the items of {', '.join(few[:5])}"
+            )
 
     @property
     def space(self) -> Space:
@@ -114,7 +120,7 @@ class Condensation(Classification):
         ``random``; ``kmeans``: the items nearest to the centres of that many clusters; ``herding``: greedily, so that
         the mean of what is chosen follows the mean of the class (Welling 2009). Distances are between pixels.
         """
-        y = self.teacher_train.y  # type: ignore[attr-defined]
+        y = self.teacher_train.y
         rng = Draws(seed, ("condensation", how)).numpy("choice")
         chosen: list[int] = []
         for c in range(self.outputs):
@@ -149,7 +155,9 @@ class Condensation(Classification):
                     module = main.build(self).module if not arch else _pool()[arch](self.shape, self.outputs)
                 optim = self.evaluation if lr is None else self.evaluation.with_(lr=lr)
                 net = self.train_on(module, images, labels, optim, bench.seed, f"judge-{arch}-{k}", bench.device)
-                scores.append(self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device))
+                scores.append(
+                    self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
+                )
             prefix = f"{arch}/" if arch else ""
             accuracy = [s["accuracy"] for s in scores]
             found[f"{prefix}accuracy"] = float(np.mean(accuracy))
@@ -159,7 +167,14 @@ class Condensation(Classification):
         return found
 
     def train_on(
-        self, module: nn.Module, images: Tensor, labels: Tensor, optim: Optim, seed: int, scope: str, device: torch.device
+        self,
+        module: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        optim: Optim,
+        seed: int,
+        scope: str,
+        device: torch.device,
     ) -> nn.Module:
         """Train a network on a set held in the synthetic space, augmented."""
         from limbeck.core.engine import fit
@@ -180,7 +195,7 @@ class Condensation(Classification):
     def teacher_metrics(self, bench: Bench) -> dict[str, float]:
         """The same network trained on all real items."""
         data = self.teacher_train
-        images, labels = self.space.enter(self._all(data)), data.y  # type: ignore[attr-defined]
+        images, labels = self.space.enter(self._all(data)), data.y
         with torch.random.fork_rng(devices=[]):
             seed_modules(key_of(bench.seed, "judge", "", 0), torch.device("cpu"))
             module = bench.student_model.build(self).module
@@ -190,7 +205,11 @@ class Condensation(Classification):
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """The baselines of real items, and the synthetic pictures for the report."""
-        made = {how: self.judge_set(bench, *self.choose_real(how, bench.seed), None, how) for how in self.baselines if how != "random"}
+        made = {
+            how: self.judge_set(bench, *self.choose_real(how, bench.seed), None, how)
+            for how in self.baselines
+            if how != "random"
+        }
         assert isinstance(artifact, SetArtifact)
         return {"baselines": made, "images": artifact.pictures()}
 
@@ -221,12 +240,12 @@ class Space:
 
     def enter(self, x: Tensor) -> Tensor:
         """Pixels [N, C, H, W] in [0, 1] into the space."""
-        return self.contract().inputs(x)  # type: ignore[no-any-return]
+        return self.contract().inputs(x)
 
     def leave(self, x: Tensor) -> Tensor:
         """Back to pixels, clipped to [0, 1]."""
         if self.whitening is not None:
-            return self.whitening.invert(x).clamp(0, 1)  # type: ignore[no-any-return]
+            return self.whitening.invert(x).clamp(0, 1)
         shape = (1, -1, 1, 1)
         return (x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)).clamp(0, 1)
 
@@ -345,7 +364,13 @@ class SetArtifact(Artifact):
     formats = ("safetensors", "images", "parquet")
 
     def __init__(self, task: Condensation, images: Tensor, labels: Tensor, ids: Tensor, lr: float | None) -> None:
-        self.task, self.images, self.labels, self.ids, self.lr = task, images.detach().cpu(), labels.detach().cpu(), ids.cpu(), lr
+        self.task, self.images, self.labels, self.ids, self.lr = (
+            task,
+            images.detach().cpu(),
+            labels.detach().cpu(),
+            ids.cpu(),
+            lr,
+        )
 
     def save(self, folder: Path) -> None:
         """``student.safetensors`` (images, labels, ids, step size) and ``student.json`` (names, space)."""
@@ -389,7 +414,10 @@ class SetArtifact(Artifact):
 
         pa = require("pyarrow", "language", "writing parquet")
         pq = require("pyarrow.parquet", "language", "writing parquet")
-        columns: dict[str, Any] = {"image": [{"bytes": d, "path": f"{i:05d}.png"} for i, d in enumerate(png)], "label": self.ids.tolist()}
+        columns: dict[str, Any] = {
+            "image": [{"bytes": d, "path": f"{i:05d}.png"} for i, d in enumerate(png)],
+            "label": self.ids.tolist(),
+        }
         if self.labels.is_floating_point():
             columns["soft_label"] = self.labels.tolist()
         table = pa.table(columns).replace_schema_metadata({"limbeck": json.dumps(about)})
@@ -409,7 +437,11 @@ class SetArtifact(Artifact):
         """Pixels for the report: up to ten per class."""
         per = min(columns, self.task.per_class)
         rows = [r[:per] for r in self.task.space.leave(self.images).split(self.task.per_class)]
-        return {"title": "the synthetic set", "labels": self.task.labels, "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows]}
+        return {
+            "title": "the synthetic set",
+            "labels": self.task.labels,
+            "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows],
+        }
 
 
 def _png(x: Tensor) -> bytes:
@@ -434,7 +466,8 @@ def _central(flat: np.ndarray[Any, Any], count: int, how: Baseline, seed: int) -
             order = np.argsort(((flat - centre) ** 2).sum(1))
             chosen.append(int(next(i for i in order if i not in chosen)))
         return chosen
-    mean, total, taken = flat.mean(0), np.zeros(flat.shape[1]), []
+    taken: list[int] = []
+    mean, total = flat.mean(0), np.zeros(flat.shape[1])
     for k in range(count):
         gap = ((mean * (k + 1) - total - flat) ** 2).sum(1)
         gap[taken] = np.inf

@@ -15,7 +15,7 @@ z_s, z_t: logits [N, C];  f: intermediate feature [N, D];  w = W f + b: weak log
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -173,7 +173,9 @@ class Uskd(Method):
         super().bind(setup)
         _one_label(self)
         if self.nontarget == "teacher" and "teacher" not in self.roles:
-            raise ConfigError("method.nontarget", "'teacher' ranks by a teacher, and this run has none", remedy="set teacher=NAME")
+            raise ConfigError(
+                "method.nontarget", "'teacher' ranks by a teacher, and this run has none", remedy="set teacher=NAME"
+            )
         if not self.weak_head:
             return
         module = setup.student.module
@@ -191,7 +193,7 @@ class Uskd(Method):
             seed_modules(key_of(setup.seed, "init", "weak"), torch.device("cpu"))
             self.roles["weak"] = Role(nn.Linear(width, out.shape[-1]), "trained")
 
-    def step(self, batch: Batch, ctx: Context) -> Iterator[Terms | Share]:
+    def step(self, batch: Batch, ctx: Context) -> Generator[Terms | Share, dict[str, Tensor], None]:
         """Cross-entropy and USKD's three parts; the mean of q_t^2 is taken over the whole batch."""
         student = ctx.signal("student", batch, self.student_taps)
         z = student.logits  # [N, C]
@@ -200,7 +202,7 @@ class Uskd(Method):
         ids, _ = F.uskd_labels(batch["y"], z.shape[-1])  # [N, k]
         own = z.detach().softmax(-1).gather(-1, ids)
         own = own * own if self.square else own
-        sums = yield Share(own=own.sum(0), n=torch.tensor(float(len(own)), device=z.device))
+        sums: dict[str, Tensor] = yield Share(own=own.sum(0), n=torch.tensor(float(len(own)), device=z.device))
         parts = F.uskd(
             z,
             batch["y"],
@@ -216,7 +218,9 @@ class Uskd(Method):
             center=sums["own"] / sums["n"],
             variant=self.variant,
         )
-        terms = Terms(ce=self.task.supervised(student, batch), target=Term(parts.target), nontarget=Term(parts.nontarget))
+        terms = Terms(
+            ce=self.task.supervised(student, batch), target=Term(parts.target), nontarget=Term(parts.nontarget)
+        )
         if self.weak_head:
             terms["weak"] = Term(parts.weak, to=("student", "weak"))  # the feature is not detached
         yield terms
@@ -242,7 +246,11 @@ def middle_of(module: nn.Module) -> str:
     """
     names = dict(module.named_modules())
     for name, child in names.items():
-        if isinstance(child, (nn.ModuleList, nn.Sequential)) and name.split(".")[-1] in ("blocks", "layers") and len(child) > 1:
+        if (
+            isinstance(child, (nn.ModuleList, nn.Sequential))
+            and name.split(".")[-1] in ("blocks", "layers")
+            and len(child) > 1
+        ):
             return f"{name}.{max(0, int(0.5 * len(child)) - 1)}"
     stages = sorted(n for n in names if n.rstrip("0123456789") in ("layer", "stage", "stages.") and n[-1:].isdigit())
     if len(stages) > 1:
@@ -250,4 +258,8 @@ def middle_of(module: nn.Module) -> str:
     linears = [n for n, m in names.items() if isinstance(m, nn.Linear)]
     if linears:
         return f"{linears[-1]}:in"
-    raise ConfigError("method.feature", "no intermediate feature was found in the student", remedy="name a module: method.feature=layer3")
+    raise ConfigError(
+        "method.feature",
+        "no intermediate feature was found in the student",
+        remedy="name a module: method.feature=layer3",
+    )

@@ -12,6 +12,7 @@ S: images [M, C, H, W];  alpha: step size;  theta: flat parameters [P];  A: diff
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -22,7 +23,7 @@ from limbeck.core.card import Card
 from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.core.optim import Optim
-from limbeck.core.random import key_of, seed_modules
+from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.core.role import Role
 from limbeck.core.store import hash_tree
 from limbeck.functional.augment import dsa, keyed_draw
@@ -42,7 +43,16 @@ CARD = Card(
     methods={"mtt": "Mtt"},
     optimised="images and a step size",
     signals=("parameter trajectories",),
-    defaults={"experts": 100, "expert_epochs": 50, "steps": 50, "ahead": 2, "latest_start": 5, "lr_images": 100.0, "lr_step": 1e-7, "step_size": 0.01},
+    defaults={
+        "experts": 100,
+        "expert_epochs": 50,
+        "steps": 50,
+        "ahead": 2,
+        "latest_start": 5,
+        "lr_images": 100.0,
+        "lr_step": 1e-7,
+        "step_size": 0.01,
+    },
     provenance={
         "loss, buffer, inner training": "paper and code, checked against recorded vectors",
         "clones of the snapshots": "ours: on a CPU the code's snapshots alias the live weights",
@@ -121,11 +131,19 @@ class Mtt(Method):
         lr_labels: float = 1.0,
         variant: Literal["paper", "released"] = "paper",
     ) -> None:
-        for name, value in (("experts", experts), ("expert_epochs", expert_epochs), ("steps", steps), ("ahead", ahead), ("latest_start", latest_start)):
+        for name, value in (
+            ("experts", experts),
+            ("expert_epochs", expert_epochs),
+            ("steps", steps),
+            ("ahead", ahead),
+            ("latest_start", latest_start),
+        ):
             if value < 1:
                 raise ValueError(f"{name} must be 1 or more")
         if latest_start - 1 + ahead > expert_epochs:
-            raise ValueError(f"latest_start ({latest_start}) - 1 + ahead ({ahead}) must not exceed expert_epochs ({expert_epochs})")
+            raise ValueError(
+                f"latest_start ({latest_start}) - 1 + ahead ({ahead}) must not exceed expert_epochs ({expert_epochs})"
+            )
         for name, rate in (("lr_images", lr_images), ("step_size", step_size), ("lr_labels", lr_labels)):
             if not (rate > 0 and math.isfinite(rate)):
                 raise ValueError(f"{name} must be a finite number above 0")
@@ -143,12 +161,19 @@ class Mtt(Method):
     def bind(self, setup: Setup) -> None:
         """Make the synthetic set; keep the network as the shape of experts and students."""
         if not isinstance(setup.task, Condensation):
-            raise ConfigError("task", f"{type(self).__name__} makes a data set", given=type(setup.task).__name__, expected="task=condensation")
+            raise ConfigError(
+                "task",
+                f"{type(self).__name__} makes a data set",
+                given=type(setup.task).__name__,
+                expected="task=condensation",
+            )
         self.setup, self.state = setup, {}
         task = setup.task
         images, ids = task.choose_real("random", setup.seed)
         if self.batch_syn is not None and self.batch_syn > len(ids):
-            raise ConfigError("method.batch_syn", given=self.batch_syn, expected=f"at most the {len(ids)} synthetic images")
+            raise ConfigError(
+                "method.batch_syn", given=self.batch_syn, expected=f"at most the {len(ids)} synthetic images"
+            )
         if self.initial == "noise":
             with torch.random.fork_rng(devices=[]):
                 seed_modules(key_of(setup.seed, "init", "noise"), torch.device("cpu"))
@@ -170,7 +195,13 @@ class Mtt(Method):
                 "augment": [self.task.strategy, self.task.align_corners],
                 "network": [type(self.network).__qualname__, getattr(self.network, "config", str(self.network))],
                 "epochs": self.expert_epochs,
-                "optim": [self.expert.lr, self.expert.batch_size, self.expert.optimizer, self.expert.momentum, self.expert.weight_decay],
+                "optim": [
+                    self.expert.lr,
+                    self.expert.batch_size,
+                    self.expert.optimizer,
+                    self.expert.momentum,
+                    self.expert.weight_decay,
+                ],
             }
         )[:20]
         optim = {"student": train.with_(lr=self.lr_images, optimizer="sgd", momentum=0.5, schedule="constant")}
@@ -178,8 +209,20 @@ class Mtt(Method):
         if self.labels == "learned":
             optim["labels"] = optim["student"].with_(lr=self.lr_labels)
         return [
-            Stage("experts", items=lambda ctx: [f"expert{i:03d}" for i in range(self.experts)], work=self.train_expert, remember=key),
-            Stage("distil", steps=train.steps, batch_size=train.batch_size, optim=optim, begin=self.begin, finish=self.finish),
+            Stage(
+                "experts",
+                items=lambda ctx: [f"expert{i:03d}" for i in range(self.experts)],
+                work=self.train_expert,
+                remember=key,
+            ),
+            Stage(
+                "distil",
+                steps=train.steps,
+                batch_size=train.batch_size,
+                optim=optim,
+                begin=self.begin,
+                finish=self.finish,
+            ),
         ]
 
     def train_expert(self, item: str, ctx: Context) -> dict[str, Tensor]:
@@ -187,7 +230,9 @@ class Mtt(Method):
         task, data = self.task, self.task.teacher_train
         net = self.setup.student.model.build(task).module.to(ctx.device)
         per_epoch = max(1, len(data) // self.expert.batch_size)
-        optim = self.expert.with_(steps=self.expert_epochs * per_epoch, batch_size=min(self.expert.batch_size, len(data)))
+        optim = self.expert.with_(
+            steps=self.expert_epochs * per_epoch, batch_size=min(self.expert.batch_size, len(data))
+        )
         snapshots = [flat_parameters(net)]
 
         def keep(done: int, module: nn.Module) -> None:
@@ -200,7 +245,17 @@ class Mtt(Method):
         from limbeck.core.engine import fit
 
         queries = [_Enter(task), *([Augment(task.strategy, task.align_corners)] if task.strategy else [])]
-        fit(net, data, loss, optim, seed=ctx.seed, scope=f"experts/{item}", device=ctx.device, queries=queries, each=keep)
+        fit(
+            net,
+            data,
+            loss,
+            optim,
+            seed=ctx.seed,
+            scope=f"experts/{item}",
+            device=ctx.device,
+            queries=queries,
+            each=keep,
+        )
         return {"snapshots": torch.stack(snapshots).cpu()}
 
     def trajectory(self, number: int, ctx: Context) -> Tensor:
@@ -220,7 +275,9 @@ class Mtt(Method):
     def soften(self, theta: Tensor, images: Tensor) -> Tensor:
         """Class probabilities [M, C] of a network with parameters theta [P], without augmentation."""
         with torch.no_grad():
-            return torch.func.functional_call(self.network, unflatten(theta, self.network), (images.detach(),)).softmax(-1)
+            return torch.func.functional_call(self.network, unflatten(theta, self.network), (images.detach(),)).softmax(
+                -1
+            )
 
     def pair(self, item: Tensor, ctx: Context) -> tuple[Tensor, Tensor]:
         """The start and the target [P] that an item's draws choose."""
@@ -248,7 +305,7 @@ class Mtt(Method):
                 target,
                 images,
                 y,
-                syn_batches(lambda k, d=draws: d.permutation(f"pass{k}", len(images)).to(images.device), len(images), self.inner_steps, self.batch_syn),  # type: ignore[misc]
+                syn_batches(partial(self.order, draws, images), len(images), self.inner_steps, self.batch_syn),
                 alpha.detach(),
                 mode=MODES[self.gradient],
                 variant=self.variant,
@@ -260,19 +317,32 @@ class Mtt(Method):
         to = tuple(self.roles)
         none = images.new_zeros(0)
         shown = {"step_size": (alpha.detach() * len(values), float(len(values)))}
-        return Terms(shown, match=Term(torch.stack(values) if values else none, to=to, show=torch.stack(losses) if losses else none))
+        return Terms(
+            shown,
+            match=Term(torch.stack(values) if values else none, to=to, show=torch.stack(losses) if losses else none),
+        )
 
-    def augmentation(self, draws: Any) -> Any:
+    @staticmethod
+    def order(draws: Draws, images: Tensor, k: int) -> Tensor:
+        """The order in which the k-th pass goes through the images."""
+        return draws.permutation(f"pass{k}", len(images)).to(images.device)
+
+    def augmentation(self, draws: Draws) -> Any:
         """The augmentation of inner step n, replayed from its key."""
         task = self.task
         if not task.strategy:
             return None
-        return lambda n, x: dsa(x, task.strategy, keyed_draw(draws, torch.arange(len(x), device=x.device), f"n{n}"), align_corners=task.align_corners)
+        return lambda n, x: dsa(
+            x,
+            task.strategy,
+            keyed_draw(draws, torch.arange(len(x), device=x.device), f"n{n}"),
+            align_corners=task.align_corners,
+        )
 
     def observe(self, seen: dict[str, float], ctx: Context) -> None:
         """Keep the step size above its floor."""
         with torch.no_grad():
-            self.roles["step_size"].module.value.clamp_(min=SMALLEST_STEP)  # type: ignore[union-attr,operator]
+            self.roles["step_size"].module.value.clamp_(min=SMALLEST_STEP)
 
     def finish(self, ctx: Context) -> None:
         """Labels that followed the target keep those of the last target, for the final images."""
@@ -293,7 +363,7 @@ class Mtt(Method):
         images, labels = student()
         if self.labels == "learned":
             labels = self.roles["labels"].module()
-        return SetArtifact(self.task, images, labels, student.ids, float(self.roles["step_size"].module.value.detach()))  # type: ignore[arg-type]
+        return SetArtifact(self.task, images, labels, student.ids, float(self.roles["step_size"].module.value.detach()))
 
 
 class _Enter(Query):

@@ -56,13 +56,16 @@ class NetworkArtifact(Artifact):
         from limbeck.core.store import atomic_write
 
         self.built.model.save(self.built.module, folder, self.built.labels)
-        about: dict[str, Any] = {
+        atomic_write(folder / "student.json", json.dumps(self.about(), indent=2).encode())
+
+    def about(self) -> dict[str, Any]:
+        """What must be known to use the network elsewhere: class names, preprocessing, how it is built, its task."""
+        return {
             "labels": self.built.labels,
             "preprocessing": self.built.contract.as_config(),
             "model": _node(self.built.model),
-            **self.task.describe(),
+            "task": self.task.describe(),
         }
-        atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
 
     def evaluate(self, bench: Bench) -> dict[str, float]:
         """The task's metrics on the test split, with agreement where there is a teacher."""

@@ -114,11 +114,7 @@ def _write_hub(artifact: NetworkArtifact, out: Path) -> dict[str, Any]:
 
 def about(artifact: NetworkArtifact, out: Path) -> None:
     """Labels and preprocessing beside an exported network."""
-    said = {"labels": artifact.built.labels, "preprocessing": artifact.built.contract.as_config()}
-    describe = getattr(artifact.task, "describe", None)
-    if describe is not None:
-        said["task"] = describe()
-    atomic_write(out / "student.json", json.dumps(said, indent=2).encode())
+    atomic_write(out / "student.json", json.dumps(artifact.about(), indent=2).encode())
 
 
 def _bytes(folder: Path) -> int:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from limbeck import functional as F
-from limbeck.core.errors import CacheMismatch, DataError, TeacherMismatch
+from limbeck.core.artifact import Artifact, NetworkArtifact
+from limbeck.core.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.signal import Signal
 from limbeck.core.task import Task
+from limbeck.functional.metrics import calibration_error, calibration_table
 from limbeck.tasks.columns import Target
 from limbeck.tasks.data import Items, Kind, Part, check_items, choose, divide
 from limbeck.tasks.sources import Digits, Source
+
+if TYPE_CHECKING:
+    from limbeck.run import Bench
 
 log = logging.getLogger("limbeck.data")
 
@@ -204,6 +210,57 @@ class Classification(Task):
         self._statistics = tuple(mean.float().tolist()), tuple(std.float().tolist())
         return self._statistics
 
+    def match(self, student: Built, teacher: Built) -> None:
+        """Both must answer with the task's classes, matched by name where their own are known.
+
+        Raises:
+            TeacherMismatch: classes are missing, or there are more or fewer of them than the task has.
+        """
+        for role, built in (("student", student), ("teacher", teacher)):
+            if hasattr(built.module, "answer"):
+                continue  # a recorded or remote teacher compares its own list
+            assert self.labels is not None
+            if built.labels is not None and built.contract.classes is None:
+                built.contract = built.contract.with_(classes=match_classes(built.labels, self.labels))
+            if not getattr(built.model, "rehearsed", False):
+                self.rehearse(built, role)
+
+    def rehearse(self, built: Built, role: str = "model") -> None:
+        """Two items through a network, in evaluation mode: what does not fit is said now, not at the first step.
+
+        Raises:
+            ConfigError: the network fails on them.
+            TeacherMismatch, ShapeError: its outputs are no [N, C] with a value for each class.
+        """
+        name = type(built.model).__name__ if built.model is not None else type(built.module).__name__
+        ids = torch.arange(min(2, len(self.train)))
+        device = _device_of(built.module)
+        batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+        batch = {k: v.to(device) for k, v in batch.items()}
+        try:
+            with torch.no_grad(), evaluating([built.module]):
+                z = self.signal(built, batch).logits
+        except LimbeckError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                role,
+                f"{name} fails on the task's items {list(batch['x'].shape)}: {type(error).__name__}: {text}",
+                expected="a network for inputs of that shape",
+                remedy="set task.size, or choose another network",
+            ) from None
+        if z.ndim == 2 and len(z) == len(ids) and z.shape[1] == self.outputs:
+            return
+        wrong = TeacherMismatch if role == "teacher" else ShapeError
+        raise wrong(
+            role,
+            f"{name} answers with another shape",
+            given=list(z.shape),
+            expected=f"[{len(ids)}, {self.outputs}], a value for each class",
+            remedy="give its class names, so that they are matched" if role == "teacher" else "",
+        )
+
     def describe(self) -> dict[str, Any]:
         """What must travel with a network so that its answers can be read elsewhere."""
         about: dict[str, Any] = {"target": self.target, "input": list(self.shape), "outputs": self.outputs}
@@ -284,12 +341,11 @@ class Classification(Task):
         right = (guess == hard).double()
         seen = torch.bincount(hard, minlength=z.shape[1]).double()
         recall = torch.bincount(hard, weights=right, minlength=z.shape[1]) / seen.clamp_min(1)
-        p = z.double().softmax(-1)
         found = {
             "accuracy": right.mean().item(),
             "balanced_accuracy": recall[seen > 0].mean().item(),
             "nll": F.cross_entropy(z.double(), y).mean().item(),
-            "ece": calibration_error(p.max(-1).values, right),
+            "ece": calibration_error(calibration_table(z, y)),
         }
         if z.shape[1] > 10:
             found["top5"] = (z.topk(5).indices == hard[:, None]).any(1).double().mean().item()
@@ -303,7 +359,7 @@ class Classification(Task):
         f1 = 2 * both / (yes.sum(0) + truth.sum(0)).clamp_min(1)
         known = (yes.sum(0) + truth.sum(0)) > 0  # a label that is neither there nor claimed says nothing
         loss = nn.functional.binary_cross_entropy_with_logits(z.double(), y.double(), reduction="none")
-        p = z.double().sigmoid()
+        pairs = torch.stack([torch.zeros_like(z), z], -1)  # yes or no: a choice of two classes with logits 0 and z
         right = (yes == truth).double()
         found = {
             "f1": f1[known].mean().item() if known.any() else 1.0,
@@ -311,7 +367,7 @@ class Classification(Task):
             "exact": right.min(1).values.mean().item(),
             "accuracy": right.mean().item(),
             "nll": loss.sum(1).mean().item(),
-            "ece": calibration_error(torch.maximum(p, 1 - p).flatten(), right.flatten()),
+            "ece": calibration_error(calibration_table(pairs, truth.long())),
         }
         if t is not None:
             found["agreement"] = (yes == (t > 0)).double().mean().item()
@@ -329,6 +385,38 @@ class Classification(Task):
             rest, whole = (z - t).double().square().sum(0), (t - t.mean(0)).double().square().sum(0)
             found["agreement"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
         return found
+
+    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
+        """``calibration``: the bins of a reliability diagram of teacher, student alone and student (one label an item).
+
+        Drawn from at most 5,000 test items, at even distances: a diagram needs no more.
+        """
+        if self.target != "label" or not isinstance(artifact, NetworkArtifact):
+            return {}
+        silent = replace(bench, say=lambda text: None, progress=None, seconds={})
+        alone = silent.train_network(bench.student_model, self.train, bench.train, "alone", bench.seed, bench.queries)
+        found = {}
+        for role, built in (("teacher", bench.teacher), ("alone", alone), ("student", artifact.built)):
+            if built is not None:
+                try:
+                    found[role] = calibration_bins(*self._confidence(built, bench.device))
+                except CacheMismatch:  # a recorded teacher knows its training items only
+                    continue
+        return {"calibration": found}
+
+    def _confidence(self, built: Built, device: torch.device, most: int = 5000) -> tuple[Tensor, Tensor]:
+        """The probability of the likeliest class [N] of test items, and whether it is right [N]."""
+        sure, right = [], []
+        ids = torch.arange(0, len(self.test), max(1, -(-len(self.test) // most)))
+        with torch.no_grad(), evaluating([built.module]):
+            for part in ids.split(self.eval_batch):
+                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.test.fetch(part).items()}
+                batch.update(item=part.to(device), view=torch.zeros_like(part, device=device))
+                best = self.signal(built, batch).logits.float().softmax(-1).max(-1)
+                y = batch["y"].argmax(-1) if batch["y"].is_floating_point() else batch["y"]
+                sure.append(best.values.cpu())
+                right.append((best.indices == y).cpu())
+        return torch.cat(sure), torch.cat(right)
 
     # ------------------------------------------------------------------------------------------------ defaults
 
@@ -353,16 +441,19 @@ class Classification(Task):
         return {"use": "timm", "name": "resnet50"}
 
 
-def calibration_error(confidence: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Expected calibration error over equal bins of the confidence (Naeini et al., 2015; Guo et al., 2017).
+def calibration_bins(confidence: Tensor, right: Tensor, bins: int = 15) -> dict[str, list[float]]:
+    """The bins of a reliability diagram that are not empty: mean confidence, share of right answers, and their count.
 
     Example:
-        >>> round(calibration_error(torch.tensor([0.95, 0.95]), torch.tensor([1.0, 0.0])), 3)
-        0.45
+        >>> calibration_bins(torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0]), bins=2)
+        {'confidence': [0.5, 1.0], 'accuracy': [0.0, 1.0], 'count': [1, 1]}
     """
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (lo, hi]
-    gap = torch.zeros(bins, dtype=torch.float64).index_add_(0, place, right.double() - confidence.double())
-    return (gap.abs().sum() / max(1, len(confidence))).item()
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (lo, hi], as for the error
+    count = torch.bincount(place, minlength=bins)
+    kept = count > 0
+    sums = (torch.bincount(place, weights=v.double(), minlength=bins)[kept] for v in (confidence, right))
+    mean_confidence, accuracy = ((total / count[kept]).tolist() for total in sums)
+    return {"confidence": mean_confidence, "accuracy": accuracy, "count": count[kept].tolist()}
 
 
 def _device_of(module: Any) -> torch.device:

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
+from limbeck.core.errors import ConfigError, DataError, LimbeckError, TeacherMismatch
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
 from limbeck.tasks.arrays import read_names
-from limbeck.tasks.classification import Classification, evaluating, match_classes
+from limbeck.tasks.classification import Classification, match_classes
 from limbeck.tasks.data import as_path
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class Network(Model):
     labels: str | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    rehearsed = True  # build tries the network on two items
 
     def _source(
         self,
@@ -107,7 +108,7 @@ class Network(Model):
         names = self._names(about)
         built = Built(module, contract, names, self)
         adapt(built, task, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
-        rehearse(built, task)
+        task.rehearse(built)
         return built
 
     def _beside(self) -> dict[str, Any]:
@@ -156,14 +157,15 @@ def outputs_in(state: Mapping[str, Tensor], module: nn.Module, outputs: int) -> 
 
 
 def read_about(path: Path) -> dict[str, Any]:
-    """A run's ``student.json``."""
+    """A run's ``student.json``, with what it says of its task on the same level."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(str(path), f"cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise DataError(str(path), "is no description of a student", given=type(found).__name__)
-    return found
+    task = found.get("task")
+    return {**(task if isinstance(task, dict) else {}), **found}
 
 
 def contract_from(about: Mapping[str, Any], task: Classification) -> Contract:
@@ -242,37 +244,6 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
 
 
 _KINDS = {"label": "one class", "labels": "several classes", "number": "numbers"}
-
-
-def rehearse(built: Built, task: Classification) -> None:
-    """Two items through the network, in evaluation mode: what does not fit is said now, not at the first step.
-
-    Raises:
-        ConfigError: the network fails on them, or its outputs are no [N, C] with a value for each class.
-    """
-    name = type(built.model).__name__ if built.model is not None else type(built.module).__name__
-    ids = torch.arange(min(2, len(task.train)))
-    batch = task.train.fetch(ids)
-    try:
-        with torch.no_grad(), evaluating([built.module]):
-            z = task.signal(built, {**batch, "item": ids, "view": torch.zeros_like(ids)}).logits
-    except LimbeckError:
-        raise
-    except Exception as error:
-        text = " ".join(str(error).split())[:300]
-        raise ConfigError(
-            "model",
-            f"{name} fails on the task's items {list(batch['x'].shape)}: {type(error).__name__}: {text}",
-            expected="a network for inputs of that shape",
-            remedy="set task.size, or choose another network",
-        ) from None
-    if z.ndim != 2 or z.shape[0] != len(ids) or z.shape[1] != task.outputs:
-        raise ShapeError(
-            "model",
-            f"{name} answers with another shape",
-            given=list(z.shape),
-            expected=f"[{len(ids)}, {task.outputs}], a value for each class",
-        )
 
 
 def _needs_pictures(shape: tuple[int, ...], name: str) -> None:
@@ -723,7 +694,7 @@ class Imported(Network):
             check_channels(contract, task)
             built = Built(module, contract, names, self)
             adapt(built, task, len(names), {}, self.function)
-            rehearse(built, task)
+            task.rehearse(built)
             return built
         return super().build(task)
 
@@ -789,7 +760,7 @@ class FromRun(Network):
         built = Built(module, contract_from(about, task), names, self)
         check_channels(built.contract, task)
         adapt(built, task, width, about, f"the student of {folder}")
-        rehearse(built, task)
+        task.rehearse(built)
         return built
 
 

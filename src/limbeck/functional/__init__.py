@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import augment, diffusion, matching, metrics, schedule, zca
+from . import augment, diffusion, feature, matching, metrics, relation, schedule, zca
 from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .divergence import (
     SelfKnowledge,
@@ -48,6 +48,7 @@ __all__ = [
     "diffusion",
     "dkd",
     "entropy",
+    "feature",
     "jeffreys",
     "jensen_shannon",
     "kl",
@@ -55,6 +56,7 @@ __all__ = [
     "matching",
     "metrics",
     "nkd",
+    "relation",
     "reverse_gradient",
     "schedule",
     "skew_kl",

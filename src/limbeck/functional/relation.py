@@ -1,0 +1,120 @@
+"""Relations between the items of a batch: how alike they are to each other, in the student and in the teacher.
+
+These couple a batch by their mathematics: an item's value depends on the others, so accumulating micro-batches is not
+one large batch. Features are ``[N, D]``, with different D allowed; one value per item ``[N]`` comes back, whose mean over
+the items is the paper's loss. ``where`` ``[N]`` leaves items out of both sides of the relation.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..core.errors import DataError, ShapeError
+from ._common import as_mask, check_pair, keep, statistics_dtype
+from .feature import unit
+
+
+def _pair(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    if student.ndim < 2 or teacher.ndim < 2 or len(student) != len(teacher):
+        raise ShapeError(
+            "teacher", given=list(teacher.shape), expected=f"features [{student.shape[0]}, D] of the student's items"
+        )
+    dtype = statistics_dtype(student, teacher)
+    mask = as_mask(where, student.shape[:1])
+    if mask is None:
+        mask = torch.ones(len(student), dtype=torch.bool, device=student.device)
+    s, t = (x.to(dtype).flatten(1) for x in (student, teacher))
+    s, t = (torch.where(mask.unsqueeze(1), x, torch.zeros_like(x)) for x in (s, t))
+    return s, t, mask
+
+
+def gram(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Similarity-preserving distillation: squared distance of the row-normalised Gram matrices, per row over N.
+
+    Source: Tung and Mori 2019 (arXiv 1907.09682), eq. 4; the mean over the items is ``|G_t - G_s|_F^2 / N^2``.
+
+    Example:
+        >>> x = torch.randn(5, 3)
+        >>> gram(x, 2 * x).max().item() < 1e-10
+        True
+    """
+    s, t, mask = _pair(student, teacher, where)
+    gap = unit(s @ s.T) - unit(t @ t.T)
+    return keep(gap.square().sum(1) / mask.sum().clamp_min(1), mask)
+
+
+def distances(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Relational distillation by distances: Huber loss between pairwise distances, each divided by its mean.
+
+    Source: Park et al. 2019 (arXiv 1904.05068), eqs. 6 to 8; per item the mean over the other N - 1 items.
+
+    Example:
+        >>> x = torch.randn(5, 3)
+        >>> distances(x, 2 * x + 1).max().item() < 1e-10
+        True
+    """
+    s, t, mask = _pair(student, teacher, where)
+    valid = mask.unsqueeze(0) & mask.unsqueeze(1) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    pairs = valid.sum().clamp_min(1)
+    scaled = []
+    for x in (s, t):
+        square = (x.unsqueeze(0) - x.unsqueeze(1)).square().sum(-1)
+        away = keep(torch.where(square > 0, square, torch.ones_like(square)).sqrt(), valid & (square > 0))
+        mean = away.sum() / pairs
+        scaled.append(away / torch.where(mean > 0, mean, torch.ones_like(mean)))
+    gap = scaled[0] - scaled[1]
+    each = torch.where(gap.abs() < 1.0, 0.5 * gap.square(), gap.abs() - 0.5)
+    return keep(keep(each, valid).sum(1) / (mask.sum() - 1).clamp_min(1), mask)
+
+
+def pearson(student: Tensor, teacher: Tensor, *, dim: int = -1) -> Tensor:
+    """``1 - correlation`` along a dimension, in [0, 2]; constant rows count as uncorrelated (1).
+
+    Example:
+        >>> x = torch.tensor([[1.0, 2.0, 4.0]])
+        >>> round(pearson(x, 3 * x + 1).item(), 6)
+        0.0
+    """
+    if student.shape != teacher.shape:
+        raise ShapeError("teacher", given=list(teacher.shape), expected=f"the student's shape {list(student.shape)}")
+    dtype = statistics_dtype(student, teacher)
+    s, t = (x.to(dtype).movedim(dim, -1) for x in (student, teacher))
+    s, t = (unit(x - x.mean(-1, keepdim=True)) for x in (s, t))
+    return 1.0 - (s * t).sum(-1)
+
+
+def dist(
+    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """DIST: Pearson distance of the predictions, between classes of an item and between items of a class.
+
+    Args:
+        student: logits ``[N, C]``.
+        teacher: logits ``[N, C]``.
+        temperature: of both softmaxes (T squared is the paper's weight; multiply it in yourself).
+        where: valid items ``[N]``.
+
+    Returns:
+        ``(inter, intra)``: inter ``[N]`` per item, intra ``[C]`` per class.
+
+    Source: Huang et al. 2022 (arXiv 2205.10536), eqs. 9 and 10.
+
+    Example:
+        >>> z = torch.randn(6, 4)
+        >>> inter, intra = dist(z, z)
+        >>> inter.shape, intra.shape, inter.abs().max().item() < 1e-6
+        (torch.Size([6]), torch.Size([4]), True)
+    """
+    check_pair(student, teacher)
+    if student.ndim != 2:
+        raise ShapeError("student", given=list(student.shape), expected="logits [N, C]")
+    s, t, mask = _pair(student, teacher, where)
+    if len(s) == 0:
+        raise DataError("student", "an empty batch has no relations")
+    q, p = (s / temperature).softmax(-1), (t / temperature).softmax(-1)
+    inter = keep(pearson(q, p), mask)
+    share = mask.to(q.dtype).unsqueeze(1) / mask.sum().clamp_min(1)
+    columns = [keep(x - (x * share).sum(0), mask.unsqueeze(1).expand_as(x)) for x in (q, p)]
+    a, b = (unit(x.T) for x in columns)
+    return inter, 1.0 - (a * b).sum(-1)

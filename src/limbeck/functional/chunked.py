@@ -72,8 +72,8 @@ def _forward(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
     return _dot(p, gap) + slope.sum(1), slope if grad else None
 
 
-def _soft_cross_entropy(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
-    p = log_p.exp_()
+def _soft_cross_entropy(log_q: Tensor, p: Tensor, grad: bool) -> Both:
+    # takes p itself: its logarithm is not needed
     value = -_dot(p, log_q)
     return value, log_q.exp_().sub_(p) if grad else None
 
@@ -154,6 +154,22 @@ class _Loss:
         grad: bool,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Soft values ``[n]``, hard values ``[n]``, gradient of their weighted sum in the student's logits."""
+        if floor and z_s.device.type == "cpu":
+            # The floor takes a third of the time and matters only beside an infinity, which shows in the values.
+            found = self._block(z_s, z_t, labels, temperature, False, grad)
+            if bool(torch.isfinite(found[0] + found[1]).all()):
+                return found
+        return self._block(z_s, z_t, labels, temperature, floor, grad)
+
+    def _block(
+        self,
+        z_s: Tensor,
+        z_t: Tensor | None,
+        labels: Tensor | None,
+        temperature: float | Tensor,
+        floor: bool,
+        grad: bool,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         least = -0.1 * torch.finfo(z_s.dtype).max
         t = temperature.unsqueeze(1) if isinstance(temperature, Tensor) else temperature
         plain = not isinstance(t, Tensor) and t == 1.0
@@ -196,22 +212,23 @@ class _Loss:
                 gone = (z_s <= 0.5 * least) | ((z_t <= 0.5 * least) & (self.share > 0))
                 mixed.masked_fill_(gone, least)
             z_t = mixed
-        log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
         kind = self.kind
         if kind == "taid":
             kind = "forward" if self.taid_kl else "soft_cross_entropy"
+        if kind == "soft_cross_entropy":
+            return _soft_cross_entropy(z_s.log_softmax(1), z_t.softmax(1), grad)
+        log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
         if kind in _SHARED:
             value, slope = _SHARED[kind](log_q, log_p, grad, self.share)
         else:
             value, slope = _PLAIN[kind](log_q, log_p, grad)
-        return (value if kind == "soft_cross_entropy" else value.clamp_(min=0.0)), slope
+        return value.clamp_(min=0.0), slope
 
 
 _PLAIN: dict[str, Callable[[Tensor, Tensor, bool], Both]] = {
     "forward": _forward,
     "reverse": _reverse,
     "jeffreys": _jeffreys,
-    "soft_cross_entropy": _soft_cross_entropy,
     "total_variation": _total_variation,
 }
 _SHARED: dict[str, Callable[[Tensor, Tensor, bool, float], Both]] = {
@@ -416,6 +433,8 @@ class _Rows:
         mask = as_mask(where, items)
         self.items = items
         self.index = None if mask is None else mask.reshape(-1).nonzero().squeeze(1)
+        if self.index is not None and len(self.index) == items.numel():
+            self.index = None
         self.count = items.numel() if self.index is None else len(self.index)
 
     def take(self, x: Tensor) -> Tensor:
@@ -718,13 +737,15 @@ class _Ready(torch.autograd.Function):
 def _compare_ready(logits: Tensor, compare: Compare, rows: _Rows, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     n, (total, vocabulary), kind = rows.count, logits.shape, statistics_dtype(logits)
     soft, hard = (torch.zeros(total, dtype=kind, device=logits.device) for _ in range(2))
-    slope = torch.zeros_like(logits) if grad else None
+    slope = None
+    if grad:
+        slope = torch.empty_like(logits) if rows.index is None else torch.zeros_like(logits)
     block = _sizes(None, vocabulary, logits.device)[1]
     for span in _spans(n, block):
         at = rows.at(span)
         soft[at], hard[at], part = compare(logits[at].to(kind), span, grad)
-        if slope is not None and part is not None:
-            slope[at] = part.to(slope.dtype)
+        if slope is not None:
+            slope[at] = 0.0 if part is None else part.to(slope.dtype)
     return soft, hard, slope
 
 

@@ -1,1 +1,26 @@
-"""Add-ons: objectives (what is matched) and queries (what is asked) that attach to any method by recipe."""
+"""Add-ons: objectives (what is matched) and queries (what is asked) that attach to any method by recipe.
+
+In a loop of your own: ``limbeck.objectives.Criterion``.
+"""
+
+from __future__ import annotations
+
+from limbeck.objectives.criterion import Criterion
+from limbeck.objectives.feature import AttentionTransfer, FeatureMatch, Relation
+from limbeck.objectives.output import Divergence, Kl, Supervised
+from limbeck.objectives.queries import Crop, Cutmix, Flip, Mixup, Noise
+
+__all__ = [
+    "AttentionTransfer",
+    "Criterion",
+    "Crop",
+    "Cutmix",
+    "Divergence",
+    "FeatureMatch",
+    "Flip",
+    "Kl",
+    "Mixup",
+    "Noise",
+    "Relation",
+    "Supervised",
+]

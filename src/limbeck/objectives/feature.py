@@ -4,19 +4,31 @@ from __future__ import annotations
 
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
 from limbeck.core.errors import ShapeError
 from limbeck.core.method import Batch, Context, Objective, Term
 from limbeck.core.signal import Signal
+from limbeck.functional.feature import attention_transfer, feature_distance
+from limbeck.functional.relation import gram
 
 
-def flat(f: Tensor) -> Tensor:
+def places(f: Tensor) -> Tensor:
     """A feature as [N, L, D]: maps [N, D, H, W] become H*W places, vectors [N, D] one place, tokens stay."""
     if f.ndim == 4:
         return f.flatten(2).transpose(1, 2)
     return f[:, None] if f.ndim == 2 else f
+
+
+def _both(
+    objective: FeatureMatch | AttentionTransfer | Relation, student: Signal, teacher: Signal | None
+) -> tuple[Tensor, Tensor]:
+    """The two tapped features in float32, the student's map at the teacher's resolution."""
+    assert teacher is not None
+    s, t = student.acts[objective.student].float(), teacher.acts[objective.teacher].float()
+    if s.ndim == 4 and t.ndim == 4 and s.shape[-2:] != t.shape[-2:]:
+        s = nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
+    return s, t
 
 
 class FeatureMatch(Objective):
@@ -46,11 +58,8 @@ class FeatureMatch(Objective):
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check the two shapes; make the projector."""
-        assert teacher is not None
-        s, t = student.acts[self.student], teacher.acts[self.teacher]
-        if s.ndim == 4 and t.ndim == 4:
-            s = _resized(s, t)
-        a, b = flat(s), flat(t)
+        s, t = _both(self, student, teacher)
+        a, b = places(s), places(t)
         if a.shape[:2] != b.shape[:2]:
             raise ShapeError(
                 f"objectives.{self.name}",
@@ -69,18 +78,14 @@ class FeatureMatch(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The distance of each item."""
-        assert teacher is not None
-        s, t = student.acts[self.student].float(), teacher.acts[self.teacher].float()
-        if s.ndim == 4 and t.ndim == 4:
-            s = _resized(s, t)
-        a, b = flat(s), flat(t)
+        s, t = _both(self, student, teacher)
+        a, b = places(s), places(t)  # [N, L, D]
         if self.projects:
             a = ctx.call(self.projector, a)
-        values = (
-            (a - b).square().mean((1, 2))
-            if self.distance == "squared"
-            else (1 - nn.functional.cosine_similarity(a, b, dim=2)).mean(1)
-        )
+        if self.distance == "squared":
+            values = feature_distance(a, b, dims=2)
+        else:
+            values = feature_distance(a, b, metric="cosine").mean(1)
         return Term(values, to=("student", self.projector) if self.projects else "student", weight=self.weight)
 
 
@@ -99,14 +104,7 @@ class AttentionTransfer(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of the two attention maps, per item."""
-        assert teacher is not None
-        s, t = student.acts[self.student].float(), teacher.acts[self.teacher].float()
-        if s.ndim == 4 and t.ndim == 4:
-            s = _resized(s, t)
-        a, b = (nn.functional.normalize(flat(f).square().mean(2), dim=1) for f in (s, t))
-        if a.shape != b.shape:
-            raise ShapeError(f"objectives.{self.name}", f"{list(a.shape)} and {list(b.shape)} places differ")
-        return Term((a - b).square().sum(1), weight=self.weight)
+        return Term(attention_transfer(*_both(self, student, teacher)), weight=self.weight)
 
 
 class Relation(Objective):
@@ -126,16 +124,4 @@ class Relation(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of each item's row, divided by the number of items."""
-        assert teacher is not None
-        g = []
-        for f in (student.acts[self.student], teacher.acts[self.teacher]):
-            rows = f.float().flatten(1)
-            g.append(nn.functional.normalize(rows @ rows.T, dim=1))
-        return Term((g[0] - g[1]).square().sum(1) / g[0].shape[0], weight=self.weight)
-
-
-def _resized(s: Tensor, t: Tensor) -> Tensor:
-    """The student's map at the teacher's resolution (area averaging when it shrinks)."""
-    if s.shape[-2:] == t.shape[-2:]:
-        return s
-    return torch.nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
+        return Term(gram(*_both(self, student, teacher)), weight=self.weight)

@@ -53,6 +53,9 @@ DASHES: Final = (
     "-",
 )
 
+FEW: Final = 5
+"""Answers below which a bin of a reliability diagram says too little to lead a line through it."""
+
 _STYLE: Final[Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "limbeck",
@@ -401,7 +404,7 @@ def by_steps(s: Summary, name: str = "steps") -> Picture | None:
                 points = sorted(panels.get((quantity, w), {}).get(r.name, []))
                 if not points:
                     continue
-                dash = {"teacher": (0, (5, 2)), "alone": (0, (1.5, 1.5))}.get(r.role, "-")
+                dash: Any = {"teacher": (0, (5, 2)), "alone": (0, (1.5, 1.5))}.get(r.role, "-")
                 xs, ys = [n for n, _ in points], [y for _, y in points]
                 (handles[r.name],) = ax.plot(xs, ys, linestyle=dash, markersize=7, **_mark(s, r))
                 table += [[r.name, label, f"{w:g}", str(n), significant(y)] for n, y in points]
@@ -462,15 +465,21 @@ def reliability(
             found.append((r, triples))
     if not found:
         return None
-    figure = canvas(488, 400)
+    from matplotlib.lines import Line2D
+
+    handles: list[Line2D] = []
+    figure = canvas(488, 420)
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3.4, 1))
     top.plot([0, 100], [0, 100], color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)))
     table = []
     for i, (r, triples) in enumerate(found):
         colour, total = colour_of(s, r), sum(n for *_, n in triples)
-        dash = {"teacher": (0, (5, 2)), "alone": (0, (1.5, 1.5))}.get(r.role, "-")
+        dash: Any = {"teacher": (0, (5, 2)), "alone": (0, (1.5, 1.5))}.get(r.role, "-")
         xs, ys = [100 * c for c, _, _ in triples], [100 * a for _, a, _ in triples]
-        top.plot(xs, ys, color=colour, linestyle=dash, linewidth=1.8, label=r.name)
+        # a bin of a few answers jumps about: it is shown faintly, and no line is led through it
+        firm = [t for t in triples if t[2] >= max(FEW, 0.005 * total)]
+        top.plot([100 * t[0] for t in firm], [100 * t[1] for t in firm], color=colour, linestyle=dash, linewidth=1.8)
+        handles.append(Line2D([], [], color=colour, linestyle=dash, linewidth=1.8, label=r.name))
         top.scatter(
             xs,
             ys,
@@ -478,6 +487,7 @@ def reliability(
             color=colour,
             linewidths=0.6,
             edgecolors=PAGE,
+            alpha=[1.0 if t in firm else 0.35 for t in triples],
         )
         width = 5.2 / len(found)
         shift = (i - (len(found) - 1) / 2) * width
@@ -493,7 +503,7 @@ def reliability(
     top.set_xlim(low, 103)
     top.set_ylim(low, 103)
     top.set_title("right (%)")
-    top.legend(loc="upper left")
+    figure.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)), handlelength=2.6)
     bottom.set_title("share of the answers (%)", fontsize=11.5)
     bottom.set_xlabel("confidence (%)")
     bottom.grid(axis="x", visible=False)
@@ -502,7 +512,7 @@ def reliability(
         name,
         title,
         "On the dotted line a network is right as often as it is sure; below it, it is over-confident. "
-        "Larger marks hold more answers.",
+        f"Larger marks hold more answers; no line leads through those of fewer than {FEW}.",
         to_svg(
             figure,
             name,

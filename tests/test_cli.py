@@ -445,7 +445,7 @@ def test_a_defect_leaves_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
     ("error", "status", "said"),
     [
         (Stopped(15, "type X"), 143, "stopped by signal 15; type X"),
-        (Stopped(2), 130, "stopped by signal 2"),
+        (Stopped(2), 130, "stopped by signal 2; everything is saved; type the same command again"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 2, "memory: is exhausted; raise engine.accumulate"),
         (OSError(28, "No space left on device", "/x"), 2, "/x: No space left on device; free space"),

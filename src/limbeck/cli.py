@@ -93,7 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as leaving:
         return leaving.code if isinstance(leaving.code, int) else 0
     except Stopped as stopped:
-        return _end(128 + stopped.signum, str(stopped))
+        how = stopped.resume or "everything is saved; type the same command again to go on"
+        return _end(128 + stopped.signum, f"stopped by signal {stopped.signum}; {how}")
     except LimbeckError as error:
         return _end(2, error.line())
     except KeyboardInterrupt:

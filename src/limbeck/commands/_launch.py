@@ -21,16 +21,20 @@ def launch(words: list[str], processes: int) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    for name in ("torch.distributed.elastic", "torch.distributed.run", "torch.distributed.launcher"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # it tells every signal and exit in its own words
+    for name in list(logging.root.manager.loggerDict):
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)  # they tell every signal and exit in their own words
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
-    arguments = ["--standalone", "--nproc-per-node", str(processes), "-m", "limbeck", *words]
+    arguments = run.parse_args(["--standalone", "--nproc-per-node", str(processes), "-m", "limbeck", *words])
+    if hasattr(arguments, "signals_to_handle"):
+        arguments.signals_to_handle = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
+    if hasattr(arguments, "shutdown_timeout"):
+        arguments.shutdown_timeout = 600  # seconds to finish a step and save before processes are killed
     with tempfile.TemporaryDirectory(prefix="limbeck-") as folder:
         os.environ["LIMBECK_STATUS"] = folder
         failed, signum = "", 0
         try:
-            run.run(run.parse_args(arguments))
+            run.run(arguments)
         except ChildFailedError as error:
             rank, failure = error.get_first_failure()
             failed = f"process {rank} ended with status {failure.exitcode}"

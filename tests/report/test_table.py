@@ -285,3 +285,15 @@ def test_metrics_by_name() -> None:
     assert metric_of("accuracy").difference(-0.0123) == "-1.2 points"
     assert metric_of("nll").difference(-0.5) == "-0.5000"
     assert metric_of("accuracy").value(math.inf) == "not finite"
+
+
+def test_a_teacher_may_be_given_once_for_all() -> None:
+    results = [{**r, "metrics": {**r["metrics"], "teacher": {}}} for r in several(2)]
+    comparison = comparison_of(results)
+    assert summarise(comparison).row("teacher") is None
+    given = {"metrics": {"accuracy": 0.99}, "sizes": {"parameters": 1e6}, "latency_ms": {"one_item": 2.0}}
+    teacher = summarise({**comparison, "teacher": given}).row("teacher")
+    assert teacher is not None and teacher.score is not None
+    assert (teacher.score.mean, teacher.parameters, teacher.latency_ms) == (0.99, 1e6, 2.0)
+    own = summarise({**comparison_of(several(2)), "teacher": given}).row("teacher")
+    assert own is not None and own.score is not None and own.score.mean == 0.9733 and own.seconds == 21.0

@@ -236,7 +236,7 @@ def scores(s: Summary, name: str = "scores") -> Picture | None:
             left.plot(
                 [unit * r.score.low, unit * r.score.high], [y, y], color=colour, linewidth=3, solid_capstyle="butt"
             )
-        left.plot([unit * r.score.mean], [y], markersize=9, **_mark(s, r))
+        left.plot([unit * r.score.mean], [y], markersize=10, **_mark(s, r))
     for level in (s.row("teacher"), s.row("alone")):
         if level is not None and level in rows and level.score is not None:
             dash = (0, (5, 3)) if level.role == "teacher" else (0, (1.5, 2))
@@ -259,7 +259,7 @@ def scores(s: Summary, name: str = "scores") -> Picture | None:
             colour = {1: GOOD, -1: BAD}.get(s.metric.better(float(e.sign)), SOFT)
             if e.kind != "none":
                 right.plot([unit * e.low, unit * e.high], [y, y], color=colour, linewidth=3, solid_capstyle="butt")
-            right.plot([unit * e.mean], [y], markersize=9, **{**_mark(s, r), "color": colour})
+            right.plot([unit * e.mean], [y], markersize=10, **{**_mark(s, r), "color": colour})
         low, high = right.get_xlim()
         reach = max(abs(low), abs(high), 1e-12)
         right.set_xlim(min(low, -0.12 * reach), max(high, 0.12 * reach))
@@ -557,7 +557,10 @@ def curves(
     handles: dict[str, Any] = {}
     table = []
     for ax, (quantity, lines) in zip(grid.flat, shown.items(), strict=False):
-        metric = metric_of(quantity)
+        # a term is called as its method calls it; only what is measured on a split is a metric
+        metric = (
+            metric_of(quantity) if "/" in quantity and not quantity.startswith("lr/") else Metric(quantity, quantity)
+        )
         unit = _percent(metric)
         for line in lines:
             i = labels.index(line.label)

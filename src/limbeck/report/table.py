@@ -24,7 +24,7 @@ A **comparison** is the content of ``comparison.json``::
       "primary": "accuracy", "higher_is_better": true,
       "seeds": [0, 1, 2],
       "reference": "kd",                     # optional: the row that others are paired with beside 'alone'
-      "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},   # optional: else taken from the rows
+      "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},   # read where no result has a teacher's metrics
       "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
       "failed": {"nkd": {"1": "what went wrong"}},                          # optional
       "notes": ["..."]                                                      # optional
@@ -509,21 +509,21 @@ def _describe(row: Row, results: Sequence[Result], role: str) -> None:
 
 
 def _teacher(data: Mapping[str, Any], results: Sequence[Result], primary: str, items: int | None) -> Row | None:
+    seen = {str(r.get("seed")): values for r in results if (values := r["metrics"].get("teacher"))}
     given = data.get("teacher")
-    if isinstance(given, Mapping) and given.get("metrics"):
+    if not seen and isinstance(given, Mapping) and given.get("metrics"):
         row = _row("teacher", "teacher", {"": given["metrics"]}, primary, items)
         _describe(row, [{k: {"teacher": given.get(k)} for k in ("sizes", "latency_ms")}], "teacher")
         return row
-    seen = {str(r.get("seed")): r["metrics"].get("teacher") or {} for r in results}
-    if not any(seen.values()):
+    if not seen:
         return None
     if len({tuple(sorted((k, v) for k, v in m.items() if _number(v) is not None)) for m in seen.values()}) == 1:
         # one and the same network in every run: its repetition is no sample
         seen = {"": next(iter(seen.values()))}
     row = _row("teacher", "teacher", seen, primary, items)
     _describe(row, results, "teacher")
-    spent = _stages(results, lambda stage: stage == "teacher")
-    row.stages, row.seconds = spent, spent.get("teacher")
+    row.stages = _stages(results, lambda stage: stage == "teacher")
+    row.seconds = row.stages.get("teacher")
     return row
 
 

@@ -91,7 +91,7 @@ class Bench:
             {
                 "model": model.config
                 or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
-                "task": {k: v for k, v in self.task.config.items() if k != "data"},
+                "task": {k: v for k, v in self.task.config.items() if k not in ("data", *self.task.judging)},
                 "data": data.fingerprint,
                 "optim": settings_of(optim),
                 "queries": {n: q.config for n, q in (queries or {}).items()},

@@ -27,6 +27,7 @@ class Task(Component):
             only judges.
         labels: class names in the task's order, or ``None``.
         onnx_names: the tensors of a batch that are inputs of an exported graph.
+        judging: settings that only judge: a teacher trained under other values of them is the same teacher.
     """
 
     kind: ClassVar[str] = "task"
@@ -34,6 +35,7 @@ class Task(Component):
     higher_is_better: bool = False
     labels: list[str] | None = None
     onnx_names: tuple[str, ...] = ("x",)
+    judging: tuple[str, ...] = ()
     train: Data
     teacher_train: Data
     valid: Data

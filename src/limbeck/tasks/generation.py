@@ -95,6 +95,8 @@ class Generation(Task):
 
     primary = "endpoint_mse"
     higher_is_better = False
+    onnx_names = ("z", "logsnr", "y", "w")
+    judging = ("guidance", "steps", "samples", "times_more", "reference_steps", "clip", "eval_batch")
 
     def __init__(
         self,
@@ -193,6 +195,15 @@ class Generation(Task):
         w = torch.full((len(x),), self.guidance[0])
         return {**batch, "z": diffusion.diffuse(x, eps, logsnr), "logsnr": logsnr, "w": w}
 
+    def describe(self) -> dict[str, Any]:
+        """What must be known to use a denoiser elsewhere: shape, range of values, schedule, classes."""
+        return {
+            "shape": list(self.shape),
+            "range": [-1.0, 1.0],
+            "schedule": describe_schedule(self.schedule),
+            "classes": self.labels,
+        }
+
     # -- training without a teacher -----------------------------------------------------------------------------------
 
     def noised(self, batch: Batch, stream: str = "denoise") -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
@@ -245,6 +256,8 @@ class Generation(Task):
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
     ) -> dict[str, float]:
         """``denoising_loss`` of a network on a split, with fixed noise; ``agreement_mse`` to a teacher's x."""
+        if not isinstance(built.module, nn.Module):  # an exported graph does not say what its output means
+            return {}
         device = device or next(built.module.parameters()).device
         was = built.module.training
         built.module.eval()

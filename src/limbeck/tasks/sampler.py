@@ -104,8 +104,8 @@ class Students:
         steps: the deterministic student of each number of steps.
         stochastic: the student of the stochastic sampler of each number of steps.
         encoders: the student that goes from data to noise, by number of steps.
-        many: how many steps or more the student with the most steps may take (it learnt the guided teacher itself);
-            ``None`` when every student is for its own number of steps alone.
+        many: the student with the most steps may take any number from this on, for it learnt the guided teacher at every
+            time; ``None`` when every student is for its own number of steps alone.
     """
 
     steps: dict[int, nn.Module]
@@ -133,7 +133,7 @@ class SamplerArtifact(NetworkArtifact):
     """
 
     kind: ClassVar[str] = "sampler"
-    formats = ("safetensors",)
+    formats: tuple[str, ...] = ("safetensors", "onnx")
 
     def __init__(
         self,
@@ -167,10 +167,11 @@ class SamplerArtifact(NetworkArtifact):
         if steps in found:
             return found[steps]
         many = self.students.many
-        if sampler == "deterministic" and many is not None and steps > many and many in found:
-            return found[many]
+        open_end = sampler == "deterministic" and many is not None and bool(found)
+        if open_end and steps >= (many or 1):
+            return found[max(found)]
         known = ", ".join(map(str, sorted(found))) or "none"
-        more = f", or more than {many}" if sampler == "deterministic" and many is not None and many in found else ""
+        more = f", or {many} and more" if open_end else ""
         raise ConfigError(
             "steps",
             f"no {sampler} student of this run samples in so many steps",
@@ -512,7 +513,7 @@ class SamplerArtifact(NetworkArtifact):
         found = task.judge_sampler(draw, bench)
         for steps in sorted(self.students.stochastic):
             found.update(task.judge_stochastic(self, steps, bench))
-        return found  # type: ignore[no-any-return]
+        return found
 
     def _has(self, steps: int) -> bool:
         try:

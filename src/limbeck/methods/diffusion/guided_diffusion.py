@@ -194,6 +194,8 @@ class GuidedDiffusion(Method):
         student, teacher = setup.student.module, self.roles["teacher"].module
         self.reads, self.teacher_reads = reading(student, "student"), reading(teacher, "teacher")
         self._check(student)
+        # how far the run has come: the student's present number of steps, and the extra students that have begun
+        self.state = {"steps": self.start_steps, "stochastic": [], "encoder": 0}
         if self.init == "teacher":
             inherit(teacher, student, dry=True)
         chosen = [n for n, p in student.named_parameters() if self._trains.search(n)]
@@ -302,6 +304,7 @@ class GuidedDiffusion(Method):
 
     def _promote(self, n: int, ctx: Context) -> None:
         """The student of 2n steps becomes the teacher of n."""
+        self.state["steps"] = n
         guide = self._before(n)
         if guide.role == "teacher":
             self._inherit(ctx)
@@ -312,6 +315,7 @@ class GuidedDiffusion(Method):
         if n == self.end_steps:
             self._copy("student", f"student@{n}")
         self._copy(f"student@{n}", f"stochastic@{n}")
+        self.state["stochastic"] = [*self.state["stochastic"], n]
 
     def _begin_encoder(self, n: int, ctx: Context) -> None:
         if n == self.encoder_rounds[0]:
@@ -321,6 +325,7 @@ class GuidedDiffusion(Method):
                 inherit(self.roles["teacher"].module, self.roles["encoder"].module)
         else:
             self._copy("encoder", "encoder-before")
+        self.state["encoder"] = n
 
     def _first_student(self) -> str:
         return f"student@{self.start_steps}"
@@ -424,33 +429,29 @@ class GuidedDiffusion(Method):
         predicted = diffusion.to_x_eps(out, z, logsnr, self.reads.mean_type)
         return Term(diffusion.select_error(diffusion.prediction_errors(predicted, target, logsnr), weight), to=role)  # [N]
 
-    def _many(self) -> int | None:
-        """From how many steps on the first student may be used: it learnt the guided teacher at every time."""
-        if not self.guide or self.times == "discrete" or (self.rounds and self.start_steps not in self.kept):
-            return None
-        return self.start_steps if self.rounds else 1
-
     # -- result -------------------------------------------------------------------------------------------------------
 
     def artifact(self) -> Artifact:
-        """A sampler: the student of every number of steps that was kept."""
-        steps = {n: self.roles[f"student@{n}"].module for n in self.kept if n != self.end_steps}
-        steps[self.end_steps] = self.roles["student"].module
-        return SamplerArtifact(
-            self.task_,
-            self.setup.student,
-            Students(
-                steps,
-                {n: self.roles[f"stochastic@{n}"].module for n in self.stochastic},
-                {self.encoder_rounds[-1]: self.roles["encoder"].module} if self.encoder_rounds else {},
-                many=self._many(),
-            ),
-            self.task_.schedule,
-            (self.w_min, self.w_max),
-            self.task_.shape,
-            self.task_.labels,
-            self.task_.clip,
+        """A sampler: the student of every number of steps that was kept, as far as the run has come."""
+        now: int = self.state["steps"]
+        steps = {n: self.roles[f"student@{n}"].module for n in self.kept if n > now and self.roles[f"student@{n}"].changed}
+        steps[now] = self.roles["student"].module
+        encoder: int = self.state["encoder"]
+        students = Students(
+            steps,
+            {n: self.roles[f"stochastic@{n}"].module for n in self.state["stochastic"]},
+            {encoder: self.roles["encoder"].module} if encoder else {},
+            self._many(now, steps),
         )
+        task = self.task_
+        built, w_range = self.setup.student, (self.w_min, self.w_max)
+        return SamplerArtifact(task, built, students, task.schedule, w_range, task.shape, task.labels, task.clip)
+
+    def _many(self, now: int, steps: dict[int, nn.Module]) -> int | None:
+        """From how many steps on the first student may be used: it learnt the guided teacher at every time."""
+        if not self.guide or self.times == "discrete" or self.start_steps not in steps:
+            return None
+        return 1 if now == self.start_steps else self.start_steps
 
 
 def _halvings(start_name: str, start: int, end_name: str, end: int) -> list[int]:

@@ -24,7 +24,7 @@ A **comparison** is the content of ``comparison.json``::
       "primary": "accuracy", "higher_is_better": true,
       "seeds": [0, 1, 2],
       "reference": "kd",                     # optional: the row that others are paired with beside 'alone'
-      "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},   # read where no result has a teacher's metrics
+      "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},  # where no result has a teacher's
       "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
       "failed": {"nkd": {"1": "what went wrong"}},                          # optional
       "notes": ["..."]                                                      # optional

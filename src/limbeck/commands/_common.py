@@ -228,7 +228,7 @@ def print_outcome(data: Mapping[str, Any], title: str) -> None:
     out = console()
     out.print(comparison_table(summary, title, out.width))
     for line in (*headline(summary), *footnotes(summary), *summary.notes):
-        print(line)
+        out.print(line, markup=False, emoji=False)
 
 
 def print_json(value: Any) -> None:

@@ -213,8 +213,8 @@ def skew_kl(
 
     Example:
         >>> a, b = torch.tensor([0.0, 300.0]), torch.tensor([300.0, 0.0])
-        >>> round(skew_kl(a, b, mix=0.1).item(), 5) == round(-math.log(0.1), 5)
-        True
+        >>> round(skew_kl(a, b, mix=0.1).item(), 4)
+        2.3026
     """
     choose("direction", direction, Direction, "direction")
     _share("mix", mix, "mix=0 is kl(...), mix=1 is zero everywhere")

@@ -66,6 +66,7 @@ class Language(Task):
 
     primary = "cross_entropy"
     higher_is_better = False
+    kind_of_target = "token"
     onnx_names = ("input_ids", "attention_mask")
 
     def __init__(

@@ -22,6 +22,7 @@ GROUP = "limbeck.methods"
 """The entry-point group in which an installed package offers methods: ``slug = package.module``."""
 
 _TEXTS = ("slug", "title", "family", "venue", "arxiv", "repository", "licence", "optimised", "claim", "recipe", "notes")
+_BEGINS = re.compile(r"^CARD\b.*=.*\($", re.MULTILINE)
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -145,7 +146,7 @@ def _read(path: Path) -> Card | None:
 def _parse(name: str, _changed: int, _size: int) -> Card | None:
     try:
         text = Path(name).read_text(encoding="utf-8")
-        tree = ast.parse(text, name)
+        tree = _piece(text, name) or ast.parse(text, name)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(name, f"cannot be read: {error}") from None
     except (SyntaxError, ValueError) as error:
@@ -161,6 +162,18 @@ def _parse(name: str, _changed: int, _size: int) -> Card | None:
         if any(isinstance(t, ast.Name) and t.id == "CARD" for t in targets):
             return _card(name, value)
     return None
+
+
+def _piece(text: str, name: str) -> ast.Module | None:
+    """The statement of the Card alone, in its place, where a file has just one: most of a file need not be parsed."""
+    begins = [m.start() for m in _BEGINS.finditer(text)]
+    end = text.find("\n)", begins[0]) if len(begins) == 1 else -1
+    if end < 0:
+        return None
+    try:
+        return ast.parse("\n" * text.count("\n", 0, begins[0]) + text[begins[0] : end + 2], name)
+    except (SyntaxError, ValueError):
+        return None  # the whole file will tell
 
 
 def _card(name: str, call: ast.expr) -> Card:

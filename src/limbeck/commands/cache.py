@@ -16,9 +16,15 @@ def main(words: list[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
     parser.add_argument("--out", metavar="DIR", type=common.folder_or_file("--out"), help="where it is written")
     parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
-    parser.add_argument("--top", metavar="K", type=common.whole(1, "--top"), help="outputs kept a position (all; 50 of a vocabulary)")
-    parser.add_argument("--views", metavar="N", type=common.whole(1, "--views"), default=1, help="augmented views an item (1)")
-    parser.add_argument("--feature", metavar="MODULE", action="append", default=[], help="a module of the teacher to keep too")
+    parser.add_argument(
+        "--top", metavar="K", type=common.whole(1, "--top"), help="outputs kept a position (all; 50 of a vocabulary)"
+    )
+    parser.add_argument(
+        "--views", metavar="N", type=common.whole(1, "--views"), default=1, help="augmented views an item (1)"
+    )
+    parser.add_argument(
+        "--feature", metavar="MODULE", action="append", default=[], help="a module of the teacher to keep too"
+    )
     parser.add_argument("--yes", action="store_true", help="write it without asking")
     args, overrides = parser.read(words)
     if args.recipe is None:

@@ -143,10 +143,10 @@ def jeffreys(
         True
     """
     pair = _pair(student, teacher, temperature, where)
-    return pair.done(expect_gap(pair.log_p, pair.log_q), scale_t2)
+    return pair.done(_both_ways(pair.log_p, pair.log_q), scale_t2)
 
 
-def expect_gap(log_a: Tensor, log_b: Tensor) -> Tensor:
+def _both_ways(log_a: Tensor, log_b: Tensor) -> Tensor:
     """``sum (a - b)(log a - log b)``: both directions of the KL in one sum whose terms are all non-negative."""
     a, b = log_a.exp(), log_b.exp()
     gap = torch.where((a > 0) | (b > 0), log_a - log_b, torch.zeros_like(a))
@@ -517,7 +517,7 @@ class SelfKnowledge(NamedTuple):
     weak: Tensor
 
 
-def uskd_labels(labels: Tensor, classes: int, *, variant: Variant = "paper") -> tuple[Tensor, Tensor]:
+def uskd_labels(labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
     """Target classes of each item and their values: ids ``[..., k]`` and values ``[..., k]``.
 
     Hard labels give k = 1 and the value 1. Soft labels ``[..., C]`` give their two largest entries, k = 2; further
@@ -900,12 +900,12 @@ def binary_kl(
     if direction == "reverse":
         s, t = t, s
     logsigmoid = torch.nn.functional.logsigmoid
-    yes = expect_each(logsigmoid(t), logsigmoid(s))
-    no = expect_each(logsigmoid(-t), logsigmoid(-s))
+    yes = _each_way(logsigmoid(t), logsigmoid(s))
+    no = _each_way(logsigmoid(-t), logsigmoid(-s))
     return keep(scaled(not_negative((yes + no).sum(-1)), temperature, scale_t2), where)
 
 
-def expect_each(log_a: Tensor, log_b: Tensor) -> Tensor:
+def _each_way(log_a: Tensor, log_b: Tensor) -> Tensor:
     """``a (log a - log b)`` element by element, 0 where a is 0."""
     a = log_a.exp()
     return a * torch.where(a > 0, log_a - log_b, torch.zeros_like(a))

@@ -1,0 +1,1 @@
+"""Speed, memory and conventions, beside the floor and beside peers. ``python -m benchmarks``."""

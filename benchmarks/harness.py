@@ -1,0 +1,333 @@
+"""How things are measured here, and how results are kept.
+
+Time is CPU time of this process (`time.process_time`), in interleaved rounds: every round runs every variant once, in an
+order of its own, and only ratios (or differences) within one round are compared. So a machine that is busy with other
+things, or that gets slower as it gets warm, moves both sides alike. Medians over the rounds decide; the raw rounds are
+kept. Memory is the growth of the peak of resident memory, each measurement in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks import peers
+
+Say = Callable[[str], None]
+ROOT = Path(__file__).parents[1]
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+@dataclass
+class Row:
+    """One line of a table: who, its numbers by column, and a remark."""
+
+    name: str
+    cells: dict[str, Any] = field(default_factory=dict)
+    note: str = ""
+
+
+@dataclass
+class Check:
+    """A promise with its number.
+
+    Attributes:
+        what: the promise in words.
+        value: what was measured; ``None`` where it could not be (a peer is missing).
+        limit: the bound.
+        at_least: the value must not lie below the bound; otherwise not above it.
+        why: why it could not be measured.
+    """
+
+    what: str
+    value: float | None
+    limit: float
+    at_least: bool = False
+    why: str = ""
+
+    @property
+    def passed(self) -> bool | None:
+        """Whether the promise held; ``None`` where nothing was measured."""
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def said(self) -> str:
+        """The promise and what came of it, in one line."""
+        bound = f"{'at least' if self.at_least else 'at most'} {number(self.limit)}"
+        if self.value is None:
+            return f"{self.what}: {bound}, NOT MEASURED ({self.why})"
+        return f"{self.what}: {bound}, measured {number(self.value)}: {'PASS' if self.passed else 'FAIL'}"
+
+
+@dataclass
+class Report:
+    """What one benchmark found.
+
+    Attributes:
+        name: of the benchmark.
+        title: what it compares, in one line.
+        settings: sizes and repetitions.
+        rows: the table.
+        checks: the promises.
+        raw: every round of every variant.
+        notes: what a reader must know to read the numbers right.
+    """
+
+    name: str
+    title: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    raw: dict[str, Any] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool | None:
+        """``False`` if a promise was broken, ``None`` if none was broken but one not measured, else ``True``."""
+        states = [check.passed for check in self.checks]
+        return False if False in states else None if None in states else True
+
+    @contextmanager
+    def peer(self, name: str, **cells: Any) -> Iterator[None]:
+        """A peer that is missing, or does not run, becomes a row that says so."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # other people's deprecations are not our subject
+                yield
+        except peers.Missing as missing:
+            self.rows.append(Row(name, dict(cells), str(missing)))
+        except Exception as error:
+            self.rows.append(Row(name, dict(cells), f"failed: {peers.brief(error)}"))
+
+    def as_json(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "benchmark": self.name,
+            "title": self.title,
+            "passed": self.passed,
+            "checks": [
+                {"what": c.what, "value": c.value, "limit": c.limit, "at_least": c.at_least, "passed": c.passed, "said": c.said()}
+                for c in self.checks
+            ],
+            "rows": [{"name": r.name, **r.cells, "note": r.note} for r in self.rows],
+            "settings": self.settings,
+            "notes": self.notes,
+            "raw": self.raw,
+        }
+
+
+def number(value: Any) -> str:
+    """A number for a table: three significant digits, or what else it is."""
+    if value is None:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    if value == 0 or not math.isfinite(value):
+        return f"{value:g}"
+    if abs(value) >= 1000 or float(value).is_integer():
+        return f"{value:,.0f}"
+    return f"{value:.3g}" if abs(value) >= 0.001 else f"{value:.1e}"
+
+
+# ------------------------------------------------------------------------------------------------------- time
+
+
+def cpu_seconds(work: Callable[[], Any], repeats: int = 1) -> float:
+    """CPU seconds of one call, over ``repeats`` calls."""
+    began = time.process_time()
+    for _ in range(repeats):
+        work()
+    return (time.process_time() - began) / repeats
+
+
+def interleave(variants: Mapping[str, Callable[[], float]], rounds: int, say: Say = quiet, warm: bool = True) -> dict[str, list[float]]:
+    """Every variant once a round, in an order that changes; each returns its own CPU seconds.
+
+    Args:
+        variants: by name, a function that works once and returns what it measured.
+        rounds: how many.
+        say: told how far it is.
+        warm: run every variant once before, unmeasured.
+
+    Returns:
+        The measured seconds of every round, by name.
+    """
+    order = list(variants)
+    found: dict[str, list[float]] = {name: [] for name in order}
+    shuffle = random.Random(0)
+    if warm:
+        for name in order:
+            variants[name]()
+    for number_ in range(rounds):
+        shuffle.shuffle(order)
+        for name in order:
+            found[name].append(variants[name]())
+        say(f"round {number_ + 1} of {rounds}")
+    return found
+
+
+def ratios(raw: Mapping[str, Sequence[float]], name: str, floor: str) -> list[float]:
+    """What ``name`` took over what ``floor`` took, round by round."""
+    return [a / b for a, b in zip(raw[name], raw[floor], strict=True)]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Median and range: ``1.03 (0.98 to 1.08)``."""
+    return f"{number(statistics.median(values))} ({number(min(values))} to {number(max(values))})"
+
+
+class Ticks:
+    """A progress display that notes the CPU time at every step: the engine's loop is measured from the inside.
+
+    Args:
+        first: the step after which the clock starts.
+        last: the step after which it stops.
+    """
+
+    def __init__(self, first: int, last: int) -> None:
+        from limbeck.core.logs import Progress
+
+        # plain lines, as in a batch job, into nothing: what showing progress costs is part of a step
+        self._null = open(os.devnull, "w")  # noqa: SIM115 - closed in close
+        self._shown = Progress(file=self._null, rank=0)
+        self.first, self.last, self.done = first, last, 0
+        self.began = self.ended = 0.0
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> None:
+        """A stage begins."""
+        self._shown.stage(name, total, done)
+
+    def advance(self, n: int = 1, **metrics: Any) -> None:
+        """A step is done."""
+        self._shown.advance(n, **metrics)
+        if n:
+            self.done += n
+            if self.done == self.first:
+                self.began = time.process_time()
+            elif self.done == self.last:
+                self.ended = time.process_time()
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Let the null device go."""
+        self._shown.close()
+        self._null.close()
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of one step."""
+        return (self.ended - self.began) / (self.last - self.first)
+
+
+# ----------------------------------------------------------------------------------------------------- memory
+
+
+def peak_growth(function: str, **arguments: Any) -> float:
+    """MB by which the peak of resident memory grows while something runs, in a process of its own.
+
+    Args:
+        function: ``package.module:name`` of a function that prepares inputs and returns the work.
+        **arguments: its arguments, as JSON has them.
+
+    Raises:
+        peers.Missing: the function needs a peer that is not installed.
+        RuntimeError: the process failed.
+    """
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "benchmarks.memory", function, json.dumps(arguments)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
+    lines = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    if done.returncode or not lines:
+        raise RuntimeError(f"{function} ended with {done.returncode}: {done.stderr.strip()[-400:]}")
+    found = json.loads(lines[-1])
+    if "missing" in found:
+        raise peers.Missing(found["missing"])
+    return float(found["mb"])
+
+
+# ------------------------------------------------------------------------------------------------ what is kept
+
+
+def machine() -> dict[str, Any]:
+    """The machine, as far as it matters for a figure; nothing that names it."""
+    import torch
+
+    found: dict[str, Any] = {
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    try:
+        found["memory_gb"] = round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+        found["load"] = round(os.getloadavg()[0], 2)
+    except (AttributeError, OSError, ValueError):
+        pass
+    return found
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
+def write(report: Report, folder: Path, seconds: float, before: dict[str, Any]) -> Path:
+    """Keep a report as ``NAME.json``."""
+    from limbeck.core.store import atomic_write
+    from limbeck.run import versions
+
+    after = machine()
+    about = {
+        "seconds": round(seconds, 1),
+        "machine": {**after, "load_before": before.get("load"), "load_after": after.pop("load", None)},
+        "versions": {**versions(), **peers.versions()},
+    }
+    if (about["machine"].get("load_before") or 0) > (after["cores"] or 1):
+        report.notes.append("other jobs were running on this machine: ratios within a round hold, absolute times do not")
+    path = folder / f"{report.name}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps({**report.as_json(), **about}, indent=1) + "\n").encode())
+    return path
+
+
+__all__ = [
+    "Check",
+    "Report",
+    "Row",
+    "Ticks",
+    "cpu_seconds",
+    "interleave",
+    "machine",
+    "number",
+    "peak_growth",
+    "quiet",
+    "ratios",
+    "spread",
+    "write",
+]

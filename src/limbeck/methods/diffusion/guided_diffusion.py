@@ -164,10 +164,14 @@ class GuidedDiffusion(Method):
         self.stochastic = sorted(set(stochastic or []), reverse=True)
         wrong = [n for n in self.stochastic if n not in made or n < 2]
         if wrong:
-            raise ValueError(f"stochastic holds {wrong}; there are students of {[n for n in made if n > 1]} steps to learn from")
+            raise ValueError(
+                f"stochastic holds {wrong}; there are students of {[n for n in made if n > 1]} steps to learn from"
+            )
         if encoder_steps < 0:
             raise ValueError("encoder_steps must be 0 or more")
-        self.encoder_rounds = _halvings("start_steps", start_steps, "encoder_steps", encoder_steps) if encoder_steps else []
+        self.encoder_rounds = (
+            _halvings("start_steps", start_steps, "encoder_steps", encoder_steps) if encoder_steps else []
+        )
         if encoder_steps and not self.encoder_rounds:
             raise ValueError("encoder_steps must be below start_steps")
         if keep is not None and any(n not in made for n in keep):
@@ -227,7 +231,9 @@ class GuidedDiffusion(Method):
                 remedy="teacher.null_condition=INDEX, or method.w_max=0 to distil without guidance",
             )
         if self.w_max > self.w_min and not self.reads.guided:
-            way = "time_cond_proj_dim is None" if hasattr(getattr(student, "net", None), "config") else "guided is false"
+            way = (
+                "time_cond_proj_dim is None" if hasattr(getattr(student, "net", None), "config") else "guided is false"
+            )
             raise ConfigError(
                 "student",
                 f"student has no guidance input ({way})",
@@ -272,7 +278,8 @@ class GuidedDiffusion(Method):
         train = self.setup.train
         found = [self._stage("guide", train, "student", self._inherit, self.guide_step)] if self.guide else []
         for n in self.rounds:
-            found.append(self._stage(f"halve{n}", self._budget(n), "student", partial(self._promote, n), partial(self.halve_step, n)))
+            begin, step = partial(self._promote, n), partial(self.halve_step, n)
+            found.append(self._stage(f"halve{n}", self._budget(n), "student", begin, step))
         for n in self.stochastic:
             begin, step = partial(self._begin_stochastic, n), partial(self.stochastic_step, n)
             found.append(self._stage(f"stochastic{n}", self._budget(n), f"stochastic@{n}", begin, step))
@@ -283,7 +290,9 @@ class GuidedDiffusion(Method):
 
     def _stage(self, name: str, optim: Optim, role: str, begin: Any, step: Any) -> Stage:
         data = self.task.train
-        return Stage(name, steps=optim.steps, data=data, batch_size=optim.batch_size, optim={role: optim}, begin=begin, step=step)
+        return Stage(
+            name, steps=optim.steps, data=data, batch_size=optim.batch_size, optim={role: optim}, begin=begin, step=step
+        )
 
     def _budget(self, n: int) -> Optim:
         """A round's optimiser: the learning rate starts again and anneals over the round."""
@@ -351,7 +360,7 @@ class GuidedDiffusion(Method):
 
     def guided_target(self, ctx: Context, z: Tensor, logsnr: Tensor, c: Tensor, w: Tensor) -> XEps:
         """``x^w(z)`` and its eps, [N, C, H, W] each, without graph; one call of 2N rows, or of N where w is 0."""
-        kind, null, lam = self.teacher_reads.mean_type, self.teacher_reads.null_condition, logsnr.float()
+        kind, null, lam = self.teacher_reads.mean_type, self.teacher_reads.null_condition, logsnr.to(z.dtype)
         if null is None or self.w_max == 0:
             out = ctx.call("teacher", z, lam, c)
             return diffusion.to_x_eps(out, z, logsnr, kind, clip_x=self.clip)
@@ -425,16 +434,19 @@ class GuidedDiffusion(Method):
         self, role: str, ctx: Context, z: Tensor, logsnr: Tensor, c: Tensor, w: Tensor, target: XEps, weight: Weight
     ) -> Term:
         more = (w,) if self.reads.guided else ()
-        out = ctx.call(role, z, logsnr.float(), c, *more)
+        out = ctx.call(role, z, logsnr.to(z.dtype), c, *more)
         predicted = diffusion.to_x_eps(out, z, logsnr, self.reads.mean_type)
-        return Term(diffusion.select_error(diffusion.prediction_errors(predicted, target, logsnr), weight), to=role)  # [N]
+        errors = diffusion.prediction_errors(predicted, target, logsnr)
+        return Term(diffusion.select_error(errors, weight), to=role)  # [N]
 
     # -- result -------------------------------------------------------------------------------------------------------
 
     def artifact(self) -> Artifact:
         """A sampler: the student of every number of steps that was kept, as far as the run has come."""
         now: int = self.state["steps"]
-        steps = {n: self.roles[f"student@{n}"].module for n in self.kept if n > now and self.roles[f"student@{n}"].changed}
+        steps = {
+            n: self.roles[f"student@{n}"].module for n in self.kept if n > now and self.roles[f"student@{n}"].changed
+        }
         steps[now] = self.roles["student"].module
         encoder: int = self.state["encoder"]
         students = Students(
@@ -474,13 +486,13 @@ def inherit(teacher: nn.Module, student: nn.Module, dry: bool = False) -> None:
     """
     theirs, mine = teacher.state_dict(), student.state_dict()
     new = [n for n in mine if n not in theirs]
-    strange = [n for n in new if not re.search(GUIDANCE, n)]
-    lost = [n for n in theirs if n not in mine]
-    shapes = [
-        f"{n} {list(theirs[n].shape)} for {list(mine[n].shape)}" for n in mine if n in theirs and theirs[n].shape != mine[n].shape
-    ]
-    if strange or lost or shapes:
-        said = [f"{len(v)} {what} ({', '.join(v[:4])})" for what, v in (("missing", strange), ("unexpected", lost), ("of other shapes", shapes)) if v]
+    wrong = {
+        "missing": [n for n in new if not re.search(GUIDANCE, n)],
+        "unexpected": [n for n in theirs if n not in mine],
+        "of other shapes": [n for n in mine if n in theirs and theirs[n].shape != mine[n].shape],
+    }
+    if any(wrong.values()):
+        said = [f"{len(v)} {what} ({', '.join(v[:4])})" for what, v in wrong.items() if v]
         raise TeacherMismatch(
             "student",
             f"the teacher's weights do not fit it: {'; '.join(said)}",

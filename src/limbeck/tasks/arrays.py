@@ -33,7 +33,8 @@ def open_npz(path: Path) -> dict[str, Any]:
 def open_npy(path: Path) -> Any:
     """The array of a ``.npy`` file; nothing in it is unpickled."""
     try:
-        return np.lib.format.open_memmap(path, mode="r")[...]
+        with open(path, "rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:
         raise DataError(str(path), f"cannot be read: {_brief(error)}", expected="a .npy of plain numbers") from None
 

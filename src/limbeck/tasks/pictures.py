@@ -114,23 +114,34 @@ def _grey_numbers(values: np.ndarray[Any, Any], mode: str) -> Tensor:
 
 
 def _deep_png(raw: bytes) -> Tensor | None:
-    """PNG with 16 bits a channel and colour or transparency, which Pillow cuts to 8 bits; ``None`` for all else."""
-    if raw[:8] != b"\x89PNG\r\n\x1a\n" or raw[24:25] != b"\x10" or raw[25:26] not in (b"\x02", b"\x04", b"\x06"):
-        return None
-    try:
-        from torchvision.io import ImageReadMode, decode_png
+    """PNG with 16 bits a channel and colour, which Pillow cuts to its upper 8 bits; ``None`` for all else.
 
-        buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        values = decode_png(buffer, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    The lower 8 bits come from a second pass that takes the other byte of each pair, as of a file in the other order.
+    """
+    kind = raw[25:26]
+    if raw[:8] != b"\x89PNG\r\n\x1a\n" or raw[24:25] != b"\x10" or kind not in (b"\x02", b"\x06"):
+        return None
+    from PIL import Image, ImageOps
+
+    layout = "RGB" if kind == b"\x02" else "RGBA"
+    halves = []
+    try:
+        for order in ("B", "L"):
+            with Image.open(io.BytesIO(raw)) as image:
+                if len(image.tile) != 1 or image.tile[0][3] != f"{layout};16B" or "transparency" in image.info:
+                    return None
+                image.tile = [image.tile[0]._replace(args=f"{layout};16{order}")]
+                image.load()
+                halves.append(np.asarray(ImageOps.exif_transpose(image)).astype(np.float32))
     except Exception as error:
-        log.debug("16-bit PNG left to Pillow: %s", error)  # which names what is wrong, or reads its upper 8 bits
+        log.debug(
+            "the lower bits of a 16-bit PNG are left out: %s", error
+        )  # what is wrong is said by who reads it next
         return None
-    if values.dtype != torch.uint16:
-        return None
-    x = to_unit(values)
-    if len(x) in (2, 4):
-        x = x[:-1] * x[-1:] + (1.0 - x[-1:])
-    return x.expand(3, -1, -1).contiguous() if len(x) == 1 else x
+    values = (halves[0] * 256.0 + halves[1]) / 65535.0
+    if layout == "RGBA":
+        values = values[..., :3] * values[..., 3:] + (1.0 - values[..., 3:])
+    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
 
 
 def _register_heif() -> None:

@@ -95,6 +95,7 @@ class _Tabular(PictureSource):
         for _, path in files:
             if not path.is_file():
                 raise DataError(str(path), "there is no such file", remedy="check the path")
+        files.sort(key=lambda f: f[0] != "train")  # the training table says which columns there are
         tables = [(s, self.rows(path)) for s, path in files]
         return self.from_rows(tables, start if start.is_dir() else start.parent, target, size)
 

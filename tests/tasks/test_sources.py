@@ -1,0 +1,354 @@
+"""Folders, arrays, libraries' sets and the user's function as splits, with classes matched by name."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+
+from limbeck.core.errors import ConfigError, DataError
+from limbeck.tasks.arrays import as_inputs, as_targets, from_datasets, read_names
+from limbeck.tasks.sources import Arrays, Digits, Folder, Imported, TorchvisionSet
+from tests.tasks.picture_files import noise, write_folder
+
+
+def names_of(split: Any, labels: list[str]) -> list[str]:
+    return [labels[i] for i in split.y.tolist()]
+
+
+# ---------------------------------------------------------------------------------------------------------- digits
+def test_digits_have_one_test_split_in_equal_shares() -> None:
+    found = Digits().read()
+    assert (len(found.train), len(found.test)) == (1097, 700) and found.valid is None
+    counts = torch.bincount(found.test.y)
+    assert counts.min() >= 67 and counts.max() <= 72
+    x = found.train.fetch(torch.arange(9))["x"]
+    assert x.shape == (9, 1, 8, 8) and x.min() == 0 and x.max() == 1
+    again = Digits().read()
+    assert again.test.fingerprint == found.test.fingerprint != found.train.fingerprint
+    assert Digits().read("labels").train.y.shape == (1097, 10) and Digits().read("number").labels == ["digit"]
+    assert Digits().read(size=12).train.shape == (1, 12, 12)
+
+
+# --------------------------------------------------------------------------------------------------------- folders
+def test_class_folders(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"wren": 3, "10": 2, "owl": 4})
+    found = Folder(str(tmp_path)).read()
+    assert found.labels == ["10", "owl", "wren"] and found.kind == "label" and found.test is None
+    assert sorted(names_of(found.train, found.labels)) == ["10"] * 2 + ["owl"] * 4 + ["wren"] * 3
+    assert found.train.fetch(torch.tensor([0]))["x"].shape == (1, 3, 8, 8)
+
+
+def test_a_class_that_a_split_lacks_shifts_nothing(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"cat": 3, "emu": 3, "fox": 3})
+    write_folder(tmp_path / "Val", {"emu": 2, "fox": 1})
+    write_folder(tmp_path / "test", {"ant": 1, "fox": 2})
+    found = Folder(str(tmp_path)).read()
+    assert found.labels == ["ant", "cat", "emu", "fox"]
+    assert names_of(found.valid, found.labels) == ["emu", "emu", "fox"]
+    assert names_of(found.test, found.labels) == ["ant", "fox", "fox"]
+    assert sorted(set(names_of(found.train, found.labels))) == ["cat", "emu", "fox"]
+
+
+def test_a_validation_folder_alone_judges(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"a": 3, "b": 3})
+    write_folder(tmp_path / "val", {"a": 1, "b": 2})
+    found = Folder(str(tmp_path)).read()
+    assert found.valid is None and len(found.test) == 3 and "validation split judges" in found.notes[0]
+
+
+def test_a_class_called_train_is_a_class_when_it_holds_pictures(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"train": 2, "tram": 2})
+    assert Folder(str(tmp_path)).read().labels == ["train", "tram"]
+
+
+def test_folders_that_make_no_sense(tmp_path: Path) -> None:
+    write_folder(tmp_path / "mixed" / "train", {"a": 1})
+    write_folder(tmp_path / "mixed", {"b": 1})
+    with pytest.raises(DataError, match="no split: b"):
+        Folder(str(tmp_path / "mixed")).read()
+    (tmp_path / "flat").mkdir()
+    Image.fromarray(noise(0, 4, 4, 3)).save(tmp_path / "flat" / "a.png")
+    with pytest.raises(DataError, match="outside any class folder"):
+        Folder(str(tmp_path / "flat")).read()
+    (tmp_path / "empty" / "a").mkdir(parents=True)
+    with pytest.raises(DataError, match="no pictures"):
+        Folder(str(tmp_path / "empty")).read()
+    for path in ("absent", "nul\0l", "~nobody-of-that-name/x"):
+        with pytest.raises(DataError):
+            Folder(str(tmp_path / path) if path == "absent" else path).read()
+
+
+def test_unreadable_pictures_across_splits_are_named_together(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"a": 2, "b": 2})
+    write_folder(tmp_path / "test", {"a": 1, "b": 1})
+    (tmp_path / "train/a/bad.png").write_bytes(b"no")
+    (tmp_path / "test/b/gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(DataError, match=r"2 of 8 .*test/b/gone\.png.*train/a/bad\.png"):
+        Folder(str(tmp_path)).read()
+    found = Folder(str(tmp_path), bad_files="skip").read()
+    assert (len(found.train), len(found.test)) == (4, 2) and "gone.png" in found.notes[0]
+
+
+def test_folders_named_by_numbers_can_be_numbers(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"18": 2, "40.5": 2})
+    found = Folder(str(tmp_path)).read("number")
+    assert found.kind == "number" and sorted(found.train.y[:, 0].tolist()) == [18.0, 18.0, 40.5, 40.5]
+
+
+# ---------------------------------------------------------------------------------------------------------- arrays
+@pytest.fixture()
+def arrays(tmp_path: Path) -> Path:
+    for split, n in (("train", 12), ("test", 6)):
+        np.savez(tmp_path / f"{split}.npz", x=noise(n, n, 5, 5, 3), y=(np.arange(n) % 2 + 1).astype(np.uint8))
+    (tmp_path / "classes.json").write_text(json.dumps(["nil", "one", "two"]))
+    return tmp_path
+
+
+def test_a_folder_of_arrays_with_names(arrays: Path) -> None:
+    found = Arrays(str(arrays)).read()
+    assert found.labels == ["nil", "one", "two"] and found.train.shape == (3, 5, 5)
+    assert found.train.y.tolist()[:3] == [1, 2, 1] and len(found.test) == 6
+    wanted = torch.from_numpy(noise(12, 12, 5, 5, 3)[4]).permute(2, 0, 1) / 255
+    assert torch.equal(found.train.fetch(torch.tensor([4]))["x"][0], wanted)
+    assert Arrays(str(arrays)).read(size=3).train.shape == (3, 3, 3)
+
+
+def test_single_files(tmp_path: Path) -> None:
+    x, y = noise(1, 8, 4, 4), np.array([0, 3, 0, 3, 0, 3, 0, 3])
+    np.savez(tmp_path / "all.npz", x_train=x[:6], y_train=y[:6], x_test=x[6:], y_test=y[6:])
+    found = Arrays(str(tmp_path / "all.npz")).read()
+    assert (len(found.train), len(found.test), found.train.shape) == (6, 2, (1, 4, 4))
+    assert found.labels == ["0", "1", "2", "3"]  # ids keep their places though two classes are missing
+    (tmp_path / "loose").mkdir()
+    np.save(tmp_path / "loose" / "x.npy", x)
+    np.save(tmp_path / "loose" / "y.npy", y)
+    for path in (tmp_path / "loose", tmp_path / "loose" / "x.npy"):
+        assert Arrays(str(path)).read().train.y.tolist() == y.tolist()
+    np.savez(tmp_path / "odd.npz", pixels=x, kinds=y, classes=np.array(["a", "b", "c", "d"]))
+    found = Arrays(str(tmp_path / "odd.npz"), x="pixels", y="kinds").read()
+    assert found.labels == ["a", "b", "c", "d"]
+    with pytest.raises(DataError, match=r"did you mean 'pixels'"):
+        Arrays(str(tmp_path / "odd.npz"), x="pixel", y="kinds").read()
+
+
+def test_layouts_and_ranges_of_inputs() -> None:
+    last = noise(2, 3, 6, 7, 3)
+    assert torch.equal(as_inputs(last, "x"), torch.from_numpy(last).permute(0, 3, 1, 2))
+    assert torch.equal(as_inputs(last.transpose(0, 3, 1, 2), "x"), torch.from_numpy(last).permute(0, 3, 1, 2))
+    assert as_inputs(noise(3, 2, 3, 3, 3), "x", "last").shape == (2, 3, 3, 3)
+    assert as_inputs(noise(4, 2, 5, 8, 9), "x", "first").shape == (2, 5, 8, 9)
+    with pytest.raises(DataError, match=r"data\.layout"):
+        as_inputs(noise(4, 2, 5, 8, 9), "x")
+    deep = np.array([[[0, 65535]]], np.uint16)
+    assert as_inputs(deep, "x").dtype == torch.uint16
+    assert as_inputs(deep.astype(np.int64) // 257, "x").dtype == torch.uint8
+    with pytest.raises(DataError, match=r"data\.scale"):
+        as_inputs(deep.astype(np.int64), "x")
+    assert as_inputs(deep.astype(np.int64), "x", scale=65535).max() == 1
+    assert as_inputs(torch.ones(2, 3, 4, 4), "x").dtype == torch.float32
+    rgba = noise(5, 2, 4, 4, 4)
+    rgba[..., 3] = 255
+    assert torch.equal(as_inputs(rgba, "x"), torch.from_numpy(rgba[..., :3]).permute(0, 3, 1, 2))
+    rgba[..., 3] = 0
+    assert (as_inputs(rgba, "x") == 255).all()
+    for bad in (np.zeros(3), np.zeros((2, 2), complex), np.array([["a"]])):
+        with pytest.raises(DataError):
+            as_inputs(bad, "x")
+
+
+def test_kinds_of_targets() -> None:
+    assert as_targets(np.array([1.5, 2.0]), "auto", None, "y")[2] == "number"
+    y, labels, kind = as_targets(np.array([[1, 0], [1, 1]]), "auto", ["a", "b"], "y")
+    assert (y.tolist(), labels, kind) == ([[1.0, 0.0], [1.0, 1.0]], ["a", "b"], "labels")
+    assert as_targets(np.array([[1.5, 0], [1, 1]]), "auto", None, "y")[2] == "number"
+    y, labels, kind = as_targets(np.array(["b", "a", "b"]), "auto", None, "y")
+    assert (y.tolist(), labels, kind) == ([1, 0, 1], ["a", "b"], "label")
+    y, labels, kind = as_targets(np.array([7, 1000, 7]), "auto", None, "y")
+    assert (y.tolist(), labels) == ([0, 1, 0], ["7", "1000"])
+    y, labels, kind = as_targets(np.array([-1, 1, -1]), "label", None, "y")
+    assert (y.tolist(), labels) == ([0, 1, 0], ["-1", "1"])
+    assert as_targets(np.arange(24.0).reshape(2, 4, 3), "auto", None, "y")[0].shape == (2, 12)
+    with pytest.raises(DataError, match="negative"):
+        as_targets(np.array([-1, 1]), "auto", None, "y")
+    with pytest.raises(DataError, match=r"out of range at item 2 \(5\)"):
+        as_targets(np.array([0, 1, 5]), "auto", ["a", "b"], "y")
+
+
+def test_nothing_is_unpickled(tmp_path: Path) -> None:
+    class Boom:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    np.savez(tmp_path / "train.npz", x=np.zeros((2, 3)), y=np.array([Boom(), Boom()], dtype=object))
+    (tmp_path / "text.npz").write_text("words")
+    for name in ("train.npz", "text.npz"):
+        with pytest.raises(DataError, match="cannot be read"):
+            Arrays(str(tmp_path / name)).read()
+    assert not (tmp_path / "ran").exists()
+
+
+def test_arrays_that_do_not_fit(arrays: Path, tmp_path: Path) -> None:
+    np.savez(arrays / "train.npz", x=noise(1, 3, 5, 5), y=np.arange(2))
+    with pytest.raises(DataError, match="3 inputs but 2 targets"):
+        Arrays(str(arrays)).read()
+    (tmp_path / "none").mkdir()
+    with pytest.raises(DataError, match=r"train\.npz"):
+        Arrays(str(tmp_path / "none")).read()
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("c.json", '["a", "b"]', ["a", "b"]),
+        ("c.json", '[{"id": 1, "name": "a"}, {"name": "b"}]', ["a", "b"]),
+        ("c.json", '{"b": 1, "a": 0}', ["a", "b"]),
+        (
+            "c.json",
+            '{"1": "b", "0": "a", "10": "x", "2": "c", "3":"d","4":"e","5":"f","6":"g","7":"h","8":"i","9":"j"}',
+            None,
+        ),
+        ("c.json", '{"id2label": {"0": "a", "1": "b"}}', ["a", "b"]),
+        ("c.json", '{"fine": ["a", "b"], "coarse": ["c"]}', ["a", "b"]),
+        ("c.txt", "\ufeffa\n\nb\n", ["a", "b"]),
+    ],
+)
+def test_lists_of_names(tmp_path: Path, name: str, text: str, wanted: list[str] | None) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    found = read_names(tmp_path / name)
+    assert found == (wanted or ["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "x"])
+
+
+def test_which_of_several_lists(tmp_path: Path) -> None:
+    (tmp_path / "c.json").write_text('{"fine": ["a", "b"], "coarse": ["c"]}')
+    assert read_names(tmp_path / "c.json", "y_coarse") == ["c"]
+
+
+@pytest.mark.parametrize("text", ['["a", "a"]', "[]", "{", '{"a": 0, "b": 2}', '{"a": "b"}', "[[1]]", "3"])
+def test_lists_of_names_that_are_none(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.json").write_text(text)
+    with pytest.raises(DataError):
+        read_names(tmp_path / "c.json")
+
+
+# ------------------------------------------------------------------------------------------- other people's data sets
+class Pairs(Dataset[Any]):
+    classes = ("cat", "dog")
+
+    def __init__(self, items: list[Any]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Any:
+        return self.items[i]
+
+
+def test_items_of_all_kinds_from_a_dataset() -> None:
+    rgb = noise(1, 4, 4, 3)
+    wanted = torch.from_numpy(rgb).permute(2, 0, 1) / 255
+    items = [
+        (Image.fromarray(rgb), 0),
+        (rgb, np.int64(1)),
+        (torch.from_numpy(rgb).permute(2, 0, 1), torch.tensor(0)),
+        {"image": wanted, "label": 1},
+    ]
+    found = from_datasets({"train": Pairs(items)}, "auto", None, 64, None, "test")
+    assert found.labels == ["cat", "dog"] and found.train.y.tolist() == [0, 1, 0, 1]
+    assert torch.allclose(found.train.fetch(torch.arange(4))["x"], wanted.expand(4, -1, -1, -1))
+
+
+def test_a_dataset_too_large_for_memory_is_asked_each_time() -> None:
+    items = [(noise(i, 4, 4, 3), i % 2) for i in range(4)]
+    kept = from_datasets({"train": Pairs(items)}, "auto", 6, 64, None, "test").train
+    asked = from_datasets({"train": Pairs(items)}, "auto", 6, 0, None, "test").train
+    assert type(kept) is not type(asked) and kept.fingerprint == asked.fingerprint
+    ids = torch.tensor([2, 1])
+    assert torch.equal(kept.fetch(ids)["x"], asked.fetch(ids)["x"]) and asked.shape == (3, 6, 6)
+
+
+@pytest.mark.parametrize(
+    ("items", "said"),
+    [
+        ([(noise(0, 4, 4, 3), 0), (noise(0, 5, 4, 3), 1)], "differ in shape"),
+        ([3, 4], r"\(input, target\)"),
+        ([("text", 0)], "as input"),
+        ([(noise(0, 2, 2, 2, 2, 2), 0)], "an input"),
+    ],
+)
+def test_datasets_that_do_not_fit(items: list[Any], said: str) -> None:
+    with pytest.raises(DataError, match=said):
+        from_datasets({"train": Pairs(items)}, "auto", None, 64, None, "test")
+
+
+def test_what_a_dataset_raises_is_told_with_its_item() -> None:
+    class Broken(Pairs):
+        def __getitem__(self, i: int) -> Any:
+            if i == 1:
+                raise KeyError("lost")
+            return super().__getitem__(i)
+
+    with pytest.raises(DataError, match=r"item 1: cannot be read: KeyError.*lost"):
+        from_datasets({"train": Broken([(np.zeros(2), 0)] * 3)}, "auto", None, 64, None, "test")
+
+
+USER = """
+import numpy as np, torch
+def pair(n=6): return np.arange(n * 2.0).reshape(n, 2), np.arange(n) % 3
+def splits(): return {"train": pair(), "val": pair(3), "labels": ["a", "b", "c"]}
+def wrong(): return {"train": pair(), "somewhere": pair()}
+def fails(): raise RuntimeError("no disk")
+def stream(): return iter([1])
+number = 3
+"""
+
+
+@pytest.fixture()
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "user_data_module.py").write_text(USER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "user_data_module", raising=False)
+    return "user_data_module"
+
+
+def test_the_user_s_own_function(user: str) -> None:
+    found = Imported(f"{user}:pair", {"n": 4}).read()
+    assert found.labels == ["0", "1", "2"] and found.train.y.tolist() == [0, 1, 2, 0] and found.train.shape == (2,)
+    found = Imported(f"{user}:splits").read()
+    assert found.labels == ["a", "b", "c"] and len(found.test) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("wrong", "train, and valid or test"),
+        ("fails", "no disk"),
+        ("stream", "__getitem__"),
+        ("number", "callable"),
+        ("par", "did you mean 'pair'"),
+    ],
+)
+def test_functions_that_give_no_data(user: str, name: str, said: str) -> None:
+    with pytest.raises((DataError, ConfigError), match=said):
+        Imported(f"{user}:{name}").read()
+
+
+# ------------------------------------------------------------------------------------------------------ torchvision
+def test_torchvision_sets(tmp_path: Path) -> None:
+    found = TorchvisionSet("FakeData", options={"size": 6, "image_size": [3, 8, 8], "num_classes": 2}).read()
+    assert len(found.train) == 6 and found.train.shape == (3, 8, 8)
+    write_folder(tmp_path, {"b": 2, "a": 3})
+    found = TorchvisionSet("ImageFolder", root=str(tmp_path)).read(size=4)
+    assert found.labels == ["a", "b"] and found.train.y.tolist() == [0, 0, 0, 1, 1] and found.train.shape == (3, 4, 4)
+    with pytest.raises(DataError, match="did you mean 'CIFAR10'"):
+        TorchvisionSet("CIFAR11").read()
+    with pytest.raises(DataError, match=r"download=true"):
+        TorchvisionSet("MNIST", root=str(tmp_path / "none")).read()

@@ -183,7 +183,11 @@ def choose(y: Tensor, count: int, *key: Any, leave: int = 0) -> Tensor:
         return order[:count].sort().values
     classes, where = y.unique(return_inverse=True)
     sizes = torch.bincount(where, minlength=len(classes))
-    quota = _quotas((sizes - leave).clamp_min(0), sizes, count)
+    turn = bits(key_of("classes", *key), classes, 1)[:, 0].argsort(
+        stable=True
+    )  # who comes first where shares are equal
+    quota = torch.empty_like(sizes)
+    quota[turn] = _quotas((sizes - leave).clamp_min(0)[turn], sizes[turn], count)
     rank = torch.empty(n, dtype=torch.int64)
     mine = where[order]
     for c in range(len(classes)):

@@ -702,7 +702,11 @@ class _Checker:
             if not rest:
                 self.problems.append(ConfigError(path, f"nothing follows '{name}:'", expected=f"{name}:<{params[0]}>"))
                 return None
-            arguments.setdefault(params[0], rest)
+            try:  # what opens with a bracket is a list or a mapping, as in an override
+                arguments.setdefault(params[0], read_value(rest, path) if rest[0] in "[{" else rest)
+            except LimbeckError as error:
+                self.problems.append(error)
+                return None
         return {"use": name, **self.arguments(cls, arguments, path, name)}
 
     def arguments(self, cls: type, given: Mapping[str, Any], path: str, label: str) -> dict[str, Any]:

@@ -107,9 +107,14 @@ class Network(Model):
         check_channels(contract, task)
         names = self._names(about)
         built = Built(module, contract, names, self)
+        width = self._kept() or width
         adapt(built, task, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
         task.rehearse(built)
         return built
+
+    def _kept(self) -> int | None:
+        """The number of outputs of a pretrained head that was kept; ``None`` where there is none."""
+        return None
 
     def _beside(self) -> dict[str, Any]:
         """What a run wrote beside the weights, if they are a run's."""
@@ -405,6 +410,9 @@ class _Library(Network):
 
     def _names(self, about: Mapping[str, Any]) -> list[str] | None:
         return self.own if self.own is not None else super()._names(about)
+
+    def _kept(self) -> int | None:
+        return len(self.own) if self.own is not None else None
 
     def _keeps(self, lists: Sequence[list[str]], task_labels: Sequence[str]) -> list[str] | None:
         """The list of class names under which every class of the task is found; ``None`` for a new head.

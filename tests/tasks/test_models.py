@@ -1,0 +1,453 @@
+"""Where classifiers come from, and that their classes and units become the task's."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.artifact import NetworkArtifact
+from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.core.method import Built
+from limbeck.core.recipe import make
+from limbeck.core.role import Contract
+from limbeck.core.store import save_state_dict
+from limbeck.core.task import Model
+from limbeck.models import cifar_resnet
+from limbeck.tasks.classification import Classification
+from limbeck.tasks.columns import Target
+from limbeck.tasks.data import ArrayData, Kind, Splits
+from limbeck.tasks.models import (
+    CifarResNet,
+    ConvNetModel,
+    Ensemble,
+    EnsembleOf,
+    FromRun,
+    Imported,
+    Mlp,
+    Network,
+    Timm,
+    Torchvision,
+)
+from limbeck.tasks.sources import Source
+
+
+class Held(Source):
+    """A small set with the shape and the names that a test wants."""
+
+    def __init__(
+        self, labels: list[str], shape: tuple[int, ...] = (1, 8, 8), kind: Kind = "label", scale: float = 1.0
+    ) -> None:
+        self.labels, self.shape, self.of, self.scale = labels, shape, kind, scale
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        n, c = 30, len(self.labels)
+        x = torch.rand(n, *self.shape, generator=torch.Generator().manual_seed(0))
+        y: Tensor = torch.arange(n) % c
+        if self.of == "number":
+            y = self.scale * torch.randn(n, c, generator=torch.Generator().manual_seed(1)) + 10 * self.scale
+        elif self.of == "labels":
+            y = (torch.rand(n, c, generator=torch.Generator().manual_seed(1)) < 0.5).float()
+        return Splits(ArrayData(x, y), None, None, list(self.labels), self.of)
+
+
+def task_of(labels: list[str], *args: Any, **more: Any) -> Classification:
+    task = Classification(Held(labels, *args, **more))
+    task.load()
+    return task
+
+
+def answers(task: Classification, built: Built, n: int = 5) -> Tensor:
+    ids = torch.arange(n)
+    assert n <= len(task.test)
+    built.module.eval()
+    with torch.no_grad():
+        return task.signal(built, {**task.test.fetch(ids), "item": ids, "view": ids}).logits
+
+
+ABC = ["ant", "bee", "cow"]
+
+
+# ---------------------------------------------------------------------------------------------------------- our own
+@pytest.mark.parametrize(
+    ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
+)
+def test_the_resnets_of_cifar_have_their_published_sizes(depth: int, parameters: int) -> None:
+    net = getattr(cifar_resnet, f"resnet{depth}")()
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    assert {n.split(".")[0] for n in net.state_dict()} == {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
+
+
+def test_a_shortcut_without_parameters_pads_in_front_and_behind() -> None:
+    block = cifar_resnet.BasicBlock(4, 8, 2).eval()
+    for m in (block.conv1, block.conv2):
+        nn.init.zeros_(m.weight)
+    x = torch.rand(1, 4, 6, 6)
+    out = block(x)
+    assert torch.equal(out[:, 2:6], x[:, :, ::2, ::2]) and not out[:, [0, 1, 6, 7]].any() and out.shape == (1, 8, 3, 3)
+    with pytest.raises(ConfigError, match="6n"):
+        cifar_resnet.CifarResNet(21)
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Mlp([5, 4], dropout=0.1), (1, 8, 8)),
+        (Mlp([]), (7,)),
+        (ConvNetModel(8), (3, 16, 16)),
+        (CifarResNet(8, 4), (1, 12, 12)),
+        (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
+        (Timm("test_resnet"), (1, 32, 32)),
+    ],
+)
+def test_networks_answer_with_the_task_s_classes(model: Network, shape: tuple[int, ...]) -> None:
+    task = task_of(ABC, shape)
+    built = model.build(task)
+    assert answers(task, built, 2).shape == (2, 3)
+    assert built.labels == ABC and built.contract.classes is None and built.model is model and not model.trained
+
+
+@pytest.mark.parametrize("model", [ConvNetModel(8), CifarResNet(8), Timm("test_resnet"), Torchvision("resnet18")])
+def test_picture_networks_refuse_rows(model: Network) -> None:
+    with pytest.raises(ConfigError, match=r"rows of 7 numbers.*mlp"):
+        model.build(task_of(ABC, (7,)))
+
+
+def test_pictures_whose_channels_fit_no_contract() -> None:
+    with pytest.raises(DataError, match=r"5 channels.*3, or 1"):
+        Timm("test_resnet").build(task_of(ABC, (5, 32, 32)))
+    assert ConvNetModel(8).build(task_of(ABC, (5, 16, 16))).contract.channels == 5
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "said"),
+    [
+        (Mlp, {"hidden": [0]}, "hidden"),
+        (Mlp, {"dropout": 1.0}, "dropout"),
+        (Mlp, {"mean": [0.5]}, "together"),
+        (Mlp, {"mean": [0.5], "std": [0.0]}, "std"),
+        (Mlp, {"mean": [0.5], "std": [1.0, 1.0]}, "same length"),
+        (ConvNetModel, {"width": 0}, "width"),
+        (CifarResNet, {"depth": 19}, "6n"),
+        (Timm, {"name": "x", "size": 0}, "size"),
+        (EnsembleOf, {"members": []}, "members"),
+        (EnsembleOf, {"members": [Mlp()], "weights": [0.0]}, "weights"),
+        (Imported, {"function": "a:b", "channels": 0}, "channels"),
+    ],
+)
+def test_settings_out_of_range(cls: type[Model], settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        cls(**settings)
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+def saved(tmp_path: Path, outputs: int = 3, names: list[str] | None = None) -> Path:
+    module = Mlp([5]).make((1, 8, 8), outputs)
+    save_state_dict(tmp_path / "net.safetensors", module.state_dict())
+    if names is not None:
+        (tmp_path / "names.json").write_text(json.dumps(names))
+    return tmp_path / "net.safetensors"
+
+
+def test_a_checkpoint_is_loaded_strictly(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    task = task_of(ABC)
+    model = Mlp([5], checkpoint=str(path), mean=[0.0], std=[1.0])
+    assert model.trained
+    one, two = answers(task, model.build(task)), answers(task, model.build(task))
+    assert torch.equal(one, two)
+    with pytest.raises(ShapeError, match="fc1"):
+        Mlp([6], checkpoint=str(path)).build(task)
+    with pytest.raises(CheckpointCorrupt, match="fc2"):
+        Mlp([5, 5], checkpoint=str(path)).build(task)
+    with pytest.raises(CheckpointCorrupt):
+        Mlp([5], checkpoint=str(tmp_path / "none.safetensors")).build(task)
+
+
+def test_more_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
+    path = saved(tmp_path, 5, ["dog", "Cow", "elk", "ant", "bee"])
+    task = task_of(ABC)
+    given = {"checkpoint": str(path), "mean": [0.0], "std": [1.0]}
+    built = Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task)
+    assert built.contract.classes == (3, 4, 1) and built.labels == ["dog", "Cow", "elk", "ant", "bee"]
+    five = Mlp([5], **given).build(task_of(["dog", "Cow", "elk", "ant", "bee"]))
+    assert torch.equal(answers(task, built), answers(task, five)[:, [3, 4, 1]])
+    with pytest.raises(TeacherMismatch, match=r"5 outputs.*3 classes.*labels=FILE"):
+        Mlp([5], **given).build(task)
+    with pytest.raises(TeacherMismatch, match="no class 'fox'"):
+        Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task_of([*ABC, "fox"]))
+    (tmp_path / "names.json").write_text('["a", "b"]')
+    with pytest.raises(TeacherMismatch, match="2 names for 5 outputs"):
+        Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task)
+
+
+def test_names_beside_the_checkpoint_are_found(tmp_path: Path) -> None:
+    path = saved(tmp_path)
+    (tmp_path / "classes.txt").write_text("cow\nant\nbee\n")
+    built = Mlp([5], checkpoint=str(path)).build(task_of(ABC))
+    assert built.contract.classes == (1, 2, 0)
+
+
+def test_a_checkpoint_without_names_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Mlp([5], checkpoint=str(saved(tmp_path))).build(task_of(ABC))
+    assert "without class names" in caplog.text
+
+
+# ------------------------------------------------------------------------------------------------------ earlier runs
+def run_folder(folder: Path, task: Classification, model: Model) -> Built:
+    folder.mkdir(exist_ok=True)
+    built = model.build(task)
+    NetworkArtifact(task, built).save(folder)
+    return built
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (Mlp([6], "tanh"), (1, 8, 8)),
+        (Mlp([6]), (5,)),
+        (ConvNetModel(8, depth=2), (3, 8, 8)),
+        (CifarResNet(8, 4), (1, 8, 8)),
+        (Timm("test_resnet"), (1, 32, 32)),
+        (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
+    ],
+)
+def test_the_student_of_an_earlier_run(tmp_path: Path, model: Model, shape: tuple[int, ...]) -> None:
+    task = task_of(ABC, shape)
+    built = run_folder(tmp_path / "run", task, model)
+    again = FromRun(str(tmp_path / "run")).build(task)
+    assert torch.equal(answers(task, built), answers(task, again))
+    assert again.contract.classes is None and FromRun("x").trained
+    turned = task_of(["cow", "ant"], shape)
+    found = answers(turned, FromRun(str(tmp_path / "run")).build(turned))
+    assert found.shape == (5, 2)
+
+
+def test_an_earlier_student_keeps_its_own_normalisation_size_and_order(tmp_path: Path) -> None:
+    built = run_folder(tmp_path / "run", task_of(ABC, (1, 8, 8)), Mlp([6]))
+    other = task_of(["cow", "bee", "ant"], (3, 12, 12))
+    again = FromRun(str(tmp_path / "run")).build(other)
+    assert (again.contract.mean, again.contract.size, again.contract.channels) == (built.contract.mean, (8, 8), 1)
+    assert again.contract.classes == (2, 1, 0)
+    direct = Mlp([6], checkpoint=str(tmp_path / "run" / "student.safetensors")).build(task_of(["cow", "bee", "ant"]))
+    assert direct.contract.mean == built.contract.mean and direct.contract.classes == (2, 1, 0)
+
+
+def test_numbers_are_brought_into_the_task_s_units(tmp_path: Path) -> None:
+    metres = task_of(["height", "width"], (5,), "number", 1.0)
+    run_folder(tmp_path / "run", metres, Mlp([6]))
+    inches = task_of(["width", "height"], (5,), "number", 39.37)
+    again = FromRun(str(tmp_path / "run")).build(inches)
+    mine = answers(metres, FromRun(str(tmp_path / "run")).build(metres)) * metres.number_std + metres.number_mean
+    theirs = answers(inches, again) * inches.number_std + inches.number_mean
+    assert torch.allclose(theirs, mine[:, [1, 0]], rtol=1e-4, atol=1e-4)  # real values are the network's own
+    with pytest.raises(TeacherMismatch, match=r"answers with numbers.*asks for one class"):
+        FromRun(str(tmp_path / "run")).build(task_of(["height", "width"], (5,)))
+
+
+def test_folders_that_hold_no_student(tmp_path: Path) -> None:
+    task = task_of(ABC)
+    with pytest.raises(ConfigError, match=r"no student\.json"):
+        FromRun(str(tmp_path)).build(task)
+    run_folder(tmp_path, task, Mlp([6]))
+    about = json.loads((tmp_path / "student.json").read_text())
+
+    def rewritten(**changes: Any) -> None:
+        (tmp_path / "student.json").write_text(json.dumps({**about, **changes}))
+
+    rewritten(model=None)
+    with pytest.raises(ConfigError, match="does not say how"):
+        FromRun(str(tmp_path)).build(task)
+    rewritten(model={"use": "import", "function": "os:getcwd"})
+    with pytest.raises(ConfigError, match="not run unasked"):
+        FromRun(str(tmp_path)).build(task)
+    rewritten(model={"use": "no-such-model"})
+    with pytest.raises(ConfigError):
+        FromRun(str(tmp_path)).build(task)
+    rewritten(preprocessing={"mean": "grey"})
+    with pytest.raises(DataError, match="preprocessing"):
+        FromRun(str(tmp_path)).build(task)
+    (tmp_path / "student.json").write_text("[]")
+    with pytest.raises(DataError):
+        FromRun(str(tmp_path)).build(task)
+
+
+# -------------------------------------------------------------------------------------------------------- the user's
+USER = """
+import torch
+from torch import nn
+class Tuple(nn.Module):
+    def __init__(self, n): super().__init__(); self.fc = nn.Linear(64, n)
+    def forward(self, x): return {"logits": self.fc(x.flatten(1))}
+def plain(num_classes, width=4): return nn.Sequential(nn.Flatten(), nn.Linear(64, width), nn.Linear(width, num_classes))
+def shaped(input_shape, outputs): return nn.Sequential(nn.Flatten(), nn.Linear(input_shape[1] ** 2, outputs))
+def ready(): return Tuple(4)
+def text(): return "no module"
+def fails(): raise ValueError("no memory")
+def wide(): return Tuple(7)
+"""
+
+
+@pytest.fixture()
+def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "user_model_module.py").write_text(USER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "user_model_module", raising=False)
+    return "user_model_module"
+
+
+def test_the_user_s_own_network(user: str, tmp_path: Path) -> None:
+    task = task_of(ABC)
+    assert answers(task, Imported(f"{user}:plain", {"width": 9}).build(task)).shape == (5, 3)
+    assert answers(task, Imported(f"{user}:shaped", normalise=False).build(task)).shape == (5, 3)
+    (tmp_path / "four.txt").write_text("elk\ncow\nbee\nant\n")
+    model = Imported(f"{user}:ready", ready=True, labels=str(tmp_path / "four.txt"))
+    built = model.build(task)
+    assert model.trained and built.contract.classes == (3, 2, 1) and answers(task, built).shape == (5, 3)
+    state = Imported(f"{user}:plain").make((1, 8, 8), 3).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "net.pt")
+    assert Imported(f"{user}:plain", checkpoint=str(tmp_path / "net.pt")).build(task).labels == ABC
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "said"),
+    [
+        ("text", ConfigError, r"torch\.nn\.Module"),
+        ("fails", ConfigError, "no memory"),
+        ("wide", ShapeError, r"\[2, 7\]"),
+        ("plan", ConfigError, "did you mean 'plain'"),
+    ],
+)
+def test_functions_that_give_no_network(user: str, name: str, wrong: type[Exception], said: str) -> None:
+    with pytest.raises(wrong, match=said):
+        Imported(f"{user}:{name}").build(task_of(ABC))
+
+
+# --------------------------------------------------------------------------------------------------------- libraries
+def test_pretrained_classes_are_kept_where_they_are_the_task_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    real = timm.create_model
+
+    def offline(name: str, pretrained: bool = False, **more: Any) -> nn.Module:
+        return real(name, **more)
+
+    monkeypatch.setattr(timm, "create_model", offline)
+    birds = task_of(["goldfish", "tench"], (3, 32, 32))
+    model = Timm("test_resnet", pretrained=True)
+    built = model.build(birds)
+    assert model.trained and built.labels is not None and len(built.labels) == 1000 and built.contract.classes == (1, 0)
+    ids = task_of(["n01443537", "n01440764"], (3, 32, 32))
+    assert Timm("test_resnet", pretrained=True).build(ids).contract.classes == (1, 0)
+    other = task_of(["my left shoe", "my right shoe"], (3, 32, 32))
+    built = model.build(other)
+    assert not model.trained and built.labels == other.labels and built.module.num_classes == 2
+    assert Timm("test_resnet", pretrained=True, head="new").build(birds).contract.classes is None
+    with pytest.raises(TeacherMismatch, match="my left shoe"):
+        Timm("test_resnet", pretrained=True, head="own").build(other)
+
+
+def test_torchvision_weights_by_their_own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision import models
+
+    state = models.get_model("shufflenet_v2_x0_5", weights=None).state_dict()
+    entry = models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    monkeypatch.setattr(type(entry), "get_state_dict", lambda self, *args, **more: dict(state))
+    fish = task_of(["goldfish", "tench"], (3, 32, 32))
+    model = Torchvision("shufflenet_v2_x0_5", weights="DEFAULT")
+    built = model.build(fish)
+    assert model.trained and built.contract.classes == (1, 0) and built.contract.mean == (0.485, 0.456, 0.406)
+    assert torch.equal(built.module.conv1[0].weight, state["conv1.0.weight"])
+    other = task_of(["left", "right"], (3, 32, 32))
+    built = model.build(other)
+    assert not model.trained and built.module.fc.out_features == 2
+    assert torch.equal(built.module.conv1[0].weight, state["conv1.0.weight"])
+    with pytest.raises(ConfigError, match="did you mean 'IMAGENET1K_V1'"):
+        Torchvision("shufflenet_v2_x0_5", weights="IMAGENET1K_V2").build(fish)
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (Timm("test_resnett"), "did you mean 'test_resnet'"),
+        (Timm("test_resnet", options={"colour": 1}), "colour"),
+        (Torchvision("resnet19"), "did you mean 'resnet18'"),
+        (Torchvision("shufflenet_v2_x0_5", options={"colour": 1}), "colour"),
+    ],
+)
+def test_names_and_options_that_a_library_does_not_know(model: Model, said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        model.build(task_of(ABC, (3, 32, 32)))
+
+
+def test_a_transformer_of_fixed_size_gets_its_size() -> None:
+    built = Timm("test_vit").build(task_of(ABC, (1, 32, 32)))
+    assert built.contract.size == (160, 160) and built.contract.channels == 3
+    assert Timm("test_resnet", size=48).build(task_of(ABC, (1, 32, 32))).contract.size == (48, 48)
+
+
+# ---------------------------------------------------------------------------------------------------------- together
+class Says(nn.Module):
+    def __init__(self, z: Tensor) -> None:
+        super().__init__()
+        self.z = z
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.z + x.mean() * 0
+
+
+def test_an_ensemble_averages_probabilities_in_the_task_s_order() -> None:
+    a, b = torch.randn(4, 3), torch.randn(4, 3)
+    turned = Contract(classes=(2, 0, 1))
+    x = torch.zeros(4, 1, 2, 2)
+    out = Ensemble([Says(a), Says(b)], [Contract(), turned], [1.0, 3.0])(x)
+    assert torch.allclose(out.exp(), 0.25 * a.softmax(-1) + 0.75 * b[:, [2, 0, 1]].softmax(-1), atol=1e-6)
+    out = Ensemble([Says(a), Says(b)], [Contract(), turned], [1.0, 3.0], "logits")(x)
+    assert torch.allclose(out, 0.25 * a + 0.75 * b[:, [2, 0, 1]], atol=1e-6)
+    out = Ensemble([Says(a), Says(b)], [Contract(), Contract()], [1.0, 1.0], kind="labels")(x)
+    assert torch.allclose(out.sigmoid(), (a.sigmoid() + b.sigmoid()) / 2, atol=1e-6)
+    out = Ensemble([Says(a), Says(b)], [Contract(), Contract()], [1.0, 1.0], kind="number")(x)
+    assert torch.allclose(out, (a + b) / 2)
+
+
+def test_an_ensemble_of_models(tmp_path: Path) -> None:
+    task = task_of(ABC)
+    run_folder(tmp_path / "a", task, Mlp([6]))
+    run_folder(tmp_path / "b", task_of(["cow", "elk", "bee", "ant"]), Mlp([4]))
+    members: list[Model] = [FromRun(str(tmp_path / n)) for n in "ab"]
+    ensemble = EnsembleOf(members)
+    built = ensemble.build(task)
+    assert ensemble.trained and built.labels == ABC
+    wanted = torch.stack([answers(task, m.build(task)).softmax(-1) for m in members]).mean(0)
+    assert torch.allclose(answers(task, built).exp(), wanted, atol=1e-6)
+    assert not EnsembleOf([*members, Mlp([4])]).trained
+
+
+def test_members_without_weights_are_trained_one_by_one() -> None:
+    task = task_of(ABC)
+
+    class Bench:
+        task: Classification
+        seeds: list[int]
+
+        def train_network(self, model: Model, data: Any, optim: Any, name: str, seed: int = 0) -> Built:
+            self.seeds.append(seed)
+            assert data is task.teacher_train
+            return model.build(task)
+
+    bench = Bench()
+    bench.task, bench.seeds = task, []
+    built = EnsembleOf([Mlp([4]), Mlp([4])]).teach(bench, None)  # type: ignore[arg-type]
+    assert bench.seeds == [0, 1] and answers(task, built).shape == (5, 3)
+
+
+def test_models_by_their_names_in_recipes() -> None:
+    node = {"use": "ensemble", "members": ["mlp:[3]", {"use": "cifar-resnet", "depth": 8}], "average": "logits"}
+    made = make(Model, node, "teacher")
+    assert isinstance(made, EnsembleOf) and isinstance(made.members[1], CifarResNet)
+    assert isinstance(made.members[0], Mlp) and made.members[0].hidden == [3]

@@ -73,8 +73,12 @@ CARD = Card(
             "train.steps=3",
             "train.batch_size=8",
             "method.start_steps=4",
+            "method.round_steps=3",
             "task.steps=[1, 2]",
             "task.guidance=[0, 1]",
+            "task.samples=20",
+            "task.reference_steps=8",
+            "task.times_more=4",
         )
     },
     exceptions={"at_equality": "the student takes a guidance weight that the teacher does not"},

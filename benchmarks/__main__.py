@@ -34,7 +34,7 @@ def show(report: Report, console: Any) -> None:
     for column in columns:
         table.add_column(column, justify="right")
     table.add_column("", style="dim", overflow="fold")
-    for row in report.rows:
+    for row in sorted(report.rows, key=lambda row: not row.cells):  # what could not be measured comes last
         table.add_row(row.name, *(number(row.cells.get(c)) for c in columns), row.note)
     console.print(table)
     for check in report.checks:

@@ -204,6 +204,7 @@ class Engine:
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.seconds: dict[str, float] = {}  # wall time of each stage
         self.meter = _Meter()
+        self._mark = ("", 0.0)
         self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -227,15 +228,12 @@ class Engine:
             if index < reached:
                 continue
             resumed = saved is not None and index == reached
-            began = time.perf_counter()
-            before = self.seconds.get(stage.name, 0.0)
             if stage.items is not None:
                 if resumed:
                     self._restore(method, saved, {})
                 self._run_items(method, stage, ctx)
             else:
                 self._run_steps(method, stage, ctx, saved if resumed else None, index)
-            self.seconds[stage.name] = before + time.perf_counter() - began
             if stage.finish is not None:
                 stage.finish(ctx)
             self.optimisers = {}
@@ -324,6 +322,7 @@ class Engine:
         mine = ids[dist.rank() :: dist.world()]
         done = [i for i in mine if store.is_complete(self.item_folder(method, stage.name, i))]
         self._show(stage.name, len(mine), len(done))
+        self._mark = (stage.name, time.perf_counter())
         for item in mine:
             if item in done:
                 continue
@@ -335,6 +334,7 @@ class Engine:
             inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
             store.save_tree(self.item_folder(method, stage.name, item), stage.work(item, inner))
             self._advance(1)
+        self._tick()
         dist.barrier()
 
     # -- stages of steps -------------------------------------------------------------------------------------------
@@ -372,6 +372,7 @@ class Engine:
         watching = type(method).observe is not Method.observe
         meter = self.meter
         saved_at = time.monotonic()
+        self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self._batches(stage, start, total), strict=False):
             self._poll(partial(self._save, method, index, step, begun=True))
             for name, opt in self.optimisers.items():
@@ -406,6 +407,7 @@ class Engine:
             ):
                 self._save(method, index, done, begun=True)
                 saved_at = time.monotonic()
+        self._tick()
         changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
         if changed:
             raise RuntimeError(
@@ -721,9 +723,18 @@ class Engine:
             if r.mode == "frozen" and not r.batch_stats and isinstance(r.module, nn.Module)
         }
 
+    def _tick(self) -> None:
+        """Book the time since the last mark to its stage: loops alone, no imports and no checkpoints read."""
+        name, since = self._mark
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+        self._mark = (name, now)
+
     def _save(self, method: Method, index: int, step: int, begun: bool = False) -> None:
         if self.checkpoints is None:
             return
+        if begun:
+            self._tick()
         done = sum(max(1, s.steps or 1) for s in self.stages[:index]) + step
         roles = {
             n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}

@@ -187,7 +187,7 @@ def test_losses_per_item() -> None:
     yes = torch.randint(0, 2, (5, 3)).double()
     wanted = -(yes * z.sigmoid().log() + (1 - yes) * (1 - z.sigmoid()).log()).sum(1)
     assert torch.allclose(several.supervised(Signal(z), {"y": yes}).values, wanted)
-    assert (several.primary, several.higher_is_better, several.target) == ("f1", True, "labels")
+    assert (several.primary, several.higher_is_better, several.kind_of_target) == ("f1", True, "labels")
 
 
 def test_numbers_are_learnt_with_mean_0_and_deviation_1() -> None:
@@ -260,7 +260,7 @@ def test_metrics_of_numbers_against_scikit_learn() -> None:
     assert found["rmse"] == pytest.approx(metrics.root_mean_squared_error(y, real), rel=1e-5)
     assert found["mae"] == pytest.approx(metrics.mean_absolute_error(y, real), rel=1e-5)
     assert found["r2"] == pytest.approx(metrics.r2_score(y, real), rel=1e-5)
-    assert found["agreement"] == pytest.approx(found["r2"], rel=1e-4)
+    assert found["r2_teacher"] == pytest.approx(found["r2"], rel=1e-4)
 
 
 def test_judging_leaves_no_trace() -> None:

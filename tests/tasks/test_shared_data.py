@@ -94,5 +94,5 @@ def test_tables_of_numbers() -> None:
 def test_landmarks_are_numbers() -> None:
     task = Classification(Arrays(str(shared("faces68")), y="keypoints"))
     task.load()
-    assert task.target == "number" and task.outputs == 136 and len(task.test) == 300
+    assert task.kind_of_target == "number" and task.outputs == 136 and len(task.test) == 300
     assert isinstance(task.train, (Part, ArrayData)) and task.train.y.shape == (1350, 136)

@@ -46,7 +46,7 @@ class Classification(Task):
         eval_batch: items at a time when judging.
 
     Attributes:
-        target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is loaded.
+        kind_of_target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is read.
         notes: sentences about how the data was read.
     """
 
@@ -72,7 +72,7 @@ class Classification(Task):
         self.data, self.asked, self.student_items = data, target, student_items
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.size, self.eval_batch = size, eval_batch
-        self.target: Kind = "label" if target == "auto" else target
+        self.kind_of_target: Kind = "label" if target == "auto" else target
         self.notes: list[str] = []
         self._pool: Items | None = None
         self._seed: int | None = None
@@ -80,7 +80,7 @@ class Classification(Task):
         self._look()
 
     def _look(self) -> None:
-        kind = self.target
+        kind = self.kind_of_target
         self.primary = {"label": "accuracy", "labels": "f1", "number": "rmse"}[kind]
         self.higher_is_better = kind != "number"
 
@@ -106,13 +106,14 @@ class Classification(Task):
                     "task.student_items",
                     given=self.student_items,
                     expected=f"at most the {len(self._pool)} training items",
+                    remedy="choose fewer, or all with task.student_items=null",
                 )
             self.train = Part(self._pool, choose(self._pool.y, self.student_items, "student", seed))
         self._seed = seed
 
     def _read(self) -> None:
         splits = self.data.read(self.asked, self.size)
-        self.target, self.labels = splits.kind, list(splits.labels)
+        self.kind_of_target, self.labels = splits.kind, list(splits.labels)
         self._look()
         self.notes = list(splits.notes)
         train, valid, test = splits.train, splits.valid, splits.test
@@ -263,8 +264,8 @@ class Classification(Task):
 
     def describe(self) -> dict[str, Any]:
         """What must travel with a network so that its answers can be read elsewhere."""
-        about: dict[str, Any] = {"target": self.target, "input": list(self.shape), "outputs": self.outputs}
-        if self.target == "number":
+        about: dict[str, Any] = {"target": self.kind_of_target, "input": list(self.shape), "outputs": self.outputs}
+        if self.kind_of_target == "number":
             about["number_mean"], about["number_std"] = self.number_mean.tolist(), self.number_std.tolist()
         return about
 
@@ -278,9 +279,9 @@ class Classification(Task):
         """Cross-entropy to class ids or soft labels; binary cross-entropy summed over several labels; squared error of
         standardised numbers, summed over them. One value per item."""
         z, y = signal.logits, batch["y"]
-        if self.target == "label":
+        if self.kind_of_target == "label":
             return Term(F.cross_entropy(z, y))
-        if self.target == "labels":
+        if self.kind_of_target == "labels":
             loss = nn.functional.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
             return Term(loss.sum(-1))
         return Term(F.squared_error(z, self.standardise(y).to(z.dtype)))
@@ -309,8 +310,8 @@ class Classification(Task):
 
         One label: accuracy, balanced_accuracy, top5 (above 10 classes), nll, ece. Several labels: f1 (macro), f1_micro,
         exact (all labels right), accuracy (of single yes/no answers), nll, ece. Numbers: rmse, mae (root mean square
-        and mean absolute error in the data's units, averaged over the numbers) and r2. With a teacher: agreement: the
-        share of equal decisions, or for numbers the share of the teacher's variance that the student explains.
+        and mean absolute error in the data's units, averaged over the numbers) and r2. With a teacher: agreement, the
+        share of equal decisions; for numbers r2_teacher, the share of the teacher's variance that is explained.
 
         The modes of all modules are restored afterwards.
         """
@@ -331,9 +332,9 @@ class Classification(Task):
                 ys.append(batch["y"].cpu())
         z, y = torch.cat(outs), torch.cat(ys)
         t = torch.cat(theirs) if teacher is not None and theirs else None
-        return {"label": self._judge_label, "labels": self._judge_labels, "number": self._judge_number}[self.target](
-            z, y, t
-        )
+        return {"label": self._judge_label, "labels": self._judge_labels, "number": self._judge_number}[
+            self.kind_of_target
+        ](z, y, t)
 
     def _judge_label(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
         hard = y.argmax(-1) if y.is_floating_point() else y
@@ -383,7 +384,7 @@ class Classification(Task):
         }
         if t is not None:
             rest, whole = (z - t).double().square().sum(0), (t - t.mean(0)).double().square().sum(0)
-            found["agreement"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
+            found["r2_teacher"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
         return found
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
@@ -391,7 +392,7 @@ class Classification(Task):
 
         Drawn from at most 5,000 test items, at even distances: a diagram needs no more.
         """
-        if self.target != "label" or not isinstance(artifact, NetworkArtifact):
+        if self.kind_of_target != "label" or not isinstance(artifact, NetworkArtifact):
             return {}
         silent = replace(bench, say=lambda text: None, progress=None, seconds={})
         alone = silent.train_network(bench.student_model, self.train, bench.train, "alone", bench.seed, bench.queries)

@@ -219,10 +219,10 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
     assert task.labels is not None
     trained = built.model is not None and (built.model.trained or about)
     kind = about.get("target")
-    if kind is not None and kind != task.target:
+    if kind is not None and kind != task.kind_of_target:
         raise TeacherMismatch(
             "teacher",
-            f"{what} answers with {_KINDS.get(str(kind), kind)}, and the task asks for {_KINDS[task.target]}",
+            f"{what} answers with {_KINDS.get(str(kind), kind)}, and the task asks for {_KINDS[task.kind_of_target]}",
             remedy="name another checkpoint, or train one on this data",
         )
     if built.labels is not None and len(built.labels) != width:
@@ -240,7 +240,7 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
             log.warning("%s comes without class names: its outputs are taken to be in the task's order", what)
         built.labels = list(task.labels)
     built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels))
-    if task.target == "number" and about.get("number_std"):
+    if task.kind_of_target == "number" and about.get("number_std"):
         order = built.contract.classes or range(width)
         scale = torch.tensor([float(about["number_std"][i]) for i in order]) / task.number_std
         shift = (torch.tensor([float(about["number_mean"][i]) for i in order]) - task.number_mean) / task.number_std
@@ -862,5 +862,7 @@ class EnsembleOf(Model):
         if not isinstance(task, Classification):
             raise ConfigError("members", f"an ensemble of classifiers is no model for {type(task).__name__}")
         weights = self.weights or [1.0] * len(made)
-        module = Ensemble([b.module for b in made], [b.contract for b in made], weights, self.average, task.target)
+        module = Ensemble(
+            [b.module for b in made], [b.contract for b in made], weights, self.average, task.kind_of_target
+        )
         return Built(module, Contract(), list(task.labels or []), self)

@@ -72,7 +72,8 @@ class DiffusersDenoiser(nn.Module):
         null_condition: the label that stands for 'no condition'.
         guidance: ``time_cond``, ``module`` or ``none``.
         prompts: for networks with cross-attention: what each class (and the null condition, last) is told as,
-            [K + 1, L, D]; trained with the network when it is a parameter, frozen when it came from a text encoder.
+            [K + 1, L, D].
+        learn_prompts: train them with the network; those of a text encoder stay as they are.
 
     Raises:
         ConfigError: guidance is asked for and the network has no way to take it.
@@ -101,7 +102,8 @@ class DiffusersDenoiser(nn.Module):
         if guidance == "time_cond":
             if getattr(config, "time_cond_proj_dim", None) is None:
                 raise ConfigError("student", "student has no guidance input (time_cond_proj_dim is None)")
-            nn.init.zeros_(net.time_embedding.cond_proj.weight)  # type: ignore[union-attr]
+            first: Any = net.time_embedding
+            nn.init.zeros_(first.cond_proj.weight)
         elif guidance == "module":
             places = timestep_embeddings(net)
             if not places:
@@ -119,12 +121,13 @@ class DiffusersDenoiser(nn.Module):
             if type(child).__name__ == "LabelEmbedding":
                 # the network would drop classes by itself while a student is trained; the task does that, when wanted
                 child.dropout_prob = 0.0  # type: ignore[assignment]
-        self.prompts: Tensor | None = None
-        if prompts is not None:
-            if learn_prompts:
-                self.prompts = nn.Parameter(prompts.clone())
-            else:
-                self.register_buffer("prompts", prompts.clone())
+        self.prompts: Tensor | None
+        if prompts is None:
+            self.prompts = None
+        elif learn_prompts:
+            self.prompts = nn.Parameter(prompts.clone())
+        else:
+            self.register_buffer("prompts", prompts.clone())
 
     def _add(self, _module: nn.Module, _args: Any, out: Tensor) -> Tensor:
         return out if self._added is None else out + self._added.to(out.dtype)
@@ -264,7 +267,9 @@ class Diffusers(Model):
                 old = cls.from_pretrained(path, use_safetensors=True, **more)
                 missing, unexpected = net.load_state_dict(old.state_dict(), strict=False)
                 if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
-                    raise ConfigError("student.name", f"its weights do not fit: missing {missing}, unexpected {unexpected}")
+                    raise ConfigError(
+                        "student.name", f"its weights do not fit: missing {missing}, unexpected {unexpected}"
+                    )
                 return net
             said = config.get("_class_name")
             if said not in (None, self.architecture):
@@ -408,7 +413,9 @@ def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
         prompts,
         model["learn_prompts"],
     )
-    weights = {f"net.{k}": v for k, v in type(net).from_pretrained(str(place), use_safetensors=True).state_dict().items()}
+    weights = {
+        f"net.{k}": v for k, v in type(net).from_pretrained(str(place), use_safetensors=True).state_dict().items()
+    }
     extra = place / "guidance.safetensors"
     load_strict(module, {**weights, **(load_state_dict(extra) if extra.is_file() else {})}, str(place))
     return module.eval()
@@ -481,7 +488,9 @@ def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
                 return DDIMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")}, **more)
             except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
                 raise ConfigError("task.schedule", f"{place} is no scheduler's configuration: {error}") from None
-    raise ConfigError.unknown("task.schedule", name, ["cosine", "linear", *known, "a folder with scheduler_config.json"], "schedule")
+    raise ConfigError.unknown(
+        "task.schedule", name, ["cosine", "linear", *known, "a folder with scheduler_config.json"], "schedule"
+    )
 
 
 def scheduler_for(schedule: Schedule, mean_type: Kind) -> Any:
@@ -515,7 +524,8 @@ def condition_count(net: nn.Module, classes: int) -> int | None:
     if type(net).__name__ == "DiTTransformer2DModel":
         for child in net.modules():
             if type(child).__name__ == "LabelEmbedding":
-                return int(child.embedding_table.num_embeddings)
+                table: Any = child.embedding_table
+                return int(table.num_embeddings)
         return None
     if type(net).__name__ == "UNet2DConditionModel":
         return classes + 1
@@ -539,7 +549,9 @@ def small_config(architecture: str, shape: tuple[int, ...], classes: int) -> dic
     """A small network for pictures of this shape, with a place for the null condition."""
     channels, side, across = shape
     if side != across:
-        raise ConfigError("task.size", "diffusers networks take square pictures", given=(side, across), remedy="set task.size")
+        raise ConfigError(
+            "task.size", "diffusers networks take square pictures", given=(side, across), remedy="set task.size"
+        )
     halvings = 1 if side < 16 else 2 if side < 64 else 3
     if architecture == "DiTTransformer2DModel":
         patch = 2 if side % 2 == 0 and side <= 16 else 4 if side % 4 == 0 else 1

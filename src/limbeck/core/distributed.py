@@ -133,6 +133,8 @@ def shard(module: nn.Module) -> nn.Module:
 
 def gathered(tensor: Tensor) -> Tensor:
     """A sharded tensor made whole; any other tensor as it is."""
+    if world() == 1:
+        return tensor
     from torch.distributed.tensor import DTensor
 
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor

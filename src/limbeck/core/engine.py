@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from functools import partial
@@ -222,33 +223,36 @@ class Engine:
         reached = int(saved["stage"]) if saved else 0
         for index, stage in enumerate(self.stages):
             ctx = RunContext(self, method, stage, self.device)
+            if saved is not None and index == reached and not saved["begun"]:
+                # saved between two stages: the next one's `setup` builds on these weights, as it did then
+                self._restore(method, saved, {})
+                saved = None
             if stage.setup is not None:
                 stage.setup(ctx)
                 self._place(method)
             if index < reached:
                 continue
-            resumed = saved is not None and index == reached
             if stage.items is not None:
-                if resumed:
-                    self._restore(method, saved, {})
                 self._run_items(method, stage, ctx)
             else:
-                self._run_steps(method, stage, ctx, saved if resumed else None, index)
+                self._run_steps(method, stage, ctx, saved if index == reached else None, index)
             if stage.finish is not None:
                 stage.finish(ctx)
             self.optimisers = {}
             self._save(method, index + 1, 0)
         if saved is not None and reached >= len(self.stages):
             self._restore(method, saved, {})
+        self._whole(method)
 
     def restore(self, method: Method, saved: Any) -> None:
         """Bring a bound method to where a checkpoint stands, without running on."""
         self._prepare(method)
-        for stage in self.stages[: int(saved["stage"]) + 1]:
+        for stage in self.stages[: int(saved["stage"]) + bool(saved["begun"])]:
             if stage.setup is not None:
                 stage.setup(RunContext(self, method, stage, self.device))
                 self._place(method)
         self._restore(method, saved, {})
+        self._whole(method)
 
     def _prepare(self, method: Method) -> None:
         self._place(method)
@@ -261,9 +265,21 @@ class Engine:
             paths = method.student_taps if name == "student" else method.teacher_taps if name == "teacher" else ()
             if paths and isinstance(role.module, nn.Module):
                 role.taps(tuple(paths))
-            if role.shard and dist.world() > 1:
-                dist.shard(role.module)
             role.compile = self.settings.compile
+        for role in method.roles.values():
+            if role.mode == "averaged" and role.of in method.roles and method.roles[role.of].shard:
+                role.shard = True  # an average is taken piece by piece, so it is cut alike
+            if role.shard and dist.world() > 1 and isinstance(role.module, nn.Module):
+                role.split()
+
+    def _whole(self, method: Method) -> None:
+        """Sharded roles as plain modules again, for judging and saving."""
+        for role in method.roles.values():
+            before = role.module
+            if role.join():
+                for built in (method.setup.student, method.setup.teacher):
+                    if built is not None and built.module is before:
+                        built.module = role.module
 
     def _place(self, method: Method) -> None:
         for role in method.roles.values():
@@ -395,7 +411,8 @@ class Engine:
                     self.logs.log(stage.name, done, {**rates, **values})
                 if self.progress is not None:
                     self.progress.advance(0, **values)
-            if settings.eval_every and done % settings.eval_every == 0 and done < total and self.evaluate is not None:
+            judged = settings.eval_every and (done % settings.eval_every == 0 or done == total)
+            if judged and self.evaluate is not None:
                 values = {f"valid/{k}": v for k, v in self.evaluate(done).items()}
                 if self.logs is not None and dist.rank() == 0:
                     self.logs.log(stage.name, done, values)
@@ -447,7 +464,7 @@ class Engine:
             held: list[tuple[Terms, RunContext]] = []
             touched: dict[str, None] = {}
             flags: list[Tensor] = []
-            self._clear(method)
+            self._clear()
             ended = 0
             for j, phase in enumerate(phases):
                 # dropout and its like draw from the global generator: keyed by step, phase and micro-batch
@@ -463,15 +480,12 @@ class Engine:
                 self._add_objectives(method, terms, batches[j], contexts[j])
                 touched.update((r, None) for t in terms.values() for r in t.to)
                 if single:
-                    self._tally(terms, sums, counts, number)
-                    flags.append(self._backward(terms, {n: t.n() for n, t in terms.items()}))
+                    totals, own = self._tally(terms, sums, counts)
+                    flags.append(self._backward(terms, totals, own))
                 elif all(self._global_count(n, t, known, batches[j]) is not None for n, t in terms.items()):
-                    self._tally(terms, sums, counts, number)
-                    flags.append(
-                        self._backward(
-                            terms, {n: self._global_count(n, t, known, batches[j]) for n, t in terms.items()}
-                        )
-                    )
+                    totals, _ = self._tally(terms, sums, counts)
+                    shared = {n: self._global_count(n, t, known, batches[j]) for n, t in terms.items()}
+                    flags.append(self._backward(terms, totals, shared))
                 else:
                     held.append((terms, contexts[j]))
             if ended == len(phases):
@@ -489,10 +503,14 @@ class Engine:
                     "the micro-batches of one step yielded different numbers of phases; this is a defect of the method"
                 )
             if held:
+                if len(held) != len(phases):
+                    raise RuntimeError(
+                        "a term has one value an item in some micro-batches and not in others; name it in `counts`"
+                    )
                 total_counts = self._sum_counts(held)
                 for terms, _ in held:
-                    self._tally(terms, sums, counts, number)
-                    flags.append(self._backward(terms, total_counts))
+                    totals, _ = self._tally(terms, sums, counts)
+                    flags.append(self._backward(terms, totals, total_counts))
             self._update(method, list(touched), optim, step, stage, flags, batches, sums, counts)
             number += 1
         if dist.world() > 1:
@@ -501,7 +519,7 @@ class Engine:
                 [
                     v
                     for n in names
-                    for v in (sums[n].double(), torch.as_tensor(counts[n], dtype=torch.float64, device=self.device))
+                    for v in (sums[n].to(self._wide), torch.as_tensor(counts[n], dtype=self._wide, device=self.device))
                 ]
             )
             dist.sum_over_ranks(packed)
@@ -513,31 +531,35 @@ class Engine:
         """Global counts that the batches alone tell: what the method names, and the number of items."""
         local: dict[str, Any] = {}
         for batch in batches:
-            named = {**method.counts(batch), "": len(batch["item"]), "#": 1}
-            for name, n in named.items():
+            for name, n in {**method.counts(batch), "": len(batch["item"])}.items():
                 local[name] = local.get(name, 0) + n
         if dist.world() > 1:
+            # where processes hold unequal parts, a shape may look per item in one and not in the other: nobody guesses
+            even = float(len({len(b["item"]) for b in batches}) == 1)
             names = sorted(local)
-            packed = torch.stack([torch.as_tensor(local[n], dtype=torch.float64, device=self.device) for n in names])
+            values = [*(local[n] for n in names), len(batches[0]["item"]), len(batches[0]["item"]) ** 2, even]
+            packed = torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device) for v in values])
             dist.sum_over_ranks(packed)
             local = {n: packed[i] for i, n in enumerate(names)}
+            first, squares, evens = packed[-3:].tolist()
+            if evens != dist.world() or first * first != squares * dist.world():
+                del local[""]
         return local
 
     def _global_count(self, name: str, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
+        """The count of a term over everything, where this micro-batch alone tells it; ``None``: all must be seen first.
+
+        Told are what the method names, and one value an item. Of anything else the number may differ from one
+        micro-batch to the next: masks, sums already taken, padded lengths, pairs of items.
+        """
         if name in known and name:
             return known[name]
-        if term.where is not None:
-            return None
-        if term.count is not None:
-            return None if dist.world() > 1 else term.count * known["#"]
-        items = len(batch["item"])
-        if term.values.numel() % max(1, items):
-            return None
-        return term.values.numel() // max(1, items) * known[""]
+        plain = term.where is None and term.count is None and term.values.ndim == 1
+        return known.get("") if plain and len(term.values) == len(batch["item"]) else None
 
     def _sum_counts(self, held: list[tuple[Terms, RunContext]]) -> dict[str, Tensor]:
         names = sorted({n for terms, _ in held for n in terms})
-        packed = torch.zeros(len(names), dtype=torch.float64, device=self.device)
+        packed = torch.zeros(len(names), dtype=self._wide, device=self.device)
         for terms, _ in held:
             for i, n in enumerate(names):
                 if n in terms:
@@ -545,12 +567,13 @@ class Engine:
         dist.sum_over_ranks(packed)
         return {n: packed[i] for i, n in enumerate(names)}
 
-    def _backward(self, terms: Terms, counts: dict[str, Any]) -> Tensor:
+    def _backward(self, terms: Terms, totals: dict[str, Tensor], counts: dict[str, Any]) -> Tensor:
         loss: Tensor | None = None
         for name, term in terms.items():
             count = counts[name]
             scale = count.clamp(min=1).to(term.values.dtype) if isinstance(count, Tensor) else max(1, count)
-            part = term.total() * term.weight / scale
+            weighted = isinstance(term.weight, Tensor) or term.weight != 1
+            part = (totals[name] * term.weight if weighted else totals[name]) / scale
             loss = part if loss is None else loss + part
         if loss is None:
             return torch.zeros((), device=self.device)
@@ -558,25 +581,45 @@ class Engine:
             loss.backward()
         return loss.detach()
 
-    def _tally(self, terms: Terms, sums: dict[str, Tensor], counts: dict[str, Tensor | float], number: int) -> None:
+    def _tally(
+        self, terms: Terms, sums: dict[str, Tensor], counts: dict[str, Tensor | float]
+    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Add what is shown to the sums. Returns each term's total, with its graph, and how many values count in it."""
+        totals = {n: t.total() for n, t in terms.items()}
+        own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
         with torch.no_grad():
-            pairs: list[tuple[str, Tensor, Tensor | float]] = [(n, t.shown(), t.n()) for n, t in terms.items()]
-            pairs += [
-                (n, torch.as_tensor(s, dtype=torch.float32, device=self.device).detach(), c)
-                for n, (s, c) in terms.metrics.items()
+            pairs: list[tuple[str, Tensor, Tensor | float]] = [
+                (n, totals[n].detach() if t.show is None else t.shown(), own[n]) for n, t in terms.items()
             ]
+            pairs += [(n, self._scalar(s), c) for n, (s, c) in terms.metrics.items()]
             for name, s, n in pairs:
                 sums[name] = sums[name] + s if name in sums else s
                 counts[name] = counts[name] + n if name in counts else n
+        return totals, own
 
-    def _clear(self, method: Method) -> None:
-        for name in self.optimisers:
-            for p in method.roles[name].parameters().values():
+    @property
+    def _wide(self) -> torch.dtype:
+        """What counts are summed in: double precision, where the device has it."""
+        return torch.float32 if self.device.type == "mps" else torch.float64
+
+    def _scalar(self, value: Tensor | float) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().to(self.device, torch.float32)
+        return torch.full((), float(value), device=self.device)  # filled there: copying it would synchronise
+
+    def _clear(self) -> None:
+        for opt in self.optimisers.values():
+            for p in _held_by(opt):
                 p.grad = None
 
     def _add_objectives(self, method: Method, terms: Terms, batch: Batch, ctx: RunContext) -> None:
         """Add-ons: evaluated once a micro-batch, after the first phase that showed the student's signal."""
         extra = method.setup.objectives
+        clash = sorted(set(extra) & set(terms))
+        if clash:
+            raise ConfigError(
+                f"objectives.{clash[0]}", "the method already has a term of that name", remedy="choose another name"
+            )
         if not extra or "student" not in ctx.signals or getattr(ctx, "added", False):
             return
         ctx.added = True  # type: ignore[attr-defined]
@@ -605,18 +648,18 @@ class Engine:
                 f"stage {stage.name!r} updates {missing}, which no optimiser holds",
                 expected="an optimiser for every role that a term may update",
             )
-        params = {r: list(method.roles[r].parameters().values()) for r in touched}
+        params = {r: _held_by(self.optimisers[r]) for r in touched}
         for r in touched:
             if not method.roles[r].shard:
                 dist.sum_gradients(params[r])
         grads = {r: [p.grad for p in params[r] if p.grad is not None] for r in touched}
-        norms = {r: _norm(g) for r, g in grads.items() if g}
+        norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
         if self.settings.guard:
-            checked = [dist.gathered(n) for n in norms.values()] + (
-                [dist.sum_over_ranks(torch.stack(flags).sum())] if flags else []
-            )
+            checked = [n.float() for n in norms.values()]
+            if flags:
+                checked.append(dist.sum_over_ranks(sum(flags[1:], flags[0]).float()))
             # one number decides; reading it is the only synchronisation of a step
-            if checked and not bool(torch.isfinite(torch.stack([c.float() for c in checked]).sum())):
+            if checked and not math.isfinite(sum(checked[1:], checked[0]).item()):
                 self._not_finite(method, stage, step, batches, sums, counts, norms)
         for r in touched:
             clip = optim[r].clip
@@ -893,6 +936,11 @@ def _means(sums: dict[str, Tensor], counts: dict[str, Tensor | float]) -> dict[s
     return {n: float(s) / max(1.0, float(counts[n])) for n, s in sums.items()}
 
 
+def _held_by(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimiser moves: a list to walk through, where asking the module would search it at every step."""
+    return [p for group in opt.param_groups for p in group["params"]]
+
+
 def _norm(grads: list[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
@@ -910,7 +958,7 @@ def all_objectives(method: Method) -> dict[str, Objective]:
 
 
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    params = [p for g in opt.param_groups for p in g["params"]]
+    params = _held_by(opt)
     return [
         {k: dist.gathered(v) if isinstance(v, Tensor) else v for k, v in opt.state.get(p, {}).items()} for p in params
     ]
@@ -918,7 +966,7 @@ def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
     """Assign state directly: ``load_state_dict`` would cast it to the parameters' dtype (engine notes)."""
-    params = [p for g in opt.param_groups for p in g["params"]]
+    params = _held_by(opt)
     if len(params) != len(saved):
         raise ConfigError(
             "checkpoint",

@@ -73,8 +73,9 @@ def _pair(student: Tensor, teacher: Tensor, temperature: float | Tensor, where: 
     temperature = as_temperature(temperature, items, dtype)
     s, t = hide(student.to(dtype), where), hide(teacher.to(dtype), where)
     # A row at minus infinity in both models is no distribution: both become uniform, so they agree.
-    dead = (s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)
-    if extremes(dead) != (False, False):  # seen to be absent, nothing to mend; unseen (on a GPU), mended in any case
+    seen = extremes(s)
+    if seen is None or not seen[0] > NEG_INF:  # none seen, nothing to mend; unseen (on a GPU), mended in any case
+        dead = (s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)
         s, t = s.masked_fill(dead, 0.0), t.masked_fill(dead, 0.0)
     return _Pair(cool(s, temperature).log_softmax(-1), cool(t, temperature).log_softmax(-1), temperature, where)
 

@@ -20,12 +20,14 @@ if TYPE_CHECKING:
     from limbeck.core.role import Contract, Role
     from limbeck.core.signal import Signal, Tap
     from limbeck.core.task import Model, Task
+    from limbeck.objectives.criterion import Criterion
 
 # name -> where it lives; nothing is imported until it is asked for, so that the catalogue starts without torch
 _WHERE = {
     "Artifact": "limbeck.core.artifact",
     "Card": "limbeck.core.card",
     "Contract": "limbeck.core.role",
+    "Criterion": "limbeck.objectives.criterion",
     "Engine": "limbeck.core.engine",
     "EngineSettings": "limbeck.core.engine",
     "LimbeckError": "limbeck.core.errors",
@@ -52,6 +54,7 @@ __all__ = [
     "Artifact",
     "Card",
     "Contract",
+    "Criterion",
     "Engine",
     "EngineSettings",
     "LimbeckError",

@@ -56,7 +56,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "mixup": "limbeck.objectives.queries:Mixup",
         "cutmix": "limbeck.objectives.queries:Cutmix",
         "noise": "limbeck.objectives.queries:Noise",
-        "dsa": "limbeck.objectives.queries:Siamese",
+        "dsa": "limbeck.tasks.condensation:Augment",
         "on-policy": "limbeck.objectives.sampling:OnPolicy",
         "replay": "limbeck.objectives.sampling:Replay",
         "import": "limbeck.objectives.queries:Imported",

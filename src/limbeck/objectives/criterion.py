@@ -17,7 +17,7 @@ class Criterion(nn.Module):
     """Weighted objectives between a student and a frozen teacher, as a loss module.
 
     The networks are not submodules: ``criterion.parameters()`` are its projectors alone, so give your optimiser
-    ``[*student.parameters(), *criterion.parameters()]``.
+    ``[*student.parameters(), *criterion.parameters()]``. ``criterion.to(device)`` moves the teacher along.
 
     Args:
         objectives: name -> objective, as in a recipe's ``objectives``.
@@ -73,10 +73,14 @@ class Criterion(nn.Module):
                 device = next((p.device for p in student.parameters()), torch.device("cpu"))
                 self.projectors[name] = projector.to(device)
 
-    def _signal(self, which: int, x: Any) -> Signal:
+    def _signal(self, which: int, x: Any, network: nn.Module | None = None) -> Signal:
         with self._taps[which] as tap:
-            out = self._feed(self._networks[which], x)
+            out = self._feed(self._networks[which] if network is None else network, x)
         return Signal(out, dict(tap.acts))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Criterion:
+        self._networks[1]._apply(fn, recurse)  # the teacher goes where the criterion goes, though it is not saved with it
+        return super()._apply(fn, recurse)
 
     def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
         """A projector, by its role's name; part of what objectives expect of their context."""
@@ -87,20 +91,21 @@ class Criterion(nn.Module):
         """Random numbers for objectives that ask for some."""
         return Draws(0, ("criterion",))
 
-    def forward(self, x: Any, batch: Batch | None = None) -> Tensor:
+    def forward(self, x: Any, batch: Batch | None = None, student: nn.Module | None = None) -> Tensor:
         """The weighted sum of the objectives' means for a batch of inputs; their values are in ``parts``.
 
         Args:
             x: the inputs, for both networks. The student's output is kept in ``out``, for your own loss.
             batch: what objectives may want beside them (labels, masks).
+            student: the student as a trainer wraps it (DistributedDataParallel), to be called in its place.
         """
-        student = self._signal(0, x)
+        shown = self._signal(0, x, student)
         with torch.no_grad():
             teacher = self._signal(1, x)
-        self.out = student.out
+        self.out = shown.out
         total: Tensor | None = None
         for name, objective in self.objectives.items():
-            term = objective(student, teacher, {"x": x, **(batch or {})}, self)  # type: ignore[arg-type]
+            term = objective(shown, teacher, {"x": x, **(batch or {})}, self)  # type: ignore[arg-type]
             n = term.n()
             mean = term.total() / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n))
             self.parts[name] = float(mean.detach())

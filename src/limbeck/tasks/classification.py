@@ -50,6 +50,9 @@ class Classification(Task):
         notes: sentences about how the data was read.
     """
 
+    # neither changes what a teacher learns; the student's own items are told apart by their content
+    judging = ("student_items", "eval_batch")
+
     def __init__(
         self,
         data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)

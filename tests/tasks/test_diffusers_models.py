@@ -245,7 +245,7 @@ def test_prompts_from_a_pipelines_text_encoder(task: Generation, tmp_path: Path)
     diffusers.UNet2DConditionModel(**{**small_config("UNet2DConditionModel", (1, 8, 8), 10), **CROSS}).save_pretrained(
         tmp_path / "pipe" / "unet"
     )
-    module = Diffusers(str(tmp_path / "pipe"), "UNet2DConditionModel", guidance="none").build(task).module
+    module = Diffusers(str(tmp_path / "pipe"), "UNet2DConditionModel", guidance="none", prompt="{}").build(task).module
     assert module.prompts.shape == (11, 8, 8) and not isinstance(module.prompts, nn.Parameter)
     assert not torch.equal(module.prompts[0], module.prompts[1]) and reading(module).null_condition == 10
 

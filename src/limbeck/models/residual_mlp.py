@@ -139,22 +139,22 @@ class ResidualMLP(nn.Module):
             remedy = "make it with with_guidance()" if w is not None else "pass w, zero for the plain conditional model"
             raise ConfigError("w", f"this network {said}", remedy=remedy)
         dtype = self.read.weight.dtype
-        e = self.time(self._clock(logsnr.expand(len(z))).to(dtype))
+        e = self.time(self._clock(logsnr.expand(z.shape[0])).to(dtype))
         if self.label is not None:
             if label is None:
-                label = torch.full((len(z),), self.null_class, device=z.device)
+                label = torch.full((z.shape[0],), self.null_class, device=z.device)
             e = e + self.label(label)
         elif label is not None:
             raise ConfigError("label", "this network is unconditional", remedy="leave label out")
         if self.weight is not None and w is not None:
-            features = guidance_embedding(w.expand(len(z)), self.FEATURES, multiplier=self.guidance_multiplier)
+            features = guidance_embedding(w.expand(z.shape[0]), self.FEATURES, multiplier=self.guidance_multiplier)
             e = e + self.weight(features.to(dtype))
         h = self.read(z.flatten(1))
         e = nn.functional.silu(e)
         for block in self.blocks:
             h = block(h, e)
         out: Tensor = self.write(nn.functional.silu(self.norm(h)))
-        return out.reshape(len(z), -1, self.size, self.size)
+        return out.reshape(z.shape[0], -1, self.size, self.size)
 
     def _clock(self, logsnr: Tensor) -> Tensor:
         """Sines and cosines ``[B, FEATURES]`` of the noise angle: a quarter turn to 32 turns over its range."""

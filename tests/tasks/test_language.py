@@ -132,7 +132,7 @@ def test_fingerprints_tell_tokens_apart() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [{"vocab_size": 100}, {"length": 1}, {"student_documents": 0}, {"valid_fraction": 0.0}, {"test_fraction": 1.0},
-     {"valid_fraction": 0.5, "test_fraction": 0.5}, {"eval_batch": 0}],
+     {"valid_fraction": 0.5, "test_fraction": 0.5}, {"eval_batch": 0}, {"eval_sequences": 0}],
 )  # fmt: skip
 def test_ranges(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
@@ -256,8 +256,30 @@ def test_a_foreign_pretrained_tokenizer_is_refused(tmp_path: Path) -> None:
     model.save(model.build(other).module, tmp_path)
     task = small()
     assert task.tokenizer is not None  # trained on this text before the model came
-    with pytest.raises(TeacherMismatch, match="hf:"):
+    with pytest.raises(TeacherMismatch, match=rf"set task\.tokenizer={tmp_path}"):
         HuggingFace(str(tmp_path)).build(task)
+    model.save(model.build(task).module, tmp_path / "own")
+    both = small()
+    HuggingFace(str(tmp_path)).build(both)
+    with pytest.raises(TeacherMismatch, match="models of one family"):
+        HuggingFace(str(tmp_path / "own")).build(both)
+
+
+def test_a_student_from_scratch_on_a_named_tokenizer(tmp_path: Path) -> None:
+    other = small(data=Some(words=30))
+    model = CausalLm(layers=1, width=8, heads=2)
+    model.save(model.build(other).module, tmp_path)
+    task = small(tokenizer=str(tmp_path / "student"))
+    student = CausalLm(layers=1, width=8, heads=2).build(task)
+    teacher = HuggingFace(str(tmp_path)).build(task)
+    task.match(student, teacher)
+    assert task.columns is None and output_size(student.module) == output_size(teacher.module) == other.size
+
+
+def test_judging_some_sequences() -> None:
+    task = small(eval_sequences=2)
+    assert len(task.test) == 2 and len(small().test) > 2 and len(task.train) == len(small().train)
+    assert task.test.tokens_per_byte == small().test.tokens_per_byte
 
 
 # ------------------------------------------------------------------------------------------------ loss and metrics

@@ -30,6 +30,7 @@ from limbeck.core.errors import (
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.signal import Signal
 from limbeck.core.task import Model, Task
+from limbeck.functional._common import expect
 from limbeck.tasks.text import Document, PythonHelp, Texts, TextSource
 
 log = logging.getLogger("limbeck.data")
@@ -62,6 +63,7 @@ class Language(Task):
         valid_fraction: share of the text set aside for choosing, where the data names no such split.
         test_fraction: share of the text set aside for judging, where the data names no such split.
         eval_batch: sequences at a time when judging.
+        eval_sequences: how many sequences of the valid and test splits are judged, spread evenly; all if ``null``.
     """
 
     primary = "cross_entropy"
@@ -82,6 +84,7 @@ class Language(Task):
         valid_fraction: float = 0.05,
         test_fraction: float = 0.1,
         eval_batch: int = 32,
+        eval_sequences: int | None = None,
     ) -> None:
         if vocab_size < 258:
             raise ValueError("vocab_size must be 258 or more: the 256 bytes, an end and a padding token")
@@ -96,9 +99,11 @@ class Language(Task):
             raise ValueError("valid_fraction and test_fraction together must leave something to train on")
         if eval_batch < 1:
             raise ValueError("eval_batch must be 1 or more")
+        if eval_sequences is not None and eval_sequences < 1:
+            raise ValueError("eval_sequences must be 1 or more, or null for all")
         self.data, self.tokenizer_name, self.vocab_size, self.length = data, tokenizer, vocab_size, length
         self.packing, self.loss_on, self.template = packing, loss_on, template
-        self.student_documents = student_documents
+        self.student_documents, self.eval_sequences = student_documents, eval_sequences
         self.valid_fraction, self.test_fraction, self.eval_batch = valid_fraction, test_fraction, eval_batch
         self.notes: list[str] = []
         self.columns: int | None = None
@@ -119,8 +124,8 @@ class Language(Task):
             self._texts = self.data.deal(self.valid_fraction, self.test_fraction)
             self.notes.extend(self._texts.notes)
             self.teacher_train: TokenData = TokenData(self, self._texts.train, "train")
-            self.valid: TokenData = TokenData(self, self._texts.valid, "valid")
-            self.test: TokenData = TokenData(self, self._texts.test, "test")
+            self.valid: TokenData = TokenData(self, self._texts.valid, "valid", self.eval_sequences)
+            self.test: TokenData = TokenData(self, self._texts.test, "test", self.eval_sequences)
             self.train: TokenData = self.teacher_train
         seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
@@ -164,18 +169,28 @@ class Language(Task):
                 self._whose = "the tokenizer trained on this text"
         return self._tokenizer
 
-    def adopt(self, tokenizer: Any, whose: str) -> None:
+    def adopt(self, tokenizer: Any, name: str) -> None:
         """A pretrained model brings its tokenizer: it becomes the task's, or must agree with it.
 
         Raises:
             TeacherMismatch: text gets other token ids from it than from the task's tokenizer.
         """
         if self._tokenizer is None and self.tokenizer_name is None:
-            self._tokenizer, self._whose = tokenizer, whose
+            self._tokenizer, self._whose = tokenizer, f"hf:{name}"
             return
         own = self.tokenizer
-        if own is not tokenizer:
-            shared_ids(own, tokenizer, self._whose, whose, self._probes())
+        if own is tokenizer:
+            return
+        try:
+            shared_ids(own, tokenizer, self._whose, f"hf:{name}", self._probes())
+        except TeacherMismatch:
+            if self.tokenizer_name is not None or self._whose.startswith("hf:"):
+                raise
+            raise TeacherMismatch(
+                "task.tokenizer",
+                f"a model from scratch would learn other tokens than hf:{name} knows",
+                remedy=f"set task.tokenizer={name}, so that both use it",
+            ) from None
 
     def _probes(self) -> list[str]:
         return [document.text[:300] for document in self.texts.train[:10]]
@@ -296,12 +311,19 @@ class Language(Task):
 
 def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, Tensor]:
     """Per-token values for rows of logits ``[n, V]``."""
+    log_q = z.float().log_softmax(-1)
     guess = z.argmax(-1)
-    found = {"cross_entropy": F.cross_entropy(z, y), "accuracy": guess == y, "entropy": F.entropy(z)}
+    found = {
+        "cross_entropy": -log_q.gather(-1, y.unsqueeze(-1)).squeeze(-1),
+        "accuracy": guess == y,
+        "entropy": -expect(log_q.exp(), log_q),
+    }
     if theirs is not None:
-        found["kl"] = F.kl(z, theirs)
+        log_p = theirs.float().log_softmax(-1)
+        p = log_p.exp()
+        found["kl"] = expect(p, log_p - log_q).clamp(min=0.0)
         found["agreement"] = guess == theirs.argmax(-1)
-        found["teacher_entropy"] = F.entropy(theirs)
+        found["teacher_entropy"] = -expect(p, log_p)
     return found
 
 
@@ -354,9 +376,9 @@ class TokenData:
     Packed rows overlap by one token, so that every token but the first is predicted exactly once.
     """
 
-    def __init__(self, task: Language, documents: list[Document], name: str) -> None:
+    def __init__(self, task: Language, documents: list[Document], name: str, most: int | None = None) -> None:
         self.task: Language | None = task
-        self.documents, self.name = documents, name
+        self.documents, self.name, self.most = documents, name, most
         self._made: tuple[Tensor, Tensor, Tensor, float] | None = None
         self._fingerprint = ""
 
@@ -373,7 +395,12 @@ class TokenData:
             self._prompts_count = task.loss_on == "all"
             self.pad = _pad_id(task.tokenizer)
             self._made = self._pack(task) if task.packed else self._pad(task)
-            if len(self._made[0]) == 0:
+            n = len(self._made[0])
+            if self.most is not None and self.most < n:
+                some = torch.arange(self.most) * n // self.most
+                ids, sizes, prompts, density = self._made
+                self._made = ids[some], sizes[some], prompts[some], density
+            if n == 0:
                 raise DataError(
                     "data",
                     f"the {self.name} split has too little text for one sequence",
@@ -438,7 +465,7 @@ class TokenData:
 
     @property
     def tokens_per_byte(self) -> float:
-        """Tokens that are predicted per byte of text, end tokens included."""
+        """Tokens that are predicted per byte of text, end tokens included, over the whole split."""
         return self._rows()[3]
 
     @property
@@ -771,7 +798,7 @@ class HuggingFace(Model):
         if self.gguf_file is not None:
             options["gguf_file"] = self.gguf_file
         self.tokenizer = load_tokenizer(place, **options)
-        task.adopt(self.tokenizer, f"hf:{self.name}")
+        task.adopt(self.tokenizer, self.name)
         try:
             if self.pretrained:
                 with _quiet(transformers):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 import limbeck.functional as F  # noqa: E402
+from limbeck.core import store  # noqa: E402
 from limbeck.core.engine import Engine, EngineSettings, RunContext  # noqa: E402
 from limbeck.core.errors import ConfigError, DataError  # noqa: E402
 from limbeck.core.method import Built, Setup, Stage, Terms  # noqa: E402
@@ -520,6 +524,35 @@ def test_a_stopped_run_with_replay_goes_on_exactly(tmp_path: Path) -> None:
     assert whole.state["t"] == again.state["t"]
     assert torch.equal(whole.state["replay"]["texts"], again.state["replay"]["texts"])
     assert whole.state["replay"]["threshold"] == again.state["replay"]["threshold"]
+
+
+def test_two_processes_write_and_keep_the_texts_of_one(tmp_path: Path) -> None:
+    root = Path(__file__).parents[3]
+    env = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
+    }
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+    script = ["tests.methods.language.replay", str(tmp_path / "two")]
+    done = subprocess.run(
+        [*launch, *script], env=env, cwd=root, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    one, two = replayed(), store.load_tree(tmp_path / "two")
+    weights = one.roles["student"].module.state_dict()
+    assert all(torch.allclose(weights[k], two["weights"][k], atol=1e-5) for k in weights)
+    assert one.state["t"] == pytest.approx(two["state"]["t"], abs=1e-5)
+    a, b = one.state["replay"], two["state"]["replay"]
+    assert torch.equal(a["texts"], b["texts"]) and a["threshold"] == b["threshold"] and len(a["texts"]) == 6
+
+
+def replayed() -> Taid:
+    """A short run whose student's texts are kept, with batches that two processes cut unevenly."""
+    method = Taid(alpha="auto", sampler=Replay(capacity=6, start=0.9, check_every=2, valid_items=2, tolerance=0.0))
+    method.bind(setup_of(steps=6, batch=5))
+    Engine(EngineSettings(device="cpu")).run(method)
+    return method
 
 
 def test_samplers_that_cannot_work_are_refused() -> None:

@@ -48,6 +48,7 @@ class CifarResNet(nn.Module):
         ConfigError: a depth that is not 6n + 2, or a width below 1.
 
     Example:
+        >>> import torch
         >>> net = CifarResNet(20)
         >>> net(torch.zeros(2, 3, 32, 32)).shape, sum(p.numel() for p in net.parameters())
         (torch.Size([2, 10]), 269722)

@@ -112,6 +112,9 @@ class Classification(Task):
                     remedy="choose fewer, or all with task.student_items=null",
                 )
             self.train = Part(self._pool, choose(self._pool.y, self.student_items, "student", seed))
+            said = f"the student learns from {len(self.train)} items, its teacher from {len(self._pool)}"
+            if said not in self.notes:
+                self.notes.append(said)
         self._seed = seed
 
     def _read(self) -> None:
@@ -403,24 +406,21 @@ class Classification(Task):
         for role, built in (("teacher", bench.teacher), ("alone", alone), ("student", artifact.built)):
             if built is not None:
                 try:
-                    found[role] = calibration_bins(*self._confidence(built, bench.device))
+                    found[role] = calibration_bins(self._table(built, bench.device))
                 except CacheMismatch:  # a recorded teacher knows its training items only
                     continue
         return {"calibration": found}
 
-    def _confidence(self, built: Built, device: torch.device, most: int = 5000) -> tuple[Tensor, Tensor]:
-        """The probability of the likeliest class [N] of test items, and whether it is right [N]."""
-        sure, right = [], []
+    def _table(self, built: Built, device: torch.device, most: int = 5000) -> Tensor:
+        """Sums per bin of confidence [bins, 3] over test items."""
+        tables = []
         ids = torch.arange(0, len(self.test), max(1, -(-len(self.test) // most)))
         with torch.no_grad(), evaluating([built.module]):
             for part in ids.split(self.eval_batch):
                 batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.test.fetch(part).items()}
                 batch.update(item=part.to(device), view=torch.zeros_like(part, device=device))
-                best = self.signal(built, batch).logits.float().softmax(-1).max(-1)
-                y = batch["y"].argmax(-1) if batch["y"].is_floating_point() else batch["y"]
-                sure.append(best.values.cpu())
-                right.append((best.indices == y).cpu())
-        return torch.cat(sure), torch.cat(right)
+                tables.append(calibration_table(self.signal(built, batch).logits.float(), batch["y"]))
+        return torch.stack(tables).sum(0)
 
     # ------------------------------------------------------------------------------------------------ defaults
 
@@ -445,19 +445,19 @@ class Classification(Task):
         return {"use": "timm", "name": "resnet50"}
 
 
-def calibration_bins(confidence: Tensor, right: Tensor, bins: int = 15) -> dict[str, list[float]]:
+def calibration_bins(table: Tensor) -> dict[str, list[float]]:
     """The bins of a reliability diagram that are not empty: mean confidence, share of right answers, and their count.
 
+    Args:
+        table: sums per bin [bins, 3], as ``limbeck.functional.calibration_table`` makes them.
+
     Example:
-        >>> calibration_bins(torch.tensor([0.5, 1.0]), torch.tensor([0.0, 1.0]), bins=2)
-        {'confidence': [0.5, 1.0], 'accuracy': [0.0, 1.0], 'count': [1, 1]}
+        >>> calibration_bins(torch.tensor([[2.0, 1.0, 1.0], [0.0, 0.0, 0.0]]))
+        {'confidence': [0.5], 'accuracy': [0.5], 'count': [2]}
     """
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bins (lo, hi], as for the error
-    count = torch.bincount(place, minlength=bins)
-    kept = count > 0
-    sums = (torch.bincount(place, weights=v.double(), minlength=bins)[kept] for v in (confidence, right))
-    mean_confidence, accuracy = ((total / count[kept]).tolist() for total in sums)
-    return {"confidence": mean_confidence, "accuracy": accuracy, "count": count[kept].tolist()}
+    kept = table[table[:, 0] > 0]
+    mean = kept[:, 1:] / kept[:, :1]
+    return {"confidence": mean[:, 0].tolist(), "accuracy": mean[:, 1].tolist(), "count": kept[:, 0].long().tolist()}
 
 
 def _device_of(module: Any) -> torch.device:

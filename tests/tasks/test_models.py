@@ -228,6 +228,15 @@ def test_the_student_of_an_earlier_run(tmp_path: Path, model: Model, shape: tupl
     assert found.shape == (5, 2)
 
 
+def test_a_timm_student_is_opened_by_timm_alone(tmp_path: Path) -> None:
+    import timm
+
+    built = run_folder(tmp_path, task_of(ABC, (3, 32, 32)), Timm("test_resnet"))
+    alone = timm.create_model("test_resnet", num_classes=3, checkpoint_path=str(tmp_path / "student.safetensors"))
+    for name, value in built.module.state_dict().items():
+        assert torch.equal(value, alone.state_dict()[name])
+
+
 def test_an_earlier_student_keeps_its_own_normalisation_size_and_order(tmp_path: Path) -> None:
     built = run_folder(tmp_path / "run", task_of(ABC, (1, 8, 8)), Mlp([6]))
     other = task_of(["cow", "bee", "ant"], (3, 12, 12))

@@ -176,6 +176,8 @@ def test_kinds_of_targets() -> None:
     y, labels, kind = as_targets(np.array([-1, 1, -1]), "label", None, "y")
     assert (y.tolist(), labels) == ([0, 1, 0], ["-1", "1"])
     assert as_targets(np.arange(24.0).reshape(2, 4, 3), "auto", None, "y")[0].shape == (2, 12)
+    y, labels, kind = as_targets(np.array([1.0, 0.0]), "auto", ["a", "b"], "y")
+    assert (y.tolist(), y.dtype, kind) == ([1, 0], torch.int64, "label")
     with pytest.raises(DataError, match="negative"):
         as_targets(np.array([-1, 1]), "auto", None, "y")
     with pytest.raises(DataError, match=r"out of range at item 2 \(5\)"):

@@ -182,6 +182,8 @@ def as_targets(y: Any, asked: Target, names: Sequence[str] | None, where: str) -
         own = list(names) if names is not None and len(names) == y.shape[1] else [str(i) for i in range(y.shape[1])]
         columns = {n: y[:, i].tolist() for i, n in enumerate(own)}
         return read_targets(columns, asked, place, argument=where)
+    if names is not None and y.ndim == 1 and y.dtype.kind == "f" and asked != "number" and (y == np.floor(y)).all():
+        y = y.astype(np.int64)  # class ids that were saved as floats
     ids = y.dtype.kind in "iu"
     if not ids or asked not in ("auto", "label"):
         if y.dtype.kind == "f" and asked == "auto":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import platform
 import resource
@@ -19,10 +20,10 @@ from torch import nn
 
 import limbeck
 from limbeck.core import distributed as dist
-from limbeck.core import store
+from limbeck.core import interrupt, store
 from limbeck.core.artifact import Artifact, NetworkArtifact
 from limbeck.core.engine import Engine, EngineSettings
-from limbeck.core.errors import ConfigError, Stopped, StorageError
+from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, Stopped, StorageError
 from limbeck.core.logs import Progress, make_loggers
 from limbeck.core.method import Built, Data, Method, Query, Setup
 from limbeck.core.optim import Optim
@@ -127,13 +128,23 @@ class Bench:
 def _turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:
     """The lock under which a remembered stage is made; ``None`` once it is there.
 
-    Another run that makes it at this moment is waited for: both want the same thing.
+    Another run that makes it at this moment is waited for: both want the same thing. Of several processes the first one
+    looks and tells the others, so that all of them train or none.
+
+    Raises:
+        Stopped: a signal asked to stop while it was waited for.
     """
+    if dist.rank() > 0 and dist.world() > 1:
+        return contextlib.nullcontext() if dist.told_by_all(None)[0] else None
+    turn = _first_turn(folder, done, say, name)
+    dist.told_by_all(turn is not None)
+    return turn
+
+
+def _first_turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:
     said = False
     while not store.is_complete(done):
         store.check_writable(folder)
-        if dist.rank() > 0:
-            return contextlib.nullcontext()
         lock = store.RunLock(folder)
         try:
             lock.acquire()
@@ -141,6 +152,9 @@ def _turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> An
             if not said:
                 say(f"{name}: another run is making it; waiting")
                 said = True
+            asked = interrupt.requested()
+            if asked is not None:
+                raise Stopped(asked) from None
             time.sleep(0.5)
             continue
         if store.is_complete(done):
@@ -243,6 +257,7 @@ def prepare(
             objectives=recipe.objectives,
             queries=recipe.queries,
             device=device,
+            shard=recipe.engine.shard,
         )
     )
     return bench
@@ -279,7 +294,32 @@ def run_recipe(
 ) -> tuple[dict[str, Any], Artifact | None]:
     """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
     text = dump(tree)
-    config, finished = folder / "config.yaml", folder / "result.json"
+    config = folder / "config.yaml"
+    main = int(os.environ.get("RANK", "0")) == 0
+    if dist.launched():
+        dist.start(dist.pick_device(recipe.engine.device))
+    if not main and dist.world() > 1:
+        # the first process looks at the folder before anything is written there, and tells what it found
+        refused, result = dist.told_by_all(None)[0]
+        if refused:
+            raise StorageError(str(folder), "was refused by the first process")
+        if result is not None:
+            return result, None
+        return _run_in(recipe, tree, folder, force, quiet, text)
+    try:
+        found = _finished(config, text, folder, force)
+    except LimbeckError:
+        dist.told_by_all((True, None))
+        raise
+    dist.told_by_all((False, found))
+    if found is not None:
+        return found, None
+    return _run_in(recipe, tree, folder, force, quiet, text)
+
+
+def _finished(config: Path, text: str, folder: Path, force: bool) -> dict[str, Any] | None:
+    """The result of a run that is finished already; ``None`` where there is something to do in the folder."""
+    finished = folder / "result.json"
     if config.exists() and not force:
         if _settled(config.read_text()) != _settled(text):
             raise StorageError(
@@ -288,14 +328,26 @@ def run_recipe(
                 remedy="choose --out, or --force to replace it",
             )
         if finished.exists():
-            result: dict[str, Any] = json.loads(finished.read_text())
-            return {**result, "folder": str(folder), "reused": True}, None
+            try:
+                result: dict[str, Any] = json.loads(finished.read_text())
+            except ValueError as error:
+                raise CheckpointCorrupt(
+                    str(finished), f"is no JSON: {error}", remedy="--force repeats the run"
+                ) from None
+            return {**result, "folder": str(folder), "reused": True}
     elif folder.is_dir() and not config.exists() and any(folder.iterdir()) and not force:
         raise StorageError(
             str(folder), "the folder is not empty and holds no run", remedy="choose --out, or --force to use it"
         )
     store.check_writable(folder)
+    return None
+
+
+def _run_in(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool, quiet: bool, text: str
+) -> tuple[dict[str, Any], Artifact | None]:
     main = int(os.environ.get("RANK", "0")) == 0
+    config = folder / "config.yaml"
     with store.RunLock(folder) if main else contextlib.nullcontext():
         if main:
             if force:
@@ -383,7 +435,8 @@ class _Best:
 
     def __init__(self, bench: Bench, method: Method, folder: Path) -> None:
         self.bench, self.method, self.folder = bench, method, folder / "best"
-        self.metrics: dict[str, float] = {}
+        # an interrupted run goes on with what it had found
+        self.known: dict[str, Any] | None = store.load_tree(self.folder) if store.is_complete(self.folder) else None
 
     def evaluate(self, step: int) -> dict[str, float]:
         task, student = self.bench.task, self.bench.student
@@ -391,19 +444,22 @@ class _Best:
             return {}
         values = task.evaluate(student, task.valid, device=self.bench.device)
         student.module.train()
-        known = store.load_tree(self.folder) if store.is_complete(self.folder) else None
-        score = values.get(task.primary)
-        better = known is None or (
-            score is not None and (score > known["score"]) == task.higher_is_better and score != known["score"]
-        )
-        if score is not None and better and dist.rank() == 0:
-            state = dict(student.module.state_dict())
-            store.save_tree(self.folder, {"score": score, "step": step, "valid": values, "state": state})
-        if better:
-            self.metrics = {f"valid/{k}": v for k, v in values.items()} | {"step": float(step)}
-        elif known is not None:
-            self.metrics = {f"valid/{k}": v for k, v in known["valid"].items()} | {"step": float(known["step"])}
+        score = values.get(task.primary, math.nan)
+        known = math.nan if self.known is None else float(self.known["score"])
+        if not math.isnan(score) and (math.isnan(known) or (score > known if task.higher_is_better else score < known)):
+            # every process gathers a sharded student, the first one writes
+            state = {k: dist.gathered(v) for k, v in student.module.state_dict().items()}
+            self.known = {"score": score, "step": step, "valid": values}
+            if dist.rank() == 0:
+                store.save_tree(self.folder, {**self.known, "state": state})
         return values
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the best one scored on the validation split, and at which step; empty where nothing was judged."""
+        if self.known is None:
+            return {}
+        return {f"valid/{k}": v for k, v in self.known["valid"].items()} | {"step": float(self.known["step"])}
 
 
 @dataclass
@@ -597,8 +653,15 @@ def _settled(text: str) -> str:
 
 
 def _empty(folder: Path) -> None:
+    """Remove what an earlier run left. A folder that holds no run is not ours to empty: its files stay."""
     import shutil
 
+    try:
+        text = "\n" + (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return
+    if not all(f"\n{key}:" in text for key in ("task", "method", "engine")):
+        return
     for path in folder.iterdir():
         if path.name == ".lock" or path.name.endswith(".lock"):
             continue

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -78,22 +79,26 @@ def sum_gradients(params: Sequence[nn.Parameter]) -> None:
     """Sum the gradients of replicated parameters over processes, as one flat buffer per dtype.
 
     Not the DDP wrapper: that is silently wrong for several backwards through one forward, for ``autograd.grad`` and for
-    idle roles (engine notes). A parameter without gradient on this rank contributes zeros.
+    idle roles (engine notes). A parameter without gradient on this rank contributes zeros; one without gradient on any
+    rank keeps none, as in one process: an optimiser that saw zeros would still decay it and move it by its momentum.
     """
     if world() == 1 or not params:
         return
     for dtype in dict.fromkeys(p.dtype for p in params):
         group = [p for p in params if p.dtype == dtype]
-        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in group])
+        has = torch.tensor([float(p.grad is not None) for p in group], dtype=dtype).to(group[0].device)
+        flat = torch.cat([*((torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in group), has])
         dist.all_reduce(flat)
+        # read only where something is missing here: reading synchronises
+        anywhere = flat[-len(group) :].tolist() if any(p.grad is None for p in group) else [1.0] * len(group)
         offset = 0
-        for p in group:
+        for p, found in zip(group, anywhere, strict=True):
             piece = flat[offset : offset + p.numel()].view_as(p)
             offset += p.numel()
-            if p.grad is None:
-                p.grad = piece.clone()
-            else:
+            if p.grad is not None:
                 p.grad.copy_(piece)
+            elif found:
+                p.grad = piece.clone()
 
 
 def barrier() -> None:
@@ -102,14 +107,20 @@ def barrier() -> None:
         dist.barrier()
 
 
+def told_by_all(value: Any) -> list[Any]:
+    """What every process says, in the order of their numbers: plain values, no tensors."""
+    if world() == 1:
+        return [value]
+    told: list[Any] = [None] * world()
+    dist.all_gather_object(told, value)
+    return told
+
+
 def same_everywhere(text: str, what: str) -> None:
     """Raise unless every process holds the same text (a fingerprint): replicas that drift are a defect, not noise."""
-    if world() == 1:
-        return
-    gathered: list[str | None] = [None] * world()
-    dist.all_gather_object(gathered, text)
-    if any(t != text for t in gathered):
-        raise RuntimeError(f"{what} differs between processes: {gathered}")
+    told = told_by_all(text)
+    if any(t != text for t in told):
+        raise RuntimeError(f"{what} differs between processes: {told}")
 
 
 def shard(module: nn.Module) -> nn.Module:
@@ -128,6 +139,7 @@ def shard(module: nn.Module) -> nn.Module:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.set_gradient_divide_factor(1.0)
+            part.set_force_sum_reduction_for_comms(True)  # gloo has no sum that divides on the way
     return module
 
 

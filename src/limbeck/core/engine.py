@@ -48,6 +48,8 @@ class EngineSettings(Settings):
         log_every: steps between log lines.
         eval_every: steps between evaluations on the validation split; 0 evaluates at the end alone.
         guard: stop before a step that is not finite.
+        shard: roles (``student``, ``teacher``, ...) whose parameters, gradients and optimiser state are split over the
+            processes, for networks too large for one device; with one process nothing is split.
     """
 
     def __init__(
@@ -64,6 +66,7 @@ class EngineSettings(Settings):
         log_every: int = 20,
         eval_every: int = 0,
         guard: bool = True,
+        shard: tuple[str, ...] = (),
     ) -> None:
         for name, value, low in (
             ("devices", devices, 1),
@@ -83,6 +86,7 @@ class EngineSettings(Settings):
         self.workers, self.compile = workers, compile
         self.save_every, self.save_minutes, self.keep = save_every, save_minutes, keep
         self.log_every, self.eval_every, self.guard = log_every, eval_every, guard
+        self.shard = tuple(shard)
 
 
 class RunContext:
@@ -266,6 +270,15 @@ class Engine:
             if paths and isinstance(role.module, nn.Module):
                 role.taps(tuple(paths))
             role.compile = self.settings.compile
+        if dist.world() > 1:
+            for name, role in method.roles.items():
+                if isinstance(role.module, nn.Module):
+                    dist.same_everywhere(store.fingerprint(role.module), f"the first state of role {name!r}")
+        for name in self.settings.shard:
+            if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
+                networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
+                raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
+            method.roles[name].shard = True
         for role in method.roles.values():
             if role.mode == "averaged" and role.of in method.roles and method.roles[role.of].shard:
                 role.shard = True  # an average is taken piece by piece, so it is cut alike
@@ -342,7 +355,8 @@ class Engine:
         for item in mine:
             if item in done:
                 continue
-            self._poll(lambda: None)
+            if interrupt.requested() is not None:  # processes work on unequal lists here: each stops by itself
+                raise Stopped(interrupt.requested() or 0)
             # what is remembered is shared by runs of every seed, so its draws know the item alone
             seed = self.seed if stage.remember is None else 0
             seed_modules(key_of(seed, stage.name, item), self.device)
@@ -387,10 +401,13 @@ class Engine:
             self.logs.resume(stage.name, start + 1)
         watching = type(method).observe is not Method.observe
         meter = self.meter
-        saved_at = time.monotonic()
+        saved_at, late = time.monotonic(), False
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self._batches(stage, start, total), strict=False):
-            self._poll(partial(self._save, method, index, step, begun=True))
+            late = self._poll(
+                partial(self._save, method, index, step, begun=True),
+                time.monotonic() - saved_at > 60 * settings.save_minutes,
+            )
             for name, opt in self.optimisers.items():
                 rate = optim[name].rate(step, total)
                 for group in opt.param_groups:
@@ -417,11 +434,7 @@ class Engine:
                 if self.logs is not None and dist.rank() == 0:
                     self.logs.log(stage.name, done, values)
             due = settings.save_every and done % settings.save_every == 0
-            if (
-                self.checkpoints
-                and done < total
-                and (due or (dist.world() == 1 and time.monotonic() - saved_at > 60 * settings.save_minutes))
-            ):
+            if self.checkpoints and done < total and (due or late):
                 self._save(method, index, done, begun=True)
                 saved_at = time.monotonic()
         self._tick()
@@ -535,14 +548,16 @@ class Engine:
                 local[name] = local.get(name, 0) + n
         if dist.world() > 1:
             # where processes hold unequal parts, a shape may look per item in one and not in the other: nobody guesses
-            even = float(len({len(b["item"]) for b in batches}) == 1)
+            sizes = {len(b["item"]) for b in batches}
+            size = float(max(sizes)) if len(sizes) == 1 else -1.0
             names = sorted(local)
-            values = [*(local[n] for n in names), len(batches[0]["item"]), len(batches[0]["item"]) ** 2, even]
+            values = [*(local[n] for n in names), size, size * size, float(size < 0)]
             packed = torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device) for v in values])
             dist.sum_over_ranks(packed)
             local = {n: packed[i] for i, n in enumerate(names)}
-            first, squares, evens = packed[-3:].tolist()
-            if evens != dist.world() or first * first != squares * dist.world():
+            # one micro-batch has no graphs to free early: nothing is read, and its counts are summed when seen
+            first, squares, uneven = packed[-3:].tolist() if len(batches) > 1 else (0, 0, 1)
+            if uneven or first * first != squares * dist.world():
                 del local[""]
         return local
 
@@ -679,7 +694,7 @@ class Engine:
         norms: dict[str, Tensor],
     ) -> None:
         means = _means(sums, counts)
-        bad_terms = [n for n, v in means.items() if v != v or v in (float("inf"), float("-inf"))]
+        bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
         bad_roles = {
             r: [
                 n
@@ -696,8 +711,22 @@ class Engine:
             for k, v in b.items()
             if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())
         ]
+        # every process is here, for what decided was summed over them: they tell each other what they hold
+        own = (bad_terms, items, bad_inputs)
+        told = dist.told_by_all(own)
+        # statistics of the whole batch carry NaN everywhere, so a process whose input is not finite speaks first
+        writer = max(range(len(told)), key=lambda r: (bool(told[r][2]), bool(told[r][0]), -r))
+        bad_terms = list(dict.fromkeys(n for terms, _, _ in told for n in terms))
+        _, items, bad_inputs = told[writer]
+        states = {
+            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
+            for n, r in method.roles.items()
+            if r.mode == "trained"
+        }
         where = ""
-        if self.folder is not None and dist.rank() == 0:
+        if self.folder is not None:
+            where = f"; the batch and the weights before the step are in {self.folder / 'failure'}"
+        if self.folder is not None and dist.rank() == writer:
             folder = self.folder / "failure"
             store.save_tree(
                 folder,
@@ -710,11 +739,10 @@ class Engine:
                     "batches": [
                         {k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches
                     ],
-                    "roles": {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.mode == "trained"},
+                    "roles": states,
                     "state": method.state,
                 },
             )
-            where = f"; the batch and the weights before the step are in {folder}"
         said = f"step {step} of stage {stage.name!r} is not finite: "
         said += f"term {', '.join(bad_terms)}" if bad_terms else "the gradient"
         if bad_roles:
@@ -852,13 +880,17 @@ class Engine:
 
     # -- people ----------------------------------------------------------------------------------------------------
 
-    def _poll(self, save: Callable[[], None]) -> None:
+    def _poll(self, save: Callable[[], None], late: bool = False) -> bool:
+        """Stop where a signal asked for it. Returns whether any process finds it time to save."""
         asked = interrupt.requested()
         if dist.world() > 1:
-            asked = int(dist.largest_over_ranks(torch.tensor([float(asked or 0)], device=self.device)).item()) or None
+            both = torch.tensor([float(asked or 0), float(late)], device=self.device)
+            number, clock = dist.largest_over_ranks(both).tolist()
+            asked, late = int(number) or None, bool(clock)
         if asked is not None:
             save()
             raise Stopped(asked)
+        return late
 
     def _show(self, name: str, total: int, done: int) -> None:
         if self.progress is not None:

@@ -260,6 +260,7 @@ class Setup:
     objectives: dict[str, Objective] = field(default_factory=dict)
     queries: dict[str, Query] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shard: Sequence[str] = ()  # roles that are split over the processes
 
 
 class Method(Component):
@@ -288,9 +289,15 @@ class Method(Component):
         """Take the participants. Override to add roles; call this first."""
         self.setup = setup
         self.state = {}
-        self.roles = {"student": Role(setup.student.module, "trained", contract=setup.student.contract)}
+        self.roles = {
+            "student": Role(
+                setup.student.module, "trained", contract=setup.student.contract, shard="student" in setup.shard
+            )
+        }
         if setup.teacher is not None:
-            self.roles["teacher"] = Role(setup.teacher.module, "frozen", contract=setup.teacher.contract)
+            self.roles["teacher"] = Role(
+                setup.teacher.module, "frozen", contract=setup.teacher.contract, shard="teacher" in setup.shard
+            )
         elif self.needs_teacher:
             raise ConfigError(
                 "teacher",

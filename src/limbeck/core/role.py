@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.core import distributed as dist
 from limbeck.core.errors import ConfigError, ShapeError
 from limbeck.core.signal import Signal, Tap
 
@@ -152,6 +153,7 @@ class Role:
         self.changed = False  # a frozen role that a stage's `begin` has changed must be in the checkpoint
         self.compile = False
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
+        self._plain: nn.Module | None = None
         self.freeze()
 
     @property
@@ -189,6 +191,28 @@ class Role:
             return {}
         return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
 
+    def split(self) -> None:
+        """Split the module over the processes (`limbeck.core.distributed.shard`); `join` undoes it. Done once."""
+        if self._plain is None:
+            self._plain = hollow(self.module)
+            dist.shard(self.module)
+
+    def join(self) -> bool:
+        """A split module made whole again, as a plain module in its place; whether there was one."""
+        if self._plain is None:
+            return False
+        state = {k: dist.gathered(v) for k, v in self.module.state_dict().items()}
+        wanted = {n: p.requires_grad for n, p in self.module.named_parameters()}
+        self._plain.load_state_dict(state, assign=True)
+        for n, p in self._plain.named_parameters():
+            p.requires_grad_(wanted[n])
+        self.module, self._plain = self._plain, None
+        if self.tap is not None:
+            paths, self.tap = self.tap.paths, None
+            self.tap = Tap(self.module, paths)
+        self.freeze()
+        return True
+
     @property
     def device(self) -> torch.device:
         """Where the role lives."""
@@ -205,6 +229,14 @@ class Role:
             torch._foreach_lerp_(mine, theirs, 1.0 - decay)
             for a, b in zip(self.module.buffers(), other.module.buffers(), strict=True):
                 a.copy_(b)
+
+
+def hollow(module: nn.Module) -> nn.Module:
+    """A copy whose parameters have shapes and no values, so that it takes no memory worth naming."""
+    memo: dict[int, Any] = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
+    }
+    return copy.deepcopy(module, memo)
 
 
 def averaged(role: Role, of: str, decay: float | Callable[[int, int], float]) -> Role:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from limbeck.core.artifact import NetworkArtifact
 from limbeck.core.errors import ConfigError, DataError
@@ -16,7 +16,7 @@ from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
 from limbeck.tasks.columns import Target
-from limbeck.tasks.data import ArrayData, Kind, Splits
+from limbeck.tasks.data import Splits
 from limbeck.tasks.sources import Source
 
 
@@ -131,9 +131,11 @@ def distill(
     task = settings.pop("task", None)
     if task is not None:
         tree["task"] = task
-    if isinstance(data, (str, Mapping)):
-        use = tree["task"]["use"] if isinstance(tree["task"], dict) else tree["task"]
-        tree["task"] = {"use": use, "data": data}
+    if data is not None:
+        # the recipe's own settings (how few items its student sees) are about its own data
+        own = tree["task"] if isinstance(tree["task"], Mapping) else {"use": tree["task"]}
+        named = {"data": data} if isinstance(data, (str, Mapping)) else {}
+        tree["task"] = {**(own if task is not None else {"use": own["use"]}), **named}
     train = dict(tree.get("train") or {})
     unknown = sorted(set(settings) - _train_settings())
     if unknown:
@@ -158,7 +160,7 @@ def distill(
         if not hasattr(recipe.task, "data"):
             raise ConfigError("data", f"the task of {name!r} takes no arrays", expected="a source's name")
         recipe.task.data = source
-        checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source.x)}}
+        checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source)}}
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
     result, artifact = run_recipe(recipe, checked, folder, force, quiet)
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
@@ -173,55 +175,40 @@ def _train_settings() -> set[str]:
     return set(inspect.signature(Optim.__init__).parameters) - {"self"}
 
 
-class GivenArrays(Source):
-    """Arrays that the caller holds.
+class GivenData(Source):
+    """Arrays or data sets that the caller holds.
 
     Args:
-        x: inputs [N, ...]: uint8, or float in [0, 1] for pictures.
-        y: targets [N] (class ids), [N, C] (several labels or soft ones), or [N, K] numbers.
-        x_test, y_test: the test split; divided off when not given.
+        made: split (``train``, ``test``) -> pair of arrays (x, y), or a map-style torch Dataset of such pairs.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, x_test: Tensor | None = None, y_test: Tensor | None = None) -> None:
-        if len(x) != len(y) or (x_test is not None and y_test is not None and len(x_test) != len(y_test)):
-            raise DataError("data", f"{len(x)} inputs and {len(y)} targets", expected="as many targets as inputs")
-        self.x, self.y, self.x_test, self.y_test = x, y, x_test, y_test
+    def __init__(self, made: dict[str, Any]) -> None:
+        self.made = made
+
+    def __len__(self) -> int:
+        train = self.made["train"]
+        return len(train[0]) if isinstance(train, tuple) else len(train)
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The arrays as they are: integers are classes, 0/1 matrices several labels, other floats numbers."""
-        kind: Kind
-        if target != "auto":
-            kind = target
-        elif not self.y.is_floating_point() and self.y.ndim == 1:
-            kind = "label"
-        else:
-            y = self.y.float()
-            kind = "labels" if y.ndim == 2 and bool(((y == 0) | (y == 1)).all()) else "number"
-        y, y_test = self._shaped(self.y, kind), None if self.y_test is None else self._shaped(self.y_test, kind)
-        width = int(max(v.max() for v in (y, y_test) if v is not None)) + 1 if kind == "label" else y.shape[1]
-        test = None if self.x_test is None or y_test is None else ArrayData(self.x_test, y_test)
-        return Splits(ArrayData(self.x, y), None, test, [str(i) for i in range(width)], kind)
+        """As every other source of arrays reads them: integers are classes, 0/1 matrices several labels, floats numbers."""
+        from limbeck.tasks.arrays import from_datasets
 
-    @staticmethod
-    def _shaped(y: Tensor, kind: Kind) -> Tensor:
-        if kind == "label":
-            return y.long()
-        return y.float().reshape(len(y), -1)
+        return from_datasets(self.made, target, size, memory_mb=4096, names=None, where="data")
 
 
-def _source(data: Any) -> Any:
+def _source(data: Any) -> GivenData:
     """Arrays or a Dataset as a source."""
     if isinstance(data, torch.utils.data.Dataset):
         if not hasattr(data, "__len__"):
             raise DataError(
                 "data", "an IterableDataset has no length", expected="a map-style Dataset, arrays, or a source's name"
             )
-        pairs = [data[i] for i in range(len(data))]
-        x = torch.stack([torch.as_tensor(p[0]) for p in pairs])
-        return GivenArrays(x, torch.stack([torch.as_tensor(p[1]) for p in pairs]))
+        return GivenData({"train": data})
     if isinstance(data, (tuple, list)) and len(data) in (2, 4):
-        parts = [d if isinstance(d, Tensor) else torch.as_tensor(d) for d in data]
-        return GivenArrays(*parts)
+        made: dict[str, Any] = {"train": tuple(data[:2])}
+        if len(data) == 4:
+            made["test"] = tuple(data[2:])
+        return GivenData(made)
     raise DataError(
         "data",
         given=type(data).__name__,

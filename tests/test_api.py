@@ -1,0 +1,59 @@
+"""The Python door: modules, arrays and data sets that the caller holds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import limbeck
+from limbeck.core.errors import ConfigError, DataError, LimbeckError
+
+
+def things() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    x = torch.tensor(x[:300]).float().div(16).reshape(-1, 1, 8, 8)
+    torch.manual_seed(0)
+    net = lambda h: nn.Sequential(nn.Flatten(), nn.Linear(64, h), nn.ReLU(), nn.Linear(h, 10))  # noqa: E731
+    return net(16), net(8), x, torch.tensor(y[:300])
+
+
+def test_modules_and_arrays(tmp_path: Path) -> None:
+    teacher, student, x, y = things()
+    before = [p.detach().clone() for p in (*teacher.parameters(), *student.parameters())]
+    done = limbeck.distill(teacher, student, (x, y), "nkd", out=tmp_path / "run", steps=5, batch_size=16, quiet=True)
+    assert set(done.metrics) == {"teacher", "student", "alone"} and done.report.is_file()
+    assert isinstance(done.student, nn.Module) and not done.student.training
+    assert done.student(x[:2]).shape == (2, 10)
+    after = (*teacher.parameters(), *student.parameters())
+    assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the caller's modules stay as they were"
+    assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), done.student.parameters(), strict=True))
+
+
+def test_a_dataset_with_numbers_and_one_with_several_labels(tmp_path: Path) -> None:
+    _, _, x, y = things()
+    pairs = torch.utils.data.TensorDataset(x, y.float()[:, None] / 9)
+    net = lambda k: nn.Sequential(nn.Flatten(), nn.Linear(64, k))  # noqa: E731
+    done = limbeck.distill(net(1), net(1), pairs, "kd", out=tmp_path / "a", steps=3, batch_size=16, quiet=True)
+    assert "rmse" in done.metrics["student"]
+    several = torch.nn.functional.one_hot(y, 10).float()
+    done = limbeck.distill(net(10), net(10), (x, several), "kd", out=tmp_path / "b", steps=3, batch_size=16, quiet=True)
+    assert "f1" in done.metrics["student"]
+
+
+def test_what_does_not_fit_is_said_before_training() -> None:
+    teacher, student, x, y = things()
+    with pytest.raises(ConfigError, match="did you mean 'steps'"):
+        limbeck.distill(teacher, student, (x, y), "kd", stepz=3)
+    with pytest.raises(DataError, match="one target an input"):
+        limbeck.distill(teacher, student, (x, y[:-1]), "kd", steps=3, quiet=True)
+    with pytest.raises(DataError, match="a source's name"):
+        limbeck.distill(teacher, student, 7, "kd", steps=3, quiet=True)
+    with pytest.raises(LimbeckError):
+        limbeck.distill(nn.Linear(3, 10), student, (x, y), "kd", steps=3, quiet=True)
+    with pytest.raises(LimbeckError, match="nkdd"):
+        limbeck.distill(teacher, student, (x, y), "nkdd")

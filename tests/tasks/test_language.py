@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 import pickle
 from pathlib import Path
@@ -244,10 +245,19 @@ def test_tokens_that_one_side_lacks_are_cut() -> None:
     assert task.columns == task.size and "only one of them has" in task.notes[-1]
 
 
+def test_tokens_beyond_the_models_matter_only_in_the_text() -> None:
+    task = small()
+    task.tokenizer.add_tokens(["<|never seen|>"], special_tokens=True)
+    both = Built(Flat(task.size - 1)), Built(Flat(task.size - 1))
+    task.match(*both)
+    assert task.columns is None
+    assert math.isfinite(task.evaluate(both[0], task.valid, both[1])["kl"])
+
+
 def test_too_few_outputs_are_refused() -> None:
     task = small()
     with pytest.raises(TeacherMismatch, match="resize_token_embeddings"):
-        task.match(Built(Flat(task.size)), Built(Flat(task.size - 3)))
+        task.match(Built(Flat(task.size)), Built(Flat(100)))
 
 
 def test_a_foreign_pretrained_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -398,6 +408,62 @@ def test_low_rank_adapters(tmp_path: Path) -> None:
     assert torch.allclose(fresh.feed(again.eval(), batch), want, atol=1e-5)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
     assert output_size(built.module) == fresh.size
+
+
+def test_gguf_files_are_unpacked(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    task = small()
+    module = CausalLm(layers=1, width=32, heads=2, tied=False).build(task).module
+    core = json.loads(task.tokenizer.backend_tokenizer.to_str())["model"]
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_context_length(512)
+    writer.add_embedding_length(32)
+    writer.add_block_count(1)
+    writer.add_feed_forward_length(module.config.intermediate_size)
+    writer.add_head_count(2)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(module.config.rms_norm_eps)
+    writer.add_rope_dimension_count(16)
+    writer.add_vocab_size(task.size)
+    writer.add_tokenizer_model("gpt2")
+    names = [t for t, _ in sorted(core["vocab"].items(), key=lambda pair: pair[1])]
+    writer.add_token_list(names)
+    writer.add_token_types([3 if t.startswith("<|") else 1 for t in names])
+    writer.add_token_merges([" ".join(m) for m in core["merges"]])
+    writer.add_eos_token_id(0)
+    writer.add_bos_token_id(0)
+    writer.add_pad_token_id(1)
+    block = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v"}
+    block |= {"self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up"}
+    block |= {"mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
+    place = {f"model.layers.0.{k}.weight": f"blk.0.{v}.weight" for k, v in block.items()}
+    place |= {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
+    place |= {"lm_head.weight": "output.weight"}
+    for name, tensor in module.state_dict().items():
+        if "q_proj" in name or "k_proj" in name:  # the format pairs neighbouring dimensions for the rotation
+            tensor = tensor.view(2, 2, 8, 32).transpose(1, 2).reshape(32, 32)
+        writer.add_tensor(place[name], tensor.contiguous().numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    fresh = small()
+    found = HuggingFace(str(tmp_path), gguf_file="m.gguf").build(fresh)
+    batch = task.example(2)
+    assert torch.equal(fresh.feed(found.module.eval(), batch), task.feed(module.eval(), batch))
+    assert fresh.tokenizer("red blue")["input_ids"] == task.tokenizer("red blue")["input_ids"]
+    fresh.match(found, found)
+    found.model.save(found.module, tmp_path / "out")
+    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "student")
+    assert torch.equal(fresh.feed(again.eval(), batch), task.feed(module, batch))
+
+
+def test_a_missing_gguf_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="pip install gguf"):
+        HuggingFace(str(tmp_path), gguf_file="m.gguf").build(small())
 
 
 def test_wrong_names_are_answered(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import logging
 import math
 import os
@@ -208,6 +209,7 @@ class Language(Task):
         Raises:
             TeacherMismatch: the ids differ; methods that work across tokenizers are named.
         """
+        self.columns = None
         one, two = (getattr(b.model, "tokenizer", None) or self.tokenizer for b in (student, teacher))
         shared = _ids_of(one) if one is two else shared_ids(one, two, "the student", "the teacher", self._probes())
         sizes = {"student": output_size(student.module), "teacher": output_size(teacher.module)}
@@ -216,13 +218,16 @@ class Language(Task):
             return
         least = min(known.values())
         if least < shared:
-            name = min(known, key=lambda n: known[n])
-            raise TeacherMismatch(
-                name,
-                f"it answers with {least} values, and the shared tokenizer has {shared} tokens",
-                remedy="resize its embeddings with resize_token_embeddings, or name the tokenizer it was made with",
-            )
-        padded = _ids_of(one) == _ids_of(two) == shared
+            # tokenizers may know tokens that their model never learnt; that matters only where a text holds one
+            used = max(int(data._rows()[0].max()) for data in (self.teacher_train, self.valid, self.test)) + 1
+            if least < used:
+                name = min(known, key=lambda n: known[n])
+                raise TeacherMismatch(
+                    name,
+                    f"it answers with {least} values, and this text has {used} token ids in the shared tokenizer",
+                    remedy="resize its embeddings with resize_token_embeddings, or name the tokenizer it was made with",
+                )
+        padded = _ids_of(one) == _ids_of(two) == shared or least < shared
         width = least if padded else shared
         if any(size != width for size in known.values()):
             self.columns = width
@@ -791,8 +796,13 @@ class HuggingFace(Model):
         """
         task = _language(task)
         transformers = _transformers("models of the Hugging Face Hub")
-        if self.gguf_file is not None:
-            require("gguf", "language", "reading GGUF files")
+        if self.gguf_file is not None and importlib.util.find_spec("gguf") is None:
+            raise ConfigError(
+                "hf.gguf_file",
+                "reading GGUF files needs the package 'gguf'",
+                given=self.gguf_file,
+                remedy="pip install gguf",
+            )
         place = self._place()
         options: dict[str, Any] = {"revision": self.revision} if self.revision else {}
         if self.gguf_file is not None:
@@ -816,6 +826,11 @@ class HuggingFace(Model):
                 given=self.name,
                 remedy="give a Hub id or a folder with config.json; offline, the id must be in the local cache",
             ) from None
+        if self.gguf_file is not None:
+            # the weights are unpacked now: an ordinary model, which can be trained and saved as one
+            module.hf_quantizer, module.is_quantized, module.quantization_method = None, False, None
+            if hasattr(module.config, "quantization_config"):
+                del module.config.quantization_config
         longest = getattr(module.config, "max_position_embeddings", None)
         if longest is not None and longest < task.length:
             raise ConfigError(

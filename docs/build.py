@@ -1,0 +1,518 @@
+"""What is generated in the docs, and the site: `python -m docs.build [--check] [--out site]`.
+
+Between `<!-- KIND ARGUMENTS -->` and `<!-- /KIND -->` a page holds what is made here from the Cards, from the JSON files
+under evidence/, and from signatures and docstrings; nobody types such a table. `--check` writes nothing, and fails when
+a page differs from what would be made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import html
+import json
+import math
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from limbeck.cli import COMMANDS
+from limbeck.core.card import Card, catalogue, evidence
+from limbeck.core.names import TABLES
+from limbeck.core.recipe import show
+from limbeck.report.statistics import t_interval
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+EVIDENCE = ROOT / "evidence"
+SOURCE = ROOT / "src"
+SYSTEMS = 62
+
+PAGES = {
+    "index": "limbeck",
+    "getting-started": "Getting started",
+    "recipes": "Recipes and overrides",
+    "data-and-models": "Data and models",
+    "python": "From Python",
+    "methods": "Methods",
+    "writing-a-method": "Writing a method",
+    "cache": "The teacher cache",
+    "compare": "Compare, and evidence",
+    "exports": "Exports",
+    "promises": "Promises, and their tests",
+    "conventions": "Conventions",
+}
+"""The pages in the order of the menu; the first steps' notebook comes after them."""
+
+PART = re.compile(r"<!-- (?P<kind>[a-z]+)(?P<words>(?: [^\s>]+)*) -->\n.*?<!-- /(?P=kind) -->", re.DOTALL)
+
+
+# --------------------------------------------------------------------------------------------------------- the sources
+
+
+@lru_cache(maxsize=256)
+def parsed(module: str) -> ast.Module:
+    """A module of ours, unexecuted."""
+    path = SOURCE.joinpath(*module.split("."))
+    file = path.with_suffix(".py") if path.with_suffix(".py").is_file() else path / "__init__.py"
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
+def definition(where: str) -> ast.ClassDef | ast.FunctionDef:
+    """What `module:Name` defines."""
+    module, _, name = where.partition(":")
+    for node in parsed(module).body:
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)) and node.name == name:
+            return node
+    raise LookupError(f"{where} is not defined there")
+
+
+def first_sentence(node: ast.ClassDef | ast.FunctionDef) -> str:
+    """The docstring's first line, in Markdown."""
+    return (ast.get_docstring(node) or "").split("\n\n")[0].replace("\n", " ").replace("``", "`")
+
+
+def arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, tuple[str, str]]:
+    """Argument -> (default as source, what it does), from the signature and the `Args:` of the docstring."""
+    init: Any = node
+    if isinstance(node, ast.ClassDef):
+        inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
+        if not inits:
+            return {}
+        init = inits[0]
+    given = [*init.args.posonlyargs, *init.args.args]
+    defaults: dict[str, ast.expr | None] = dict.fromkeys((a.arg for a in given), None)
+    defaults.update(
+        zip((a.arg for a in given[len(given) - len(init.args.defaults) :]), init.args.defaults, strict=True)
+    )
+    defaults.update(zip((a.arg for a in init.args.kwonlyargs), init.args.kw_defaults, strict=True))
+    defaults.pop("self", None)
+    said = documented(ast.get_docstring(node) or "")
+    return {n: ("" if d is None else ast.unparse(d), said.get(n, "")) for n, d in defaults.items()}
+
+
+def documented(docstring: str) -> dict[str, str]:
+    """The entries of an `Args:` section."""
+    found: dict[str, str] = {}
+    section = re.search(r"^Args:\n((?:    .*\n?|\n)+)", docstring, re.MULTILINE)
+    if section is None:
+        return found
+    for entry in re.split(r"\n(?=    \S)", section.group(1).rstrip()):
+        names, _, text = entry.strip().partition(":")
+        for name in names.split(","):
+            found[name.strip()] = " ".join(text.split()).replace("``", "`")
+    return found
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
+    )
+
+
+# ------------------------------------------------------------------------------------------- parts made from the Cards
+
+
+def paper(card: Card) -> str:
+    """The title, with its link where there is one."""
+    return f"[{card.title}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.title
+
+
+def published(card: Card) -> str:
+    """Where and when."""
+    return card.venue if str(card.year) in card.venue else ", ".join(filter(None, (card.venue, str(card.year))))
+
+
+def status(card: Card) -> str:
+    """What the evidence says of a Card's claim."""
+    shown = evidence().get(card.slug)
+    if shown is None:
+        return "none yet"
+    return (
+        f"{shown['status']} ({shown['runs']} comparison{'s' if shown['runs'] != 1 else ''})"
+        if shown["runs"]
+        else shown["status"]
+    )
+
+
+def methods_table(*_: str) -> str:
+    """One row a paper."""
+    cards = catalogue()
+    done = sum(card.number is not None for card in cards)
+    rows = [
+        (
+            str(card.number or "–"),
+            ", ".join(f"[`{name}`](docs/methods.md#{card.slug})" for name in card.methods),
+            f"{paper(card)}, {card.year}",
+            card.family,
+            card.optimised,
+            status(card),
+        )
+        for card in cards
+    ]
+    head = ("no.", "methods", "paper", "family", "what is optimised", "evidence")
+    base = len(cards) - done
+    return (
+        f"{table(head, rows)}\n\n{done} of the {SYSTEMS} systems, and {base} that they build on (–). Evidence: what the "
+        "comparisons under `evidence/` say of the claim that each paper's Card states."
+    )
+
+
+def gallery(*_: str) -> str:
+    """Everything the Cards say, family by family."""
+    cards = catalogue()
+    parts = []
+    for family in sorted({card.family for card in cards}):
+        parts.append(f"## {family.capitalize()}")
+        parts += [entry(card) for card in cards if card.family == family]
+    return "\n\n".join(parts)
+
+
+def entry(card: Card) -> str:
+    """One paper."""
+    names = ", ".join(f"`{name}`" for name in card.methods)
+    code = f"[{card.repository}](https://github.com/{card.repository})" if card.repository else "none that we know of"
+    lines = [
+        f"### {card.slug}",
+        f"{paper(card)}. {published(card)}."
+        + (f" Number {card.number} of {SYSTEMS}." if card.number else " A base that others build on."),
+        "\n".join(
+            [
+                f"- **Methods**: {names}; `limbeck run {card.recipe}`, `limbeck show {card.slug} --source`",
+                f"- **Optimised**: {card.optimised}",
+                f"- **Matched**: {', '.join(card.signals)}",
+                f"- **Authors' code**: {code}" + (f" ({card.licence})" if card.licence else ""),
+                f"- **The paper's settings**: {settings_in_words(card.defaults)}",
+                f"- **Claim that is checked**: {card.claim}",
+                f"- **Evidence**: {status(card)}",
+            ]
+        ),
+    ]
+    if card.notes:
+        lines.append(card.notes)
+    if card.provenance:
+        lines.append(table(("part", "where it comes from"), card.provenance.items()))
+    if card.exceptions:
+        lines.append(table(("row of the battery that does not hold", "why"), card.exceptions.items()))
+    lines += [comparison(path, level=4) for path in evidence_files(card.slug)]
+    return "\n\n".join(lines)
+
+
+def settings_in_words(values: Mapping[str, Any]) -> str:
+    """Nested settings in one line."""
+    said = [
+        f"{name} ({settings_in_words(value)})" if isinstance(value, Mapping) else f"`{name}` {value}"
+        for name, value in values.items()
+    ]
+    return "; ".join(said) or "none"
+
+
+# ---------------------------------------------------------------------------------------- parts made from the evidence
+
+
+def evidence_files(slug: str = "") -> list[Path]:
+    """The comparisons of a slug, or all."""
+    if not EVIDENCE.is_dir():
+        return []
+    return sorted(p for p in EVIDENCE.glob(f"{slug or '*'}/*.json") if p.name != "summary.json")
+
+
+def comparison(path: Path, level: int = 3) -> str:
+    """One JSON as a paragraph and tables: mean and 95 % interval over seeds, and what was checked."""
+    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "statistics" not in record:
+        return ""
+    name, metric = record["name"], record["primary"]
+    better = "higher" if record.get("higher_is_better") else "lower"
+    rows = []
+    for label, who in record["statistics"].items():
+        if "student" in who:
+            cells = [interval(who.get(part)) for part in ("student", "alone", "teacher")]
+            rows.append(
+                (f"`{' '.join(map(str, record['rows'][label]))}`" if label in record["rows"] else label, *cells)
+            )
+    parts = [
+        f"{'#' * level} {name}",
+        f"{record['say']} {len(record['seeds'])} seeds; **{metric}**, {better} is better; mean [95 % interval].",
+        table(("recipe", "student", "alone, at equal budget", "teacher"), rows),
+    ]
+    extra = baselines(record)
+    if extra:
+        parts.append(table(("baseline", metric), extra))
+    parts += grids(record)
+    if record.get("checks"):
+        parts.append("\n".join(f"- {check['said']}" for check in record["checks"]))
+    for label, seeds in (record.get("failed") or {}).items():
+        parts.append(f"{label} failed for seeds {', '.join(seeds)}.")
+    parts.append(f"{machine(record)} Made by `{record['made_by']}`.")
+    return "\n\n".join(parts)
+
+
+def interval(found: Mapping[str, Any] | None) -> str:
+    """Mean and interval as text."""
+    if not found:
+        return ""
+    values = [found[k] for k in ("mean", "low", "high")]
+    if any(v is None for v in values[1:]) or found["n"] < 2:
+        return number(values[0])
+    return f"{number(values[0])} [{number(values[1])}, {number(values[2])}]"
+
+
+def number(value: float | None) -> str:
+    """Four figures."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
+
+
+def baselines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Further rows to be beaten (random images, k-means), once each: they are the same for every recipe."""
+    found: dict[str, dict[int, float]] = {}
+    for results in record["runs"].values():
+        for result in results:
+            for name, metrics in (result.get("baselines") or {}).items():
+                value = metrics.get(record["primary"])
+                if value is not None:
+                    found.setdefault(name, {})[result["seed"]] = value
+    return [(name, mean_of(list(values.values()))) for name, values in found.items()]
+
+
+def mean_of(values: list[float]) -> str:
+    """Mean and interval over seeds."""
+    e = t_interval(values)
+    return interval({"mean": e.mean, "low": e.low, "high": e.high, "n": e.n})
+
+
+def grids(record: Mapping[str, Any]) -> list[str]:
+    """Metrics of samplers, `NAME_wW_nN`: one table a metric, student and teacher at each number of steps."""
+    cells: dict[str, dict[tuple[str, str, float], dict[int, list[float]]]] = {}
+    for label, results in record["runs"].items():
+        for result in results:
+            for who in ("student", "teacher"):
+                for key, value in (result["metrics"].get(who) or {}).items():
+                    found = re.fullmatch(r"(.+)_w([\d.]+)_n(\d+)", key)
+                    if found and value is not None:
+                        name, w, n = found[1], float(found[2]), int(found[3])
+                        cells.setdefault(name, {}).setdefault((label, who, w), {}).setdefault(n, []).append(value)
+    made = []
+    for name, rows in cells.items():
+        steps = sorted({n for row in rows.values() for n in row})
+        body = [
+            (label, who, f"{w:g}", *(mean_of(row[n]) if n in row else "" for n in steps))
+            for (label, who, w), row in sorted(rows.items(), key=lambda item: (item[0][2], item[0][0], item[0][1]))
+        ]
+        head = ("recipe", "who", "guidance w", *(f"{n} step{'s' if n > 1 else ''}" for n in steps))
+        made.append(f"{name.replace('_', ' ')}:\n\n{table(head, body)}")
+    return made
+
+
+def machine(record: Mapping[str, Any]) -> str:
+    """Where it was run, in words."""
+    runs = [r for results in record["runs"].values() for r in results]
+    if not runs:
+        return ""
+    hardware, seconds = runs[0].get("hardware") or {}, sum(r.get("wall_seconds") or 0.0 for r in runs)
+    where = (
+        hardware.get("accelerator")
+        or f"{hardware.get('machine', 'one machine')}, {hardware.get('threads', '?')} thread(s)"
+    )
+    torch = (runs[0].get("versions") or {}).get("torch", "")
+    return f"{len(runs)} runs, {seconds / 60:.0f} minutes in all, on {where}{f', torch {torch}' if torch else ''}."
+
+
+def all_evidence(*_: str) -> str:
+    """Every comparison there is."""
+    parts = [part for part in map(comparison, evidence_files()) if part]
+    return "\n\n".join(parts) or "No comparison has been committed yet: `python evidence/run.py` makes them."
+
+
+# -------------------------------------------------------------------------------------------- parts made from the code
+
+
+def names_table(kind: str, *only: str) -> str:
+    """What a recipe may name: each with its first argument, its purpose, and its settings."""
+    rows = []
+    for name, where in TABLES[kind].items():
+        if only and name not in only:
+            continue
+        node = definition(where)
+        known = {**inherited(where), **arguments(node)}
+        settings = ", ".join(f"`{n}`" for n in known)
+        rows.append((f"`{name}`", first_sentence(node), settings))
+    return table(("`use`", "is", "settings"), rows)
+
+
+def inherited(where: str) -> dict[str, tuple[str, str]]:
+    """Arguments that a class without a constructor of its own takes from its base in the same file."""
+    module, _, _ = where.partition(":")
+    node = definition(where)
+    if not isinstance(node, ast.ClassDef) or any(
+        isinstance(n, ast.FunctionDef) and n.name == "__init__" for n in node.body
+    ):
+        return {}
+    for base in node.bases:
+        try:
+            return arguments(definition(f"{module}:{ast.unparse(base)}"))
+        except LookupError:
+            continue
+    return {}
+
+
+def settings_table(where: str, *_: str) -> str:
+    """The settings of a class."""
+    rows = [(f"`{n}`", default_of(n, d), text) for n, (d, text) in arguments(definition(where)).items()]
+    return table(("setting", "default", "is"), rows)
+
+
+def default_of(name: str, source: str) -> str:
+    """A Python default as a recipe writes it."""
+    if not source:
+        return "" if name in GROUPS else "required"
+    try:
+        value = ast.literal_eval(source)
+    except ValueError:
+        return f"`{source}`"
+    return f"`{show(list(value) if isinstance(value, tuple) else value)}`"
+
+
+GROUPS = ("train", "teach", "engine", "objectives", "queries")
+"""Parts of a recipe that have defaults of their own."""
+
+
+def commands_table(*_: str) -> str:
+    """The commands."""
+    return table(("command", "does"), ((f"`limbeck {name}`", text) for name, text in COMMANDS.items()))
+
+
+def functions_table(*modules: str) -> str:
+    """Public functions of modules, with the first line of what they are."""
+    rows = []
+    for module in modules:
+        for node in parsed(module).body:
+            if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
+                rows.append((f"`{node.name}`", first_sentence(node)))
+    return table(("function", "is"), rows)
+
+
+def errors_table(*_: str) -> str:
+    """The family of errors."""
+    rows = [
+        (f"`{node.name}`", first_sentence(node))
+        for node in parsed("limbeck.core.errors").body
+        if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "LimbeckError" for b in node.bases)
+    ]
+    return table(("error", "means"), rows)
+
+
+PARTS: dict[str, Callable[..., str]] = {
+    "methods": methods_table,
+    "gallery": gallery,
+    "evidence": all_evidence,
+    "names": names_table,
+    "settings": settings_table,
+    "commands": commands_table,
+    "functions": functions_table,
+    "errors": errors_table,
+}
+
+
+def filled(text: str) -> str:
+    """A page with its generated parts made anew."""
+
+    def make(found: re.Match[str]) -> str:
+        kind, words = found["kind"], found["words"]
+        if kind not in PARTS:
+            return found[0]
+        return f"<!-- {kind}{words} -->\n\n{PARTS[kind](*words.split())}\n\n<!-- /{kind} -->"
+
+    return PART.sub(make, text)
+
+
+def pages() -> Iterator[Path]:
+    """The files that may hold generated parts."""
+    yield ROOT / "README.md"
+    yield from (DOCS / f"{stem}.md" for stem in PAGES)
+
+
+def stale() -> list[Path]:
+    """Pages that differ from what would be made."""
+    return [page for page in pages() if page.read_text(encoding="utf-8") != filled(page.read_text(encoding="utf-8"))]
+
+
+# -------------------------------------------------------------------------------------------------------------- a site
+
+
+def site(out: Path) -> None:
+    """HTML pages with a menu, without scripts and without anything from elsewhere."""
+    import jinja2
+    from markdown_it import MarkdownIt
+
+    reader = MarkdownIt("commonmark", {"html": True}).enable("table")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(DOCS), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    template = environment.get_template("page.html.j2")
+    sources = {stem: (title, (DOCS / f"{stem}.md").read_text(encoding="utf-8")) for stem, title in PAGES.items()}
+    sources["first-steps"] = ("First steps, a notebook", notebook(DOCS / "first_steps.ipynb"))
+    menu = [(f"{stem}.html", title) for stem, (title, _) in sources.items()]
+    out.mkdir(parents=True, exist_ok=True)
+    for stem, (title, text) in sources.items():
+        body = anchored(reader.render(PART.sub(without_marks, text)))
+        body = re.sub(r'href="([\w-]+)\.md(#[\w-]+)?"', r'href="\1.html\2"', body)
+        body = body.replace('href="first_steps.ipynb"', 'href="first-steps.html"')
+        page = template.render(title=title, body=body, menu=menu, here=f"{stem}.html")
+        (out / f"{stem}.html").write_text(page, encoding="utf-8")
+    shutil.copytree(DOCS / "images", out / "images", dirs_exist_ok=True)
+
+
+def without_marks(found: re.Match[str]) -> str:
+    """A generated part without its comments."""
+    return "\n".join(found[0].splitlines()[1:-1])
+
+
+def anchored(body: str) -> str:
+    """Headings with an id, so that they can be linked to."""
+
+    def mark(found: re.Match[str]) -> str:
+        plain = html.unescape(re.sub(r"<[^>]+>", "", found[2]))
+        anchor = re.sub(r"[^\w]+", "-", plain.lower()).strip("-")
+        return f'<h{found[1]} id="{anchor}">{found[2]}</h{found[1]}>'
+
+    return re.sub(r"<h([2-4])>(.*?)</h\1>", mark, body)
+
+
+def notebook(path: Path) -> str:
+    """A notebook's cells as Markdown."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    parts = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    return "\n\n".join(parts)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run the command line; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; fail when a page is stale")
+    parser.add_argument("--out", type=Path, default=ROOT / "site", help="where the HTML goes (site)")
+    args = parser.parse_args(words)
+    behind = stale()
+    if args.check:
+        for page in behind:
+            print(f"{page.relative_to(ROOT)} is stale: make docs", file=sys.stderr)
+        return 1 if behind else 0
+    for page in behind:
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+        print(page.relative_to(ROOT))
+    site(args.out)
+    print(f"{args.out}/index.html")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

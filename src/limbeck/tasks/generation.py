@@ -341,7 +341,11 @@ class Generation(Task):
         z = Draws(0, ("probe",), device).randn("z", ids, self.shape)
         y = self.reader.test.y  # type: ignore[attr-defined]
         # an even stride through the test split: a split sorted by class still gives every class its share
-        pick = (torch.arange(self.samples) * len(y) // self.samples) if self.samples < len(y) else torch.arange(self.samples) % len(y)
+        pick = (
+            (torch.arange(self.samples) * len(y) // self.samples)
+            if self.samples < len(y)
+            else torch.arange(self.samples) % len(y)
+        )
         return z, y[pick].to(device)
 
     def _fid(self, net: FeatureNet, x: Tensor, real: Tensor) -> float:
@@ -491,12 +495,18 @@ class Denoiser(Model):
     def build(self, task: Task) -> Built:
         """The network for the task's pictures, its null condition after the last class."""
         if not isinstance(task, Generation):
-            raise ConfigError("model", "a denoiser makes samples", given=type(task).__name__, expected="task=generation")
+            raise ConfigError(
+                "model", "a denoiser makes samples", given=type(task).__name__, expected="task=generation"
+            )
         task.load()
         channels, side, across = task.shape
         if side != across:
-            raise DataError("task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size")
-        module = ResidualMLP(channels, side, task.classes, self.width, self.blocks, kind=self.mean_type, guidance=self.guided)
+            raise DataError(
+                "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
+            )
+        module = ResidualMLP(
+            channels, side, task.classes, self.width, self.blocks, kind=self.mean_type, guidance=self.guided
+        )
         if self.checkpoint is not None:
             load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
         return Built(module, labels=task.labels, model=self)
@@ -523,7 +533,9 @@ def opener(about: dict[str, Any]) -> Callable[[Path, dict[str, Any]], nn.Module]
         from limbeck.tasks.diffusers_models import open_diffusers
 
         return open_diffusers
-    raise CheckpointCorrupt("sampler.json", f"its networks are of {about['model'].get('name')}, which only the task can build")
+    raise CheckpointCorrupt(
+        "sampler.json", f"its networks are of {about['model'].get('name')}, which only the task can build"
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- functions

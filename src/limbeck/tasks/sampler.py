@@ -65,7 +65,9 @@ def reading(module: Any, role: str = "model") -> Reading:
             remedy="set the attribute mean_type on the module, or use denoiser or diffusers:FOLDER",
         )
     null = getattr(module, "null_condition", getattr(module, "null_class", None))
-    return Reading(kind, None if null is None else int(null), bool(getattr(module, "guided", getattr(module, "guidance", False))))
+    return Reading(
+        kind, None if null is None else int(null), bool(getattr(module, "guided", getattr(module, "guidance", False)))
+    )
 
 
 def conditional(call: Callable[..., Tensor], labels: Tensor, w: Tensor | None = None) -> Predict:
@@ -231,9 +233,7 @@ class SamplerArtifact(NetworkArtifact):
             kind = reading(module).mean_type
             if sampler == "stochastic":
                 noise = self._noise(draws, part)
-                return diffusion.stochastic_sample(
-                    predict, start, steps, self.schedule, kind, noise, clip_x=self.clip
-                )
+                return diffusion.stochastic_sample(predict, start, steps, self.schedule, kind, noise, clip_x=self.clip)
             return diffusion.ddim_sample(predict, start, steps, self.schedule, kind, clip_x=self.clip)
 
         return self._run(module, ids, batch, some)

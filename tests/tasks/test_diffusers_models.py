@@ -22,6 +22,7 @@ from limbeck.tasks.classification import Classification  # noqa: E402
 from limbeck.tasks.diffusers_models import (  # noqa: E402
     Diffusers,
     DiffusersDenoiser,
+    _time_for_onnx,
     read_scheduler,
     scheduler_for,
     small_config,
@@ -308,6 +309,14 @@ def test_a_schedule_that_does_not_end_in_noise_is_named() -> None:
     with pytest.warns(UserWarning, match="not 0"):
         Generation(schedule="scaled-linear").load()
     Generation(schedule="scaled-linear", zero_terminal_snr=True).load()
+
+
+@pytest.mark.parametrize("name", ["cosine", "linear", "squaredcos"])
+def test_an_exported_graph_reads_the_same_timestep(name: str) -> None:
+    schedule, logsnr = make_schedule(name), torch.linspace(-25, 25, 501)
+    torch.testing.assert_close(
+        _time_for_onnx(schedule, logsnr).double(), schedule.time(logsnr).double(), rtol=1e-5, atol=2e-7
+    )
 
 
 def test_unknown_schedules(tmp_path: Path) -> None:

@@ -497,6 +497,21 @@ def test_a_sampler_is_judged_within_its_range(task: Generation) -> None:
     assert found["calls_w0_n2"] == 2
 
 
+def test_the_network_of_a_sampler_runs_in_onnx(task: Generation, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    from limbeck.export.onnx import OnnxNetwork, write_onnx
+
+    sampler = artifact(task)
+    bench: Any = SimpleNamespace(teacher=None, device=torch.device("cpu"))
+    facts = write_onnx(sampler, bench, tmp_path)
+    assert facts["largest_error"] < 1e-4
+    network = OnnxNetwork(tmp_path / "student.onnx", task.onnx_names, sampler.built.contract)
+    batch = task.example(5)
+    want = task.feed(sampler.built.module, batch).sample.detach()
+    torch.testing.assert_close(network.answer(batch).logits, want, rtol=1e-4, atol=1e-5)
+
+
 # --------------------------------------------------------------------------------------------------------- editing
 
 

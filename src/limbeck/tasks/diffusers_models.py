@@ -9,6 +9,7 @@ small embedding that is added to every timestep embedding of the network, which 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,8 +135,12 @@ class DiffusersDenoiser(nn.Module):
 
     def timestep(self, logsnr: Tensor) -> Tensor:
         """The timestep [N] (fractional between whole ones) of a log-SNR."""
+        if torch.onnx.is_in_onnx_export():
+            u = _time_for_onnx(self.schedule, logsnr)
+        else:
+            u = self.schedule.time(logsnr)
         count = self.schedule.timesteps if isinstance(self.schedule, DiscreteSchedule) else TIMESTEPS
-        return (self.schedule.time(logsnr) * count - 1.0).clamp_min(0.0).float()
+        return (u * count - 1.0).clamp_min(0.0).float()
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor, w: Tensor | None = None) -> Tensor:
         """z [N, C, H, W], logsnr [N], labels [N], w [N] -> [N, C, H, W]."""
@@ -164,6 +169,21 @@ class DiffusersDenoiser(nn.Module):
     def extra_state_dict(self) -> dict[str, Tensor]:
         """What is not in the network itself: the guidance embedding, learned or encoded prompts."""
         return {k: v for k, v in self.state_dict().items() if not k.startswith("net.")}
+
+
+def _time_for_onnx(schedule: Schedule, logsnr: Tensor) -> Tensor:
+    """The schedule's time [N] in operations that an ONNX graph has: no search, no arctangent in double precision."""
+    if isinstance(schedule, diffusion.CosineSchedule):
+        low, high = (math.atan(math.exp(-0.5 * v)) for v in (schedule.logsnr_max, schedule.logsnr_min))
+        return ((torch.atan(torch.exp(-0.5 * logsnr.float())) - low) / (high - low)).clamp(0.0, 1.0)
+    if isinstance(schedule, DiscreteSchedule):
+        nodes, value = schedule.table.to(logsnr.device), logsnr.to(schedule.table.dtype)
+        high_node = (nodes[None, :] > value[:, None]).sum(1).clamp(1, schedule.timesteps - 1)
+        above, below = nodes[high_node - 1], nodes[high_node]
+        span = below - above
+        part = torch.where(span == 0, torch.zeros_like(span), (value - above) / span).clamp(0.0, 1.0)
+        return (high_node + part) / schedule.timesteps
+    return schedule.time(logsnr)
 
 
 def timestep_embeddings(net: nn.Module) -> list[Any]:

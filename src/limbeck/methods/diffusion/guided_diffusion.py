@@ -29,6 +29,7 @@ from limbeck.core.errors import ConfigError, TeacherMismatch
 from limbeck.core.method import Batch, Context, Method, Setup, Stage, Term, Terms
 from limbeck.core.optim import Optim
 from limbeck.core.role import Role
+from limbeck.core.task import Task
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Predict, Weight, XEps
 from limbeck.tasks.generation import Generation, fresh_ids
@@ -191,6 +192,11 @@ class GuidedDiffusion(Method):
 
     # -- participants -------------------------------------------------------------------------------------------------
 
+    def accept(self, task: Task) -> None:
+        """Samplers belong to the generation task."""
+        if not isinstance(task, Generation):
+            raise ConfigError("task", given=type(task).__name__, expected="task=generation")
+
     def bind(self, setup: Setup) -> None:
         """Take the participants; add a frozen role for each student that is kept, and those of the extra rounds.
 
@@ -199,8 +205,8 @@ class GuidedDiffusion(Method):
             TeacherMismatch: the teacher's weights do not fit the student.
         """
         super().bind(setup)
-        if not isinstance(setup.task, Generation):
-            raise ConfigError("task", given=type(setup.task).__name__, expected="task=generation")
+        self.accept(setup.task)
+        assert isinstance(setup.task, Generation)
         self.task_: Generation = setup.task
         student, teacher = setup.student.module, self.roles["teacher"].module
         self.reads, self.teacher_reads = reading(student, "student"), reading(teacher, "teacher")

@@ -216,6 +216,7 @@ def prepare(
     device = dist.pick_device(recipe.engine.device)
     dist.start(device)
     task.load(recipe.seed)
+    method.accept(task)
     student_model, teacher_model = recipe.student, recipe.teacher
     assert student_model is not None
     bench = Bench(
@@ -524,6 +525,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     recipe = build(tree)
     task = recipe.task
     task.load(recipe.seed)
+    recipe.method.accept(task)
     device = dist.pick_device(recipe.engine.device)
     assert recipe.student is not None
     student = build_model(recipe.student, task, recipe.seed, "student")
@@ -652,19 +654,18 @@ def _settled(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
 
 
+LEAVES = (
+    *("config.yaml", "result.json", "report.html", "log.jsonl", "metrics.csv", "trackers.json", "tensorboard"),
+    *("checkpoints", "items", "best", "failure", "export", "student", "student.*", "sampler.json", "rounds", "samples.png"),
+)
+"""What a run leaves in its folder. Only these are removed when it is repeated: a folder may hold a user's files too."""
+
+
 def _empty(folder: Path) -> None:
-    """Remove what an earlier run left. A folder that holds no run is not ours to empty: its files stay."""
+    """Remove what an earlier run left."""
     import shutil
 
-    try:
-        text = "\n" + (folder / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return
-    if not all(f"\n{key}:" in text for key in ("task", "method", "engine")):
-        return
-    for path in folder.iterdir():
-        if path.name == ".lock" or path.name.endswith(".lock"):
-            continue
+    for path in (p for pattern in LEAVES for p in folder.glob(pattern)):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)
         else:

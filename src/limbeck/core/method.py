@@ -285,6 +285,13 @@ class Method(Component):
     state: dict[str, Any]
     setup: Setup
 
+    def accept(self, task: Task) -> None:
+        """Refuse a task that the method is not for: asked as soon as the data are read, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is expected.
+        """
+
     def bind(self, setup: Setup) -> None:
         """Take the participants. Override to add roles; call this first."""
         self.setup = setup

@@ -80,7 +80,9 @@ class Kd(Method):
         if self.alpha == 0.0:
             return Terms(ce=ce)
         z_t = ctx.signal("teacher", batch).logits  # [N, C]
-        kl = Term(self.divergence(student.logits, z_t), weight=self.alpha, where=batch.get("where"))  # of text: some tokens
+        kl = Term(
+            self.divergence(student.logits, z_t), weight=self.alpha, where=batch.get("where")
+        )  # of text: some tokens
         return Terms(ce=ce, kl=kl)
 
     def divergence(self, z_s: Tensor, z_t: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ from limbeck.core.method import Batch, Context, Method, Setup, Share, Term, Term
 from limbeck.core.random import key_of, seed_modules
 from limbeck.core.role import Role
 from limbeck.core.signal import Tap
+from limbeck.core.task import Task
+from limbeck.tasks.classification import Classification
 
 CARD = Card(
     number=52,
@@ -68,13 +70,14 @@ CARD = Card(
 )
 
 
-def _one_label(method: Method) -> None:
-    target = getattr(method.task, "kind_of_target", "label")
-    if target != "label":
+def _one_label(method: Method, task: Task) -> None:
+    kind = task.kind_of_target if isinstance(task, Classification) else type(task).__name__.lower()
+    if kind != "label":
         raise ConfigError(
             "method",
-            f"{type(method).__name__} splits classes into one target and the rest, and this task has {target} per item",
-            expected="one label per item",
+            f"{type(method).__name__} splits classes into one target and the rest; this task's items have no one class",
+            given=kind,
+            expected="a classification task with one label per item",
             remedy="use method=kd, which adapts",
         )
 
@@ -103,10 +106,9 @@ class Nkd(Method):
         self.temperature, self.gamma, self.normalise = temperature, gamma, normalise
         self.target_weight: Literal["teacher", "one"] = target_weight
 
-    def bind(self, setup: Setup) -> None:
-        """Take the participants; refuse targets that have no single class."""
-        super().bind(setup)
-        _one_label(self)
+    def accept(self, task: Task) -> None:
+        """Targets must be a single class."""
+        _one_label(self, task)
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """Cross-entropy, target part, non-target part."""
@@ -168,10 +170,13 @@ class Uskd(Method):
         self.rank_source: Literal["both", "weak", "final"] = rank_source
         self.variant: Literal["paper", "released"] = variant
 
+    def accept(self, task: Task) -> None:
+        """Targets must be a single class."""
+        _one_label(self, task)
+
     def bind(self, setup: Setup) -> None:
         """Take the student; make the weak head by one dry pass."""
         super().bind(setup)
-        _one_label(self)
         if self.nontarget == "teacher" and "teacher" not in self.roles:
             raise ConfigError(
                 "method.nontarget", "'teacher' ranks by a teacher, and this run has none", remedy="set teacher=NAME"

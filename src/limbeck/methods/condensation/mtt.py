@@ -26,6 +26,7 @@ from limbeck.core.optim import Optim
 from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.core.role import Role
 from limbeck.core.store import hash_tree
+from limbeck.core.task import Task
 from limbeck.functional.augment import dsa, keyed_draw
 from limbeck.functional.matching import flat_parameters, flat_step_loss, syn_batches, trajectory_gradient, unflatten
 from limbeck.tasks.condensation import Augment, Condensation, LearnedLabels, SetArtifact, StepSize, SyntheticSet
@@ -158,17 +159,16 @@ class Mtt(Method):
         self.labels: LabelKind = labels
         self.lr_labels, self.variant = lr_labels, variant
 
+    def accept(self, task: Task) -> None:
+        """A data set is made for the condensation task alone."""
+        if not isinstance(task, Condensation):
+            problem = f"{type(self).__name__} makes a data set"
+            raise ConfigError("task", problem, given=type(task).__name__, expected="task=condensation")
+
     def bind(self, setup: Setup) -> None:
         """Make the synthetic set; keep the network as the shape of experts and students."""
-        if not isinstance(setup.task, Condensation):
-            raise ConfigError(
-                "task",
-                f"{type(self).__name__} makes a data set",
-                given=type(setup.task).__name__,
-                expected="task=condensation",
-            )
         self.setup, self.state = setup, {}
-        task = setup.task
+        task: Any = setup.task
         images, ids = task.choose_real("random", setup.seed)
         if self.batch_syn is not None and self.batch_syn > len(ids):
             raise ConfigError(

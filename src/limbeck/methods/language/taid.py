@@ -23,6 +23,7 @@ from limbeck.core.card import Card
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.core.role import Role
+from limbeck.core.task import Task
 from limbeck.functional.schedule import TaidState, cosine, taid_alpha, taid_check, taid_update
 from limbeck.objectives.sampling import OnPolicy
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence
@@ -167,13 +168,14 @@ class Taid(Method):
         )
         self.notes: list[str] = []
 
+    def accept(self, task: Task) -> None:
+        """Next tokens belong to the language task."""
+        if not isinstance(task, Language):
+            raise ConfigError("task", "TAID compares next tokens", given=type(task).__name__, remedy="task=language")
+
     def bind(self, setup: Setup) -> None:
         """Take the participants; check the schedule against the number of steps."""
         super().bind(setup)
-        if not isinstance(setup.task, Language):
-            raise ConfigError(
-                "task", "TAID compares next tokens", given=type(setup.task).__name__, remedy="task=language"
-            )
         kind, steps = self.divergence.kind, setup.train.steps
         self.rate = taid_alpha(max(1, steps)) if isinstance(self.alpha, str) else self.alpha
         if kind == "taid" and self.schedule == "adaptive" and self.rate * steps < 2 and self.t_start < self.t_end:

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from torch import Tensor, nn
 
 from limbeck.core import disk, store, weights
@@ -125,7 +125,7 @@ TREES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(TREES)
 def test_any_tree_comes_back_equal_in_every_bit(tmp_path_factory: pytest.TempPathFactory, tree: Any) -> None:
     place = tmp_path_factory.getbasetemp() / "any-tree"

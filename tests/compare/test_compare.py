@@ -1,0 +1,86 @@
+"""Recipes times seeds: reused, resumed, over processes and over Ray, and honest about what failed."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from limbeck.compare import compare
+from limbeck.core.errors import ConfigError
+from limbeck.report.table import headline, summarise
+
+TINY = [
+    "train.steps=4",
+    "train.batch_size=8",
+    "teach.steps=3",
+    "teacher.hidden=[16]",
+    "engine.device=cpu",
+    "loggers=[]",
+]
+
+
+def put(out: Path, **more: Any) -> dict[str, Any]:
+    return compare(["kd", "nkd"], TINY, seeds=2, out=out, quiet=True, **more)
+
+
+def test_rows_pairs_and_reuse(tmp_path: Path) -> None:
+    found = put(tmp_path)
+    assert {label: sorted(row) for label, row in found["rows"].items()} == {"kd": ["0", "1"], "nkd": ["0", "1"]}
+    assert json.loads((tmp_path / "comparison.json").read_text())["reference"] == "kd"
+    assert (tmp_path / "report.html").is_file() and headline(summarise(found))
+    # both methods were measured against the same student alone, trained once a seed
+    for seed in ("0", "1"):
+        assert found["rows"]["kd"][seed]["metrics"]["alone"] == found["rows"]["nkd"][seed]["metrics"]["alone"]
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*-seed*/result.json")}
+    again = put(tmp_path)
+    assert again["rows"] == found["rows"]
+    assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*-seed*/result.json")}, "finished runs are reused"
+    more = compare(["kd", "nkd"], TINY, seeds=3, out=tmp_path, quiet=True)
+    assert sorted(more["rows"]["kd"]) == ["0", "1", "2"] and more["rows"]["kd"]["0"] == found["rows"]["kd"]["0"]
+
+
+def test_other_settings_make_other_runs(tmp_path: Path) -> None:
+    put(tmp_path)
+    changed = compare(["kd"], [*TINY, "method.temperature=2"], seeds=1, out=tmp_path, quiet=True)
+    assert "temperature: 2" in (tmp_path / "kd-seed0" / "config.yaml").read_text()
+    assert list(changed["rows"]) == ["kd"]
+
+
+def test_different_tasks_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"task\."):
+        compare(["kd", "uskd", "tesla"], [], seeds=1, out=tmp_path, quiet=True)
+
+
+def test_what_fails_is_said_and_the_rest_stands(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(
+        "name: bad\ntask: {use: classification, data: digits, student_items: 200}\nteacher: {use: mlp, checkpoint: /nowhere.safetensors}\nstudent: {use: mlp, hidden: [8]}\nmethod: kd\n"
+    )
+    found = compare(
+        ["kd", str(bad)],
+        ["train.steps=4", "teach.steps=3", "engine.device=cpu", "loggers=[]"],
+        seeds=1,
+        out=tmp_path / "out",
+        quiet=True,
+    )
+    assert found["rows"]["kd"] and not found["rows"]["bad"]
+    assert "/nowhere.safetensors" in found["failed"]["bad"]["0"]
+
+
+def test_over_processes_equals_here(tmp_path: Path) -> None:
+    here, there = put(tmp_path / "here"), put(tmp_path / "there", workers=2)
+    assert not there["failed"]
+    for label, row in here["rows"].items():
+        for seed, result in row.items():
+            assert result["metrics"]["student"] == there["rows"][label][seed]["metrics"]["student"]
+
+
+def test_over_a_local_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH")])))
+    found = compare(["kd"], TINY, seeds=2, out=tmp_path, engine="ray", workers=2, quiet=True)
+    assert not found["failed"] and sorted(found["rows"]["kd"]) == ["0", "1"]

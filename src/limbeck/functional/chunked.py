@@ -51,8 +51,10 @@ HUGE = 1e15  # a value beyond this comes from mass on a class at minus infinity
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """Row by row inner product ``[n, V], [n, V] -> [n]``, without a product of size [n, V]."""
-    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(len(a))
+    """Row by row inner product ``[n, V], [n, V] -> [n]``."""
+    if a.device.type == "cpu":
+        return torch.linalg.vecdot(a, b)  # bmm is several times slower there, and rounds worse; a block fits the cache
+    return torch.bmm(a.unsqueeze(1), b.unsqueeze(2)).reshape(len(a))  # without a product of size [n, V]
 
 
 def _through_softmax(q: Tensor, g: Tensor) -> Tensor:

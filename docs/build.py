@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
 EVIDENCE = ROOT / "evidence"
 SOURCE = ROOT / "src"
+PACKAGED = SOURCE / "limbeck" / "evidence.json"
+"""What an installed limbeck knows of the evidence."""
+
 SYSTEMS = 62
 
 PAGES = {
@@ -438,9 +441,16 @@ def pages() -> Iterator[Path]:
     yield from (DOCS / f"{stem}.md" for stem in PAGES)
 
 
-def stale() -> list[Path]:
-    """Pages that differ from what would be made."""
-    return [page for page in pages() if page.read_text(encoding="utf-8") != filled(page.read_text(encoding="utf-8"))]
+def made() -> Iterator[tuple[Path, str]]:
+    """Every generated file with what it ought to hold."""
+    for page in pages():
+        yield page, filled(page.read_text(encoding="utf-8"))
+    yield PACKAGED, json.dumps(evidence(), indent=1, sort_keys=True) + "\n"
+
+
+def stale() -> dict[Path, str]:
+    """Files that differ from what would be made."""
+    return {file: text for file, text in made() if not file.is_file() or file.read_text(encoding="utf-8") != text}
 
 
 # -------------------------------------------------------------------------------------------------------------- a site
@@ -506,8 +516,8 @@ def main(words: Sequence[str] | None = None) -> int:
         for page in behind:
             print(f"{page.relative_to(ROOT)} is stale: make docs", file=sys.stderr)
         return 1 if behind else 0
-    for page in behind:
-        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, text in behind.items():
+        page.write_text(text, encoding="utf-8")
         print(page.relative_to(ROOT))
     site(args.out)
     print(f"{args.out}/index.html")

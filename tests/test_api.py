@@ -57,3 +57,33 @@ def test_what_does_not_fit_is_said_before_training() -> None:
         limbeck.distill(nn.Linear(3, 10), student, (x, y), "kd", steps=3, quiet=True)
     with pytest.raises(LimbeckError, match="nkdd"):
         limbeck.distill(teacher, student, (x, y), "nkdd")
+
+
+def test_the_recipe_s_subset_is_not_taken_of_the_caller_s_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.tasks.classification import Classification
+
+    seen: list[int] = []
+    load = Classification.load
+
+    def watched(self: Classification, seed: int | None = None) -> None:
+        load(self, seed)
+        seen.append(len(self.train))
+
+    monkeypatch.setattr(Classification, "load", watched)
+    teacher, student, x, y = things()
+    given = (x[:250], y[:250], x[250:], y[250:])
+    limbeck.distill(teacher, student, given, "kd", steps=1, out=tmp_path / "all", quiet=True)
+    few = {"use": "classification", "student_items": 30}
+    limbeck.distill(teacher, student, given, "kd", steps=1, task=few, out=tmp_path / "few", quiet=True)
+    assert max(seen) == 225 and min(seen) == 30  # a tenth is set aside to choose by; the recipe's own number is 200
+
+
+def test_what_the_user_keeps_in_the_folder_stays(tmp_path: Path) -> None:
+    teacher, student, x, y = things()
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "years.txt").write_text("of work")
+    (tmp_path / "students.csv").write_text("a,b")
+    for _ in range(2):  # the second replaces the first
+        limbeck.distill(teacher, student, (x, y), "kd", steps=1, out=tmp_path, quiet=True)
+        assert (tmp_path / "result.json").is_file()
+    assert (tmp_path / "thesis" / "years.txt").is_file() and (tmp_path / "students.csv").is_file()

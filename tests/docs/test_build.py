@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from docs import build
+from limbeck.core import card as cards
 from limbeck.core.card import catalogue
 
 
@@ -20,6 +21,12 @@ def test_a_stale_page_is_noticed(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     monkeypatch.setitem(build.PARTS, "methods", lambda: "another table")
     assert build.main(["--check"]) == 1
     assert "README.md is stale" in capsys.readouterr().err
+
+
+def test_an_installed_limbeck_knows_of_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = cards.evidence()
+    monkeypatch.setattr(cards, "_evidence_folder", lambda: None)
+    assert cards.evidence() == here
 
 
 def test_every_card_stands_in_the_readme_and_in_the_gallery() -> None:

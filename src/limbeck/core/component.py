@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any, ClassVar, Self
 
 
@@ -9,6 +10,12 @@ class _Recorded:
     """Remembers the arguments an instance was made with, so that it can be written as a recipe node again."""
 
     given: tuple[tuple[Any, ...], dict[str, Any]]
+    __signature__: ClassVar[inspect.Signature]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        signature = inspect.signature(cls.__init__)  # else help() would show that of __new__
+        cls.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)

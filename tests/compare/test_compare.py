@@ -58,7 +58,8 @@ def test_different_tasks_are_refused(tmp_path: Path) -> None:
 def test_what_fails_is_said_and_the_rest_stands(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(
-        "name: bad\ntask: {use: classification, data: digits, student_items: 200}\nteacher: {use: mlp, checkpoint: /nowhere.safetensors}\nstudent: {use: mlp, hidden: [8]}\nmethod: kd\n"
+        "name: bad\ntask: {use: classification, data: digits, student_items: 200}\n"
+        "teacher: {use: mlp, checkpoint: /nowhere.safetensors}\nstudent: {use: mlp, hidden: [8]}\nmethod: kd\n"
     )
     found = compare(
         ["kd", str(bad)],

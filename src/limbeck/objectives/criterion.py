@@ -79,7 +79,8 @@ class Criterion(nn.Module):
         return Signal(out, dict(tap.acts))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Criterion:
-        self._networks[1]._apply(fn, recurse)  # the teacher goes where the criterion goes, though it is not saved with it
+        # the teacher goes where the criterion goes, though it is not saved with it
+        self._networks[1]._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
     def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:

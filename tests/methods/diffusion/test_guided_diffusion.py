@@ -403,7 +403,7 @@ def test_it_learns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"start_steps": 12}, "start_steps (12) must be end_steps (1) times a power of two"),
+        ({"start_steps": 12}, "start_steps must be end_steps (1) times a power of two, which 12 is not"),
         ({"start_steps": 2, "end_steps": 4}, "end_steps (4)"),
         ({"w_min": -1.0}, "w_min"),
         ({"w_min": 0.5, "convention": "s"}, "1 (the scale)"),
@@ -412,7 +412,10 @@ def test_it_learns(tmp_path: Path) -> None:
         ({"stochastic": [3]}, "stochastic holds [3]"),
         ({"stochastic": [1]}, "stochastic holds [1]"),
         ({"keep": [5]}, "keep holds [5]"),
-        ({"encoder_steps": 3, "start_steps": 8}, "encoder_steps (3) times a power of two"),
+        (
+            {"encoder_steps": 3, "start_steps": 8},
+            "start_steps must be encoder_steps (3) times a power of two, which 8 is not",
+        ),
         ({"train_only": "("}, "regular expression"),
         ({"round_steps": -1}, "round_steps"),
     ],

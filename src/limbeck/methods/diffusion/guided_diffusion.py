@@ -261,7 +261,7 @@ class GuidedDiffusion(Method):
         if self.reads.mean_type == "eps" and self.end_steps <= 2:
             raise ConfigError(
                 "student.mean_type",
-                f"from pure noise eps says nothing about x, so it cannot be distilled to {self.end_steps} steps",
+                f"from pure noise eps says nothing about x, so it cannot be distilled to end_steps={self.end_steps}",
                 given="eps",
                 expected="v or x (stage one teaches an eps teacher's weights the new output)",
                 remedy="student.mean_type=v, or method.end_steps=4",
@@ -488,7 +488,9 @@ def _halvings(start_name: str, start: int, end_name: str, end: int) -> list[int]
     try:
         return diffusion.halving_rounds(start, end)
     except ConfigError:
-        raise ValueError(f"{start_name} ({start}) must be {end_name} ({end}) times a power of two") from None
+        raise ValueError(
+            f"{start_name} must be {end_name} ({end}) times a power of two, which {start} is not"
+        ) from None
 
 
 def inherit(teacher: nn.Module, student: nn.Module, dry: bool = False) -> None:

@@ -196,7 +196,15 @@ def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
     """A model built with its own key of randomness: the same seed gives the same first weights in every run."""
     with torch.random.fork_rng(devices=[]):
         seed_modules(key_of(seed, "init", name), torch.device("cpu"))
-        built = model.build(task)
+        try:
+            built = model.build(task)
+        except LimbeckError as error:  # a model does not know which role it was to play
+            head = error.argument.split(".")[0]
+            if error.argument == "model":
+                error.argument = name
+            elif head in (model.config or {}):
+                error.argument = f"{name}.{error.argument}"
+            raise
     built.model = built.model or model
     return built
 
@@ -294,6 +302,11 @@ def run_recipe(
     recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool = False, quiet: bool = False
 ) -> tuple[dict[str, Any], Artifact | None]:
     """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
+    from limbeck.export import FORMATS
+
+    for form in recipe.export:  # said now, not when everything is trained
+        if form not in FORMATS:
+            raise ConfigError.unknown("export", form, FORMATS, "format")
     text = dump(tree)
     config = folder / "config.yaml"
     main = int(os.environ.get("RANK", "0")) == 0
@@ -329,12 +342,7 @@ def _finished(config: Path, text: str, folder: Path, force: bool) -> dict[str, A
                 remedy="choose --out, or --force to replace it",
             )
         if finished.exists():
-            try:
-                result: dict[str, Any] = json.loads(finished.read_text())
-            except ValueError as error:
-                raise CheckpointCorrupt(
-                    str(finished), f"is no JSON: {error}", remedy="--force repeats the run"
-                ) from None
+            result = read_result(finished)
             return {**result, "folder": str(folder), "reused": True}
     elif folder.is_dir() and not config.exists() and any(folder.iterdir()) and not force:
         raise StorageError(
@@ -342,6 +350,21 @@ def _finished(config: Path, text: str, folder: Path, force: bool) -> dict[str, A
         )
     store.check_writable(folder)
     return None
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """A run's ``result.json``.
+
+    Raises:
+        CheckpointCorrupt: it is damaged.
+    """
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise CheckpointCorrupt(str(path), f"is no JSON: {error}", remedy="repeat the run with --force") from None
+    if not isinstance(found, dict):
+        raise CheckpointCorrupt(str(path), f"holds a {type(found).__name__}", remedy="repeat the run with --force")
+    return found
 
 
 def _run_in(
@@ -426,7 +449,7 @@ def _distil(
             from limbeck.export import export
 
             export(folder, form)
-        result["exports"] = json.loads((folder / "result.json").read_text())["exports"]
+        result["exports"] = read_result(folder / "result.json")["exports"]
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact
 
@@ -656,7 +679,18 @@ def _settled(text: str) -> str:
 
 LEAVES = (
     *("config.yaml", "result.json", "report.html", "log.jsonl", "metrics.csv", "trackers.json", "tensorboard"),
-    *("checkpoints", "items", "best", "failure", "export", "student", "student.*", "sampler.json", "rounds", "samples.png"),
+    *(
+        "checkpoints",
+        "items",
+        "best",
+        "failure",
+        "export",
+        "student",
+        "student.*",
+        "sampler.json",
+        "rounds",
+        "samples.png",
+    ),
 )
 """What a run leaves in its folder. Only these are removed when it is repeated: a folder may hold a user's files too."""
 

@@ -166,7 +166,7 @@ class Cache:
         """
         rows = self.rows(batch["item"], batch["view"])
         now, then = checksum(batch), torch.from_numpy(rows["check"])
-        wrong = (now - then).abs() > 1e-4 * then.abs().clamp_min(1.0)
+        wrong = ~((now - then).abs() <= 1e-4 * then.abs().clamp_min(1.0))  # so that NaN is wrong too
         if bool(wrong.any()):
             which = batch["item"].cpu()[wrong][:8].tolist()
             raise CacheMismatch(
@@ -380,8 +380,10 @@ def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray
         found["total"] = z.logsumexp(-1).cpu().numpy()
     for path, value in signal.acts.items():
         found[f"feature.{path}"] = value.half().cpu().numpy()
-    if not all(np.isfinite(v).all() for n, v in found.items() if n in ("logits", "check")):
-        raise ConfigError("teacher", "its outputs do not fit into half precision, or are not finite")
+    for name, value in found.items():
+        if name != "index" and not np.isfinite(value).all():
+            what = {"check": "inputs", "logits": "outputs", "total": "outputs"}.get(name, name)
+            raise ConfigError("teacher", f"its {what} do not fit into half precision, or are not finite")
     return found
 
 

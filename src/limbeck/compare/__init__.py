@@ -71,9 +71,9 @@ def compare(
         ]
         todo = [j for j in jobs if force or not _finished(j, trees[j[0]][1])]
         failed: dict[str, dict[str, str]] = {}
-        run = _runner(
-            engine, workers, {label: given for label, (given, _) in trees.items()}, list(overrides), force, quiet
-        )
+        several = any(tree["engine"]["devices"] > 1 for _, tree in trees.values())
+        given = {label: name for label, (name, _) in trees.items()}
+        run = _runner(engine, workers, given, list(overrides), force, quiet, several)
         for (label, seed, _), problem in run(todo):
             if problem:
                 failed.setdefault(label, {})[str(seed)] = problem
@@ -116,10 +116,14 @@ def _finished(job: Job, tree: dict[str, Any]) -> bool:
 Runner = Callable[[list[Job]], Iterator[tuple[Job, str]]]
 
 
-def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[str], force: bool, quiet: bool) -> Runner:
+def _runner(
+    engine: str, workers: int, given: dict[str, str], overrides: list[str], force: bool, quiet: bool, several: bool
+) -> Runner:
     def command(job: Job) -> list[str]:
         label, seed, folder = job
-        again = ["--force"] if force or (folder / "config.yaml").exists() else []
+        # an interrupted run goes on; another run's leftovers are replaced
+        goes_on = not force and _goes_on(folder, check(load_tree(given[label], overrides, seed)))
+        again = [] if goes_on else ["--force"]
         return [
             sys.executable,
             "-m",
@@ -196,7 +200,8 @@ def _runner(engine: str, workers: int, given: dict[str, str], overrides: list[st
 
     if engine == "ray":
         return cluster
-    return here if workers == 1 else processes
+    # a run over several devices starts its own processes
+    return here if workers == 1 and not several else processes
 
 
 def _in_a_process(command: list[str]) -> str:

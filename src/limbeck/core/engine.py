@@ -129,7 +129,7 @@ class RunContext:
         r = self._role(role)
         answer = getattr(r.module, "answer", None)
         if answer is not None:
-            signal: Signal = answer(batch, tuple(taps))
+            signal: Signal = answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
         else:
             tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
             feed = r.feed or self._method.task.feed
@@ -267,8 +267,8 @@ class Engine:
             raise ValueError(f"stage names must be unique: {names}")
         for name, role in method.roles.items():
             paths = method.student_taps if name == "student" else method.teacher_taps if name == "teacher" else ()
-            if paths and isinstance(role.module, nn.Module):
-                role.taps(tuple(paths))
+            if paths:
+                role.want(tuple(paths))
             role.compile = self.settings.compile
         if dist.world() > 1:
             for name, role in method.roles.items():
@@ -313,8 +313,8 @@ class Engine:
                 raise ConfigError(f"objectives.{name}", "it needs a teacher, and this run has none")
             if isinstance(method.roles["student"].module, nn.Module):
                 method.roles["student"].taps(tuple(objective.student_taps))
-            if objective.teacher_taps and isinstance(method.roles["teacher"].module, nn.Module):
-                method.roles["teacher"].taps(tuple(objective.teacher_taps))
+            if objective.teacher_taps:
+                method.roles["teacher"].want(tuple(objective.teacher_taps))
         ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
         batch = self._to_device(method.task.example(2))
         modes = {

@@ -116,10 +116,10 @@ class Optim(Settings):
 
 
 def optimizer_names() -> dict[str, type[torch.optim.Optimizer]]:
-    """The optimisers of torch by lower-case name."""
-    found = {}
+    """The optimisers of torch by lower-case name; not those that evaluate the loss themselves or want sparse gradients."""
+    found, unfit = {}, (torch.optim.Optimizer, torch.optim.LBFGS, torch.optim.SparseAdam)
     for name in dir(torch.optim):
         cls = getattr(torch.optim, name)
-        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls is not torch.optim.Optimizer:
+        if isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer) and cls not in unfit:
             found[name.lower()] = cls
     return found

@@ -150,6 +150,7 @@ class Role:
         self.shard = shard
         self.feed = feed
         self.tap: Tap | None = None
+        self.wanted: tuple[str, ...] = ()  # what a recorded or remote role is asked to show at every call
         self.changed = False  # a frozen role that a stage's `begin` has changed must be in the checkpoint
         self.compile = False
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
@@ -174,6 +175,13 @@ class Role:
         else:
             self.module.requires_grad_(False)
             self.module.train(self.batch_stats)
+
+    def want(self, paths: tuple[str, ...]) -> None:
+        """Show these activations at every call: by hooks, or by asking for them where there is no network."""
+        if isinstance(self.module, nn.Module):
+            self.taps(paths)
+        else:
+            self.wanted = tuple(dict.fromkeys((*self.wanted, *paths)))
 
     def taps(self, paths: tuple[str, ...]) -> Tap | None:
         """The role's tap, with hooks on ``paths``; ``None`` when nothing is tapped."""

@@ -43,7 +43,7 @@ def export(
     if format not in FORMATS:
         raise ConfigError.unknown("--format", format, FORMATS, "format")
     run_folder = Path(run_folder)
-    restored = restore(run_folder, _number(checkpoint))
+    restored = restore(run_folder, _number(run_folder, checkpoint))
     artifact, bench = restored.artifact, restored.bench
     formats = (*artifact.formats, *(["hub"] if isinstance(artifact, NetworkArtifact) and _has_hub(artifact) else []))
     if format not in formats:
@@ -71,11 +71,14 @@ def export(
     return out
 
 
-def _number(checkpoint: Path | int | None) -> int | None:
+def _number(run_folder: Path, checkpoint: Path | int | None) -> int | None:
     if checkpoint is None or isinstance(checkpoint, int):
         return checkpoint
     digits = Path(checkpoint).name.removeprefix("step-")
-    if not digits.isdigit():
+    own = Path(checkpoint).parent in (Path(), Path("checkpoints")) or (
+        Path(checkpoint).resolve().parent == (run_folder / "checkpoints").resolve()
+    )
+    if not digits.isdigit() or not own:
         raise ConfigError(
             "--checkpoint", given=str(checkpoint), expected="a folder checkpoints/step-NUMBER of the run, or a number"
         )
@@ -125,7 +128,9 @@ def _report(run_folder: Path, format: str, facts: dict[str, Any]) -> None:
     path = run_folder / "result.json"
     if not path.is_file():
         return
-    result = json.loads(path.read_text())
+    from limbeck.run import read_result
+
+    result = read_result(path)
     result.setdefault("exports", {})[format] = facts
     atomic_write(path, (json.dumps(result, indent=2) + "\n").encode())
     from limbeck.report import write_report

@@ -130,7 +130,7 @@ class Imported(Objective):
         student_taps: list[str] | None = None,
         teacher_taps: list[str] | None = None,
     ) -> None:
-        self.function = imported(function)
+        self.function = imported(function, "function")
         self.weight = weight
         self.student_taps, self.teacher_taps = tuple(student_taps or ()), tuple(teacher_taps or ())
 

@@ -159,7 +159,7 @@ class Imported(Query):
     """
 
     def __init__(self, function: str) -> None:
-        self.function = imported(function)
+        self.function = imported(function, "function")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The user's batch."""

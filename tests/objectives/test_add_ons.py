@@ -22,6 +22,7 @@ from limbeck.objectives import (
     Mixup,
     Noise,
     Relation,
+    Supervised,
 )
 from tests.bench import tiny, tree_of
 
@@ -134,3 +135,29 @@ def test_an_add_on_attaches_to_any_host_by_recipe(tmp_path: Path) -> None:
     assert any(not torch.equal(before[k], after[k]) for k in before)
     with pytest.raises(ConfigError, match="no objective is called 'featur'"):
         tree_of("kd", "objectives.hint=featur")
+
+
+def test_a_criterion_refuses_what_only_a_run_can_do() -> None:
+    x = images()["x"]
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 3))
+    with pytest.raises(ConfigError, match=r"criterion\.out"):
+        Criterion({"ce": Supervised()}, net, net, x)
+    with pytest.raises(ConfigError, match="nothing to match"):
+        Criterion({}, net, net, x)
+
+
+def test_a_criterion_takes_its_teacher_along_and_calls_the_wrapped_student() -> None:
+    x = images()["x"].double()
+    student, teacher = (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 3)) for _ in range(2))
+    criterion = Criterion({"kl": Kl()}, student, teacher, x.float()).double()
+    assert teacher[1].weight.dtype == torch.float64 and student[1].weight.dtype == torch.float32
+    assert not criterion.state_dict()
+    student.double()
+    calls = []
+
+    class Wrapped(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(1)
+            return student(x)
+
+    assert torch.equal(criterion(x), criterion(x, student=Wrapped())) and calls == [1]

@@ -7,7 +7,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -37,7 +36,6 @@ from limbeck.tasks.sampler import (
     classifier_free,
     conditional,
     describe_schedule,
-    frechet_distance,
     read_schedule,
     reading,
 )
@@ -209,24 +207,6 @@ def test_a_module_that_does_not_say_what_it_means() -> None:
 
 
 # --------------------------------------------------------------------------------------------------------- judging
-
-
-def test_frechet_distance_is_that_of_gaussians() -> None:
-    torch.manual_seed(0)
-    a, b = (
-        torch.randn(500, 4, dtype=torch.float64),
-        torch.randn(400, 4, dtype=torch.float64) @ torch.randn(4, 4).double(),
-    )
-    from scipy.linalg import sqrtm
-
-    ca, cb = np.cov(a.numpy().T), np.cov(b.numpy().T)
-    root = sqrtm(ca @ cb).real
-    want = float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(ca + cb - 2 * root))
-    assert abs(frechet_distance(a, b) - want) < 1e-8 * want
-    assert frechet_distance(a, a) < 1e-9 and abs(frechet_distance(a, b) - frechet_distance(b, a)) < 1e-8
-    assert abs(frechet_distance(a, a + 2.0) - 16.0) < 1e-8
-    with pytest.raises(DataError):
-        frechet_distance(a[:1], b)
 
 
 def test_what_is_judged(task: Generation) -> None:

@@ -378,8 +378,8 @@ def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray
         found["logits"] = top.values.half().cpu().numpy()
         found["index"] = top.indices.to(torch.int32).cpu().numpy()
         found["total"] = z.logsumexp(-1).cpu().numpy()
-    for path, value in signal.acts.items():
-        found[f"feature.{path}"] = value.half().cpu().numpy()
+    for path, feature in signal.acts.items():
+        found[f"feature.{path}"] = feature.half().cpu().numpy()
     for name, value in found.items():
         if name != "index" and not np.isfinite(value).all():
             what = {"check": "inputs", "logits": "outputs", "total": "outputs"}.get(name, name)

@@ -158,3 +158,24 @@ def through(module: nn.Module) -> Iterator[nn.Module]:
             p.requires_grad_(True)
         for m, was in training.items():
             m.training = was
+
+
+@contextmanager
+def evaluating(modules: Iterable[Any]) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule's own mode is restored. What is no module is left alone."""
+    modes = {m: m.training for top in modules if isinstance(top, nn.Module) for m in top.modules()}
+    for m in modes:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, was in modes.items():
+            m.training = was
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module's first tensor lives; the CPU for what has none."""
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Objective
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal, Tap
+from limbeck.objectives.output import Supervised
 
 
 class Criterion(nn.Module):
@@ -28,6 +30,7 @@ class Criterion(nn.Module):
 
     Raises:
         TapError, ShapeError: an objective's taps do not fit the networks.
+        ConfigError: there is no objective, or one that asks a task for its loss.
 
     Example:
         >>> from limbeck.objectives import FeatureMatch, Kl
@@ -50,6 +53,15 @@ class Criterion(nn.Module):
     ) -> None:
         super().__init__()
         self.objectives = dict(objectives)
+        if not self.objectives:
+            raise ConfigError("objectives", "there is nothing to match", remedy='name one: {"kl": Kl(temperature=4)}')
+        for name, objective in self.objectives.items():
+            if isinstance(objective, Supervised):
+                raise ConfigError(
+                    f"objectives.{name}",
+                    "asks the run's task for its loss, and a loop of your own has none",
+                    remedy="add your own loss of criterion.out",
+                )
         self.projectors = nn.ModuleDict()
         self.parts: dict[str, float] = {}
         self.out: Any = None
@@ -111,6 +123,5 @@ class Criterion(nn.Module):
             mean = term.total() / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n))
             self.parts[name] = float(mean.detach())
             total = mean * term.weight if total is None else total + mean * term.weight
-        if total is None:
-            raise ValueError("a Criterion needs at least one objective")
+        assert total is not None
         return total

@@ -16,7 +16,8 @@ from limbeck.core import distributed as dist
 from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Context, Data, Method, Query
 from limbeck.core.random import Draws
-from limbeck.tasks.language import IGNORE, evaluating, make_batch
+from limbeck.core.signal import evaluating
+from limbeck.tasks.language import IGNORE, make_batch
 
 
 class OnPolicy(Query):

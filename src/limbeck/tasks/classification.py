@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from limbeck import functional as F
 from limbeck.core.artifact import Artifact, NetworkArtifact
 from limbeck.core.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.core.method import Batch, Built, Data, Term
-from limbeck.core.signal import Signal
+from limbeck.core.signal import Signal, device_of, evaluating
 from limbeck.core.task import Task
 from limbeck.functional.metrics import calibration_error, calibration_table
 from limbeck.tasks.columns import Target
@@ -241,7 +240,7 @@ class Classification(Task):
         """
         name = type(built.model).__name__ if built.model is not None else type(built.module).__name__
         ids = torch.arange(min(2, len(self.train)))
-        device = _device_of(built.module)
+        device = device_of(built.module)
         batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
         batch = {k: v.to(device) for k, v in batch.items()}
         try:
@@ -321,7 +320,7 @@ class Classification(Task):
 
         The modes of all modules are restored afterwards.
         """
-        device = device or _device_of(built.module)
+        device = device or device_of(built.module)
         outs, theirs, ys = [], [], []
         watched = [b for b in (built, teacher) if b is not None]
         with torch.no_grad(), evaluating([b.module for b in watched]):
@@ -458,27 +457,6 @@ def calibration_bins(table: Tensor) -> dict[str, list[float]]:
     kept = table[table[:, 0] > 0]
     mean = kept[:, 1:] / kept[:, :1]
     return {"confidence": mean[:, 0].tolist(), "accuracy": mean[:, 1].tolist(), "count": kept[:, 0].long().tolist()}
-
-
-def _device_of(module: Any) -> torch.device:
-    if isinstance(module, nn.Module):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def evaluating(modules: Sequence[Any]) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored afterwards."""
-    before = [(m, m.training) for top in modules if isinstance(top, nn.Module) for m in top.modules()]
-    for top in modules:
-        if isinstance(top, nn.Module):
-            top.eval()
-    try:
-        yield
-    finally:
-        for m, mode in before:
-            m.training = mode
 
 
 def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...] | None:

@@ -24,6 +24,7 @@ from limbeck.core.task import Model, Task
 from limbeck.core.weights import fingerprint, load_state_dict, load_strict
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
+from limbeck.functional.metrics import frechet_distance, moments
 from limbeck.models.residual_mlp import ResidualMLP
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.sampler import (
@@ -32,7 +33,6 @@ from limbeck.tasks.sampler import (
     classifier_free,
     conditional,
     describe_schedule,
-    frechet_distance,
     reading,
 )
 from limbeck.tasks.sources import Digits, Source
@@ -350,7 +350,8 @@ class Generation(Task):
 
     def _fid(self, net: FeatureNet, x: Tensor, real: Tensor) -> float:
         with torch.no_grad():
-            return frechet_distance(torch.cat([net.embed(part) for part in x.split(self.eval_batch)]), real)
+            made = torch.cat([net.embed(part) for part in x.split(self.eval_batch)])
+        return frechet_distance(moments(made.cpu()), moments(real.cpu()))
 
     def _right(self, net: FeatureNet, x: Tensor, labels: Tensor) -> float:
         with torch.no_grad():
@@ -367,7 +368,7 @@ class Generation(Task):
                 return torch.cat([net.embed(data.fetch(part)["x"].to(device)) for part in ids.split(self.eval_batch)])
 
         real = embed(self.test, len(self.test))
-        return real, frechet_distance(embed(self.train, self.samples), real)
+        return real, frechet_distance(moments(embed(self.train, self.samples).cpu()), moments(real.cpu()))
 
     def features(self, device: torch.device | str = "cpu") -> FeatureNet:
         """The classifier whose features the Fréchet distance is taken in: trained on real pictures only, remembered."""

@@ -29,7 +29,7 @@ from limbeck.core.errors import (
     require,
 )
 from limbeck.core.method import Batch, Built, Data, Term
-from limbeck.core.signal import Signal
+from limbeck.core.signal import Signal, device_of, evaluating
 from limbeck.core.task import Model, Task
 from limbeck.functional._common import expect
 from limbeck.tasks.text import Document, PythonHelp, Texts, TextSource
@@ -265,7 +265,7 @@ class Language(Task):
         split: comparable between tokenizers), accuracy (of the likeliest next token), entropy (of the predictions).
         With a teacher: kl (teacher || student), agreement (share of equal likeliest tokens) and teacher_entropy.
         """
-        device = device or _device_of(built.module)
+        device = device or device_of(built.module)
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), dtype=torch.float64)
         watched = [b.module for b in (built, teacher) if b is not None]
@@ -346,26 +346,6 @@ def shifted(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         expected = f"logits [N, T, V] for token ids {list(batch['labels'].shape)}"
         raise ShapeError("student", "the model is no language model", given=list(logits.shape), expected=expected)
     return logits[:, :-1], labels, labels != IGNORE
-
-
-def _device_of(module: Any) -> torch.device:
-    if isinstance(module, nn.Module):
-        for tensor in (*module.parameters(), *module.buffers()):
-            return tensor.device
-    return torch.device("cpu")
-
-
-@contextmanager
-def evaluating(modules: Sequence[Any]) -> Iterator[None]:
-    """Evaluation mode for a while; every module's own mode is restored."""
-    modes = {m: m.training for module in modules if isinstance(module, nn.Module) for m in module.modules()}
-    for m in modes:
-        m.training = False
-    try:
-        yield
-    finally:
-        for m, was in modes.items():
-            m.training = was
 
 
 # ---------------------------------------------------------------------------------------------------- token data

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError
+from limbeck.core.errors import CheckpointCorrupt, ConfigError
 from limbeck.core.method import Built
 from limbeck.core.random import Draws
 from limbeck.functional import diffusion
@@ -551,33 +551,6 @@ def read_schedule(about: Mapping[str, Any]) -> Schedule:
 
 
 # ------------------------------------------------------------------------------------------------------------- metrics
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Fréchet distance between two sets of features, each taken as a Gaussian.
-
-    ``|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))``, in float64; the trace of the root is the sum of the roots
-    of the eigenvalues of ``C_a^(1/2) C_b C_a^(1/2)``.
-
-    Args:
-        a: [N, D]; b: [M, D]; at least two rows each.
-
-    Source: Heusel et al. 2017 (arXiv 1706.08500), equation 6.
-
-    Example:
-        >>> x = torch.randn(50, 4)
-        >>> abs(frechet_distance(x, x + 1.0) - 4.0) < 1e-6
-        True
-    """
-    if len(a) < 2 or len(b) < 2:
-        raise DataError("features", f"{min(len(a), len(b))} rows have no covariance", expected="at least two samples")
-    a, b = a.double().cpu(), b.double().cpu()
-    shift = (a.mean(0) - b.mean(0)).square().sum()
-    cov_a, cov_b = torch.cov(a.T).reshape(a.shape[1], -1), torch.cov(b.T).reshape(b.shape[1], -1)
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = (vectors * values.clamp_min(0).sqrt()) @ vectors.T
-    mixed = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0)
-    return float(shift + cov_a.trace() + cov_b.trace() - 2.0 * mixed.sqrt().sum())
 
 
 class FeatureNet(nn.Module):

@@ -22,6 +22,7 @@ import limbeck
 from limbeck.core import distributed as dist
 from limbeck.core import interrupt, store
 from limbeck.core.artifact import Artifact, NetworkArtifact
+from limbeck.core.disk import workspace
 from limbeck.core.engine import Engine, EngineSettings
 from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, Stopped, StorageError
 from limbeck.core.logs import Progress, make_loggers
@@ -34,14 +35,6 @@ from limbeck.core.task import Model, Task
 
 TEACHER_SEED = 0
 """Teachers are trained from this seed whatever the run's seed is, so that runs and methods share them."""
-
-
-def workspace() -> Path:
-    """Where remembered artifacts live: ``$LIMBECK_WORKSPACE``, or ``limbeck`` in the user's cache folder."""
-    root = os.environ.get("LIMBECK_WORKSPACE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "limbeck"
 
 
 @dataclass

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from limbeck.commands import _common as common
+from limbeck.core.disk import workspace
 
 TEXT = """Show versions, devices, threads, extras and folders, and what does not fit (then the exit status is 2)."""
 
@@ -148,14 +149,6 @@ def _extra(name: str, modules: tuple[str, ...]) -> Row:
         value = ", ".join([*found, *(f"no {m}" for m in missing)])
         return Row(f"extra {name}", value, "note", f"pip install 'limbeck[{name}]'")
     return Row(f"extra {name}", ", ".join(found))
-
-
-def workspace() -> Path:
-    """Where remembered teachers and stages lie."""
-    root = os.environ.get("LIMBECK_WORKSPACE")
-    if root:
-        return Path(root)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
 
 
 def _folders() -> list[Row]:

@@ -43,6 +43,12 @@ _OTHER_HOST_DAYS = 7  # leftovers of another machine are removed after this many
 StrPath = str | os.PathLike[str]
 
 
+def workspace() -> Path:
+    """Where remembered stages lie: ``$LIMBECK_WORKSPACE``, or ``limbeck`` in the user's cache folder."""
+    root = os.environ.get("LIMBECK_WORKSPACE")
+    return Path(root) if root else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "limbeck"
+
+
 # --------------------------------------------------------------------------------------------------- errors of the disk
 _REMEDIES: dict[int, tuple[str, str]] = {
     errno.ENOSPC: ("no space is left", "free some space or choose another folder with --out DIR"),

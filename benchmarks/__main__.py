@@ -47,10 +47,16 @@ def show(report: Report, console: Any) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command. Returns 1 if a promise was broken."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Speed, memory and conventions beside the floor and beside peers.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks", description="Speed, memory and conventions beside the floor and beside peers."
+    )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"which: {', '.join(NAMES)}; all when none is named")
-    parser.add_argument("--out", type=Path, default=Path("evidence/benchmarks"), help="where the JSON files go (%(default)s)")
-    parser.add_argument("--peers", action="store_true", help="first install the peers that are missing, in benchmarks/.peers")
+    parser.add_argument(
+        "--out", type=Path, default=Path("evidence/benchmarks"), help="where the JSON files go (%(default)s)"
+    )
+    parser.add_argument(
+        "--peers", action="store_true", help="first install the peers that are missing, in benchmarks/.peers"
+    )
     parser.add_argument("--toy", action="store_true", help="tiny sizes: shows that everything runs, measures nothing")
     args = parser.parse_args(argv)
     wanted = [n for n in NAMES if n in args.names] if args.names and "all" not in args.names else list(NAMES)
@@ -78,7 +84,11 @@ def main(argv: list[str] | None = None) -> int:
         show(report, console)
         if report.passed is False:
             broken.append(name)
-    console.print(f"{len(wanted)} benchmarks, JSON in {args.out}" + (f"; promises broken in {', '.join(broken)}" if broken else ""), highlight=False)
+    console.print(
+        f"{len(wanted)} benchmarks, JSON in {args.out}"
+        + (f"; promises broken in {', '.join(broken)}" if broken else ""),
+        highlight=False,
+    )
     return 1 if broken else 0
 
 

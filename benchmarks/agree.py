@@ -68,7 +68,9 @@ def formulas(T: float) -> dict[str, tuple[Loss, float | None, str]]:
 
 def torchdistill(T: float, alpha: float) -> Loss:
     """torchdistill's KDLoss with the weight ``alpha`` on the labels."""
-    made = peers.load("torchdistill", "torchdistill.losses.mid_level").KDLoss(".", "output", ".", "output", temperature=T, alpha=alpha)
+    made = peers.load("torchdistill", "torchdistill.losses.mid_level").KDLoss(
+        ".", "output", ".", "output", temperature=T, alpha=alpha
+    )
     return lambda s, t, y: made({".": {"output": s}}, {".": {"output": t}}, y)
 
 
@@ -138,7 +140,11 @@ def libraries(T: float, classes: int) -> dict[str, tuple[Callable[[], Loss], flo
         "Liger JSD beta=0, soft loss alone": (lambda: liger(T, 0.0, 1.0), T * T, "KL without T^2"),
         MIXED: (lambda: liger(T, 0.5, 0.5), None, "half KL, half cross-entropy not at T"),
         "modelopt LogitsDistillationLoss(batchmean)": (lambda: modelopt(T, reduction="batchmean"), 1.0, "T^2 KL"),
-        "modelopt LogitsDistillationLoss, default": (lambda: modelopt(T), float(classes), "divided by the number of classes"),
+        "modelopt LogitsDistillationLoss, default": (
+            lambda: modelopt(T),
+            float(classes),
+            "divided by the number of classes",
+        ),
         "TextBrewer kd_ce_loss": (lambda: textbrewer(T), T * T, "cross-entropy without T^2: never reaches 0"),
         "torchtune ForwardKLLoss": (lambda: torchtune(T), T * T, "cross-entropy without T^2: never reaches 0"),
         "DD-Ranking KLDivergenceLoss": (lambda: dd_ranking(T), T * T, "KL without T^2"),
@@ -173,7 +179,10 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     for name, loss in ours.items():
         value, found = measure(loss)
         factor = T * T if "False" in name else 1.0
-        errors += [abs(value * factor / float(truth.detach()) - 1), float((found * factor - slope).norm() / slope.norm())]
+        errors += [
+            abs(value * factor / float(truth.detach()) - 1),
+            float((found * factor - slope).norm() / slope.norm()),
+        ]
         report.rows.append(_row(name, value, found, slope, factor, "T^2 KL" if factor == 1 else "KL"))
     report.checks.append(Check("ours equals the definition, value and gradient, relative", max(errors), 1e-6))
 

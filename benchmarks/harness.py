@@ -123,7 +123,14 @@ class Report:
             "title": self.title,
             "passed": self.passed,
             "checks": [
-                {"what": c.what, "value": c.value, "limit": c.limit, "at_least": c.at_least, "passed": c.passed, "said": c.said()}
+                {
+                    "what": c.what,
+                    "value": c.value,
+                    "limit": c.limit,
+                    "at_least": c.at_least,
+                    "passed": c.passed,
+                    "said": c.said(),
+                }
                 for c in self.checks
             ],
             "rows": [{"name": r.name, **r.cells, "note": r.note} for r in self.rows],
@@ -157,7 +164,9 @@ def cpu_seconds(work: Callable[[], Any], repeats: int = 1) -> float:
     return (time.process_time() - began) / repeats
 
 
-def interleave(variants: Mapping[str, Callable[[], float]], rounds: int, say: Say = quiet, warm: bool = True) -> dict[str, list[float]]:
+def interleave(
+    variants: Mapping[str, Callable[[], float]], rounds: int, say: Say = quiet, warm: bool = True
+) -> dict[str, list[float]]:
     """Every variant once a round, in an order that changes; each returns its own CPU seconds.
 
     Args:
@@ -252,7 +261,7 @@ def peak_growth(function: str, **arguments: Any) -> float:
         peers.Missing: the function needs a peer that is not installed.
         RuntimeError: the process failed.
     """
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "MALLOC_MMAP_THRESHOLD_": "65536"}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [env.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "benchmarks.memory", function, json.dumps(arguments)]
     done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
@@ -309,7 +318,9 @@ def write(report: Report, folder: Path, seconds: float, before: dict[str, Any]) 
         "versions": {**versions(), **peers.versions()},
     }
     if (about["machine"].get("load_before") or 0) > (after["cores"] or 1):
-        report.notes.append("other jobs were running on this machine: ratios within a round hold, absolute times do not")
+        report.notes.append(
+            "other jobs were running on this machine: ratios within a round hold, absolute times do not"
+        )
     path = folder / f"{report.name}.json"
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps({**report.as_json(), **about}, indent=1) + "\n").encode())

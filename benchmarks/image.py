@@ -91,10 +91,18 @@ class Pair:
         tree = {
             "name": f"bench-{case.name}",
             "task": {"use": "classification", "data": data},
-            "teacher": {**model, "options": case.teacher, "ready": True} if cache is None else {"use": "cached", "path": str(cache)},
+            "teacher": {**model, "options": case.teacher, "ready": True}
+            if cache is None
+            else {"use": "cached", "path": str(cache)},
             "student": {**model, "options": case.student},
             "method": {"use": "kd", "temperature": T, "alpha": ALPHA},
-            "train": {"steps": case.warm + case.steps + 1, "batch_size": case.batch, "lr": RATE, "optimizer": "sgd", "schedule": "constant"},
+            "train": {
+                "steps": case.warm + case.steps + 1,
+                "batch_size": case.batch,
+                "lr": RATE,
+                "optimizer": "sgd",
+                "schedule": "constant",
+            },
             "engine": {"device": "cpu"},
         }
         return check(tree)
@@ -105,7 +113,10 @@ class Pair:
 
     def networks(self) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer]:
         """A frozen teacher, a student, and its optimiser."""
-        teacher, student = copy.deepcopy(self._teacher).eval().requires_grad_(False), copy.deepcopy(self._student).train()
+        teacher, student = (
+            copy.deepcopy(self._teacher).eval().requires_grad_(False),
+            copy.deepcopy(self._student).train(),
+        )
         return teacher, student, torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, foreach=True)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
@@ -133,7 +144,7 @@ class Pair:
 
         def block() -> float:
             ticks = Ticks(case.warm, case.warm + case.steps)
-            with tempfile.TemporaryDirectory(dir=self.folder) as place:
+            with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
                 with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
                     Engine(recipe.engine, recipe.seed, Path(place), None, logs, ticks).run(recipe.method)
             ticks.close()
@@ -237,7 +248,12 @@ def torchdistill_box(pair: Pair) -> Step:
     module = peers.load("torchdistill", "torchdistill.core.distillation")
     peers.load("torchdistill", "torchdistill.losses.high_level")
     loss = {"temperature": T, "alpha": 1 - ALPHA, "reduction": "batchmean"}
-    loss |= {"student_module_path": ".", "student_module_io": "output", "teacher_module_path": ".", "teacher_module_io": "output"}
+    loss |= {
+        "student_module_path": ".",
+        "student_module_io": "output",
+        "teacher_module_path": ".",
+        "teacher_module_io": "output",
+    }
     term = {"criterion": {"key": "KDLoss", "kwargs": loss}, "weight": 1.0}
     config = {
         "num_epochs": 1,
@@ -259,7 +275,10 @@ def modelopt_model(pair: Pair) -> Step:
     """NVIDIA Model Optimizer's DistillationModel."""
     teacher, student, _ = pair.networks()
     distill = peers.load("modelopt", "modelopt.torch.distill")
-    settings = {"teacher_model": teacher, "criterion": distill.LogitsDistillationLoss(temperature=T, reduction="batchmean")}
+    settings = {
+        "teacher_model": teacher,
+        "criterion": distill.LogitsDistillationLoss(temperature=T, reduction="batchmean"),
+    }
     settings["loss_balancer"] = distill.StaticLossBalancer(kd_loss_weight=ALPHA)
     model = distill.convert(student, mode=[("kd_loss", settings)])
     optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, foreach=True)
@@ -336,7 +355,11 @@ def measure(report: Report, case: Case, say: Say) -> dict[str, list[float]]:
     for name, values in raw.items():
         times = ratios(raw, name, "floor")
         over = [1000 * (a - b) for a, b in zip(values, raw["floor"], strict=True)]
-        cells = {"ms": 1000 * statistics.median(values), "of the floor": spread(times), "ms over it": statistics.median(over)}
+        cells = {
+            "ms": 1000 * statistics.median(values),
+            "of the floor": spread(times),
+            "ms over it": statistics.median(over),
+        }
         report.rows.append(Row(f"{case.name}: {name}", cells))
     report.raw[case.name] = raw
     return raw
@@ -358,8 +381,12 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
         Check("small step, milliseconds over the floor", statistics.median(over), 0.7),
     ]
     alone = statistics.median(ratios(large, "student only", "floor"))
-    report.notes.append(f"a recorded teacher that costs nothing would give {alone:.2f} of the floor for these two networks")
-    report.notes.append("modelopt and TextBrewer are run as their own examples do; TextBrewer computes a cross-entropy instead of the KL")
+    report.notes.append(
+        f"a recorded teacher that costs nothing would give {alone:.2f} of the floor for these two networks"
+    )
+    report.notes.append(
+        "modelopt and TextBrewer are run as their own examples do; TextBrewer computes a cross-entropy instead of the KL"
+    )
     return report
 
 

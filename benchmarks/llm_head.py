@@ -207,12 +207,19 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
             for name in ("floor", *losses) if first else [n for n in LARGE if n in losses]:
                 say(f"{kind}, memory of {name} at {vocabulary:,} words")
                 with report.peer(f"{kind}: {name}"):
-                    grown[name] = peak_growth("benchmarks.llm_head:memory_work", name=name, kind=kind, vocabulary=vocabulary, **sizes)
+                    grown[name] = peak_growth(
+                        "benchmarks.llm_head:memory_work", name=name, kind=kind, vocabulary=vocabulary, **sizes
+                    )
                     rows[kind, name][f"MB at {vocabulary:,}"] = grown[name]
             report.raw[f"{kind} MB at {vocabulary}"] = grown
             less = grown[OURS] / grown[TRL] if TRL in grown else None
             report.checks.append(
-                Check(f"{kind}: memory beside TRL's chunked loss, {vocabulary:,} words", less, 0.4, why="TRL is not installed")
+                Check(
+                    f"{kind}: memory beside TRL's chunked loss, {vocabulary:,} words",
+                    less,
+                    0.4,
+                    why="TRL is not installed",
+                )
             )
     report.rows[:0] = [Row(f"{kind}: {name}", cells) for (kind, name), cells in rows.items()]
     report.notes.append(

@@ -53,7 +53,10 @@ def reach() -> None:
     """Put the peers' folder last on the path."""
     if FOLDER.is_dir() and str(FOLDER) not in sys.path:
         sys.path.append(str(FOLDER))
-        if sys.version_info < (3, 12):  # setuptools, which a peer imports, would trip over distutils that is loaded already
+        if sys.version_info < (
+            3,
+            12,
+        ):  # setuptools, which a peer imports, would trip over distutils that is loaded already
             os.environ.setdefault("SETUPTOOLS_USE_DISTUTILS", "stdlib")
 
 
@@ -142,7 +145,9 @@ def install(say: Callable[[str], None]) -> None:
                 say("neither pip nor uv is here: peers cannot be installed")
                 return
             command = [uv, "pip", "install", "--quiet", "--python", sys.executable]
-        done = subprocess.run([*command, "--no-deps", "--target", str(FOLDER), *wanted], capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            [*command, "--no-deps", "--target", str(FOLDER), *wanted], capture_output=True, text=True, check=False
+        )
         say(f"{peer.distribution} {peer.version}: {'installed' if done.returncode == 0 else 'could not be installed'}")
     importlib.invalidate_caches()
     reach()

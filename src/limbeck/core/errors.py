@@ -92,7 +92,9 @@ class LimbeckError(Exception):
         known = sorted(str(k) for k in known)
         close = nearest(str(name), known)
         shown = ", ".join(known[:40]) + (", ..." if len(known) > 40 else "")
-        remedy = (f"did you mean {' or '.join(repr(c) for c in close)}? " if close else "") + f"known: {shown or 'none'}"
+        remedy = (
+            f"did you mean {' or '.join(repr(c) for c in close)}? " if close else ""
+        ) + f"known: {shown or 'none'}"
         return cls(argument, f"no {what} is called {shorten(name)}", remedy=remedy)
 
 

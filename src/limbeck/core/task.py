@@ -60,7 +60,9 @@ class Task(Component):
         """How many values the supervised term will count, where that is known from the batch alone."""
         return None
 
-    def evaluate(self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None) -> dict[str, float]:
+    def evaluate(
+        self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
+    ) -> dict[str, float]:
         """Metrics of a network on a split; agreement with the teacher where one is given."""
         raise TypeError(f"{type(self).__name__} must define evaluate")
 

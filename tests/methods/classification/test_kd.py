@@ -1,0 +1,83 @@
+"""Plain KD's step against its formula, for every kind of target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.core.engine import RunContext
+from limbeck.core.method import Stage, Terms
+from limbeck.methods.classification.kd import Kd
+from tests.bench import tiny
+from tests.toy import ToyTask, bound, engine
+
+
+def first_step(method: Any, n: int = 6) -> tuple[dict[str, Any], Terms, Tensor, Tensor]:
+    """A batch, its terms, and the logits of student and teacher."""
+    run = engine()
+    run._prepare(method)
+    batch = method.task.example(n)
+    ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
+    terms = method.step(batch, ctx)
+    return batch, terms, ctx.signals["student"].logits, ctx.signals.get("teacher", ctx.signals["student"]).logits
+
+
+@pytest.mark.parametrize("scale_t2", [True, False])
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_the_loss_is_the_papers(direction: Any, scale_t2: bool) -> None:
+    T, alpha = 3.0, 0.7
+    batch, terms, z_s, z_t = first_step(bound(Kd(T, alpha, direction, scale_t2)))
+    q, p = (z_s.double() / T).softmax(1), (z_t.double() / T).softmax(1)
+    a, b = (p, q) if direction == "forward" else (q, p)
+    kl = (a * (a / b).log()).sum(1) * (T * T if scale_t2 else 1.0)
+    assert set(terms) == {"ce", "kl"}
+    assert torch.allclose(terms["kl"].values.double(), kl, rtol=1e-4)
+    assert (terms["ce"].weight, terms["kl"].weight) == pytest.approx((0.3, 0.7))
+    assert terms["ce"].to == terms["kl"].to == ("student",)
+    ce = -z_s.double().log_softmax(1).gather(1, batch["y"][:, None])[:, 0]
+    assert torch.allclose(terms["ce"].values.double(), ce, rtol=1e-4)
+    assert not z_t.requires_grad
+
+
+def test_without_a_share_the_teacher_is_not_asked() -> None:
+    method = bound(Kd(alpha=0.0))
+    method.roles["teacher"].module.forward = None  # type: ignore[union-attr, assignment]
+    method.roles["teacher"].module = torch.nn.Linear(1, 1)  # would fail if it were called
+    run = engine()
+    ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
+    terms = method.step(method.task.example(6), ctx)
+    assert isinstance(terms, Terms) and list(terms) == ["ce"] and terms["ce"].weight == 1.0
+
+
+class Other(ToyTask):
+    """The toy with another kind of target."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.target = self.kind_of_target = kind
+
+
+@pytest.mark.parametrize("kind", ["labels", "number"])
+def test_other_targets_are_matched_in_their_own_way(kind: str) -> None:
+    method: Any = bound(Kd(temperature=2.0))
+    method.setup.task = Other(kind)
+    g = torch.Generator().manual_seed(0)
+    z_s, z_t = torch.randn(5, 3, generator=g), torch.randn(5, 3, generator=g)
+    values = method.divergence(z_s, z_t)
+    if kind == "number":
+        expected = (z_s - z_t).square().sum(1)
+    else:
+        q, p = (z_s.double() / 2).sigmoid(), (z_t.double() / 2).sigmoid()
+        expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).float()
+    assert torch.allclose(values, expected, rtol=1e-4)
+
+
+def test_counts_are_those_of_the_task(tmp_path: Path) -> None:
+    run = tiny("kd", tmp_path)
+    batch = run.method.task.example(5)
+    known = run.method.counts(batch)
+    assert set(known) <= {"ce", "kl"}

@@ -367,6 +367,8 @@ def _run_in(
     config = folder / "config.yaml"
     with store.RunLock(folder) if main else contextlib.nullcontext():
         if main:
+            for place in (folder, folder / "checkpoints"):
+                store.clean_leftovers(place, exclusive=True)  # the lock is ours: nobody else is writing here
             if force:
                 _empty(folder)
             store.atomic_write(config, text.encode())

@@ -19,9 +19,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, help="write the result as JSON")
     args = parser.parse_args(words)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    import hypothesis  # noqa: F401  (imported once, for all children)
-    import numpy  # noqa: F401
-    import pytest  # noqa: F401
+    import numpy  # noqa: F401  (imported once, for all children)
     import torch
 
     torch.set_num_threads(1)

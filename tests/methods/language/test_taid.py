@@ -404,10 +404,9 @@ def test_an_empty_mask_is_refused() -> None:
 def test_another_task_is_refused() -> None:
     from limbeck.core.task import Task
 
-    setup = setup_of()
-    setup.task = Task()
     with pytest.raises(ConfigError, match="task=language"):
-        Taid().bind(setup)
+        Taid().accept(Task())
+    Taid().accept(setup_of().task)
 
 
 # ---------------------------------------------------------------------------------------- texts of the student's own

@@ -11,6 +11,7 @@ that does not fit is refused, down to single items: each record keeps a checksum
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -133,8 +134,10 @@ class Cache:
         if number not in self._arrays:
             folder = self.folder / f"shard-{number:05d}"
             store.verify_folder(folder)
+            # plain views of the mapped files: indexing a numpy.memmap makes a memmap of every answer, four times as slow
             self._arrays[number] = {
-                p.stem: np.load(p, mmap_mode="r", allow_pickle=False) for p in sorted(folder.glob("*.npy"))
+                p.stem: np.load(p, mmap_mode="r", allow_pickle=False).view(np.ndarray)
+                for p in sorted(folder.glob("*.npy"))
             }
         return self._arrays[number]
 
@@ -146,16 +149,16 @@ class Cache:
                 str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {self.items}"
             )
         place = ids * self.views + view
-        shards = place // self.shard
+        shards, within = np.divmod(place, self.shard)
         if len(ids) and (shards == shards[0]).all():
-            return {name: array[place % self.shard] for name, array in self.shard_of(int(shards[0])).items()}
+            return {name: array.take(within, 0) for name, array in self.shard_of(int(shards[0])).items()}
         found: dict[str, np.ndarray[Any, Any]] = {}
         for number in np.unique(shards):
-            here = shards == number
+            here = np.flatnonzero(shards == number)
             for name, array in self.shard_of(int(number)).items():
                 if name not in found:
                     found[name] = np.empty((len(ids), *array.shape[1:]), array.dtype)
-                found[name][here] = array[place[here] % self.shard]
+                found[name][here] = array.take(within[here], 0)
         return found
 
     def answer(self, batch: Batch, taps: Sequence[str] = ()) -> Signal:
@@ -165,10 +168,11 @@ class Cache:
             CacheMismatch: an item's input is not the one that was recorded, or a feature was not.
         """
         rows = self.rows(batch["item"], batch["view"])
-        now, then = checksum(batch), torch.from_numpy(rows["check"])
+        now = checksum(batch)
+        then = torch.from_numpy(rows["check"]).to(now.device)
         wrong = ~((now - then).abs() <= 1e-4 * then.abs().clamp_min(1.0))  # so that NaN is wrong too
         if bool(wrong.any()):
-            which = batch["item"].cpu()[wrong][:8].tolist()
+            which = batch["item"].cpu()[wrong.cpu()][:8].tolist()
             raise CacheMismatch(
                 str(self.folder),
                 f"the inputs of items {which} are not those that were recorded",
@@ -203,13 +207,20 @@ class Cache:
         return fill.clone().scatter(-1, index, top)
 
 
+@functools.lru_cache(maxsize=8)
+def _weights(count: int, device: torch.device) -> Tensor:
+    """Rising weights, so that the order matters and not the sum alone; kept, since every step asks for the same."""
+    return torch.linspace(1.0, 2.0, count, dtype=torch.float64, device=device)
+
+
 def checksum(batch: Batch) -> Tensor:
-    """One number per item that changes with its input: float64 [N]."""
+    """One number per item that changes with its input: float64 [N], made where the input lies."""
     for name in ("x", "input_ids"):
         if isinstance(batch.get(name), Tensor):
-            flat = batch[name].detach().cpu().double().flatten(1)
-            weights = torch.linspace(1.0, 2.0, flat.shape[1], dtype=torch.float64)  # order matters, not the sum alone
-            return flat @ weights
+            flat = batch[name].detach().flatten(1)
+            if flat.device.type == "mps":  # which has no float64
+                flat = flat.cpu()
+            return flat.double() @ _weights(flat.shape[1], flat.device)
     raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
 
 
@@ -370,7 +381,7 @@ def _plain(component: Any) -> Any:
 def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray[Any, Any]]:
     """One batch's records: [N, ...] arrays."""
     z = signal.logits.float()
-    found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).numpy()}
+    found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).cpu().numpy()}
     if k is None:
         found["logits"] = z.half().cpu().numpy()
     else:

@@ -377,7 +377,7 @@ def _run_in(
         try:
             return _run(recipe, tree, folder, progress, say, main)
         except Stopped as stopped:
-            stopped.resume = stopped.resume or f"type the same command again to go on (everything is saved in {folder})"
+            stopped.resume = stopped.resume or f"everything is saved; type the same command again to go on in {folder}"
             raise
         finally:
             progress.close()

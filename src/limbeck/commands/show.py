@@ -57,7 +57,10 @@ def _print_card(entry: cards.Entry) -> None:
         ("number", str(card.number) if card.number is not None else ""),
         ("methods", ", ".join(card.methods)),
         ("family", card.family),
-        ("published", ", ".join(str(x) for x in (card.venue, card.year) if x)),
+        (
+            "published",
+            card.venue if str(card.year) in card.venue else ", ".join(filter(None, (card.venue, str(card.year)))),
+        ),
         ("arXiv", card.arxiv),
         ("official code", card.repository + (f" ({card.licence})" if card.licence else "")),
         ("optimised", card.optimised),

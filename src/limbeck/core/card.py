@@ -453,4 +453,8 @@ def evidence() -> dict[str, dict[str, Any]]:
 
 def describe_value(value: Any) -> str:
     """A value of a Card as it may stand in a table."""
+    if isinstance(value, dict):
+        plain = [f"{k} {describe_value(v)}" for k, v in value.items() if not isinstance(v, dict)]
+        nested = [f"on {k}: {describe_value(v)}" for k, v in value.items() if isinstance(v, dict)]
+        return "; ".join([", ".join(plain), *nested] if plain else nested)
     return value if isinstance(value, str) else shorten(value)

@@ -92,7 +92,7 @@ format: setup ## bring the sources into shape
 	@$(PY) -m ruff format .
 
 bench: setup ## speed and memory beside the floor and beside peers
-	@$(PY) -m benchmarks $(ARGS)
+	@$(PY) -m benchmarks --peers $(ARGS)
 
 docs: setup ## make the gallery and the site from the Cards and the evidence
 	@$(PY) -m docs.build $(ARGS)

@@ -56,7 +56,8 @@ def formulas(T: float) -> dict[str, tuple[Loss, float | None, str]]:
         return T * T * nnf.mse_loss((z_t / T).softmax(1), (z_s / T).softmax(1))
 
     def no_logs(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:
-        return T * T * nnf.kl_div((z_t / T).softmax(1), (z_s / T).softmax(1), reduction="mean")
+        q, p = (z_t / T).softmax(1), (z_s / T).softmax(1)
+        return T * T * nnf.kl_div(q, p, reduction="sum") / q.numel()  # its reduction: over classes too
 
     return {
         "RepDistiller, mdistiller": (lambda s, t, y: T * T * kl(s, t), 1.0, "T^2 KL"),

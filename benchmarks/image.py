@@ -8,9 +8,11 @@ loop. ``cached``: the teacher is read from a recording that ``limbeck cache`` ma
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 import logging
+import os
 import statistics
 import tempfile
 import warnings
@@ -77,7 +79,7 @@ class Pair:
         self._teacher, self._student = bench.teacher.module, copy.deepcopy(bench.student.module)
         items = bench.task.train.fetch(torch.arange(8 * case.batch))
         self.x, self.y = items["x"], items["y"]
-        with tempfile.TemporaryFile("w") as nowhere, _stderr(nowhere):
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
             build_cache(self.tree(None), folder / "cache", yes=True)
         self.cached = self.recipe(folder / "cache")
         prepare(self.cached, None, say=quiet)
@@ -151,21 +153,6 @@ class Pair:
             return ticks.seconds
 
         return block
-
-
-class _stderr:
-    """Sends stderr elsewhere for a while."""
-
-    def __init__(self, file: Any) -> None:
-        import contextlib
-
-        self._redirect = contextlib.redirect_stderr(file)
-
-    def __enter__(self) -> None:
-        self._redirect.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self._redirect.__exit__(*error)
 
 
 def distance(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:

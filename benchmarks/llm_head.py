@@ -191,9 +191,9 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
                 worst = max(worst, off)
         report.checks.append(Check(f"{kind}: gradients equal the textbook's (and TRL's), relative", worst, 1e-5))
 
-        variants: dict[str, Callable[[], float]] = {"floor": lambda x=x: cpu_seconds(lambda: floor(x))}
-        variants |= {n: lambda f=f, x=x: cpu_seconds(lambda: gradients(f, x)) for n, f in losses.items()}
-        raw = interleave(variants, settings.rounds, lambda text, k=kind: say(f"{k}, {text}"))
+        variants = {"floor": functools.partial(cpu_seconds, functools.partial(floor, x))}
+        variants |= {n: functools.partial(cpu_seconds, functools.partial(gradients, f, x)) for n, f in losses.items()}
+        raw = interleave(variants, settings.rounds, say)
         for name, values in raw.items():
             cells = {"ms": 1000 * statistics.median(values), "of the floor": spread(ratios(raw, name, "floor"))}
             rows.setdefault((kind, name), {}).update(cells)

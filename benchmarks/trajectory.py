@@ -71,8 +71,10 @@ def gradient(given: dict[str, Any], loss: Any, mode: str) -> Trajectory:
 
 def memory_work(mode: str, steps: int, **sizes: int) -> Callable[[], Any]:
     """For ``peak_growth``: one gradient. A small one before warms the libraries up."""
-    gradient(*problem(1, **{**sizes, "images": 2, "batch": 2}), mode)
-    given, loss = problem(steps, **sizes)
+    small: dict[str, Any] = {**sizes, "images": 2, "batch": 2}
+    gradient(*problem(1, **small), mode)
+    whole: dict[str, Any] = {**sizes}
+    given, loss = problem(steps, **whole)
     return lambda: gradient(given, loss, mode)
 
 

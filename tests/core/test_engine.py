@@ -16,6 +16,7 @@ from limbeck.core.engine import RunContext, fit
 from limbeck.core.errors import ConfigError, NonFinite, Stopped
 from limbeck.core.method import Batch, Context, Method, Stage, Term, Terms
 from limbeck.core.optim import Optim
+from limbeck.core.random import Stream
 from limbeck.core.role import Role
 from limbeck.objectives import FeatureMatch, Kl
 from limbeck.run import _Best
@@ -417,6 +418,54 @@ def test_clipping_and_the_rate_are_those_asked_for() -> None:
     run.run(method)
     assert moved == pytest.approx([1e-3 * r for r in (1.0, 0.75, 0.5, 0.25)], rel=1e-2)
     assert differences(before, learnt(method)["roles"]["student"])
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("clip", [None, 1e6])
+def test_one_step_is_the_formula(accumulate: int, clip: float | None) -> None:
+    """The weighted means' gradient, taken by hand; what is shown and observed are the means."""
+    observed: list[dict[str, float]] = []
+
+    class Two(Method):
+        def step(self, batch: Batch, ctx: Context) -> Terms:
+            z = ctx.signal("student", batch).logits
+            a = Term(z.square().sum(1), weight=3.0, where=batch["item"] % 2 == 0)
+            b = Term(z.sum(1), weight=torch.tensor(0.5), show=z.abs().sum(1))
+            return Terms({"three": (torch.tensor(6.0), 2)}, a=a, b=b)
+
+        def observe(self, seen: dict[str, float], ctx: Context) -> None:
+            observed.append(seen)
+
+    method = bound(Two(), steps=1, batch_size=9, optimizer="sgd", momentum=0.0, lr=0.1, schedule="constant", clip=clip)
+    twin = copy.deepcopy(method.roles["student"].module)
+    run = engine(accumulate=accumulate)
+    ids, _ = Stream(40, 9, 0, "distil").items(0)
+    run.run(method)
+    z = twin(method.task.train.fetch(ids)["x"])
+    even = ids % 2 == 0
+    a, b = z.square().sum(1)[even].mean(), z.sum(1).mean()
+    (3.0 * a + 0.5 * b).backward()
+    moved = method.roles["student"].module.state_dict()
+    for name, p in twin.named_parameters():
+        assert p.grad is not None
+        assert torch.allclose(moved[name], p.detach() - 0.1 * p.grad, atol=1e-6), name
+    (seen,) = observed
+    assert seen == pytest.approx(
+        {"a": float(a.detach()), "b": float(z.abs().sum(1).mean().detach()), "three": 3.0}, rel=1e-5
+    )
+
+
+def test_an_item_draws_anew_at_every_step() -> None:
+    drawn: list[dict[int, float]] = []
+
+    class Draw(Method):
+        def step(self, batch: Batch, ctx: Context) -> Terms:
+            u = ctx.draws.rand("u", batch["item"])
+            drawn.append(dict(zip(batch["item"].tolist(), u.tolist(), strict=True)))
+            return Terms(ce=Term(ctx.signal("student", batch).logits.sum(1)))
+
+    engine().run(bound(Draw(), steps=3, n=8))
+    assert all(len({step[item] for step in drawn}) == 3 for item in range(8))
 
 
 def test_draws_and_dropout_differ_from_step_to_step_and_item_to_item() -> None:

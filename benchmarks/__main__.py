@@ -10,8 +10,9 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("LIMBECK_PROGRESS", "plain")
 
-import argparse  # noqa: E402
+import argparse
 import importlib  # noqa: E402
+import logging  # noqa: E402
 import sys  # noqa: E402
 import tempfile  # noqa: E402
 import time  # noqa: E402
@@ -93,4 +94,6 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    # the notes of tasks and methods would stand between the tables
+    logging.getLogger("limbeck").setLevel(logging.ERROR)
     sys.exit(main())

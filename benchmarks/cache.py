@@ -8,7 +8,6 @@ compared is the work of reading, not the disk.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import pickle
 import statistics
@@ -69,7 +68,6 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     """Time and size of reading and writing."""
     settings = settings or Settings()
     report = Report("cache", "A recorded teacher on disk, random reads (CPU time)", asdict(settings))
-    logging.getLogger("limbeck").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as place:
         _measure(settings, Path(place), report, say)
     return report

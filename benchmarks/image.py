@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-import logging
 import os
 import statistics
 import tempfile
@@ -356,7 +355,6 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     """The step beside its floor."""
     settings = settings or Settings()
     report = Report("image", "A step of picture distillation beside the bare floor (CPU time)", asdict(settings))
-    logging.getLogger("limbeck").setLevel(logging.ERROR)
     large = measure(report, settings.large, say)
     small = measure(report, settings.small, say)
     online = statistics.median(ratios(large, "limbeck, online", "floor"))

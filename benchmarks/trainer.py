@@ -9,7 +9,6 @@ on the data, nothing generated.
 from __future__ import annotations
 
 import copy
-import logging
 import statistics
 import tempfile
 import warnings
@@ -217,7 +216,6 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     """Whole steps beside the floor."""
     settings = settings or Settings()
     report = Report("trainer", "A step of language distillation beside a bare loop (CPU time)", asdict(settings))
-    logging.getLogger("limbeck").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         say("building the models")

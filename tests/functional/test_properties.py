@@ -145,7 +145,7 @@ def test_nkd_nontarget_gradient(pair: tuple[Tensor, Tensor], shift: float, own: 
     st.data(),
 )
 def test_sparse(pair: tuple[Tensor, Tensor], tail: Any, direction: Any, data: Any) -> None:
-    s, t = (x.clamp(-12, 12) for x in pair)
+    s, t = (x.clamp(-6, 6) for x in pair)  # a tail of less than 1e-6 is mostly rounding: 1 minus all the others
     k = data.draw(st.integers(1, t.shape[-1]))
     top = t.log_softmax(-1).topk(k)
     value = F.sparse_kl(s, top.indices, top.values, tail=tail, direction=direction)

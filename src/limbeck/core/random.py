@@ -171,7 +171,11 @@ class Stream:
         """The item ids [batch] of a step, and how often each was seen before (its epoch) [batch]."""
         start, stop = step * self.batch, (step + 1) * self.batch
         ids, views = [], []
-        for epoch in range(start // self.n, (stop - 1) // self.n + 1):
+        first, last = start // self.n, (stop - 1) // self.n
+        if first == last:  # all but one batch an epoch
+            part = self._order(first)[start - first * self.n : stop - first * self.n]
+            return part.clone(), torch.full((self.batch,), first)
+        for epoch in range(first, last + 1):
             low, high = max(start, epoch * self.n), min(stop, (epoch + 1) * self.n)
             part = self._order(epoch)[low - epoch * self.n : high - epoch * self.n]
             ids.append(part)

@@ -169,7 +169,7 @@ def scaled(values: Tensor, temperature: float | Tensor, scale_t2: bool) -> Tenso
     """Values times T squared, unless the switch is off."""
     if not scale_t2 or (not isinstance(temperature, Tensor) and temperature == 1.0):
         return values
-    return values * temperature * temperature
+    return values * (temperature * temperature)
 
 
 def expect(weight: Tensor, values: Tensor) -> Tensor:
@@ -178,8 +178,12 @@ def expect(weight: Tensor, values: Tensor) -> Tensor:
 
 
 def not_negative(values: Tensor) -> Tensor:
-    """Lift values that rounding pushed below zero to zero; gradients and infinities pass."""
-    return values - values.detach().clamp_max(0.0)
+    """Lift values that rounding pushed below zero to zero; gradients and infinities pass.
+
+    ``values`` are a result made just now, which nothing else holds: they are changed in place, beside the graph.
+    """
+    values.detach().clamp_min_(0.0)
+    return values
 
 
 __all__ = [

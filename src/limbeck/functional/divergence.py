@@ -25,6 +25,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import nll_loss
 
 from ..core.errors import ConfigError, ShapeError
 from ._common import (
@@ -60,6 +61,7 @@ class _Pair(NamedTuple):
     log_p: Tensor
     temperature: float | Tensor
     where: Tensor | None
+    seen: tuple[float, float] | None  # the student's smallest and largest logit, where they could be looked at
 
     def done(self, values: Tensor, scale_t2: bool) -> Tensor:
         return keep(scaled(values, self.temperature, scale_t2), self.where)
@@ -77,18 +79,27 @@ def _pair(student: Tensor, teacher: Tensor, temperature: float | Tensor, where: 
     if seen is None or not seen[0] > NEG_INF:  # none seen, nothing to mend; unseen (on a GPU), mended in any case
         dead = (s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)
         s, t = s.masked_fill(dead, 0.0), t.masked_fill(dead, 0.0)
-    return _Pair(cool(s, temperature).log_softmax(-1), cool(t, temperature).log_softmax(-1), temperature, where)
+    log_q, log_p = cool(s, temperature).log_softmax(-1), cool(t, temperature).log_softmax(-1)
+    return _Pair(log_q, log_p, temperature, where, seen)
 
 
-def _relative(log_a: Tensor, log_b: Tensor) -> Tensor:
+def _relative(log_a: Tensor, log_b: Tensor, finite: bool = False) -> Tensor:
     """KL(a || b) from log-probabilities, summed as ``a (log a - log b) + b - a``.
 
     The added terms sum to zero, but make every summand non-negative and cancel the first order of the rounding errors:
-    for distributions that nearly agree about ten times closer in float32, and never below zero.
+    for distributions that nearly agree about ten times closer in float32, and never below zero. Where all is known to
+    be ``finite``, classes without mass need no care.
     """
     a, b = log_a.exp(), log_b.exp()
-    gap = torch.where(a > 0, log_a - log_b, torch.zeros_like(a))
-    return not_negative((a * gap + (b - a)).sum(-1))
+    gap = log_a - log_b
+    if not finite:
+        gap = torch.where(a > 0, gap, torch.zeros_like(a))
+    return not_negative(torch.addcmul(b - a, a, gap).sum(-1))
+
+
+def _finite(*seen: tuple[float, float] | None) -> bool:
+    """Whether extremes were seen, and are such that no difference of log-probabilities can overflow."""
+    return all(s is not None and s[0] > -1e30 and s[1] < 1e30 for s in seen)
 
 
 def kl(
@@ -123,9 +134,9 @@ def kl(
     """
     choose("direction", direction, Direction, "direction")
     pair = _pair(student, teacher, temperature, where)
-    forward = direction == "forward"
-    value = _relative(pair.log_p, pair.log_q) if forward else _relative(pair.log_q, pair.log_p)
-    return pair.done(value, scale_t2)
+    finite = isinstance(temperature, float | int) and temperature >= 1e-3 and _finite(pair.seen, extremes(teacher))
+    ends = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)
+    return pair.done(_relative(*ends, finite), scale_t2)
 
 
 def jeffreys(
@@ -329,6 +340,13 @@ def soft_cross_entropy(
     return pair.done(-expect(pair.log_p.exp(), pair.log_q), scale_t2)
 
 
+def _at_labels(log_q: Tensor, labels: Tensor) -> Tensor:
+    """``-log_q`` of each label, ``[..., C], [...] -> [...]``."""
+    if log_q.ndim == 2:  # in one operation, which ignores no class id: masks are ``where``
+        return nll_loss(log_q, labels, reduction="none", ignore_index=-(2**31))
+    return -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+
+
 def cross_entropy(
     logits: Tensor,
     labels: Tensor,
@@ -360,7 +378,7 @@ def cross_entropy(
     if labels.is_floating_point():
         value = -expect(hide(labels.to(dtype), where), log_q)
     else:
-        value = -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
+        value = _at_labels(log_q, labels)
     if label_smoothing:
         live = log_q > NEG_INF  # a class ruled out by minus infinity takes no part in the smoothing either
         spread = -keep(log_q, live).sum(-1) / live.sum(-1)

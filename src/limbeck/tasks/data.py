@@ -129,7 +129,8 @@ class ArrayData:
 
     def fetch(self, items: Tensor) -> Batch:
         """The items as one batch."""
-        return {"x": to_unit(self.x[items]), "y": self.y[items]}
+        # not x[items]: for bytes that is twenty times as slow
+        return {"x": to_unit(self.x.index_select(0, items)), "y": self.y.index_select(0, items)}
 
     @property
     def fingerprint(self) -> str:
@@ -160,7 +161,7 @@ class Part:
 
     def fetch(self, items: Tensor) -> Batch:
         """The items as one batch."""
-        return self.data.fetch(self.ids[items])
+        return self.data.fetch(self.ids.index_select(0, items))
 
     @property
     def fingerprint(self) -> str:

@@ -357,4 +357,4 @@ def test_memory_does_not_grow_with_the_tokens() -> None:
     peaks = {(kind, int(n)): float(mb) for kind, n, mb in (line.split() for line in done.stdout.splitlines())}
     one_dense_tensor = 4096 * 8000 * 4 / 2**20  # 125 MB; a dense loss holds five to nine of them
     for kind in ("forward", "jensen_shannon"):
-        assert peaks[kind, 4096] < peaks[kind, 256] + 8 and peaks[kind, 4096] < 0.25 * one_dense_tensor, peaks
+        assert peaks[kind, 4096] < peaks[kind, 256] + 20 and peaks[kind, 4096] < 0.25 * one_dense_tensor, peaks

@@ -61,7 +61,7 @@ class _Pair(NamedTuple):
     log_p: Tensor
     temperature: float | Tensor
     where: Tensor | None
-    seen: tuple[float, float] | None  # the student's smallest and largest logit, where they could be looked at
+    finite: bool  # known to hold finite log-probabilities alone; always False where looking would cost too much
 
     def done(self, values: Tensor, scale_t2: bool) -> Tensor:
         return keep(scaled(values, self.temperature, scale_t2), self.where)
@@ -80,26 +80,30 @@ def _pair(student: Tensor, teacher: Tensor, temperature: float | Tensor, where: 
         dead = (s.detach().amax(-1, keepdim=True) == NEG_INF) & (t.detach().amax(-1, keepdim=True) == NEG_INF)
         s, t = s.masked_fill(dead, 0.0), t.masked_fill(dead, 0.0)
     log_q, log_p = cool(s, temperature).log_softmax(-1), cool(t, temperature).log_softmax(-1)
-    return _Pair(log_q, log_p, temperature, where, seen)
+    finite = isinstance(temperature, float) and temperature >= 1e-3 and _small(seen) and _small(extremes(t))
+    return _Pair(log_q, log_p, temperature, where, finite)
 
 
-def _relative(log_a: Tensor, log_b: Tensor, finite: bool = False) -> Tensor:
+def _relative(log_a: Tensor, log_b: Tensor) -> Tensor:
     """KL(a || b) from log-probabilities, summed as ``a (log a - log b) + b - a``.
 
-    The added terms sum to zero, but make every summand non-negative and cancel the first order of the rounding errors:
-    for distributions that nearly agree about ten times closer in float32, and never below zero. Where all is known to
-    be ``finite``, classes without mass need no care.
+    The added terms sum to zero for distributions, but make every summand non-negative and cancel the first order of the
+    rounding errors: for distributions that nearly agree about ten times closer in float32, and never below zero.
     """
     a, b = log_a.exp(), log_b.exp()
-    gap = log_a - log_b
-    if not finite:
-        gap = torch.where(a > 0, gap, torch.zeros_like(a))
-    return not_negative(torch.addcmul(b - a, a, gap).sum(-1))
+    gap = torch.where(a > 0, log_a - log_b, torch.zeros_like(a))
+    return not_negative((a * gap + (b - a)).sum(-1))
 
 
-def _finite(*seen: tuple[float, float] | None) -> bool:
-    """Whether extremes were seen, and are such that no difference of log-probabilities can overflow."""
-    return all(s is not None and s[0] > -1e30 and s[1] < 1e30 for s in seen)
+def _relative_finite(log_a: Tensor, log_b: Tensor) -> Tensor:
+    """The same for two distributions whose log-probabilities are all finite: half the operations."""
+    a, b = log_a.exp(), log_b.detach().exp()  # sums of probabilities are constant, so the added terms need no graph
+    return not_negative(torch.addcmul(b - a.detach(), a, log_a - log_b).sum(-1))
+
+
+def _small(seen: tuple[float, float] | None) -> bool:
+    """Whether logits of these extremes cannot overflow in any difference."""
+    return seen is not None and seen[0] > -1e30 and seen[1] < 1e30
 
 
 def kl(
@@ -134,9 +138,8 @@ def kl(
     """
     choose("direction", direction, Direction, "direction")
     pair = _pair(student, teacher, temperature, where)
-    finite = isinstance(temperature, float | int) and temperature >= 1e-3 and _finite(pair.seen, extremes(teacher))
     ends = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)
-    return pair.done(_relative(*ends, finite), scale_t2)
+    return pair.done((_relative_finite if pair.finite else _relative)(*ends), scale_t2)
 
 
 def jeffreys(

@@ -92,7 +92,7 @@ class RunContext:
     """What a step may ask (see ``limbeck.core.method.Context``). One per micro-batch; cheap."""
 
     def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
-        self._engine, self._method = engine, method
+        self._engine, self._method, self.task = engine, method, method.task
         self.stage, self.step, self.total = stage.name, 0, stage.steps or 0
         self.seed, self.device = engine.seed, device
         self.roles = method.roles
@@ -134,7 +134,7 @@ class RunContext:
             signal: Signal = answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
         else:
             tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
-            feed = r.feed or self._method.task.feed
+            feed = r.feed or self.task.feed
             fed = batch
             if "x" in batch and isinstance(batch["x"], Tensor):
                 fed = {**batch, "x": r.contract.inputs(batch["x"])}
@@ -1089,7 +1089,9 @@ def fit(
 
 
 class _FitContext:
-    """The context of an inner loop: draws and the step's number; there are no roles."""
+    """The context of an inner loop: draws and the step's number; there are no roles, and the loss is the caller's."""
+
+    task = None
 
     def __init__(self, seed: int, scope: str, device: torch.device, total: int) -> None:
         self.seed, self.stage, self.device, self.total, self.step = seed, scope, device, total, 0

@@ -110,13 +110,24 @@ class Share(dict[str, Tensor]):
 
 
 class Context(Protocol):
-    """What a step may ask of the engine."""
+    """What a step may ask of the engine.
+
+    Attributes:
+        step, total: the number of the optimiser step within the stage, and how many there are.
+        stage: the stage's name.
+        seed, draws: the run's seed, and keyed randomness of this step.
+        device: where the batch lies.
+        task: what the student is for.
+        roles: every participant by name.
+        signals: what `signal` has shown in this micro-batch, by role.
+    """
 
     step: int
     total: int
     stage: str
     seed: int
     device: torch.device
+    task: Task
     roles: dict[str, Role]
     draws: Draws
     signals: dict[str, Signal]

@@ -41,7 +41,7 @@ class Supervised(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The supervised term."""
-        term = ctx._method.task.supervised(student, batch)  # type: ignore[attr-defined]
+        term = ctx.task.supervised(student, batch)
         term.weight = self.weight
         return term
 

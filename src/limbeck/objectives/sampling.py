@@ -76,10 +76,8 @@ class OnPolicy(Query):
         back = torch.arange(longest, device=ids.device) - (longest - prompts).unsqueeze(1)  # < 0 on the left padding
         left = ids.gather(1, back.clamp(min=0))
         key = batch["item"] + (batch["view"] << 40)
-        task = getattr(getattr(ctx, "_method", None), "task", None)
-        words = _Words(
-            ctx.draws, key, longest, self.temperature, self.top_k, self.top_p, getattr(task, "columns", None)
-        )
+        columns = getattr(ctx.task, "columns", None)  # a vocabulary that is cut to what both models share
+        words = _Words(ctx.draws, key, longest, self.temperature, self.top_k, self.top_p, columns)
         ends = _ends(module)
         with torch.no_grad(), evaluating([module]):
             new = _generate(module, left, back >= 0, length - int(prompts.min()), words, ends)  # [N, written]

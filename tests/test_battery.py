@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 
 from limbeck.core import store
 from limbeck.core.card import read_card
-from limbeck.core.engine import RunContext, _lazily, all_objectives
+from limbeck.core.context import RunContext
 from limbeck.core.errors import NonFinite
 from limbeck.core.method import Share, Terms
 from limbeck.core.recipe import check, dump, load_tree
+from limbeck.core.step import Stepper, add_ons, lazily
 from limbeck.core.supervised import Supervised
 from tests.bench import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
 
@@ -38,23 +39,23 @@ def except_for(name: str, row: str) -> None:
 def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
     """The phases of the first step of every stage of steps, with the graph of each; nothing is updated."""
     engine, method = run.engine, run.method
-    engine._prepare(method)
+    engine.prepare(method)
     for stage in engine.stages:
         ctx = RunContext(engine, method, stage, engine.device)
         if stage.setup is not None:
             stage.setup(ctx)
-            engine._place(method)
+            engine.place(method)
         if stage.items is not None:
-            engine._run_items(method, stage, ctx)
+            engine.run_items(method, stage, ctx)
             continue
         if stage.begin is not None:
             stage.begin(ctx)
-            engine._place(method)
-        batch = next(iter(engine._batches(stage, 0, 1)))[0]
+            engine.place(method)
+        batch = next(iter(engine.batches(stage, 0, 1)))[0]
         micro = ctx.at(0)
         for query in [*method.setup.queries.values(), *stage.queries]:
             batch = query(batch, micro)
-        phases = _lazily(stage.step or method.step, batch, micro)
+        phases = lazily(stage.step or method.step, batch, micro)
         answer: Any = None
         while True:
             try:
@@ -133,7 +134,7 @@ def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) ->
 
 def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
     run = tiny(name, tmp_path)
-    run.engine._prepare(run.method)
+    run.engine.prepare(run.method)
     before = {
         n: copy.deepcopy(r.module.state_dict())
         for n, r in run.method.roles.items()
@@ -155,12 +156,13 @@ def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
             assert not still or allowed, f"{role_name}: {still} never moved"
 
 
-def test_non_finite_stops_before_the_step(name: str, tmp_path: Path) -> None:
+def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(name, tmp_path)
     engine, method = run.engine, run.method
-    real, calls = engine._step, [0]
+    real, calls = Stepper.take, [0]
 
-    def poisoned(m: Any, stage: Any, ctx: Any, step: int, total: int, micro: Any, optim: Any) -> Any:
+    def poisoned(self: Stepper, step: int, micro: Any) -> Any:
+        m, stage = self.method, self.stage
         calls[0] += 1
         if calls[0] == 3:
             poisoned.before = {
@@ -170,7 +172,7 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path) -> None:
 
             def spoilt(batch: Any, c: Any) -> Any:
                 answer: Any = None
-                phases = _lazily(inner, batch, c)
+                phases = lazily(inner, batch, c)
                 while True:
                     try:
                         found = phases.send(answer)
@@ -183,9 +185,9 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path) -> None:
                     answer = yield found
 
             stage.step = spoilt
-        return real(m, stage, ctx, step, total, micro, optim)
+        return real(self, step, micro)
 
-    engine._step = poisoned  # type: ignore[method-assign]
+    monkeypatch.setattr(Stepper, "take", poisoned)
     with pytest.raises(NonFinite) as caught:
         engine.run(method)
     said = str(caught.value)
@@ -291,7 +293,7 @@ def test_no_add_on_is_there_unasked(name: str, tmp_path: Path) -> None:
     run = tiny(name, tmp_path)
     assert not run.method.setup.objectives and not run.method.setup.queries
     assert not any(n.startswith("projector:") for n in run.method.roles)
-    assert isinstance(all_objectives(run.method), dict)
+    assert isinstance(add_ons(run.method), dict)
 
 
 def test_two_processes_follow_one(name: str, tmp_path: Path, two_processes: dict[str, Path]) -> None:

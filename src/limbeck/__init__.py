@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from limbeck.api import distill
     from limbeck.core.artifact import Artifact
     from limbeck.core.card import Card, catalogue
-    from limbeck.core.engine import Engine, EngineSettings, fit
+    from limbeck.core.engine import Engine, EngineSettings
     from limbeck.core.errors import LimbeckError
+    from limbeck.core.inner import fit
     from limbeck.core.method import Method, Objective, Query, Stage, Term, Terms
     from limbeck.core.optim import Optim
     from limbeck.core.recipe import Recipe
@@ -46,7 +47,7 @@ _WHERE = {
     "Terms": "limbeck.core.method",
     "catalogue": "limbeck.core.card",
     "distill": "limbeck.api",
-    "fit": "limbeck.core.engine",
+    "fit": "limbeck.core.inner",
     "functional": "limbeck.functional",
 }
 

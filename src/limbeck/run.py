@@ -556,7 +556,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         Setup(task, student, teacher, recipe.train, recipe.seed, recipe.objectives, recipe.queries, device)
     )
     engine = Engine(recipe.engine, recipe.seed)
-    engine._prepare(recipe.method)
+    engine.prepare(recipe.method)
     rows = []
     for stage in engine.stages:
         rows.append({"stage": stage.name, "steps": stage.steps, "batch_size": stage.batch_size})

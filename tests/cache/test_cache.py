@@ -124,7 +124,7 @@ def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
     cache = Cache(folder)
     z = cache.answer(batch).logits
     assert torch.allclose(z.logsumexp(-1), torch.zeros(z.shape[:-1]), atol=2e-3)
-    from limbeck.core.engine import RunContext
+    from limbeck.core.context import RunContext
     from limbeck.core.method import Stage
 
     ctx = RunContext(online.engine, online.method, Stage("x", steps=0), online.engine.device)

@@ -8,6 +8,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -17,6 +18,7 @@ from limbeck.core import interrupt, store
 from limbeck.core.errors import NonFinite, Stopped
 from limbeck.core.method import Batch, Context, Method, Term, Terms
 from limbeck.core.role import Role
+from limbeck.core.step import Stepper
 from limbeck.objectives import FeatureMatch
 from tests.bench import StopAfter
 from tests.toy import Toy, bound, engine, learnt, network
@@ -62,14 +64,15 @@ def case_equal() -> Any:
     method = bound(Toy(), objectives=hints(), clip=0.5)
     run = engine(shard=("student", "teacher"))
     seen: list[Any] = []
-    step = run._step
+    take = Stepper.take
 
-    def watched(*args: Any) -> Any:
-        seen.extend(type(p) for n in ("student", "teacher", "mean") for p in args[0].roles[n].module.parameters())
-        return step(*args)
+    def watched(self: Stepper, step: int, micro: Any) -> Any:
+        seen.extend(type(p) for n in ("student", "teacher", "mean") for p in self.method.roles[n].module.parameters())
+        return take(self, step, micro)
 
-    run._step = watched  # type: ignore[method-assign]
-    run.run(method)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "take", watched)
+        run.run(method)
     assert seen and all(t is DTensor for t in seen), "the roles were not split"
     assert not any(isinstance(p, DTensor) for r in method.roles.values() for p in r.module.parameters())
     assert method.setup.student.module is method.roles["student"].module

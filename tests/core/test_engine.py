@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core import interrupt, store
-from limbeck.core.engine import RunContext, fit
+from limbeck.core.context import RunContext
 from limbeck.core.errors import ConfigError, NonFinite, Stopped
-from limbeck.core.method import Batch, Context, Method, Stage, Term, Terms
+from limbeck.core.inner import fit
+from limbeck.core.method import Batch, Context, Method, Share, Stage, Term, Terms
 from limbeck.core.optim import Optim
 from limbeck.core.random import Stream
 from limbeck.core.role import Role
+from limbeck.core.step import Stepper
 from limbeck.objectives import FeatureMatch, Kl
 from limbeck.run import _Best
 from tests import toy
@@ -61,25 +63,25 @@ def test_resuming_is_exact_with_averages_shares_projectors_and_state(kind: str, 
     assert whole.state["t"] != 0.25
     if kind == "add-ons":
         fresh = make()
-        engine()._prepare(fresh)
+        engine().prepare(fresh)
         moved = differences(learnt(fresh)["roles"]["projector:hint"], learnt(whole)["roles"]["projector:hint"])
         assert len(moved) == 2, "the projector is trained"
 
 
-def test_an_average_follows_its_role() -> None:
+def test_an_average_follows_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
     method = bound(Toy(decay=0.5))
     run = engine()
     expected = {k: v.clone() for k, v in method.roles["mean"].module.state_dict().items()}
-    step, seen = run._step, []
+    take, seen = Stepper.take, []
 
-    def watched(*args: Any) -> Any:
-        found = step(*args)
+    def watched(self: Stepper, step: int, micro: Any) -> Any:
+        found = take(self, step, micro)
         for k, v in method.roles["student"].module.state_dict().items():
             expected[k].mul_(0.5).add_(v, alpha=0.5)
         seen.append(1)
         return found
 
-    run._step = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(Stepper, "take", watched)
     run.run(method)
     assert len(seen) == 8
     assert not differences(dict(method.roles["mean"].module.state_dict()), expected, tolerance=1e-6)
@@ -241,26 +243,26 @@ class Phases(Method):
             yield Terms(critic=Term(z.square().sum(1), to="critic"))
 
 
-def test_each_phase_steps_its_own_roles() -> None:
+def test_each_phase_steps_its_own_roles(monkeypatch: pytest.MonkeyPatch) -> None:
     method = bound(Phases())
     run = engine()
     counted: dict[str, int] = {}
-    run._prepare(method)
-    update = run._update
+    run.prepare(method)
+    update = Stepper._update
 
-    def counting(m: Any, touched: list[str], *rest: Any) -> None:
+    def counting(self: Stepper, touched: list[str], *rest: Any) -> None:
         for name in touched:
             counted[name] = counted.get(name, 0) + 1
         others = {
             n: copy.deepcopy(r.module.state_dict())
-            for n, r in m.roles.items()
+            for n, r in self.method.roles.items()
             if n not in touched and isinstance(r.module, nn.Module)
         }
-        update(m, touched, *rest)
+        update(self, touched, *rest)
         for n, state in others.items():
-            assert not differences(dict(state), dict(m.roles[n].module.state_dict())), n
+            assert not differences(dict(state), dict(self.method.roles[n].module.state_dict())), n
 
-    run._update = counting  # type: ignore[method-assign]
+    monkeypatch.setattr(Stepper, "_update", counting)
     run.run(method)
     assert counted == {"student": 8, "critic": 16}
 
@@ -401,12 +403,12 @@ def test_a_frozen_role_that_changes_is_a_defect() -> None:
         engine().run(bound(Leak()))
 
 
-def test_clipping_and_the_rate_are_those_asked_for() -> None:
+def test_clipping_and_the_rate_are_those_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     method = bound(Shapes("item"), optimizer="sgd", momentum=0.0, lr=1.0, clip=1e-3, schedule="linear", steps=4)
     before = learnt(method)["roles"]["student"]
     run = engine()
     moved: list[float] = []
-    update = run._update
+    update = Stepper._update
 
     def watched(*args: Any) -> None:
         was = learnt(method)["roles"]["student"]
@@ -414,7 +416,7 @@ def test_clipping_and_the_rate_are_those_asked_for() -> None:
         now = learnt(method)["roles"]["student"]
         moved.append(float(torch.stack([(now[k] - was[k]).square().sum() for k in was]).sum().sqrt()))
 
-    run._update = watched  # type: ignore[method-assign]
+    monkeypatch.setattr(Stepper, "_update", watched)
     run.run(method)
     assert moved == pytest.approx([1e-3 * r for r in (1.0, 0.75, 0.5, 0.25)], rel=1e-2)
     assert differences(before, learnt(method)["roles"]["student"])
@@ -466,6 +468,20 @@ def test_an_item_draws_anew_at_every_step() -> None:
 
     engine().run(bound(Draw(), steps=3, n=8))
     assert all(len({step[item] for step in drawn}) == 3 for item in range(8))
+
+
+def test_dropout_after_a_share_is_not_the_one_before_it() -> None:
+    masks: list[Tensor] = []
+
+    class Twice(Method):
+        def step(self, batch: Batch, ctx: Context) -> Iterator[Terms | Share]:
+            masks.append(torch.nn.functional.dropout(torch.ones(64)))
+            yield Share(n=torch.ones(()))
+            masks.append(torch.nn.functional.dropout(torch.ones(64)))
+            yield Terms(ce=Term(ctx.signal("student", batch).logits.sum(1)))
+
+    engine().run(bound(Twice(), steps=2))
+    assert len({tuple(m.tolist()) for m in masks}) == 4
 
 
 def test_draws_and_dropout_differ_from_step_to_step_and_item_to_item() -> None:

@@ -128,7 +128,7 @@ def test_an_add_on_attaches_to_any_host_by_recipe(tmp_path: Path) -> None:
         "objectives.hint.weight=0.1",
     )
     run = tiny("nkd", tmp_path, *add)
-    run.engine._prepare(run.method)
+    run.engine.prepare(run.method)
     before = {k: v.clone() for k, v in run.method.roles["projector:hint"].module.state_dict().items()}
     run.engine.run(run.method)
     after = run.method.roles["projector:hint"].module.state_dict()

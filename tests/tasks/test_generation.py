@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.engine import fit
 from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, TeacherMismatch
+from limbeck.core.inner import fit
 from limbeck.core.method import Built
 from limbeck.core.optim import Optim
 from limbeck.core.signal import Signal

@@ -249,7 +249,9 @@ def build_cache(
         ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
         StorageError: too little space, or an unwritable folder.
     """
-    from limbeck.core.engine import Engine, RunContext
+    from limbeck.core.batches import to_device
+    from limbeck.core.context import RunContext
+    from limbeck.core.engine import Engine
     from limbeck.core.recipe import build
     from limbeck.run import prepare
 
@@ -271,14 +273,14 @@ def build_cache(
     task, teacher = bench.task, bench.teacher
     assert teacher is not None
     engine = Engine(recipe.engine, recipe.seed)
-    engine._place(recipe.method)
+    engine.place(recipe.method)
     role = recipe.method.roles["teacher"]
     role.taps(tuple(features))
     ctx = RunContext(engine, recipe.method, Stage("cache", steps=0), engine.device)
 
     def show(ids: Tensor, view: int) -> tuple[Batch, Signal]:
         batch = {**task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
-        batch = engine._to_device(batch)
+        batch = to_device(batch, engine.device)
         here = ctx.at(0)
         here.draws = Draws(recipe.seed, (), engine.device)
         for query in recipe.queries.values():

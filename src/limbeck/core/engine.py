@@ -1,32 +1,37 @@
 """The one loop. It never knows a method: it gives a method its context, and does what its terms say.
 
-A step: the items of the batch are a function of the step's number; the method's step yields phases; each phase is one
-backward of the weighted sum of its terms divided by the global counts, one sum of gradients over processes, one check
-that everything is finite, one clip per role and one optimiser step of the roles that its terms may update.
+A run is its stages, each remembered. A step: the items of the batch are a function of the step's number
+(``limbeck.core.batches``); the method's step yields phases; each phase is one backward pass of the weighted sum of its
+terms divided by the global counts, one sum of gradients over processes, one check that everything is finite
+(``limbeck.core.guard``), one clip per role and one optimiser step of the roles that its terms may update
+(``limbeck.core.step``). Here are the stages, what is saved of them, and what people see.
 """
 
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.core import distributed as dist
 from limbeck.core import interrupt, store
+from limbeck.core.batches import batches, to_device
 from limbeck.core.component import Settings
-from limbeck.core.errors import ConfigError, NonFinite, Stopped
-from limbeck.core.method import Batch, Context, Data, Method, Objective, Query, Share, Stage, Term, Terms, as_phases
-from limbeck.core.optim import Optim
-from limbeck.core.random import Draws, Stream, key_of, seed_modules
+from limbeck.core.context import RunContext
+from limbeck.core.errors import ConfigError, Stopped
+from limbeck.core.guard import Guard
+from limbeck.core.method import Batch, Method, Stage
+from limbeck.core.optim import held_by
+from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.core.role import Role
-from limbeck.core.signal import Signal, through
+from limbeck.core.signal import evaluating
+from limbeck.core.step import Seen, Stepper, add_ons
 
 Precision = Literal["fp32", "bf16"]
 
@@ -88,94 +93,6 @@ class EngineSettings(Settings):
         self.shard = tuple(shard)
 
 
-class RunContext:
-    """What a step may ask (see ``limbeck.core.method.Context``). One per micro-batch; cheap."""
-
-    def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
-        self._engine, self._method, self.task = engine, method, method.task
-        self.stage, self.step, self.total = stage.name, 0, stage.steps or 0
-        self.seed, self.device = engine.seed, device
-        self.roles = method.roles
-        self.scope = stage.scope
-        self.draws = Draws(engine.seed, (stage.scope,), device)
-        self.signals: dict[str, Signal] = {}
-
-    def at(self, step: int) -> RunContext:
-        """The context of one micro-batch of one step."""
-        made = object.__new__(
-            RunContext
-        )  # once a step: copy.copy goes through pickle's protocol and takes ten times as long
-        made.__dict__.update(self.__dict__)
-        made.step, made.signals = step, {}
-        made.draws = Draws(self.seed, (self.scope, step), self.device)
-        return made
-
-    def _role(self, name: str) -> Role:
-        try:
-            return self.roles[name]
-        except KeyError:
-            raise ConfigError.unknown("role", name, self.roles, "role") from None
-
-    def _graph(self, role: Role, grad: bool | None) -> contextlib.AbstractContextManager[Any]:
-        wanted = role.mode == "trained" if grad is None else grad
-        return contextlib.nullcontext() if wanted and torch.is_grad_enabled() else torch.no_grad()
-
-    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
-        """Call a role's module: with a graph when it is trained, without otherwise, unless ``grad`` says."""
-        r = self._role(role)
-        with self._graph(r, grad), self._engine.autocast():
-            return _plain(r.call(*args, **kwargs))
-
-    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
-        """Feed a batch to a role through its contract; outputs in the task's class order, and tapped activations."""
-        r = self._role(role)
-        answer = getattr(r.module, "answer", None)
-        if answer is not None:
-            signal: Signal = answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
-        else:
-            tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
-            feed = r.feed or self.task.feed
-            fed = batch
-            if "x" in batch and isinstance(batch["x"], Tensor):
-                fed = {**batch, "x": r.contract.inputs(batch["x"])}
-            with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
-                out = r.contract.outputs(feed(r.call, fed))
-            signal = Signal(out, dict(tap.acts) if tap else {})
-        self.signals[role] = signal
-        return signal
-
-    def through(self, role: str) -> contextlib.AbstractContextManager[nn.Module]:
-        """Graph to the role's input, parameters frozen, evaluation mode."""
-        return through(self._role(role).module)
-
-    def artifact(self, stage: str, item: str) -> Any:
-        """What an item of an earlier stage left."""
-        return store.load_tree(self._engine.item_folder(self._method, stage, item))
-
-    def items(self, stage: str) -> list[str]:
-        """The ids of an earlier stage's items."""
-        for s in self._engine.stages:
-            if s.name == stage and s.items is not None:
-                return list(s.items(self))
-        raise ConfigError.unknown("stage", stage, [s.name for s in self._engine.stages], "stage of items")
-
-    def fit(
-        self, module: nn.Module, data: Data, loss: Loss, optim: Optim, *, scope: str, queries: Sequence[Query] = ()
-    ) -> nn.Module:
-        """The one inner loop: train a module in memory (an expert, a fresh network of an evaluation)."""
-        return fit(module, data, loss, optim, seed=self.seed, scope=scope, device=self.device, queries=queries)
-
-
-Loss = Callable[[nn.Module, Batch, RunContext], "Tensor | Term"]
-
-
-def _plain(out: Any) -> Any:
-    """Float32 outputs under autocast: losses and statistics are never taken in a lower precision."""
-    if isinstance(out, Tensor) and out.dtype in (torch.bfloat16, torch.float16):
-        return out.float()
-    return out
-
-
 class Engine:
     """Runs a method's stages, remembers where it was, and stops before anything is spoilt.
 
@@ -210,7 +127,7 @@ class Engine:
         self.stages: list[Stage] = []
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
         self.seconds: dict[str, float] = {}  # wall time of each stage
-        self.meter = _Meter()
+        self.meter = Seen()
         self._mark = ("", 0.0)
         self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
 
@@ -223,7 +140,7 @@ class Engine:
             NonFinite: a value was infinite or NaN; nothing was updated by it.
             Stopped: a signal asked to stop; everything is saved.
         """
-        self._prepare(method)
+        self.prepare(method)
         found = self.checkpoints.latest() if self.checkpoints else None
         saved = found[1] if found else None
         reached = int(saved["stage"]) if saved else 0
@@ -235,33 +152,34 @@ class Engine:
                 saved = None
             if stage.setup is not None:
                 stage.setup(ctx)
-                self._place(method)
+                self.place(method)
             if index < reached:
                 continue
             if stage.items is not None:
-                self._run_items(method, stage, ctx)
+                self.run_items(method, stage, ctx)
             else:
                 self._run_steps(method, stage, ctx, saved if index == reached else None, index)
             if stage.finish is not None:
                 stage.finish(ctx)
             self.optimisers = {}
-            self._save(method, index + 1, 0)
+            self._save(method, index + 1, 0, None)
         if saved is not None and reached >= len(self.stages):
             self._restore(method, saved, {})
         self._whole(method)
 
     def restore(self, method: Method, saved: Any) -> None:
         """Bring a bound method to where a checkpoint stands, without running on."""
-        self._prepare(method)
+        self.prepare(method)
         for stage in self.stages[: int(saved["stage"]) + bool(saved["begun"])]:
             if stage.setup is not None:
                 stage.setup(RunContext(self, method, stage, self.device))
-                self._place(method)
+                self.place(method)
         self._restore(method, saved, {})
         self._whole(method)
 
-    def _prepare(self, method: Method) -> None:
-        self._place(method)
+    def prepare(self, method: Method) -> None:
+        """Roles on the device, objectives checked, stages asked for, large roles split: all but the work."""
+        self.place(method)
         self._prepare_objectives(method)
         self.stages = method.stages()
         names = [s.name for s in self.stages]
@@ -296,7 +214,8 @@ class Engine:
                     if built is not None and built.module is before:
                         built.module = role.module
 
-    def _place(self, method: Method) -> None:
+    def place(self, method: Method) -> None:
+        """Every role on the device, its mode set."""
         for role in method.roles.values():
             if isinstance(role.module, nn.Module):
                 role.module.to(self.device)
@@ -306,7 +225,7 @@ class Engine:
 
     def _prepare_objectives(self, method: Method) -> None:
         """One dry batch: objectives check shapes and make their projectors, which become roles."""
-        objectives = all_objectives(method)
+        objectives = add_ons(method)
         if not objectives:
             return
         for name, objective in objectives.items():
@@ -318,17 +237,10 @@ class Engine:
             if objective.teacher_taps:
                 method.roles["teacher"].want(tuple(objective.teacher_taps))
         ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
-        batch = self._to_device(method.task.example(2))
-        modes = {
-            m: m.training for r in method.roles.values() if isinstance(r.module, nn.Module) for m in r.module.modules()
-        }
-        for m in modes:
-            m.training = False
-        with torch.no_grad():
+        batch = to_device(method.task.example(2), self.device)
+        with evaluating(r.module for r in method.roles.values()), torch.no_grad():
             student = ctx.signal("student", batch)
             teacher = ctx.signal("teacher", batch) if "teacher" in method.roles else None
-        for m, was in modes.items():
-            m.training = was
         for name, objective in objectives.items():
             seed_modules(key_of(self.seed, "projector", name), self.device)
             projector = objective.prepare(student, teacher, batch)
@@ -347,7 +259,8 @@ class Engine:
             raise ConfigError("engine.folder", "a stage of items needs a folder to keep them in")
         return root / store.safe_name(item)
 
-    def _run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
+    def run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
+        """The items of a stage that are not there yet; processes share them out."""
         assert stage.items is not None and stage.work is not None
         ids = list(stage.items(ctx))
         mine = ids[dist.rank() :: dist.world()]
@@ -371,73 +284,67 @@ class Engine:
 
     # -- stages of steps -------------------------------------------------------------------------------------------
 
+    def _stepper(self, method: Method, stage: Stage, ctx: RunContext) -> Stepper:
+        """The stage's optimisers and its guard. A projector is optimised as the student is."""
+        trained = {n for n, r in method.roles.items() if r.mode == "trained" and r.parameters()}
+        optim = {n: o for n, o in stage.optim.items() if n in trained}
+        if "student" in optim:
+            optim |= {n: optim["student"] for n in sorted(trained - set(optim)) if n.startswith("projector:")}
+        stepper = Stepper(method, stage, ctx, optim)
+        if self.settings.guard:
+            stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())
+        self.optimisers = stepper.optimisers
+        return stepper
+
     def _run_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
         total, settings = int(stage.steps or 0), self.settings
-        trained = {n for n, r in method.roles.items() if r.mode == "trained" and r.parameters()}
-        optim = dict(stage.optim)
-        for name in trained - set(optim):
-            if name.startswith("projector:") and "student" in optim:
-                optim[name] = optim["student"]
-        self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items() if n in trained}
-        start, begun, self.meter = 0, False, _Meter()
+        stepper = self._stepper(method, stage, ctx)
+        start, begun, self.meter = 0, False, Seen()
         if saved is not None:
             self._restore(method, saved, self.optimisers)
             start, begun = int(saved["step"]), bool(saved["begun"])
-            self.meter.sums, self.meter.counts = saved["meter"]
+            self.meter = Seen({n: (s, c) for n, (s, c) in saved["meter"].items()})
         if stage.begin is not None and not begun:
             stage.begin(ctx)
-            self._place(method)
+            self.place(method)
             # `begin` may have replaced modules: the optimisers must hold the parameters that will be trained
-            self.optimisers = {
-                n: o.build(method.roles[n].parameters().values()) for n, o in optim.items() if n in trained
-            }
-        if stage.batch_size < dist.world() * settings.accumulate and stage.data is not None:
-            raise ConfigError(
-                "train.batch_size",
-                f"stage {stage.name!r} cuts {stage.batch_size} items over {dist.world()} processes x {settings.accumulate} micro-batches",
-                expected=f"at least {dist.world() * settings.accumulate}",
-            )
+            stepper = self._stepper(method, stage, ctx)
         frozen = self._fingerprints(method)
         self._show(stage.name, total, start)
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
         watching = type(method).observe is not Method.observe
-        meter = self.meter
         saved_at, late = time.monotonic(), False
         self._mark = (stage.name, time.perf_counter())
-        for step, micro in zip(range(start, total), self._batches(stage, start, total), strict=False):
+        for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
             late = self._poll(
-                partial(self._save, method, index, step, begun=True),
+                partial(self._save, method, index, step, stepper),
                 time.monotonic() - saved_at > 60 * settings.save_minutes,
             )
-            for name, opt in self.optimisers.items():
-                rate = optim[name].rate(step, total)
-                for group in opt.param_groups:
-                    group["lr"] = rate
-            seen, counts = self._step(method, stage, ctx, step, total, micro, optim)
-            meter.add(seen, counts)
+            stepper.set_rates(step, total)
+            seen = stepper.take(step, micro)
+            self._settle(stepper)
+            for name, (sum_, count) in seen.items():
+                self.meter.add(name, sum_, count)
             if watching:
-                method.observe(_means(seen, counts), ctx.at(step))
+                method.observe(seen.means(), ctx.at(step))
             for role in method.roles.values():
                 if role.mode == "averaged" and role.of in method.roles:
                     role.follow(method.roles[role.of], step, total)
             done = step + 1
             self._advance(1)
             if done % settings.log_every == 0 or done == total:
-                values = meter.read()
-                if self.logs is not None and dist.rank() == 0:
-                    rates = {f"lr/{n}" if len(optim) > 1 else "lr": optim[n].rate(step, total) for n in self.optimisers}
-                    self.logs.log(stage.name, done, {**rates, **values})
+                self._settle(stepper, wait=True)
+                values, self.meter = self.meter.means(), Seen()
+                self._log(stage.name, done, {**stepper.rates(step, total), **values})
                 if self.progress is not None:
                     self.progress.advance(0, **values)
-            judged = settings.eval_every and (done % settings.eval_every == 0 or done == total)
-            if judged and self.evaluate is not None:
-                values = {f"valid/{k}": v for k, v in self.evaluate(done).items()}
-                if self.logs is not None and dist.rank() == 0:
-                    self.logs.log(stage.name, done, values)
+            if settings.eval_every and self.evaluate is not None and (done % settings.eval_every == 0 or done == total):
+                self._settle(stepper, wait=True)
+                self._log(stage.name, done, {f"valid/{k}": v for k, v in self.evaluate(done).items()})
             due = settings.save_every and done % settings.save_every == 0
             if self.checkpoints and done < total and (due or late):
-                self._save(method, index, done, begun=True)
+                self._save(method, index, done, stepper)
                 saved_at = time.monotonic()
         self._tick()
         changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
@@ -446,348 +353,23 @@ class Engine:
                 f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
             )
 
-    def _step(
-        self,
-        method: Method,
-        stage: Stage,
-        ctx: RunContext,
-        step: int,
-        total: int,
-        micro: list[Batch],
-        optim: dict[str, Optim],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
-        """One optimiser step. Returns sums and counts of everything shown, over all micro-batches and processes."""
-        single = len(micro) == 1 and dist.world() == 1
-        contexts = [ctx.at(step) for _ in micro]
-        phases: list[Generator[Terms | Share, Any, None]] = []
-        batches: list[Batch] = []
-        function = stage.step or method.step
-        queries = [*method.setup.queries.values(), *stage.queries]
-        for batch, c in zip(micro, contexts, strict=True):
-            batch = self._to_device(batch)
-            for query in queries:
-                batch = query(batch, c)
-            batches.append(batch)
-            phases.append(_lazily(function, batch, c))
-        known = {} if single else self._known(method, batches)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, Tensor | float] = {}
-        number = 0
-        answers: list[Any] = [None] * len(phases)
-        while True:
-            shares: list[Share] = []
-            held: list[tuple[Terms, RunContext]] = []
-            touched: dict[str, None] = {}
-            flags: list[Tensor] = []
-            self._clear()
-            ended = 0
-            for j, phase in enumerate(phases):
-                # dropout and its like draw from the global generator: keyed by step, phase and micro-batch
-                seed_modules(key_of(self.seed, stage.scope, step, number, dist.rank() * len(micro) + j), self.device)
-                try:
-                    terms = phase.send(answers[j])
-                except StopIteration:
-                    ended += 1
-                    continue
-                if isinstance(terms, Share):
-                    shares.append(terms)
-                    continue
-                self._add_objectives(method, terms, batches[j], contexts[j])
-                touched.update((r, None) for t in terms.values() for r in t.to)
-                if single:
-                    totals, own = self._tally(terms, sums, counts)
-                    flags.append(self._backward(terms, totals, own))
-                elif all(self._global_count(n, t, known, batches[j]) is not None for n, t in terms.items()):
-                    totals, _ = self._tally(terms, sums, counts)
-                    shared = {n: self._global_count(n, t, known, batches[j]) for n, t in terms.items()}
-                    flags.append(self._backward(terms, totals, shared))
-                else:
-                    held.append((terms, contexts[j]))
-            if ended == len(phases):
-                break
-            answers = [None] * len(phases)
-            if shares:
-                if len(shares) != len(phases):
-                    raise RuntimeError(
-                        "the micro-batches of one step disagree on what they share; this is a defect of the method"
-                    )
-                answers = [_sum_shares(shares)] * len(phases)
-                continue
-            if ended:
-                raise RuntimeError(
-                    "the micro-batches of one step yielded different numbers of phases; this is a defect of the method"
-                )
-            if held:
-                if len(held) != len(phases):
-                    raise RuntimeError(
-                        "a term has one value an item in some micro-batches and not in others; name it in `counts`"
-                    )
-                total_counts = self._sum_counts(held)
-                for terms, _ in held:
-                    totals, _ = self._tally(terms, sums, counts)
-                    flags.append(self._backward(terms, totals, total_counts))
-            self._update(method, list(touched), optim, step, stage, flags, batches, sums, counts)
-            number += 1
-        if dist.world() > 1:
-            names = sorted(sums)
-            packed = torch.stack(
-                [
-                    v
-                    for n in names
-                    for v in (sums[n].to(self._wide), torch.as_tensor(counts[n], dtype=self._wide, device=self.device))
-                ]
-            )
-            dist.sum_over_ranks(packed)
-            sums = {n: packed[2 * i].float() for i, n in enumerate(names)}
-            counts = {n: packed[2 * i + 1] for i, n in enumerate(names)}
-        return sums, counts
-
-    def _known(self, method: Method, batches: list[Batch]) -> dict[str, Any]:
-        """Global counts that the batches alone tell: what the method names, and the number of items."""
-        local: dict[str, Any] = {}
-        for batch in batches:
-            for name, n in {**method.counts(batch), "": len(batch["item"])}.items():
-                local[name] = local.get(name, 0) + n
-        if dist.world() > 1:
-            # where processes hold unequal parts, a shape may look per item in one and not in the other: nobody guesses
-            sizes = {len(b["item"]) for b in batches}
-            size = float(max(sizes)) if len(sizes) == 1 else -1.0
-            names = sorted(local)
-            values = [*(local[n] for n in names), size, size * size, float(size < 0)]
-            packed = torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device) for v in values])
-            dist.sum_over_ranks(packed)
-            local = {n: packed[i] for i, n in enumerate(names)}
-            # one micro-batch has no graphs to free early: nothing is read, and its counts are summed when seen
-            first, squares, uneven = packed[-3:].tolist() if len(batches) > 1 else (0, 0, 1)
-            if uneven or first * first != squares * dist.world():
-                del local[""]
-        return local
-
-    def _global_count(self, name: str, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
-        """The count of a term over everything, where this micro-batch alone tells it; ``None``: all must be seen first.
-
-        Told are what the method names, and one value an item. Of anything else the number may differ from one
-        micro-batch to the next: masks, sums already taken, padded lengths, pairs of items.
-        """
-        if name in known and name:
-            return known[name]
-        plain = term.where is None and term.count is None and term.values.ndim == 1
-        return known.get("") if plain and len(term.values) == len(batch["item"]) else None
-
-    def _sum_counts(self, held: list[tuple[Terms, RunContext]]) -> dict[str, Tensor]:
-        names = sorted({n for terms, _ in held for n in terms})
-        packed = torch.zeros(len(names), dtype=self._wide, device=self.device)
-        for terms, _ in held:
-            for i, n in enumerate(names):
-                if n in terms:
-                    packed[i] += terms[n].n()
-        dist.sum_over_ranks(packed)
-        return {n: packed[i] for i, n in enumerate(names)}
-
-    def _backward(self, terms: Terms, totals: dict[str, Tensor], counts: dict[str, Any]) -> Tensor:
-        loss: Tensor | None = None
-        for name, term in terms.items():
-            count = counts[name]
-            if isinstance(count, Tensor) or isinstance(term.weight, Tensor):
-                scale = count.clamp(min=1).to(term.values.dtype) if isinstance(count, Tensor) else max(1, count)
-                part = totals[name] * term.weight / scale
-            else:
-                part = totals[name] * (term.weight / max(1, count))
-            loss = part if loss is None else loss + part
-        if loss is None:
-            return torch.zeros((), device=self.device)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
-
-    def _tally(
-        self, terms: Terms, sums: dict[str, Tensor], counts: dict[str, Tensor | float]
-    ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Add what is shown to the sums. Returns each term's total, with its graph, and how many values count in it."""
-        totals = {n: t.total() for n, t in terms.items()}
-        own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
-        with torch.no_grad():
-            pairs: list[tuple[str, Tensor, Tensor | float]] = [
-                (n, totals[n].detach() if t.show is None else t.shown(), own[n]) for n, t in terms.items()
-            ]
-            pairs += [(n, self._scalar(s), c) for n, (s, c) in terms.metrics.items()]
-            for name, s, n in pairs:
-                sums[name] = sums[name] + s if name in sums else s
-                counts[name] = counts[name] + n if name in counts else n
-        return totals, own
-
-    @property
-    def _wide(self) -> torch.dtype:
-        """What counts are summed in: double precision, where the device has it."""
-        return torch.float32 if self.device.type == "mps" else torch.float64
-
-    def _scalar(self, value: Tensor | float) -> Tensor:
-        if isinstance(value, Tensor):
-            return value.detach().to(self.device, torch.float32)
-        return torch.full((), float(value), device=self.device)  # filled there: copying it would synchronise
-
-    def _clear(self) -> None:
-        for opt in self.optimisers.values():
-            for p in _held_by(opt):
-                p.grad = None
-
-    def _add_objectives(self, method: Method, terms: Terms, batch: Batch, ctx: RunContext) -> None:
-        """Add-ons: evaluated once a micro-batch, after the first phase that showed the student's signal."""
-        extra = method.setup.objectives
-        clash = sorted(set(extra) & set(terms))
-        if clash:
-            raise ConfigError(
-                f"objectives.{clash[0]}", "the method already has a term of that name", remedy="choose another name"
-            )
-        if not extra or "student" not in ctx.signals or getattr(ctx, "added", False):
+    def _settle(self, stepper: Stepper, wait: bool = False) -> None:
+        """Where the guard's answer came late and is bad: take that step again, which says what was wrong with it."""
+        guard = stepper.guard
+        bad = guard.found(wait) if guard is not None else None
+        if guard is None or bad is None:
             return
-        ctx.added = True  # type: ignore[attr-defined]
-        teacher = ctx.signals.get("teacher")
-        for name, objective in extra.items():
-            if objective.needs_teacher and teacher is None:
-                teacher = ctx.signal("teacher", batch)
-            terms[name] = objective(ctx.signals["student"], teacher, batch, ctx)
+        guard.late = False
+        for micro in self.batches(stepper.stage, bad, bad + 1):
+            stepper.take(bad, micro)
+        guard.not_repeated(bad)
 
-    def _update(
-        self,
-        method: Method,
-        touched: list[str],
-        optim: dict[str, Optim],
-        step: int,
-        stage: Stage,
-        flags: list[Tensor],
-        batches: list[Batch],
-        sums: dict[str, Tensor],
-        counts: dict[str, Tensor | float],
-    ) -> None:
-        missing = [r for r in touched if r not in self.optimisers]
-        if missing:
-            raise ConfigError(
-                "stage.optim",
-                f"stage {stage.name!r} updates {missing}, which no optimiser holds",
-                expected="an optimiser for every role that a term may update",
-            )
-        params = {r: _held_by(self.optimisers[r]) for r in touched}
-        for r in touched:
-            if not method.roles[r].shard:
-                dist.sum_gradients(params[r])
-        grads = {r: [p.grad for p in params[r] if p.grad is not None] for r in touched}
-        norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
-        if self.settings.guard:
-            checked = [n.float() for n in norms.values()]
-            if flags:
-                checked.append(dist.sum_over_ranks(sum(flags[1:], flags[0]).float()))
-            # one number decides; reading it is the only synchronisation of a step
-            if checked and not math.isfinite(sum(checked[1:], checked[0]).item()):
-                self._not_finite(method, stage, step, batches, sums, counts, norms)
-        for r in touched:
-            clip = optim[r].clip
-            if clip is not None and r in norms:
-                scale = (clip / (norms[r] + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(grads[r], scale)
-            self.optimisers[r].step()
-
-    def _not_finite(
-        self,
-        method: Method,
-        stage: Stage,
-        step: int,
-        batches: list[Batch],
-        sums: dict[str, Tensor],
-        counts: dict[str, Tensor | float],
-        norms: dict[str, Tensor],
-    ) -> None:
-        means = _means(sums, counts)
-        bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
-        bad_roles = {
-            r: [
-                n
-                for n, p in method.roles[r].parameters().items()
-                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
-            ][:5]
-            for r in norms
-            if not bool(torch.isfinite(norms[r]))
-        }
-        items = torch.cat([b["item"].reshape(-1) for b in batches]).tolist()
-        bad_inputs = [
-            k
-            for b in batches
-            for k, v in b.items()
-            if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())
-        ]
-        # every process is here, for what decided was summed over them: they tell each other what they hold
-        own = (bad_terms, items, bad_inputs)
-        told = dist.told_by_all(own)
-        # statistics of the whole batch carry NaN everywhere, so a process whose input is not finite speaks first
-        writer = max(range(len(told)), key=lambda r: (bool(told[r][2]), bool(told[r][0]), -r))
-        bad_terms = list(dict.fromkeys(n for terms, _, _ in told for n in terms))
-        _, items, bad_inputs = told[writer]
-        states = {
-            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
-            for n, r in method.roles.items()
-            if r.mode == "trained"
-        }
-        where = ""
-        if self.folder is not None:
-            where = f"; the batch and the weights before the step are in {self.folder / 'failure'}"
-        if self.folder is not None and dist.rank() == writer:
-            folder = self.folder / "failure"
-            store.save_tree(
-                folder,
-                {
-                    "stage": stage.name,
-                    "step": step,
-                    "seed": self.seed,
-                    "terms": means,
-                    "gradients": bad_roles,
-                    "batches": [
-                        {k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches
-                    ],
-                    "roles": states,
-                    "state": method.state,
-                },
-            )
-        said = f"step {step} of stage {stage.name!r} is not finite: "
-        said += f"term {', '.join(bad_terms)}" if bad_terms else "the gradient"
-        if bad_roles:
-            said += "; gradient of " + ", ".join(f"role {r!r} ({', '.join(names)})" for r, names in bad_roles.items())
-        if bad_inputs:
-            said += f"; the batch itself is not finite in {sorted(set(bad_inputs))}"
-        raise NonFinite(
-            f"stage {stage.name}",
-            f"{said}; items {items[:16]}{'...' if len(items) > 16 else ''}; nothing was updated{where}",
-            remedy="lower train.lr, set train.clip=1, or look at those items",
+    def batches(self, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
+        """This process's micro-batches of a stage's steps, on the device."""
+        found = self.settings
+        return batches(
+            stage, self.seed, start, total, device=self.device, accumulate=found.accumulate, workers=found.workers
         )
-
-    # -- data ------------------------------------------------------------------------------------------------------
-
-    def _batches(self, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
-        parts = dist.world() * self.settings.accumulate
-        n = len(stage.data) if stage.data is not None else stage.batch_size * max(1, total)
-        stream = Stream(n, stage.batch_size, self.seed, stage.scope, stage.shuffle and stage.data is not None)
-        plan = _Plan(stage.data, stream, dist.rank(), self.settings.accumulate, parts, start, total)
-        if self.settings.workers == 0 or stage.data is None:
-            for i in range(len(plan)):
-                yield plan[i]
-            return
-        loader = torch.utils.data.DataLoader(
-            plan,
-            batch_size=None,
-            num_workers=self.settings.workers,
-            pin_memory=self.device.type == "cuda",
-            prefetch_factor=2,
-        )
-        try:
-            yield from loader
-        except RuntimeError as error:
-            # schedulers send SIGTERM to the whole group: workers die first, and the loader raises for it
-            if interrupt.requested() is None or "worker" not in str(error):
-                raise
-
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-        return {k: v.to(self.device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
     # -- state -----------------------------------------------------------------------------------------------------
 
@@ -805,10 +387,13 @@ class Engine:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - since
         self._mark = (name, now)
 
-    def _save(self, method: Method, index: int, step: int, begun: bool = False) -> None:
+    def _save(self, method: Method, index: int, step: int, stepper: Stepper | None) -> None:
+        """A checkpoint before ``step`` of a stage; without a stepper the stage has not begun."""
+        if stepper is not None:
+            self._settle(stepper, wait=True)
         if self.checkpoints is None:
             return
-        if begun:
+        if stepper is not None:
             self._tick()
         done = sum(max(1, s.steps or 1) for s in self.stages[:index]) + step
         roles = {
@@ -821,12 +406,12 @@ class Engine:
             "stage": index,
             "stage_name": self.stages[index].name if index < len(self.stages) else "",
             "step": step,
-            "begun": begun,
+            "begun": stepper is not None,
             "seed": self.seed,
             "roles": roles,
             "optimisers": optimisers,
             "state": method.state,
-            "meter": (self.meter.sums, self.meter.counts),
+            "meter": dict(self.meter),
             "seconds": self.seconds,
         }
         if dist.world() > 1:
@@ -856,7 +441,7 @@ class Engine:
                 _restore_optimiser(opt, saved["optimisers"][name])
         method.state = saved["state"]
         self.seconds = dict(saved["seconds"])
-        self._place(method)
+        self.place(method)
 
     def discard_checkpoints(self) -> None:
         """Remove the checkpoints of a stage whose result is kept elsewhere."""
@@ -871,14 +456,12 @@ class Engine:
         ctx = RunContext(self, method, stage, self.device)
         if stage.begin is not None:
             stage.begin(ctx)
-        trained = {n for n, r in method.roles.items() if r.mode == "trained" and r.parameters()}
-        optim = {n: o for n, o in stage.optim.items() if n in trained}
-        optim |= {n: stage.optim["student"] for n in trained - set(optim) if n.startswith("projector:")}
-        self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
+        stepper = self._stepper(method, stage, ctx)
         times = []
-        for step, micro in enumerate(self._batches(stage, 0, steps + 1)):
+        for step, micro in enumerate(self.batches(stage, 0, steps + 1)):
             began = time.perf_counter()
-            self._step(method, stage, ctx, step, steps, micro, optim)
+            stepper.set_rates(step, steps)
+            stepper.take(step, micro)
             times.append(time.perf_counter() - began)
         return sorted(times[1:])[len(times[1:]) // 2]
 
@@ -896,6 +479,10 @@ class Engine:
             raise Stopped(asked)
         return late
 
+    def _log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        if self.logs is not None and dist.rank() == 0:
+            self.logs.log(stage, step, values)
+
     def _show(self, name: str, total: int, done: int) -> None:
         if self.progress is not None:
             self.progress.stage(name, total, done)
@@ -911,90 +498,8 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
-def _sum_shares(shares: list[Share]) -> dict[str, Tensor]:
-    """The sums over micro-batches and processes."""
-    return {n: dist.sum_over_ranks(torch.stack([s[n].detach() for s in shares]).sum(0)) for n in shares[0]}
-
-
-def _lazily(
-    function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext
-) -> Generator[Terms | Share, Any, None]:
-    """The phases of one micro-batch; nothing runs before the first is asked for, so that graphs are freed in turn."""
-    yield from as_phases(function(batch, ctx))
-
-
-class _Plan(torch.utils.data.Dataset[list[Batch]]):
-    """Step by step, the micro-batches of this process: a pure function of the step's number."""
-
-    def __init__(
-        self, data: Data | None, stream: Stream, rank: int, accumulate: int, parts: int, start: int, total: int
-    ) -> None:
-        self.data, self.stream = data, stream
-        self.rank, self.accumulate, self.parts = rank, accumulate, parts
-        self.start, self.total = start, total
-
-    def __len__(self) -> int:
-        return max(0, self.total - self.start)
-
-    def __getitem__(self, index: int) -> list[Batch]:
-        ids, views = self.stream.items(self.start + index)
-        if self.parts == 1:
-            return [self._fetch(ids, views)]
-        low = self.rank * self.accumulate
-        pieces = list(zip(ids.tensor_split(self.parts), views.tensor_split(self.parts), strict=True))
-        return [self._fetch(i, v) for i, v in pieces[low : low + self.accumulate]]
-
-    def _fetch(self, ids: Tensor, views: Tensor) -> Batch:
-        batch = dict(self.data.fetch(ids)) if self.data is not None else {}
-        batch["item"], batch["view"] = ids, views
-        return batch
-
-
-class _Meter:
-    """Running means between log lines, kept on the device: reading them is what synchronises."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, Tensor | float] = {}
-
-    def add(self, sums: dict[str, Tensor], counts: dict[str, Tensor | float]) -> None:
-        for n, s in sums.items():
-            self.sums[n] = self.sums[n] + s if n in self.sums else s
-            self.counts[n] = self.counts[n] + counts[n] if n in self.counts else counts[n]
-
-    def read(self) -> dict[str, float]:
-        means = _means(self.sums, self.counts)
-        self.sums, self.counts = {}, {}
-        return means
-
-
-def _means(sums: dict[str, Tensor], counts: dict[str, Tensor | float]) -> dict[str, float]:
-    return {n: float(s) / max(1.0, float(counts[n])) for n, s in sums.items()}
-
-
-def _held_by(opt: torch.optim.Optimizer) -> list[nn.Parameter]:
-    """What an optimiser moves: a list to walk through, where asking the module would search it at every step."""
-    return [p for group in opt.param_groups for p in group["params"]]
-
-
-def _norm(grads: list[Tensor]) -> Tensor:
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-
-
-def all_objectives(method: Method) -> dict[str, Objective]:
-    """The method's own objectives (when it is a mapping of them) and the recipe's add-ons."""
-    own = getattr(method, "objectives", None)
-    mine = dict(own) if isinstance(own, dict) else {}
-    clash = sorted(set(mine) & set(method.setup.objectives))
-    if clash:
-        raise ConfigError(
-            f"objectives.{clash[0]}", "the method already has an objective of that name", remedy="choose another name"
-        )
-    return {**mine, **method.setup.objectives}
-
-
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    params = _held_by(opt)
+    params = held_by(opt)
     return [
         {k: dist.gathered(v) if isinstance(v, Tensor) else v for k, v in opt.state.get(p, {}).items()} for p in params
     ]
@@ -1002,7 +507,7 @@ def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
     """Assign state directly: ``load_state_dict`` would cast it to the parameters' dtype (engine notes)."""
-    params = _held_by(opt)
+    params = held_by(opt)
     if len(params) != len(saved):
         raise ConfigError(
             "checkpoint",
@@ -1027,78 +532,3 @@ def _without_tensors(tree: Any) -> Any:
     if isinstance(tree, (list, tuple)):
         return [_without_tensors(v) for v in tree]
     return "<tensor>" if isinstance(tree, Tensor) else tree
-
-
-def fit(
-    module: nn.Module,
-    data: Data,
-    loss: Loss,
-    optim: Optim,
-    *,
-    seed: int,
-    scope: str,
-    device: torch.device | str = "cpu",
-    queries: Sequence[Query] = (),
-    each: Callable[[int, nn.Module], None] | None = None,
-) -> nn.Module:
-    """The one inner loop: train ``module`` in memory for ``optim.steps``. No checkpoint: its caller is what is remembered.
-
-    Args:
-        module: trained in place, and returned.
-        data: what it is trained on.
-        loss: (module, batch, context) -> per-item values, or a Term.
-        optim: how.
-        seed, scope: the key of every draw.
-        device: where.
-        queries: applied to each batch.
-        each: called after every step with (steps done, module): expert snapshots.
-
-    Raises:
-        NonFinite: the loss is not finite.
-    """
-    device = torch.device(device)
-    module.to(device).train()
-    params = [p for p in module.parameters() if p.requires_grad]
-    opt = optim.build(params)
-    stream = Stream(len(data), optim.batch_size, seed, scope)
-    ctx = _FitContext(seed, scope, device, optim.steps)
-    for step in range(optim.steps):
-        ids, views = stream.items(step)
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in data.fetch(ids).items()}
-        batch["item"], batch["view"] = ids.to(device), views.to(device)
-        seed_modules(key_of(seed, scope, step), device)
-        ctx.move(step)
-        for query in queries:
-            batch = query(batch, cast(Context, ctx))
-        value = loss(module, batch, ctx)  # type: ignore[arg-type]
-        term = value if isinstance(value, Term) else Term(value)
-        n = term.n()
-        total = term.total() * term.weight / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n))
-        opt.zero_grad(set_to_none=True)
-        total.backward()
-        if not bool(torch.isfinite(total.detach())):
-            raise NonFinite(scope, f"the loss of inner step {step} is not finite", remedy="lower its learning rate")
-        if optim.clip is not None:
-            torch.nn.utils.clip_grad_norm_(params, optim.clip)
-        for group in opt.param_groups:
-            group["lr"] = optim.rate(step)
-        opt.step()
-        if each is not None:
-            each(step + 1, module)
-    return module.eval()
-
-
-class _FitContext:
-    """The context of an inner loop: draws and the step's number; there are no roles, and the loss is the caller's."""
-
-    task = None
-
-    def __init__(self, seed: int, scope: str, device: torch.device, total: int) -> None:
-        self.seed, self.stage, self.device, self.total, self.step = seed, scope, device, total, 0
-        self.roles: dict[str, Role] = {}
-        self.signals: dict[str, Signal] = {}
-        self.draws = Draws(seed, (scope, 0), device)
-
-    def move(self, step: int) -> None:
-        self.step = step
-        self.draws = Draws(self.seed, (self.stage, step), self.device)

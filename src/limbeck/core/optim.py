@@ -89,11 +89,16 @@ class Optim(Settings):
             args["weight_decay"] = self.weight_decay
         if "momentum" in known:
             args["momentum"] = self.momentum
-        if "foreach" in known:
+        held = list(params)
+        if "fused" in known and held and all(p.is_cuda and p.is_floating_point() for p in held):
+            args["fused"] = True  # one kernel, and a bad step is skipped on the device (`limbeck.core.guard`)
+        elif "foreach" in known:
             args["foreach"] = True
+        if {"fused", "foreach"} & set(self.options):  # one of them excludes the other
+            args = {k: v for k, v in args.items() if k not in ("fused", "foreach")}
         try:
-            return cls(list(params), **{**args, **self.options})
-        except (TypeError, ValueError) as error:
+            return cls(held, **{**args, **self.options})
+        except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 "options", f"{self.optimizer} refuses its arguments: {error}", given=self.options
             ) from None
@@ -113,6 +118,11 @@ class Optim(Settings):
             "options",
         )
         return Optim(**{**{n: getattr(self, n) for n in names}, **changes})
+
+
+def held_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
+    """What an optimiser moves: a list to walk through, where asking the module would search it at every step."""
+    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def optimizer_names() -> dict[str, type[torch.optim.Optimizer]]:

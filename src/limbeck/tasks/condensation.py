@@ -177,7 +177,7 @@ class Condensation(Classification):
         device: torch.device,
     ) -> nn.Module:
         """Train a network on a set held in the synthetic space, augmented."""
-        from limbeck.core.engine import fit
+        from limbeck.core.inner import fit
 
         data = SetData(images.detach().cpu(), labels.detach().cpu())
         optim = optim.with_(batch_size=min(optim.batch_size, len(data)))

@@ -372,7 +372,7 @@ class Generation(Task):
 
     def features(self, device: torch.device | str = "cpu") -> FeatureNet:
         """The classifier whose features the Fréchet distance is taken in: trained on real pictures only, remembered."""
-        from limbeck.core.engine import fit
+        from limbeck.core.inner import fit
 
         key = str(device)
         if key not in self._features:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.engine import RunContext
+from limbeck.core.context import RunContext
 from limbeck.core.method import Stage, Terms
 from limbeck.methods.classification.kd import Kd
 from tests.bench import tiny
@@ -19,7 +19,7 @@ from tests.toy import ToyTask, bound, engine
 def first_step(method: Any, n: int = 6) -> tuple[dict[str, Any], Terms, Tensor, Tensor]:
     """A batch, its terms, and the logits of student and teacher."""
     run = engine()
-    run._prepare(method)
+    run.prepare(method)
     batch = method.task.example(n)
     ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
     terms = method.step(batch, ctx)

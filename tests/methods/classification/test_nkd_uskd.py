@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core.engine import RunContext
+from limbeck.core.context import RunContext
 from limbeck.core.method import Share, Stage, Terms
 from limbeck.methods.classification.nkd_uskd import Nkd, Uskd, middle_of, pooled
 from tests.methods.classification.test_kd import first_step
@@ -31,7 +31,7 @@ def test_nkd_is_its_three_parts() -> None:
 def parts(method: Any, batch: dict[str, Any]) -> tuple[Share, Terms, Tensor]:
     """Both phases of a USKD step, and the student's logits."""
     run = engine()
-    run._prepare(method)
+    run.prepare(method)
     ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
     step = method.step(batch, ctx)
     share = next(step)

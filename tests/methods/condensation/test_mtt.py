@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.core.engine import RunContext
+from limbeck.core.context import RunContext
 from tests.bench import Tiny, differences, tiny
 
 
@@ -16,9 +16,9 @@ from tests.bench import Tiny, differences, tiny
 def run(request: Any, tmp_path: Path) -> Tiny:
     """A prepared run whose experts are there."""
     made = tiny(request.param, tmp_path, "method.expert_epochs=3", "method.latest_start=2", "method.ahead=2")
-    made.engine._prepare(made.method)
+    made.engine.prepare(made.method)
     experts = made.engine.stages[0]
-    made.engine._run_items(made.method, experts, RunContext(made.engine, made.method, experts, made.engine.device))
+    made.engine.run_items(made.method, experts, RunContext(made.engine, made.method, experts, made.engine.device))
     return made
 
 
@@ -42,7 +42,7 @@ def test_the_target_lies_ahead_of_a_start_that_is_drawn(run: Tiny) -> None:
 def test_modes_agree_where_they_must(run: Tiny) -> None:
     method: Any = run.method
     stage = run.engine.stages[1]
-    batch = next(iter(run.engine._batches(stage, 0, 1)))[0]
+    batch = next(iter(run.engine.batches(stage, 0, 1)))[0]
     grads = {}
     for mode in ("unrolled", "exact", "two-pass"):
         method.gradient = mode

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.engine import Engine, EngineSettings, RunContext
+from limbeck.core.context import RunContext
+from limbeck.core.engine import Engine, EngineSettings
 from limbeck.core.errors import ConfigError, TeacherMismatch
 from limbeck.core.method import Built, Setup, Stage
 from limbeck.core.optim import Optim

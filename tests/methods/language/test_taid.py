@@ -19,11 +19,13 @@ transformers = pytest.importorskip("transformers")
 
 import limbeck.functional as F  # noqa: E402
 from limbeck.core import store  # noqa: E402
-from limbeck.core.engine import Engine, EngineSettings, RunContext  # noqa: E402
+from limbeck.core.context import RunContext  # noqa: E402
+from limbeck.core.engine import Engine, EngineSettings  # noqa: E402
 from limbeck.core.errors import ConfigError, DataError  # noqa: E402
 from limbeck.core.method import Built, Setup, Stage, Terms  # noqa: E402
 from limbeck.core.optim import Optim  # noqa: E402
 from limbeck.core.random import Draws  # noqa: E402
+from limbeck.core.step import Stepper  # noqa: E402
 from limbeck.functional.schedule import linear  # noqa: E402
 from limbeck.methods.language.taid import CARD, Taid  # noqa: E402
 from limbeck.objectives.sampling import OnPolicy, Replay, _Words  # noqa: E402
@@ -78,7 +80,7 @@ def bound(setup: Setup | None = None, **changes: Any) -> tuple[Taid, RunContext,
     method = Taid(**changes)
     method.bind(setup or setup_of())
     engine = Engine(EngineSettings(device="cpu", log_every=1))
-    engine._prepare(method)
+    engine.prepare(method)
     return method, RunContext(engine, method, engine.stages[0], engine.device), engine
 
 
@@ -506,15 +508,15 @@ def test_a_stopped_run_with_replay_goes_on_exactly(tmp_path: Path) -> None:
     Engine(EngineSettings(device="cpu"), 0, tmp_path / "whole").run(whole)
     settings = EngineSettings(device="cpu", save_every=3)
     engine = Engine(settings, 0, tmp_path / "parts")
-    real = engine._step
+    real = Stepper.take
 
-    def broken(m: Any, stage: Any, ctx: Any, step: int, *rest: Any) -> Any:
+    def broken(self: Stepper, step: int, micro: Any) -> Any:
         if step == 4:
             raise KeyboardInterrupt
-        return real(m, stage, ctx, step, *rest)
+        return real(self, step, micro)
 
-    engine._step = broken  # type: ignore[method-assign]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Stepper, "take", broken)
         engine.run(parts)
     again = make()
     Engine(settings, 0, tmp_path / "parts").run(again)

@@ -242,7 +242,7 @@ class Mtt(Method):
         def loss(module: nn.Module, batch: Batch, inner: Any) -> Tensor:
             return F.cross_entropy(module(batch["x"]), batch["y"])
 
-        from limbeck.core.engine import fit
+        from limbeck.core.inner import fit
 
         queries = [_Enter(task), *([Augment(task.strategy, task.align_corners)] if task.strategy else [])]
         fit(

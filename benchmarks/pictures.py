@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.tasks.data import ArrayData, Splits
+from limbeck.data.items import ArrayData, Splits
 
 
 def pictures(items: int, size: int, channels: int, classes: int) -> Splits:

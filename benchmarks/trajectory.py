@@ -17,7 +17,7 @@ from torch import Tensor
 
 from benchmarks.harness import Check, Report, Row, Say, cpu_seconds, interleave, peak_growth, quiet, ratios, spread
 from limbeck.functional.matching import Trajectory, flat_parameters, flat_step_loss, syn_batches, trajectory_gradient
-from limbeck.models.convnet import ConvNet
+from limbeck.networks.convnet import ConvNet
 
 MODES = {"unrolled": "unrolled", "exact": "exact", "two-pass": "first_order"}
 

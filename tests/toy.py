@@ -14,7 +14,7 @@ from limbeck.core.method import Batch, Built, Context, Method, Objective, Query,
 from limbeck.core.optim import Optim
 from limbeck.core.role import Role, averaged
 from limbeck.core.task import Task
-from limbeck.tasks.data import ArrayData
+from limbeck.data.items import ArrayData
 
 CLASSES, WIDTH = 3, 6
 

@@ -15,9 +15,9 @@ from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
-from limbeck.tasks.columns import Target
-from limbeck.tasks.data import Splits
-from limbeck.tasks.sources import Source
+from limbeck.data.columns import Target
+from limbeck.data.items import Splits
+from limbeck.data.sources import Source
 
 
 @dataclass
@@ -191,7 +191,7 @@ class GivenData(Source):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """As every other source of arrays reads them: integers are classes, 0/1 matrices several labels, floats numbers."""
-        from limbeck.tasks.arrays import from_datasets
+        from limbeck.data.arrays import from_datasets
 
         return from_datasets(self.made, target, size, memory_mb=4096, names=None, where="data")
 

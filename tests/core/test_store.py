@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from limbeck.core import disk, store, weights
 from limbeck.core.disk import atomic_folder
 from limbeck.core.errors import CheckpointCorrupt, ConfigError, StorageError
-from limbeck.core.store import Checkpoints, hash_tree, load_tree, save_tree
+from limbeck.core.store import Checkpoints, hash_tree, load_tree, remembered, save_tree
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -814,3 +814,20 @@ def test_complete_folders_and_cleared_checkpoints(tmp_path: Path) -> None:
     checkpoints.save(20, state(20))
     checkpoints.clear()
     assert os.listdir(tmp_path) == []
+
+
+def test_values_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path / "w"))
+    calls = []
+
+    def make() -> dict[str, Any]:
+        calls.append(1)
+        return {"x": torch.ones(2)}
+
+    a = remembered("thing", {"k": 1}, make)
+    b = remembered("thing", {"k": 1}, make)
+    remembered("thing", {"k": 2}, make)
+    assert torch.equal(a["x"], b["x"]) and len(calls) == 2
+    for folder in (tmp_path / "w").iterdir():  # damaged ones are made again
+        (folder / "tree.json").write_text("{")
+    assert torch.equal(remembered("thing", {"k": 1}, make)["x"], a["x"]) and len(calls) == 3

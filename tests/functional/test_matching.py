@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from limbeck.core.errors import ConfigError, DataError, ShapeError
 from limbeck.core.random import Draws
 from limbeck.functional import augment, matching
-from limbeck.models import ConvNet
+from limbeck.networks import ConvNet
 
 F64 = torch.float64
 quick = settings(max_examples=10, deadline=None)

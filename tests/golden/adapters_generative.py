@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck.functional import augment, diffusion, matching, zca
-from limbeck.models import ConvNet
+from limbeck.networks import ConvNet
 
 Arrays = Mapping[str, np.ndarray]
 Adapter = Callable[[Arrays, Mapping[str, Any]], dict[str, Any]]

@@ -14,10 +14,10 @@ from limbeck.core.errors import ConfigError, DataError, ShapeError, TeacherMisma
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.signal import Signal
+from limbeck.data.columns import Target
+from limbeck.data.items import ArrayData, Kind, Part, Splits, choose, divide
+from limbeck.data.sources import Source
 from limbeck.tasks.classification import Classification, match_classes
-from limbeck.tasks.columns import Target
-from limbeck.tasks.data import ArrayData, Kind, Part, Splits, choose, divide
-from limbeck.tasks.sources import Source
 
 
 class Held(Source):

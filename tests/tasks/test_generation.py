@@ -16,30 +16,26 @@ from limbeck.core.inner import fit
 from limbeck.core.method import Built
 from limbeck.core.optim import Optim
 from limbeck.core.signal import Signal
+from limbeck.data.items import ArrayData, Splits
+from limbeck.data.sources import Source, Target
 from limbeck.functional import diffusion
-from limbeck.models.residual_mlp import ResidualMLP
+from limbeck.models.denoiser import Denoiser
+from limbeck.networks import FeatureNet, ResidualMLP
 from limbeck.tasks.classification import Classification
-from limbeck.tasks.data import ArrayData, Splits
 from limbeck.tasks.generation import (
-    Denoiser,
     Generation,
     fresh_ids,
-    make_schedule,
-    remembered,
     sample_guided,
     write_grid,
 )
 from limbeck.tasks.sampler import (
-    FeatureNet,
     SamplerArtifact,
     Students,
     classifier_free,
     conditional,
-    describe_schedule,
-    read_schedule,
     reading,
 )
-from limbeck.tasks.sources import Source, Target
+from limbeck.tasks.schedules import describe_schedule, make_schedule, read_schedule
 
 
 @pytest.fixture(scope="module")
@@ -261,20 +257,6 @@ def test_the_probe_asks_for_every_class(task: Generation) -> None:
     z, y = task.probe()
     assert z.shape == (30, 1, 8, 8) and set(y.tolist()) == set(range(10))
     assert torch.equal(z, task.probe()[0])
-
-
-def test_values_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path / "w"))
-    calls = []
-
-    def make() -> dict[str, Any]:
-        calls.append(1)
-        return {"x": torch.ones(2)}
-
-    a = remembered("thing", {"k": 1}, make)
-    b = remembered("thing", {"k": 1}, make)
-    remembered("thing", {"k": 2}, make)
-    assert torch.equal(a["x"], b["x"]) and len(calls) == 2
 
 
 def test_features_of_larger_pictures() -> None:

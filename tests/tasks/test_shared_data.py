@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from limbeck.data.items import ArrayData, Part
+from limbeck.data.sources import Arrays
+from limbeck.data.tables import Parquet, Table
+from limbeck.models.small import CifarResNetModel
 from limbeck.tasks.classification import Classification
-from limbeck.tasks.data import ArrayData, Part
-from limbeck.tasks.models import CifarResNet
-from limbeck.tasks.sources import Arrays
-from limbeck.tasks.tables import Parquet, Table
 
 SHARED = Path(os.environ.get("LIMBECK_SHARED_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -48,7 +48,7 @@ def test_the_shared_resnet_scores_what_it_is_known_to_score(depth: int) -> None:
     data = shared("cifar10")
     task = Classification(Arrays(str(data)))
     task.load()
-    model = CifarResNet(
+    model = CifarResNetModel(
         depth,
         checkpoint=str(weights),
         labels=str(data / "classes.json"),

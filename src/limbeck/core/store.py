@@ -44,6 +44,7 @@ from limbeck.core.disk import (
     remove_folder,
     storage_error,
     verify_folder,
+    workspace,
 )
 from limbeck.core.errors import CheckpointCorrupt, ConfigError, StorageError
 from limbeck.core.weights import (
@@ -76,6 +77,7 @@ __all__ = [
     "load_strict",
     "load_tree",
     "read_manifest",
+    "remembered",
     "safe_name",
     "save_state_dict",
     "save_tree",
@@ -614,6 +616,22 @@ def _canonical(value: Any, where: str = "", depth: int = 0) -> Any:
 def is_complete(folder: StrPath) -> bool:
     """Whether a folder was written to its end: it appears under its name only then, manifest included."""
     return (Path(folder) / "manifest.json").is_file()
+
+
+def remembered(name: str, parts: dict[str, Any], make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, kept in the workspace and made once for every run that asks with the same ``parts``.
+
+    Args:
+        name: what it is, the beginning of its folder's name.
+        parts: everything it depends on, as a tree.
+        make: makes it, as a tree (see `save_tree`); called where there is none yet, or a damaged one.
+    """
+    folder = workspace() / f"{name}-{hash_tree(parts)[:20]}"
+    try:
+        return load_tree(folder)
+    except (CheckpointCorrupt, StorageError):  # not there yet, or damaged
+        save_tree(folder, make())
+        return load_tree(folder)
 
 
 def safe_name(text: str) -> str:

@@ -1,8 +1,6 @@
-"""Networks that no library offers: those of data set distillation, and a residual MLP that denoises tiny images."""
+"""Ways to get a network that a recipe may name: of our own, a library's, the user's, an earlier run's, several as one.
+
+The networks of our own as plain modules are in ``limbeck.networks``.
+"""
 
 from __future__ import annotations
-
-from limbeck.models.convnet import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
-from limbeck.models.residual_mlp import ResidualMLP
-
-__all__ = ["MLP", "VGG11", "AlexNet", "ConvNet", "LeNet", "ResNet18", "ResNet18AP", "ResidualMLP"]

@@ -8,10 +8,11 @@ from __future__ import annotations
 from limbeck.objectives.criterion import Criterion
 from limbeck.objectives.feature import AttentionTransfer, FeatureMatch, Relation
 from limbeck.objectives.output import Divergence, Kl, Supervised
-from limbeck.objectives.queries import Crop, Cutmix, Flip, Mixup, Noise
+from limbeck.objectives.queries import Augment, Crop, Cutmix, Flip, Mixup, Noise
 
 __all__ = [
     "AttentionTransfer",
+    "Augment",
     "Criterion",
     "Crop",
     "Cutmix",

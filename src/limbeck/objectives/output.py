@@ -111,7 +111,7 @@ class Kl(Divergence):
         super().__init__("forward", weight, temperature, scale_t2)
 
 
-class Imported(Objective):
+class ImportedObjective(Objective):
     """The user's own objective: a function (student, teacher, batch, context) -> Term or per-item values.
 
     Naming it runs its module's code.

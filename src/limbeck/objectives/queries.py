@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import ConfigError
 from limbeck.core.imports import imported
 from limbeck.core.method import Batch, Context, Query
+from limbeck.functional.augment import dsa, keyed_draw, strategy_names
 
 
 def _key(batch: Batch) -> Tensor:
@@ -151,7 +152,25 @@ class Noise(Query):
         return {**batch, "x": x + self.std * ctx.draws.randn("noise", _key(batch), tuple(x.shape[1:])).to(x.device)}
 
 
-class Imported(Query):
+class Augment(Query):
+    """Differentiable augmentation (Zhao and Bilen 2021), each item its own draw.
+
+    Args:
+        strategy: names joined by ``_``.
+        align_corners: of rotations and scalings.
+    """
+
+    def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate", align_corners: bool = True) -> None:
+        strategy_names(strategy)
+        self.strategy, self.align_corners = strategy, align_corners
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Augmented items."""
+        draw = keyed_draw(ctx.draws, batch["item"])
+        return {**batch, "x": dsa(batch["x"], self.strategy, draw, align_corners=self.align_corners)}
+
+
+class ImportedQuery(Query):
     """The user's own query: a function (batch, context) -> batch. Naming it runs its module's code.
 
     Args:

@@ -17,7 +17,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Context, Data, Method, Query
 from limbeck.core.random import Draws
 from limbeck.core.signal import evaluating
-from limbeck.tasks.language import IGNORE, make_batch
+from limbeck.tasks.tokens import IGNORE, make_batch
 
 
 class OnPolicy(Query):

@@ -20,7 +20,8 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Context, Method
 from limbeck.core.role import Role
 from limbeck.functional.chunked import chunked_divergence, chunked_head, chunked_logits
-from limbeck.tasks.language import IGNORE, head_of, shifted
+from limbeck.tasks.causal import head_of
+from limbeck.tasks.tokens import IGNORE, shifted
 
 Kind = Literal[
     "forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd", "taid"

@@ -1,3 +1,3 @@
-"""What students are for: one file per task family, beside the data sources and models that families share."""
+"""What students are for, one family a file: data as batches, the supervised loss, metrics, what is made and judged."""
 
 from __future__ import annotations

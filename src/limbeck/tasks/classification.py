@@ -16,10 +16,10 @@ from limbeck.core.errors import CacheMismatch, ConfigError, DataError, LimbeckEr
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.signal import Signal, device_of, evaluating
 from limbeck.core.task import Task
+from limbeck.data.columns import Target
+from limbeck.data.items import Items, Kind, Part, check_items, choose, divide
+from limbeck.data.sources import Digits, Source
 from limbeck.functional.metrics import calibration_error, calibration_table
-from limbeck.tasks.columns import Target
-from limbeck.tasks.data import Items, Kind, Part, check_items, choose, divide
-from limbeck.tasks.sources import Digits, Source
 
 if TYPE_CHECKING:
     from limbeck.run import Bench

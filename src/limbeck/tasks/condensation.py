@@ -14,14 +14,15 @@ from torch import Tensor, nn
 from limbeck import functional as F
 from limbeck.core.artifact import Artifact
 from limbeck.core.errors import ConfigError, DataError
-from limbeck.core.method import Batch, Built, Context, Query
+from limbeck.core.method import Batch, Built
 from limbeck.core.optim import Optim
 from limbeck.core.random import Draws, key_of, seed_modules
-from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+from limbeck.data.items import digest
+from limbeck.data.sources import Digits, Source
+from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
+from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
-from limbeck.tasks.data import digest
-from limbeck.tasks.sources import Digits, Source
 
 if TYPE_CHECKING:
     from limbeck.run import Bench
@@ -331,24 +332,6 @@ class SetData:
         return digest(self.images, self.y)
 
 
-class Augment(Query):
-    """Differentiable augmentation, each item its own draw.
-
-    Args:
-        strategy: names joined by ``_``.
-        align_corners: of rotations and scalings.
-    """
-
-    def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate", align_corners: bool = True) -> None:
-        strategy_names(strategy)
-        self.strategy, self.align_corners = strategy, align_corners
-
-    def __call__(self, batch: Batch, ctx: Context) -> Batch:
-        """Augmented items."""
-        draw = keyed_draw(ctx.draws, batch["item"])
-        return {**batch, "x": dsa(batch["x"], self.strategy, draw, align_corners=self.align_corners)}
-
-
 class SetArtifact(Artifact):
     """A synthetic data set with its labels and step size.
 
@@ -478,7 +461,7 @@ def _central(flat: np.ndarray[Any, Any], count: int, how: Baseline, seed: int) -
 
 def _pool() -> dict[str, Any]:
     """The architectures a synthetic set is also judged with: name -> (shape, classes) -> network."""
-    from limbeck.models import convnet as nets
+    from limbeck.networks import convnet as nets
 
     def depth(shape: tuple[int, ...]) -> int:
         return 2 if min(shape[-2:]) <= 16 else 3

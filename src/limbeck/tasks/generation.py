@@ -15,27 +15,27 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, TeacherMismatch
+from limbeck.core.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.optim import Optim
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal
-from limbeck.core.task import Model, Task
-from limbeck.core.weights import fingerprint, load_state_dict, load_strict
+from limbeck.core.store import remembered
+from limbeck.core.task import Task
+from limbeck.core.weights import fingerprint, load_strict
+from limbeck.data.sources import Digits, Source
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
 from limbeck.functional.metrics import frechet_distance, moments
-from limbeck.models.residual_mlp import ResidualMLP
+from limbeck.networks import FeatureNet
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.sampler import (
-    FeatureNet,
     SamplerArtifact,
     classifier_free,
     conditional,
-    describe_schedule,
     reading,
 )
-from limbeck.tasks.sources import Digits, Source
+from limbeck.tasks.schedules import describe_schedule, make_schedule
 
 if TYPE_CHECKING:
     from limbeck.core.artifact import Artifact
@@ -466,79 +466,6 @@ class Generation(Task):
         return {"pictures": [{"file": "samples.png", "title": f"samples at w = {w:g}", "rows": [t for t, _ in rows]}]}
 
 
-# ------------------------------------------------------------------------------------------------------------- models
-
-
-class Denoiser(Model):
-    """A residual MLP for pictures up to 16x16 or so: a teacher that one core trains in a minute.
-
-    Args:
-        width: width of the residual stream.
-        blocks: number of blocks.
-        mean_type: what its output means: ``v``, ``x``, ``eps`` or ``both``.
-        guided: take the guidance weight as an input (students of guided distillation).
-        checkpoint: weights to load, strictly.
-    """
-
-    def __init__(
-        self,
-        width: int = 256,
-        blocks: int = 4,
-        mean_type: Kind = "v",
-        guided: bool = False,
-        checkpoint: str | None = None,
-    ) -> None:
-        if width < 1 or blocks < 1:
-            raise ValueError("width and blocks must be 1 or more")
-        self.width, self.blocks, self.guided, self.checkpoint = width, blocks, guided, checkpoint
-        self.mean_type: Kind = mean_type
-
-    def build(self, task: Task) -> Built:
-        """The network for the task's pictures, its null condition after the last class."""
-        if not isinstance(task, Generation):
-            raise ConfigError(
-                "model", "a denoiser makes samples", given=type(task).__name__, expected="task=generation"
-            )
-        task.load()
-        channels, side, across = task.shape
-        if side != across:
-            raise DataError(
-                "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
-            )
-        module = ResidualMLP(
-            channels, side, task.classes, self.width, self.blocks, kind=self.mean_type, guidance=self.guided
-        )
-        if self.checkpoint is not None:
-            load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
-        return Built(module, labels=task.labels, model=self)
-
-    def describe(self, module: nn.Module) -> dict[str, Any]:
-        """What ``sampler.json`` must say to open it again."""
-        return {"library": "limbeck", "config": dict(module.config)}  # type: ignore[arg-type]
-
-
-def open_denoiser(folder: Path, about: dict[str, Any]) -> nn.Module:
-    """A saved residual MLP of a sampler's folder."""
-    module = ResidualMLP(**about["model"]["config"])
-    path = folder / "student.safetensors"
-    load_strict(module, load_state_dict(path), str(path))
-    return module.eval()
-
-
-def opener(about: dict[str, Any]) -> Callable[[Path, dict[str, Any]], nn.Module]:
-    """Who opens the networks of a sampler's folder."""
-    library = about["model"].get("library")
-    if library == "limbeck":
-        return open_denoiser
-    if library == "diffusers":
-        from limbeck.tasks.diffusers_models import open_diffusers
-
-        return open_diffusers
-    raise CheckpointCorrupt(
-        "sampler.json", f"its networks are of {about['model'].get('name')}, which only the task can build"
-    )
-
-
 # ---------------------------------------------------------------------------------------------------------- functions
 
 
@@ -596,38 +523,6 @@ def sample_guided(
             parts.append(diffusion.ddim_sample(predict, start, steps, schedule, said.mean_type, clip_x=clip))
     module.train(was)
     return ((torch.cat(parts) + 1.0) * 0.5).clamp(0.0, 1.0)
-
-
-def make_schedule(name: str, zero_terminal_snr: bool = False) -> Schedule:
-    """A noise schedule by name, or that of a diffusers scheduler's folder or ``scheduler_config.json``.
-
-    Raises:
-        ConfigError: unknown name; a scheduler without ``alphas_cumprod``; rescaling a continuous schedule.
-
-    Example:
-        >>> type(make_schedule("cosine")).__name__
-        'CosineSchedule'
-    """
-    if name in ("cosine", "linear"):
-        if zero_terminal_snr and name == "linear":
-            raise ConfigError("task.zero_terminal_snr", "a continuous linear schedule cannot be rescaled")
-        return diffusion.CosineSchedule() if name == "cosine" else diffusion.LinearSchedule()
-    from limbeck.tasks.diffusers_models import read_scheduler
-
-    return diffusion.DiscreteSchedule.from_alphas_cumprod(read_scheduler(name, zero_terminal_snr))
-
-
-def remembered(name: str, parts: dict[str, Any], make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """What ``make`` returns, kept in the workspace under a key of ``parts``."""
-    from limbeck.core import store
-    from limbeck.run import workspace
-
-    folder = workspace() / f"{name}-{store.hash_tree(parts)[:20]}"
-    if not store.is_complete(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        store.save_tree(folder, make())
-    found: dict[str, Any] = store.load_tree(folder)
-    return found
 
 
 def write_grid(rows: Sequence[Tensor], path: Path, least: int = 320) -> None:

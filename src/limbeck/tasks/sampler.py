@@ -1,4 +1,4 @@
-"""What a run of diffusion distillation makes: a sampler that takes few steps, and how samplers are judged.
+"""What a run of diffusion distillation makes: a sampler that takes few steps.
 
 A denoiser is a module ``(z [N, C, H, W], logsnr [N], labels [N]) -> output``, and with a fourth argument ``w [N]`` where
 it takes the guidance weight as an input. Three attributes say how it is spoken to: ``mean_type`` (or ``kind``: what its
@@ -9,7 +9,7 @@ output means), ``null_condition`` (or ``null_class``: the index that stands for 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -22,7 +22,8 @@ from limbeck.core.errors import CheckpointCorrupt, ConfigError
 from limbeck.core.method import Built
 from limbeck.core.random import Draws
 from limbeck.functional import diffusion
-from limbeck.functional.diffusion import DiscreteSchedule, Kind, Predict, Schedule
+from limbeck.functional.diffusion import Kind, Predict, Schedule
+from limbeck.tasks.schedules import describe_schedule, read_schedule
 
 if TYPE_CHECKING:
     from limbeck.run import Bench
@@ -467,7 +468,7 @@ class SamplerArtifact(NetworkArtifact):
         Raises:
             CheckpointCorrupt: ``sampler.json`` is missing or does not say what it should; weights that do not fit.
         """
-        from limbeck.tasks.generation import opener
+        from limbeck.models.denoiser import opener
 
         folder = Path(folder)
         try:
@@ -521,76 +522,3 @@ class SamplerArtifact(NetworkArtifact):
         except ConfigError:
             return False
         return True
-
-
-# ----------------------------------------------------------------------------------------------------------- schedules
-
-
-def describe_schedule(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as plain values."""
-    if isinstance(schedule, DiscreteSchedule):
-        alphas, _ = diffusion.alpha_sigma(schedule.table)
-        return {"kind": "discrete", "alphas_cumprod": alphas.square().tolist(), "logsnr": schedule.table.tolist()}
-    if isinstance(schedule, diffusion.CosineSchedule):
-        return {"kind": "cosine", "logsnr_min": schedule.logsnr_min, "logsnr_max": schedule.logsnr_max}
-    if isinstance(schedule, diffusion.LinearSchedule):
-        return {"kind": "linear", "beta_min": schedule.beta_min, "beta_max": schedule.beta_max}
-    raise ConfigError("schedule", given=type(schedule).__name__, expected="a cosine, linear or discrete schedule")
-
-
-def read_schedule(about: Mapping[str, Any]) -> Schedule:
-    """The schedule that :func:`describe_schedule` described."""
-    kind = about["kind"]
-    if kind == "discrete":
-        return DiscreteSchedule(torch.tensor(about["logsnr"], dtype=torch.float64))
-    if kind == "cosine":
-        return diffusion.CosineSchedule(float(about["logsnr_min"]), float(about["logsnr_max"]))
-    if kind == "linear":
-        return diffusion.LinearSchedule(float(about["beta_min"]), float(about["beta_max"]))
-    raise ValueError(f"schedule {kind!r}")
-
-
-# ------------------------------------------------------------------------------------------------------------- metrics
-
-
-class FeatureNet(nn.Module):
-    """The small classifier whose penultimate features the Fréchet distance is taken in.
-
-    Up to 1,024 input values a perceptron with 128 and 32 units; above, three strided convolutions.
-
-    Args:
-        shape: (channels, height, width) of a picture.
-        classes: number of classes.
-        width: size of the features.
-
-    Example:
-        >>> net = FeatureNet((1, 8, 8), 10)
-        >>> net.embed(torch.zeros(2, 1, 8, 8)).shape, net(torch.zeros(2, 1, 8, 8)).shape
-        (torch.Size([2, 32]), torch.Size([2, 10]))
-    """
-
-    def __init__(self, shape: Sequence[int], classes: int, width: int = 32) -> None:
-        super().__init__()
-        channels, height, across = shape
-        values = channels * height * across
-        if values <= 1024:
-            body: list[nn.Module] = [nn.Flatten(), nn.Linear(values, 128), nn.ReLU()]
-            last = 128
-        else:
-            body, last = [], channels
-            for size in (32, 64, 128):
-                body += [nn.Conv2d(last, size, 3, stride=2, padding=1), nn.GroupNorm(8, size), nn.ReLU()]
-                last = size
-            body += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-        self.body = nn.Sequential(*body, nn.Linear(last, width), nn.ReLU())
-        self.head = nn.Linear(width, classes)
-
-    def embed(self, x: Tensor) -> Tensor:
-        """Features [N, width] of pictures [N, C, H, W] in [0, 1]."""
-        out: Tensor = self.body(x * 2.0 - 1.0)
-        return out
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, classes]."""
-        out: Tensor = self.head(self.embed(x))
-        return out

@@ -21,7 +21,7 @@ from limbeck.core.random import Draws
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import XEps
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit
-from limbeck.models.residual_mlp import ResidualMLP
+from limbeck.networks.residual_mlp import ResidualMLP
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.sampler import SamplerArtifact
 

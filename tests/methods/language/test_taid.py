@@ -26,12 +26,13 @@ from limbeck.core.method import Built, Setup, Stage, Terms  # noqa: E402
 from limbeck.core.optim import Optim  # noqa: E402
 from limbeck.core.random import Draws  # noqa: E402
 from limbeck.core.step import Stepper  # noqa: E402
+from limbeck.data.text import Document, TextSource  # noqa: E402
 from limbeck.functional.schedule import linear  # noqa: E402
 from limbeck.methods.language.taid import CARD, Taid  # noqa: E402
+from limbeck.models.causal_lm import CausalLm  # noqa: E402
 from limbeck.objectives.sampling import OnPolicy, Replay, _Words  # noqa: E402
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence, Tokens  # noqa: E402
-from limbeck.tasks.language import CausalLm, Language  # noqa: E402
-from limbeck.tasks.text import Document, TextSource  # noqa: E402
+from limbeck.tasks.language import Language  # noqa: E402
 
 KINDS = ["taid", "forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd"]
 Z_S, Z_P = torch.tensor([[[0.0, 1.0, 2.0]]]), torch.tensor([[[2.0, 1.0, 0.0]]])

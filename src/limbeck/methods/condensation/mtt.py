@@ -29,7 +29,8 @@ from limbeck.core.store import hash_tree
 from limbeck.core.task import Task
 from limbeck.functional.augment import dsa, keyed_draw
 from limbeck.functional.matching import flat_parameters, flat_step_loss, syn_batches, trajectory_gradient, unflatten
-from limbeck.tasks.condensation import Augment, Condensation, LearnedLabels, SetArtifact, StepSize, SyntheticSet
+from limbeck.objectives.queries import Augment
+from limbeck.tasks.condensation import Condensation, LearnedLabels, SetArtifact, StepSize, SyntheticSet
 
 CARD = Card(
     number=None,

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from limbeck.core.errors import ConfigError, ShapeError
-from limbeck.models import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
+from limbeck.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
 
 POOL: list[Any] = [MLP, LeNet, AlexNet, VGG11, ResNet18, ResNet18AP]
 

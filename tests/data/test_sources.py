@@ -14,9 +14,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from limbeck.core.errors import ConfigError, DataError
-from limbeck.tasks.arrays import as_inputs, as_targets, from_datasets, read_names
-from limbeck.tasks.sources import Arrays, Digits, Folder, Imported, TorchvisionSet
-from tests.tasks.picture_files import noise, write_folder
+from limbeck.data.arrays import as_inputs, as_targets, from_datasets, read_names
+from limbeck.data.sources import Arrays, Digits, Folder, ImportedSource, TorchvisionSet
+from tests.data.picture_files import noise, write_folder
 
 
 def names_of(split: Any, labels: list[str]) -> list[str]:
@@ -322,9 +322,9 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def test_the_user_s_own_function(user: str) -> None:
-    found = Imported(f"{user}:pair", {"n": 4}).read()
+    found = ImportedSource(f"{user}:pair", {"n": 4}).read()
     assert found.labels == ["0", "1", "2"] and found.train.y.tolist() == [0, 1, 2, 0] and found.train.shape == (2,)
-    found = Imported(f"{user}:splits").read()
+    found = ImportedSource(f"{user}:splits").read()
     assert found.labels == ["a", "b", "c"] and len(found.test) == 3
 
 
@@ -340,7 +340,7 @@ def test_the_user_s_own_function(user: str) -> None:
 )
 def test_functions_that_give_no_data(user: str, name: str, said: str) -> None:
     with pytest.raises((DataError, ConfigError), match=said):
-        Imported(f"{user}:{name}").read()
+        ImportedSource(f"{user}:{name}").read()
 
 
 # ------------------------------------------------------------------------------------------------------ torchvision

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from limbeck.core.errors import DataError
-from limbeck.tasks.data import Kind
+from limbeck.data.items import Kind
 
 Target = Literal["auto", "label", "labels", "number"]
 Where = Callable[[int], str]

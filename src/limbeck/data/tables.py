@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from limbeck.core.errors import ConfigError, DataError, require
-from limbeck.tasks.arrays import read_names
-from limbeck.tasks.columns import Target, read_features, read_targets, some
-from limbeck.tasks.data import ArrayData, Splits, as_path
-from limbeck.tasks.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
-from limbeck.tasks.sources import SPLITS, PictureSource, assemble
+from limbeck.data.arrays import read_names
+from limbeck.data.columns import Target, read_features, read_targets, some
+from limbeck.data.items import ArrayData, Splits, as_path
+from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
+from limbeck.data.sources import SPLITS, PictureSource, assemble
 
 
 class Rows:

@@ -12,8 +12,8 @@ import torch
 from PIL import Image
 
 from limbeck.core.errors import DataError
-from limbeck.tasks.pictures import Blob, Unreadable, decode, fit, list_pictures, load_pictures
-from tests.tasks.picture_files import deep_png, encode, noise
+from limbeck.data.pictures import Blob, Unreadable, decode, fit, list_pictures, load_pictures
+from tests.data.picture_files import deep_png, encode, noise
 
 
 def hwc(x: torch.Tensor) -> np.ndarray:

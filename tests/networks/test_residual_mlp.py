@@ -9,7 +9,7 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError, ShapeError
 from limbeck.functional import diffusion as D
-from limbeck.models import ResidualMLP
+from limbeck.networks import ResidualMLP
 
 
 def small(**more: object) -> ResidualMLP:

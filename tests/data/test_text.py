@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from limbeck.core.errors import DataError
-from limbeck.tasks.text import (
+from limbeck.data.text import (
     Document,
     PythonHelp,
     TextFiles,

@@ -18,23 +18,17 @@ from limbeck.core.recipe import make
 from limbeck.core.role import Contract
 from limbeck.core.store import save_state_dict
 from limbeck.core.task import Model
-from limbeck.models import cifar_resnet
+from limbeck.data.columns import Target
+from limbeck.data.items import ArrayData, Kind, Splits
+from limbeck.data.sources import Source
+from limbeck.models.classifier import Classifier
+from limbeck.models.ensemble import Ensemble, EnsembleOf
+from limbeck.models.from_run import FromRun
+from limbeck.models.imported import ImportedModel
+from limbeck.models.libraries import Timm, Torchvision
+from limbeck.models.small import CifarResNetModel, ConvNetModel, MlpModel
+from limbeck.networks import cifar_resnet
 from limbeck.tasks.classification import Classification
-from limbeck.tasks.columns import Target
-from limbeck.tasks.data import ArrayData, Kind, Splits
-from limbeck.tasks.models import (
-    CifarResNet,
-    ConvNetModel,
-    Ensemble,
-    EnsembleOf,
-    FromRun,
-    Imported,
-    Mlp,
-    Network,
-    Timm,
-    Torchvision,
-)
-from limbeck.tasks.sources import Source
 
 
 class Held(Source):
@@ -78,7 +72,7 @@ ABC = ["ant", "bee", "cow"]
     ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
 )
 def test_the_resnets_of_cifar_have_their_published_sizes(depth: int, parameters: int) -> None:
-    net = getattr(cifar_resnet, f"resnet{depth}")()
+    net = cifar_resnet.CifarResNet(depth)
     assert sum(p.numel() for p in net.parameters()) == parameters
     assert {n.split(".")[0] for n in net.state_dict()} == {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
 
@@ -97,23 +91,23 @@ def test_a_shortcut_without_parameters_pads_in_front_and_behind() -> None:
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
-        (Mlp([5, 4], dropout=0.1), (1, 8, 8)),
-        (Mlp([]), (7,)),
+        (MlpModel([5, 4], dropout=0.1), (1, 8, 8)),
+        (MlpModel([]), (7,)),
         (ConvNetModel(8), (3, 16, 16)),
-        (CifarResNet(8, 4), (1, 12, 12)),
+        (CifarResNetModel(8, 4), (1, 12, 12)),
         (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
         (Timm("test_resnet"), (1, 32, 32)),
     ],
 )
-def test_networks_answer_with_the_task_s_classes(model: Network, shape: tuple[int, ...]) -> None:
+def test_networks_answer_with_the_task_s_classes(model: Classifier, shape: tuple[int, ...]) -> None:
     task = task_of(ABC, shape)
     built = model.build(task)
     assert answers(task, built, 2).shape == (2, 3)
     assert built.labels == ABC and built.contract.classes is None and built.model is model and not model.trained
 
 
-@pytest.mark.parametrize("model", [ConvNetModel(8), CifarResNet(8), Timm("test_resnet"), Torchvision("resnet18")])
-def test_picture_networks_refuse_rows(model: Network) -> None:
+@pytest.mark.parametrize("model", [ConvNetModel(8), CifarResNetModel(8), Timm("test_resnet"), Torchvision("resnet18")])
+def test_picture_networks_refuse_rows(model: Classifier) -> None:
     with pytest.raises(ConfigError, match=r"rows of 7 numbers.*mlp"):
         model.build(task_of(ABC, (7,)))
 
@@ -127,17 +121,17 @@ def test_pictures_whose_channels_fit_no_contract() -> None:
 @pytest.mark.parametrize(
     ("cls", "settings", "said"),
     [
-        (Mlp, {"hidden": [0]}, "hidden"),
-        (Mlp, {"dropout": 1.0}, "dropout"),
-        (Mlp, {"mean": [0.5]}, "together"),
-        (Mlp, {"mean": [0.5], "std": [0.0]}, "std"),
-        (Mlp, {"mean": [0.5], "std": [1.0, 1.0]}, "same length"),
+        (MlpModel, {"hidden": [0]}, "hidden"),
+        (MlpModel, {"dropout": 1.0}, "dropout"),
+        (MlpModel, {"mean": [0.5]}, "together"),
+        (MlpModel, {"mean": [0.5], "std": [0.0]}, "std"),
+        (MlpModel, {"mean": [0.5], "std": [1.0, 1.0]}, "same length"),
         (ConvNetModel, {"width": 0}, "width"),
-        (CifarResNet, {"depth": 19}, "6n"),
+        (CifarResNetModel, {"depth": 19}, "6n"),
         (Timm, {"name": "x", "size": 0}, "size"),
         (EnsembleOf, {"members": []}, "members"),
-        (EnsembleOf, {"members": [Mlp()], "weights": [0.0]}, "weights"),
-        (Imported, {"function": "a:b", "channels": 0}, "channels"),
+        (EnsembleOf, {"members": [MlpModel()], "weights": [0.0]}, "weights"),
+        (ImportedModel, {"function": "a:b", "channels": 0}, "channels"),
     ],
 )
 def test_settings_out_of_range(cls: type[Model], settings: dict[str, Any], said: str) -> None:
@@ -147,7 +141,7 @@ def test_settings_out_of_range(cls: type[Model], settings: dict[str, Any], said:
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 def saved(tmp_path: Path, outputs: int = 3, names: list[str] | None = None) -> Path:
-    module = Mlp([5]).make((1, 8, 8), outputs)
+    module = MlpModel([5]).make((1, 8, 8), outputs)
     save_state_dict(tmp_path / "net.safetensors", module.state_dict())
     if names is not None:
         (tmp_path / "names.json").write_text(json.dumps(names))
@@ -157,44 +151,44 @@ def saved(tmp_path: Path, outputs: int = 3, names: list[str] | None = None) -> P
 def test_a_checkpoint_is_loaded_strictly(tmp_path: Path) -> None:
     path = saved(tmp_path)
     task = task_of(ABC)
-    model = Mlp([5], checkpoint=str(path), mean=[0.0], std=[1.0])
+    model = MlpModel([5], checkpoint=str(path), mean=[0.0], std=[1.0])
     assert model.trained
     one, two = answers(task, model.build(task)), answers(task, model.build(task))
     assert torch.equal(one, two)
     with pytest.raises(ShapeError, match="fc1"):
-        Mlp([6], checkpoint=str(path)).build(task)
+        MlpModel([6], checkpoint=str(path)).build(task)
     with pytest.raises(CheckpointCorrupt, match="fc2"):
-        Mlp([5, 5], checkpoint=str(path)).build(task)
+        MlpModel([5, 5], checkpoint=str(path)).build(task)
     with pytest.raises(CheckpointCorrupt):
-        Mlp([5], checkpoint=str(tmp_path / "none.safetensors")).build(task)
+        MlpModel([5], checkpoint=str(tmp_path / "none.safetensors")).build(task)
 
 
 def test_more_classes_in_another_order_are_mapped_by_name(tmp_path: Path) -> None:
     path = saved(tmp_path, 5, ["dog", "Cow", "elk", "ant", "bee"])
     task = task_of(ABC)
     given = {"checkpoint": str(path), "mean": [0.0], "std": [1.0]}
-    built = Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task)
+    built = MlpModel([5], labels=str(tmp_path / "names.json"), **given).build(task)
     assert built.contract.classes == (3, 4, 1) and built.labels == ["dog", "Cow", "elk", "ant", "bee"]
-    five = Mlp([5], **given).build(task_of(["dog", "Cow", "elk", "ant", "bee"]))
+    five = MlpModel([5], **given).build(task_of(["dog", "Cow", "elk", "ant", "bee"]))
     assert torch.equal(answers(task, built), answers(task, five)[:, [3, 4, 1]])
     with pytest.raises(TeacherMismatch, match=r"5 outputs.*3 classes.*labels=FILE"):
-        Mlp([5], **given).build(task)
+        MlpModel([5], **given).build(task)
     with pytest.raises(TeacherMismatch, match="no class 'fox'"):
-        Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task_of([*ABC, "fox"]))
+        MlpModel([5], labels=str(tmp_path / "names.json"), **given).build(task_of([*ABC, "fox"]))
     (tmp_path / "names.json").write_text('["a", "b"]')
     with pytest.raises(TeacherMismatch, match="2 names for 5 outputs"):
-        Mlp([5], labels=str(tmp_path / "names.json"), **given).build(task)
+        MlpModel([5], labels=str(tmp_path / "names.json"), **given).build(task)
 
 
 def test_names_beside_the_checkpoint_are_found(tmp_path: Path) -> None:
     path = saved(tmp_path)
     (tmp_path / "classes.txt").write_text("cow\nant\nbee\n")
-    built = Mlp([5], checkpoint=str(path)).build(task_of(ABC))
+    built = MlpModel([5], checkpoint=str(path)).build(task_of(ABC))
     assert built.contract.classes == (1, 2, 0)
 
 
 def test_a_checkpoint_without_names_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    Mlp([5], checkpoint=str(saved(tmp_path))).build(task_of(ABC))
+    MlpModel([5], checkpoint=str(saved(tmp_path))).build(task_of(ABC))
     assert "without class names" in caplog.text
 
 
@@ -209,10 +203,10 @@ def run_folder(folder: Path, task: Classification, model: Model) -> Built:
 @pytest.mark.parametrize(
     ("model", "shape"),
     [
-        (Mlp([6], "tanh"), (1, 8, 8)),
-        (Mlp([6]), (5,)),
+        (MlpModel([6], "tanh"), (1, 8, 8)),
+        (MlpModel([6]), (5,)),
         (ConvNetModel(8, depth=2), (3, 8, 8)),
-        (CifarResNet(8, 4), (1, 8, 8)),
+        (CifarResNetModel(8, 4), (1, 8, 8)),
         (Timm("test_resnet"), (1, 32, 32)),
         (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
     ],
@@ -238,18 +232,20 @@ def test_a_timm_student_is_opened_by_timm_alone(tmp_path: Path) -> None:
 
 
 def test_an_earlier_student_keeps_its_own_normalisation_size_and_order(tmp_path: Path) -> None:
-    built = run_folder(tmp_path / "run", task_of(ABC, (1, 8, 8)), Mlp([6]))
+    built = run_folder(tmp_path / "run", task_of(ABC, (1, 8, 8)), MlpModel([6]))
     other = task_of(["cow", "bee", "ant"], (3, 12, 12))
     again = FromRun(str(tmp_path / "run")).build(other)
     assert (again.contract.mean, again.contract.size, again.contract.channels) == (built.contract.mean, (8, 8), 1)
     assert again.contract.classes == (2, 1, 0)
-    direct = Mlp([6], checkpoint=str(tmp_path / "run" / "student.safetensors")).build(task_of(["cow", "bee", "ant"]))
+    direct = MlpModel([6], checkpoint=str(tmp_path / "run" / "student.safetensors")).build(
+        task_of(["cow", "bee", "ant"])
+    )
     assert direct.contract.mean == built.contract.mean and direct.contract.classes == (2, 1, 0)
 
 
 def test_numbers_are_brought_into_the_task_s_units(tmp_path: Path) -> None:
     metres = task_of(["height", "width"], (5,), "number", 1.0)
-    run_folder(tmp_path / "run", metres, Mlp([6]))
+    run_folder(tmp_path / "run", metres, MlpModel([6]))
     inches = task_of(["width", "height"], (5,), "number", 39.37)
     again = FromRun(str(tmp_path / "run")).build(inches)
     mine = answers(metres, FromRun(str(tmp_path / "run")).build(metres)) * metres.number_std + metres.number_mean
@@ -263,7 +259,7 @@ def test_folders_that_hold_no_student(tmp_path: Path) -> None:
     task = task_of(ABC)
     with pytest.raises(ConfigError, match=r"no student\.json"):
         FromRun(str(tmp_path)).build(task)
-    run_folder(tmp_path, task, Mlp([6]))
+    run_folder(tmp_path, task, MlpModel([6]))
     about = json.loads((tmp_path / "student.json").read_text())
 
     def rewritten(**changes: Any) -> None:
@@ -312,15 +308,15 @@ def user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def test_the_user_s_own_network(user: str, tmp_path: Path) -> None:
     task = task_of(ABC)
-    assert answers(task, Imported(f"{user}:plain", {"width": 9}).build(task)).shape == (5, 3)
-    assert answers(task, Imported(f"{user}:shaped", normalise=False).build(task)).shape == (5, 3)
+    assert answers(task, ImportedModel(f"{user}:plain", {"width": 9}).build(task)).shape == (5, 3)
+    assert answers(task, ImportedModel(f"{user}:shaped", normalise=False).build(task)).shape == (5, 3)
     (tmp_path / "four.txt").write_text("elk\ncow\nbee\nant\n")
-    model = Imported(f"{user}:ready", ready=True, labels=str(tmp_path / "four.txt"))
+    model = ImportedModel(f"{user}:ready", ready=True, labels=str(tmp_path / "four.txt"))
     built = model.build(task)
     assert model.trained and built.contract.classes == (3, 2, 1) and answers(task, built).shape == (5, 3)
-    state = Imported(f"{user}:plain").make((1, 8, 8), 3).state_dict()
+    state = ImportedModel(f"{user}:plain").make((1, 8, 8), 3).state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "net.pt")
-    assert Imported(f"{user}:plain", checkpoint=str(tmp_path / "net.pt")).build(task).labels == ABC
+    assert ImportedModel(f"{user}:plain", checkpoint=str(tmp_path / "net.pt")).build(task).labels == ABC
 
 
 @pytest.mark.parametrize(
@@ -334,7 +330,7 @@ def test_the_user_s_own_network(user: str, tmp_path: Path) -> None:
 )
 def test_functions_that_give_no_network(user: str, name: str, wrong: type[Exception], said: str) -> None:
     with pytest.raises(wrong, match=said):
-        Imported(f"{user}:{name}").build(task_of(ABC))
+        ImportedModel(f"{user}:{name}").build(task_of(ABC))
 
 
 # --------------------------------------------------------------------------------------------------------- libraries
@@ -426,15 +422,15 @@ def test_an_ensemble_averages_probabilities_in_the_task_s_order() -> None:
 
 def test_an_ensemble_of_models(tmp_path: Path) -> None:
     task = task_of(ABC)
-    run_folder(tmp_path / "a", task, Mlp([6]))
-    run_folder(tmp_path / "b", task_of(["cow", "elk", "bee", "ant"]), Mlp([4]))
+    run_folder(tmp_path / "a", task, MlpModel([6]))
+    run_folder(tmp_path / "b", task_of(["cow", "elk", "bee", "ant"]), MlpModel([4]))
     members: list[Model] = [FromRun(str(tmp_path / n)) for n in "ab"]
     ensemble = EnsembleOf(members)
     built = ensemble.build(task)
     assert ensemble.trained and built.labels == ABC
     wanted = torch.stack([answers(task, m.build(task)).softmax(-1) for m in members]).mean(0)
     assert torch.allclose(answers(task, built).exp(), wanted, atol=1e-6)
-    assert not EnsembleOf([*members, Mlp([4])]).trained
+    assert not EnsembleOf([*members, MlpModel([4])]).trained
 
 
 def test_members_without_weights_are_trained_one_by_one() -> None:
@@ -451,12 +447,12 @@ def test_members_without_weights_are_trained_one_by_one() -> None:
 
     bench = Bench()
     bench.task, bench.seeds = task, []
-    built = EnsembleOf([Mlp([4]), Mlp([4])]).teach(bench, None)  # type: ignore[arg-type]
+    built = EnsembleOf([MlpModel([4]), MlpModel([4])]).teach(bench, None)  # type: ignore[arg-type]
     assert bench.seeds == [0, 1] and answers(task, built).shape == (5, 3)
 
 
 def test_models_by_their_names_in_recipes() -> None:
     node = {"use": "ensemble", "members": ["mlp:[3]", {"use": "cifar-resnet", "depth": 8}], "average": "logits"}
     made = make(Model, node, "teacher")
-    assert isinstance(made, EnsembleOf) and isinstance(made.members[1], CifarResNet)
-    assert isinstance(made.members[0], Mlp) and made.members[0].hidden == [3]
+    assert isinstance(made, EnsembleOf) and isinstance(made.members[1], CifarResNetModel)
+    assert isinstance(made.members[0], MlpModel) and made.members[0].hidden == [3]

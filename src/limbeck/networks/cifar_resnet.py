@@ -12,7 +12,7 @@ from torch.nn import functional as f
 
 from limbeck.core.errors import ConfigError
 
-__all__ = ["CifarResNet", "resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+__all__ = ["CifarResNet"]
 
 
 class BasicBlock(nn.Module):
@@ -86,28 +86,3 @@ class CifarResNet(nn.Module):
         """Logits ``[N, classes]`` of pictures ``[N, channels, H, W]``."""
         logits: Tensor = self.linear(self.embed(x))
         return logits
-
-
-def resnet20(classes: int = 10, channels: int = 3) -> CifarResNet:
-    """ResNet-20, 0.27 M parameters."""
-    return CifarResNet(20, classes, channels)
-
-
-def resnet32(classes: int = 10, channels: int = 3) -> CifarResNet:
-    """ResNet-32, 0.46 M parameters."""
-    return CifarResNet(32, classes, channels)
-
-
-def resnet44(classes: int = 10, channels: int = 3) -> CifarResNet:
-    """ResNet-44, 0.66 M parameters."""
-    return CifarResNet(44, classes, channels)
-
-
-def resnet56(classes: int = 10, channels: int = 3) -> CifarResNet:
-    """ResNet-56, 0.85 M parameters."""
-    return CifarResNet(56, classes, channels)
-
-
-def resnet110(classes: int = 10, channels: int = 3) -> CifarResNet:
-    """ResNet-110, 1.73 M parameters."""
-    return CifarResNet(110, classes, channels)

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from limbeck.core.errors import DataError
 from limbeck.core.method import Batch
-from limbeck.tasks.columns import Target, read_targets, some
-from limbeck.tasks.data import ArrayData, Items, Kind, Splits, digest, to_unit
-from limbeck.tasks.pictures import fit, three_channels
+from limbeck.data.columns import Target, read_targets, some
+from limbeck.data.items import ArrayData, Items, Kind, Splits, digest, to_unit
+from limbeck.data.pictures import fit, three_channels
 
 Layout = Literal["auto", "first", "last"]
 

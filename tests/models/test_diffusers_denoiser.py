@@ -18,17 +18,22 @@ from limbeck.core.method import Built, Setup  # noqa: E402
 from limbeck.core.optim import Optim  # noqa: E402
 from limbeck.functional import diffusion  # noqa: E402
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit  # noqa: E402
-from limbeck.tasks.classification import Classification  # noqa: E402
-from limbeck.tasks.diffusers_models import (  # noqa: E402
+from limbeck.models.diffusers_denoiser import (  # noqa: E402
     Diffusers,
     DiffusersDenoiser,
     _time_for_onnx,
-    read_scheduler,
-    scheduler_for,
     small_config,
 )
-from limbeck.tasks.generation import Generation, make_schedule  # noqa: E402
-from limbeck.tasks.sampler import SamplerArtifact, Students, describe_schedule, read_schedule, reading  # noqa: E402
+from limbeck.tasks.classification import Classification  # noqa: E402
+from limbeck.tasks.generation import Generation  # noqa: E402
+from limbeck.tasks.sampler import SamplerArtifact, Students, reading  # noqa: E402
+from limbeck.tasks.schedules import (  # noqa: E402
+    describe_schedule,
+    make_schedule,
+    read_schedule,
+    read_scheduler,
+    scheduler_for,
+)
 
 UNET = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 4}
 CROSS = {"block_out_channels": (8, 16), "norm_num_groups": 4, "attention_head_dim": 2, "cross_attention_dim": 8}

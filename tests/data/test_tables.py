@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 
 from limbeck.core.errors import DataError
-from limbeck.tasks.data import Splits
-from limbeck.tasks.tables import HuggingFaceSet, Jsonl, Parquet, Table
-from tests.tasks.picture_files import encode, noise
+from limbeck.data.items import Splits
+from limbeck.data.tables import HuggingFaceSet, Jsonl, Parquet, Table
+from tests.data.picture_files import encode, noise
 
 
 def table(tmp_path: Path, text: str | bytes, name: str = "t.csv", target: Any = "auto", **settings: Any) -> Splits:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from limbeck.core.component import Component
 from limbeck.core.errors import DataError, LimbeckError, nearest
-from limbeck.tasks.arrays import (
+from limbeck.data.arrays import (
     Layout,
     as_inputs,
     as_targets,
@@ -23,9 +23,9 @@ from limbeck.tasks.arrays import (
     open_npz,
     read_names,
 )
-from limbeck.tasks.columns import Target, read_targets, some
-from limbeck.tasks.data import ArrayData, Items, Kind, Part, Splits, as_path, choose
-from limbeck.tasks.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
+from limbeck.data.columns import Target, read_targets, some
+from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
+from limbeck.data.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
 
 SPLITS: dict[str, str] = {
     "train": "train",
@@ -441,7 +441,7 @@ def _first(name: Any) -> str:
     return ", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name)
 
 
-class Imported(Source):
+class ImportedSource(Source):
     """What the user's own function returns. Naming it runs its code.
 
     The function returns a torch ``Dataset`` with items (input, target), a pair of arrays (x, y), limbeck's own

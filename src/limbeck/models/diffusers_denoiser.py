@@ -1,4 +1,4 @@
-"""diffusers' networks as denoisers, its schedulers as schedules, and its folder layout for what comes out.
+"""diffusers' networks as denoisers, and its folder layout for what comes out.
 
 A network of diffusers is told a timestep and knows nothing of log-SNR or guidance weights. ``DiffusersDenoiser`` stands
 between: it turns the log-SNR into the timestep of the task's schedule, hands over the class as the network wants it, and
@@ -21,15 +21,19 @@ from limbeck.core.method import Built
 from limbeck.core.task import Model, Task
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
-from limbeck.tasks.sampler import describe_schedule
+from limbeck.tasks.generation import Generation
+from limbeck.tasks.schedules import (
+    TIMESTEPS,
+    describe_schedule,
+    read_schedule,
+    read_scheduler,
+    scheduler_file,
+    scheduler_for,
+    scheduler_kind,
+)
 
 Architecture = Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
 Guidance = Literal["auto", "time_cond", "module", "none"]
-
-TIMESTEPS = 1000
-"""Timesteps by which a network is told a continuous schedule: time u is timestep ``1000 u - 1``."""
-
-PREDICTION = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 
 
 class GuidanceEmbedding(nn.Module):
@@ -241,8 +245,6 @@ class Diffusers(Model):
         Raises:
             ConfigError: nothing to load; a schedule other than the task's; no null condition; no guidance input.
         """
-        from limbeck.tasks.generation import Generation
-
         if not isinstance(task, Generation):
             raise ConfigError("student", "diffusers networks are denoisers", expected="task=generation")
         task.load()
@@ -415,7 +417,6 @@ class Diffusers(Model):
 def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
     """A saved student of a sampler's folder."""
     from limbeck.core.weights import load_state_dict, load_strict
-    from limbeck.tasks.sampler import read_schedule
 
     diffusers = require("diffusers", "diffusion", "opening a student of diffusers")
     model = about["model"]
@@ -464,78 +465,6 @@ def read_about(where: Path) -> dict[str, Any]:
     except ValueError:
         raise CheckpointCorrupt(str(path), "it is no JSON") from None
     return about if isinstance(about, dict) else {}
-
-
-def scheduler_file(where: Path) -> Path | None:
-    """The scheduler configuration that belongs to a network's folder, or to the pipeline around it."""
-    for path in (where / "scheduler", where, where.parent / "scheduler"):
-        if (path / "scheduler_config.json").is_file():
-            return path / "scheduler_config.json"
-    return None
-
-
-def scheduler_kind(where: Path | None) -> Kind | None:
-    """What a network's output means, by its scheduler."""
-    path = scheduler_file(where) if where is not None else None
-    if path is None:
-        return None
-    kind: Any = PREDICTION.get(json.loads(path.read_text()).get("prediction_type", "epsilon"))
-    return kind
-
-
-def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
-    """A diffusers scheduler by name, or from its folder or file.
-
-    Raises:
-        ConfigError: no such name or file.
-    """
-    require("diffusers", "diffusion", "a schedule of diffusers")
-    from diffusers import DDIMScheduler
-
-    known: dict[str, dict[str, Any]] = {
-        "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
-        "scaled-linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
-        "squaredcos": {"beta_schedule": "squaredcos_cap_v2"},
-    }
-    if name in known:
-        return DDIMScheduler(**known[name], rescale_betas_zero_snr=zero_terminal_snr)
-    path = Path(name.removeprefix("diffusers:"))
-    for place in (path, path / "scheduler_config.json", path / "scheduler" / "scheduler_config.json"):
-        if place.is_file():
-            try:
-                config = json.loads(place.read_text())
-                more = {"rescale_betas_zero_snr": True} if zero_terminal_snr else {}
-                return DDIMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")}, **more)
-            except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
-                raise ConfigError("task.schedule", f"{place} is no scheduler's configuration: {error}") from None
-    raise ConfigError.unknown(
-        "task.schedule", name, ["cosine", "linear", *known, "a folder with scheduler_config.json"], "schedule"
-    )
-
-
-def scheduler_for(schedule: Schedule, mean_type: Kind) -> Any:
-    """The DDIM scheduler that samples as we do: trailing steps, the last one to the clean end, nothing clipped.
-
-    A continuous schedule becomes a table of 1,000 timesteps. ``both`` has no name there and is written as ``sample``.
-    """
-    from diffusers import DDIMScheduler
-
-    if isinstance(schedule, DiscreteSchedule):
-        logsnr = schedule.table
-    else:
-        logsnr = schedule.logsnr(torch.arange(1, TIMESTEPS + 1, dtype=torch.float64) / TIMESTEPS)
-    abar = torch.sigmoid(logsnr.double())
-    before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
-    betas = (1.0 - abar / before).clamp(0.0, 1.0 - 1e-12)
-    kind = {"eps": "epsilon", "x": "sample", "v": "v_prediction", "both": "sample"}[mean_type]
-    return DDIMScheduler(
-        num_train_timesteps=len(betas),
-        trained_betas=betas.tolist(),
-        prediction_type=kind,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
 
 
 def condition_count(net: nn.Module, classes: int) -> int | None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from limbeck.core.errors import DataError
 from limbeck.core.method import Batch
-from limbeck.tasks.data import ArrayData, Items, digest, to_unit
+from limbeck.data.items import ArrayData, Items, digest, to_unit
 
 log = logging.getLogger("limbeck.data")
 

@@ -1,0 +1,124 @@
+"""A network with other classes, channels or units than the task's: read what it says of itself, and adapt to it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import ConfigError, DataError, TeacherMismatch
+from limbeck.core.method import Built
+from limbeck.core.role import Contract
+from limbeck.tasks.classification import Classification, match_classes
+
+log = logging.getLogger("limbeck.models")
+
+
+def outputs_in(state: Mapping[str, Tensor], module: nn.Module, outputs: int) -> int:
+    """How many outputs a checkpoint has, if only that differs from the module's shapes; else ``outputs``."""
+    mine = module.state_dict()
+    found = set()
+    for name, value in state.items():
+        own = mine.get(name)
+        if own is None or own.shape == value.shape:
+            continue
+        same_rest = own.ndim == value.ndim and own.ndim > 0 and own.shape[1:] == value.shape[1:]
+        if not same_rest or own.shape[0] != outputs:
+            return outputs
+        found.add(int(value.shape[0]))
+    return found.pop() if len(found) == 1 else outputs
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """A run's ``student.json``, with what it says of its task on the same level."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(str(path), f"cannot be read: {error}") from None
+    if not isinstance(found, dict):
+        raise DataError(str(path), "is no description of a student", given=type(found).__name__)
+    task = found.get("task")
+    return {**(task if isinstance(task, dict) else {}), **found}
+
+
+def contract_from(about: Mapping[str, Any], task: Classification) -> Contract:
+    """The input contract that a run wrote beside its student; pictures of another size are resized to the run's."""
+    said = about.get("preprocessing") or {}
+    try:
+        size = tuple(said["size"]) if said.get("size") else None
+        shape = tuple(about.get("input") or ())
+        if size is None and len(shape) == 3 and len(task.shape) == 3 and shape[1:] != task.shape[1:]:
+            size = shape[1:]
+        return Contract(
+            mean=tuple(map(float, said.get("mean") or ())),
+            std=tuple(map(float, said.get("std") or ())),
+            size=(int(size[0]), int(size[1])) if size else None,
+            channels=int(said["channels"]) if said.get("channels") else None,
+        )
+    except (TypeError, ValueError, IndexError, AttributeError) as error:
+        raise DataError("student.json", f"its preprocessing cannot be read: {error}", given=said) from None
+
+
+def check_channels(contract: Contract, task: Classification) -> None:
+    """Refuse pictures whose channels the contract cannot adapt."""
+    if len(task.shape) != 3:
+        return
+    given, wanted = task.shape[0], contract.channels
+    if wanted and given != wanted and given != 1 and not (wanted == 1 and given == 3):
+        raise DataError("task.data", f"pictures have {given} channels", expected=f"{wanted}, or 1 (grey)")
+    channels = wanted or given
+    if contract.mean and len(contract.mean) not in (1, channels):
+        raise ConfigError("mean", given=list(contract.mean), expected=f"{channels} numbers, one a channel")
+
+
+def adapt(built: Built, task: Classification, width: int, about: Mapping[str, Any], what: str) -> None:
+    """Bring a network's outputs into the task's order and units, in its contract.
+
+    Args:
+        built: the network; ``labels`` are the names of its own outputs, or ``None`` where they are not known.
+        task: whose classes they must be.
+        width: the number of its outputs.
+        about: what was written beside it.
+        what: what an error calls it.
+
+    Raises:
+        TeacherMismatch: classes are missing, or nothing says which output is which class.
+    """
+    assert task.labels is not None
+    trained = built.model is not None and (built.model.trained or about)
+    kind = about.get("target")
+    if kind is not None and kind != task.kind_of_target:
+        raise TeacherMismatch(
+            "teacher",
+            f"{what} answers with {_KINDS.get(str(kind), kind)}, and the task asks for {_KINDS[task.kind_of_target]}",
+            remedy="name another checkpoint, or train one on this data",
+        )
+    if built.labels is not None and len(built.labels) != width:
+        raise TeacherMismatch(
+            "teacher.labels", f"{len(built.labels)} names for {width} outputs of {what}", expected="one name an output"
+        )
+    if built.labels is None:
+        if width != task.outputs:
+            raise TeacherMismatch(
+                "teacher.labels",
+                f"{what} has {width} outputs, the task has {task.outputs} classes, and nothing says which is which",
+                remedy="name the classes of the checkpoint in order with labels=FILE (a JSON list, or one name a line)",
+            )
+        if trained and task.outputs > 1:
+            log.warning("%s comes without class names: its outputs are taken to be in the task's order", what)
+        built.labels = list(task.labels)
+    built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels))
+    if task.kind_of_target == "number" and about.get("number_std"):
+        order = built.contract.classes or range(width)
+        scale = torch.tensor([float(about["number_std"][i]) for i in order]) / task.number_std
+        shift = (torch.tensor([float(about["number_mean"][i]) for i in order]) - task.number_mean) / task.number_std
+        if not (torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift))):
+            built.contract = built.contract.with_(scale=tuple(scale.tolist()), shift=tuple(shift.tolist()))
+
+
+_KINDS = {"label": "one class", "labels": "several classes", "number": "numbers"}

@@ -1,0 +1,139 @@
+"""What every model for classes or numbers does: weights loaded, inputs normalised, outputs matched to the task's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Built
+from limbeck.core.role import Contract
+from limbeck.core.task import Model, Task
+from limbeck.data.arrays import read_names
+from limbeck.data.items import as_path
+from limbeck.models.adapting import adapt, check_channels, contract_from, outputs_in, read_about
+from limbeck.tasks.classification import Classification
+
+
+class Classifier(Model):
+    """Base of models that answer with classes or numbers: a subclass makes the module for an input and so many outputs.
+
+    The number of outputs is the task's. A checkpoint with another number, or with classes in another order, is matched
+    by the names of its classes: from ``labels``, or from what lies beside the checkpoint (``student.json`` of a run,
+    ``labels.json``, ``classes.json``).
+
+    Args:
+        checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
+        labels: file with the checkpoint's class names in its order.
+        mean: normalisation of each channel; by default what the model's library says, else the training data's mean.
+        std: likewise, the deviation.
+    """
+
+    checkpoint: str | None = None
+    labels: str | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    rehearsed = True  # build tries the network on two items
+
+    def _source(
+        self,
+        checkpoint: str | None,
+        labels: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        """Check and keep where weights, names and normalisation come from."""
+        if (mean is None) != (std is None):
+            raise ValueError("mean and std must be given together")
+        if std is not None and any(not s > 0 for s in std):
+            raise ValueError("std must be above 0")
+        if mean is not None and std is not None and len(mean) != len(std):
+            raise ValueError("mean and std must have the same length")
+        self.checkpoint, self.labels, self.mean, self.std = checkpoint, labels, mean, std
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The module for inputs [N, *shape] and ``outputs`` values an item."""
+        raise TypeError(f"{type(self).__name__} must define make")
+
+    def contract(self, module: nn.Module, task: Classification) -> Contract:
+        """What the module expects: by default the data's own channels, normalised by its statistics."""
+        mean, std = task.statistics()
+        return Contract(mean=mean, std=std, channels=task.shape[0] if len(task.shape) == 3 else None)
+
+    def build(self, task: Task) -> Built:
+        """The network for a task, weights loaded, classes matched by name, tried on two items.
+
+        Raises:
+            TeacherMismatch: the checkpoint's classes are not the task's.
+            CheckpointCorrupt, ShapeError: the checkpoint is not this architecture's.
+            ConfigError: the network does not take the task's items.
+        """
+        if not isinstance(task, Classification):
+            raise ConfigError(
+                "model",
+                f"{type(self).__name__} answers with classes or numbers, and the task is {type(task).__name__}",
+                expected="a model of that task",
+            )
+        task.load()
+        about = self._beside()
+        module = self.make(task.shape, task.outputs)
+        width = task.outputs
+        if self.checkpoint is not None:
+            from limbeck.core.store import load_foreign, load_strict
+
+            state = load_foreign(as_path(self.checkpoint, "checkpoint"))
+            width = outputs_in(state, module, task.outputs)
+            if width != task.outputs:
+                module = self.make(task.shape, width)
+            load_strict(module, state, self.checkpoint)
+        contract = self._normalised(self.contract(module, task), about, task)
+        check_channels(contract, task)
+        names = self._names(about)
+        built = Built(module, contract, names, self)
+        width = self._kept() or width
+        adapt(built, task, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
+        task.rehearse(built)
+        return built
+
+    def _kept(self) -> int | None:
+        """The number of outputs of a pretrained head that was kept; ``None`` where there is none."""
+        return None
+
+    def _beside(self) -> dict[str, Any]:
+        """What a run wrote beside the weights, if they are a run's."""
+        if self.checkpoint is None:
+            return {}
+        path = as_path(self.checkpoint, "checkpoint")
+        folder = path if path.is_dir() else path.parent
+        return read_about(folder / "student.json") if (folder / "student.json").is_file() else {}
+
+    def _names(self, about: Mapping[str, Any]) -> list[str] | None:
+        """The class names of the weights, where they can be known."""
+        if self.labels is not None:
+            return read_names(as_path(self.labels, "labels"))
+        if about.get("labels"):
+            return [str(n) for n in about["labels"]]
+        if self.checkpoint is not None:
+            path = as_path(self.checkpoint, "checkpoint")
+            folder = path if path.is_dir() else path.parent
+            for name in ("labels.json", "classes.json", "labels.txt", "classes.txt"):
+                if (folder / name).is_file():
+                    return read_names(folder / name)
+        return None
+
+    def _normalised(self, contract: Contract, about: Mapping[str, Any], task: Classification) -> Contract:
+        if self.mean is not None and self.std is not None:
+            return contract.with_(mean=tuple(self.mean), std=tuple(self.std))
+        if about:
+            return contract_from(about, task)
+        return contract
+
+
+def needs_pictures(shape: tuple[int, ...], name: str) -> None:
+    """Refuse rows of numbers where a network takes pictures."""
+    if len(shape) != 3:
+        raise ConfigError(
+            "model", f"{name} takes pictures, and the data are rows of {shape[0]} numbers", remedy="use mlp"
+        )

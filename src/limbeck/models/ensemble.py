@@ -1,0 +1,113 @@
+"""Several networks that answer as one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Built
+from limbeck.core.role import Contract
+from limbeck.core.signal import Signal
+from limbeck.core.task import Model, Task
+from limbeck.tasks.classification import Classification
+
+if TYPE_CHECKING:
+    from limbeck.core.optim import Optim
+    from limbeck.run import Bench
+
+
+class Ensemble(nn.Module):
+    """Several networks that answer as one, each through its own contract.
+
+    Args:
+        members: the networks.
+        contracts: their contracts; the ensemble itself takes the task's items as they are.
+        weights: of each member, positive; they are brought to a sum of 1.
+        average: ``probabilities`` (the output is the logarithm, or log-odds, of their mean) or ``logits``.
+        kind: ``label``, ``labels`` or ``number`` (whose outputs are simply averaged).
+    """
+
+    def __init__(
+        self,
+        members: Sequence[nn.Module],
+        contracts: Sequence[Contract],
+        weights: Sequence[float],
+        average: Literal["probabilities", "logits"] = "probabilities",
+        kind: str = "label",
+    ) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+        self.contracts = list(contracts)
+        self.weights = [w / sum(weights) for w in weights]
+        self.average, self.kind = average, kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (or numbers) [N, C] in the task's order."""
+        outs = []
+        for member, contract in zip(self.members, self.contracts, strict=True):
+            outs.append(Signal(contract.outputs(member(contract.inputs(x)))).logits)
+        z = torch.stack(outs)  # [members, N, C]
+        w = torch.tensor(self.weights, dtype=z.dtype, device=z.device)[:, None, None]
+        if self.average == "logits" or self.kind == "number":
+            return (w * z).sum(0)
+        if self.kind == "labels":
+            log_yes = (nn.functional.logsigmoid(z) + w.log()).logsumexp(0)
+            log_no = (nn.functional.logsigmoid(-z) + w.log()).logsumexp(0)
+            return log_yes - log_no
+        return (z.log_softmax(-1) + w.log()).logsumexp(0)
+
+
+class EnsembleOf(Model):
+    """Several models as one teacher: each through its own normalisation and classes, their answers averaged.
+
+    Members without trained weights are trained one by one from different seeds, each a remembered stage.
+
+    Args:
+        members: the models.
+        weights: of each member; equal by default.
+        average: ``probabilities``, or ``logits``.
+    """
+
+    def __init__(
+        self,
+        members: list[Model],
+        weights: list[float] | None = None,
+        average: Literal["probabilities", "logits"] = "probabilities",
+    ) -> None:
+        if not members:
+            raise ValueError("members must name at least one model")
+        if weights is not None and (len(weights) != len(members) or any(not w > 0 for w in weights)):
+            raise ValueError("weights must be one number above 0 for each member")
+        self.members, self.weights, self.average = members, weights, average
+
+    @property
+    def trained(self) -> bool:
+        """Whether every member is."""
+        return all(m.trained for m in self.members)
+
+    def build(self, task: Task) -> Built:
+        """All members, joined."""
+        return self._join([m.build(task) for m in self.members], task)
+
+    def teach(self, bench: Bench, optim: Optim) -> Built:
+        """Each member that is not trained yet, trained by itself from its own seed."""
+        made = []
+        for i, member in enumerate(self.members):
+            if member.trained:
+                made.append(member.build(bench.task))
+            else:
+                made.append(bench.train_network(member, bench.task.teacher_train, optim, "teacher", seed=i))
+        return self._join(made, bench.task)
+
+    def _join(self, made: Sequence[Built], task: Task) -> Built:
+        if not isinstance(task, Classification):
+            raise ConfigError("members", f"an ensemble of classifiers is no model for {type(task).__name__}")
+        weights = self.weights or [1.0] * len(made)
+        module = Ensemble(
+            [b.module for b in made], [b.contract for b in made], weights, self.average, task.kind_of_target
+        )
+        return Built(module, Contract(), list(task.labels or []), self)

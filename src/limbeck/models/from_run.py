@@ -1,0 +1,67 @@
+"""The student of an earlier run."""
+
+from __future__ import annotations
+
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Built
+from limbeck.core.task import Model, Task
+from limbeck.data.items import as_path
+from limbeck.models.adapting import adapt, check_channels, contract_from, read_about
+from limbeck.models.classifier import Classifier
+from limbeck.tasks.classification import Classification
+
+
+class FromRun(Classifier):
+    """The student of an earlier run, with the class names and the input contract it was saved with.
+
+    Args:
+        path: the run folder.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.checkpoint = path
+
+    def build(self, task: Task) -> Built:
+        """The student, rebuilt from ``student.json`` and ``student.safetensors``.
+
+        Raises:
+            ConfigError: the folder holds no student that can be rebuilt.
+            TeacherMismatch: its classes are not the task's.
+        """
+        from limbeck.core.recipe import make
+        from limbeck.core.store import load_foreign, load_strict
+
+        if not isinstance(task, Classification):
+            raise ConfigError("path", f"a classifier is no model for {type(task).__name__}", given=self.path)
+        folder = as_path(self.path, "path")
+        if not (folder / "student.json").is_file():
+            raise ConfigError("path", "the folder holds no student.json", given=self.path, expected="a finished run")
+        task.load()
+        about = read_about(folder / "student.json")
+        node = about.get("model")
+        if not isinstance(node, dict) or not about.get("input") or not about.get("outputs"):
+            raise ConfigError(
+                "path",
+                f"{folder / 'student.json'} does not say how its network is built",
+                remedy="name the network yourself, with checkpoint=" + str(folder / "student.safetensors"),
+            )
+        if node.get("use") == "import":  # a folder that somebody sent must not run code
+            raise ConfigError(
+                "path",
+                f"the student was made by {node.get('function')}, which is not run unasked",
+                remedy=f"use import:{node.get('function')} with checkpoint={folder / 'student.safetensors'}",
+            )
+        bare = {"checkpoint": None, "labels": None, "pretrained": False, "weights": None}
+        model = make(Model, {k: bare.get(k, v) for k, v in node.items()}, "student.json")
+        if not isinstance(model, Classifier):
+            raise ConfigError("path", f"the student is a {node.get('use')}, no classifier", given=self.path)
+        names = [str(n) for n in about.get("labels") or []] or None
+        width = len(names) if names else int(about["outputs"])
+        module = model.make(tuple(int(s) for s in about["input"]), width)
+        load_strict(module, load_foreign(folder / "student.safetensors"), str(folder))
+        built = Built(module, contract_from(about, task), names, self)
+        check_channels(built.contract, task)
+        adapt(built, task, width, about, f"the student of {folder}")
+        task.rehearse(built)
+        return built

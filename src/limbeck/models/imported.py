@@ -1,0 +1,107 @@
+"""The user's own network, by the function that makes it."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+from limbeck.core.errors import ConfigError, LimbeckError
+from limbeck.core.imports import imported
+from limbeck.core.method import Built
+from limbeck.core.role import Contract
+from limbeck.core.task import Task
+from limbeck.data.arrays import read_names
+from limbeck.data.items import as_path
+from limbeck.models.adapting import adapt, check_channels
+from limbeck.models.classifier import Classifier
+from limbeck.tasks.classification import Classification
+
+
+class ImportedModel(Classifier):
+    """The user's own network: a function that returns a ``torch.nn.Module``. Naming it runs its code.
+
+    The function gets ``options``, and the number of outputs and the input's shape where its signature has parameters
+    called ``num_classes`` (``classes``, ``outputs``) and ``shape`` (``input_shape``).
+
+    Args:
+        function: ``package.module:function``, or a class.
+        options: arguments of the function.
+        ready: the function returns trained weights, so that a teacher is not trained again.
+        size: side length inputs are resized to; ``null`` keeps the data's.
+        channels: channels the network takes; ``null`` keeps the data's.
+        normalise: normalise by the training data's statistics where no mean and std are given.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        options: dict[str, Any] | None = None,
+        ready: bool = False,
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        size: int | None = None,
+        channels: int | None = None,
+        normalise: bool = True,
+    ) -> None:
+        if size is not None and size < 1:
+            raise ValueError("size must be 1 or more, or null")
+        if channels is not None and channels < 1:
+            raise ValueError("channels must be 1 or more, or null")
+        self.function, self.options, self.ready = function, dict(options or {}), ready
+        self.size, self.channels, self.normalise = size, channels, normalise
+        self._source(checkpoint, labels, mean, std)
+
+    @property
+    def trained(self) -> bool:
+        """Whether the function, or the checkpoint, brings trained weights."""
+        return self.ready or self.checkpoint is not None
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """What the function returns."""
+        function = imported(self.function, "function")
+        arguments = dict(self.options)
+        try:
+            accepted = set(inspect.signature(function).parameters)
+        except (TypeError, ValueError):
+            accepted = set()
+        for names, value in ((("num_classes", "classes", "outputs"), outputs), (("shape", "input_shape"), shape)):
+            for name in names:
+                if name in accepted:
+                    arguments.setdefault(name, value)
+                    break
+        try:
+            module = function(**arguments)
+        except LimbeckError:
+            raise
+        except Exception as error:
+            raise ConfigError("function", f"{self.function} failed: {type(error).__name__}: {error}") from error
+        if not isinstance(module, nn.Module):
+            raise ConfigError("function", given=type(module).__name__, expected="a torch.nn.Module")
+        return module
+
+    def build(self, task: Task) -> Built:
+        """The network; its own number of outputs is matched to the task's classes by name."""
+        if isinstance(task, Classification) and self.checkpoint is None and self.labels is not None:
+            task.load()
+            module = self.make(task.shape, task.outputs)
+            names = read_names(as_path(self.labels, "labels"))
+            contract = self._normalised(self.contract(module, task), {}, task)
+            check_channels(contract, task)
+            built = Built(module, contract, names, self)
+            adapt(built, task, len(names), {}, self.function)
+            task.rehearse(built)
+            return built
+        return super().build(task)
+
+    def contract(self, module: nn.Module, task: Classification) -> Contract:
+        """The data's statistics, and the channels and size that were asked for."""
+        contract = super().contract(module, task) if self.normalise else Contract()
+        size = (self.size, self.size) if self.size else None
+        if self.channels and contract.mean and len(contract.mean) != self.channels:
+            mean, std = sum(contract.mean) / len(contract.mean), sum(contract.std) / len(contract.std)
+            contract = contract.with_(mean=(mean,) * self.channels, std=(std,) * self.channels)
+        return contract.with_(size=size, channels=self.channels or contract.channels)

@@ -1,0 +1,249 @@
+"""Classifiers of picture libraries by their names there: timm and torchvision, pretrained or not."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from torch import nn
+
+from limbeck.core.errors import ConfigError, TeacherMismatch, require
+from limbeck.core.method import Built
+from limbeck.core.role import Contract
+from limbeck.core.task import Task
+from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.tasks.classification import Classification, match_classes
+
+Head = Literal["auto", "new", "own"]
+
+
+class LibraryModel(Classifier):
+    """Base of the models of picture libraries.
+
+    Args:
+        name: as the library calls it.
+        head: which last layer pretrained weights keep: ``own`` (the library's classes, matched by name), ``new`` (one
+            of the task's size, to be trained), or ``auto``: its own if it has every class of the task.
+        size: side length inputs are resized to; by default what the model insists on, else the data's own.
+        options: further arguments of the model.
+    """
+
+    name: str
+    head: Head = "auto"
+    size: int | None = None
+    options: dict[str, Any]
+
+    def _library(self, name: str, head: Head, size: int | None, options: dict[str, Any] | None) -> None:
+        if size is not None and size < 1:
+            raise ValueError("size must be 1 or more, or null")
+        self.name, self.head, self.size, self.options = name, head, size, dict(options or {})
+        self.own: list[str] | None = None  # names of the pretrained head, once it is kept
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights answer with the task's classes already; known once the network is built."""
+        return self.checkpoint is not None or self.own is not None
+
+    def build(self, task: Task) -> Built:
+        """The network; with pretrained weights their own head is kept or replaced as ``head`` says."""
+        self.own = None
+        self._task_labels = list(task.labels or [])
+        return super().build(task)
+
+    def _names(self, about: Mapping[str, Any]) -> list[str] | None:
+        return self.own if self.own is not None else super()._names(about)
+
+    def _kept(self) -> int | None:
+        return len(self.own) if self.own is not None else None
+
+    def _keeps(self, lists: Sequence[list[str]], task_labels: Sequence[str]) -> list[str] | None:
+        """The list of class names under which every class of the task is found; ``None`` for a new head.
+
+        Raises:
+            TeacherMismatch: ``head=own`` and classes are missing.
+        """
+        if self.head == "new":
+            return None
+        failed: TeacherMismatch | None = None
+        for names in lists:
+            try:
+                match_classes(names, task_labels)
+                return names
+            except TeacherMismatch as error:
+                failed = failed or error
+        if self.head == "own":
+            raise failed or TeacherMismatch(
+                "head", f"the weights of {self.name} come without class names", remedy="use head=new"
+            )
+        return None
+
+
+class Timm(LibraryModel):
+    """A model of timm by its name, for pictures; normalised as timm's own configuration says.
+
+    Args:
+        name: as ``timm.list_models()`` calls it.
+        pretrained: load timm's pretrained weights (downloaded where they are not cached).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pretrained: bool = False,
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        head: Head = "auto",
+        size: int | None = None,
+        options: dict[str, Any] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        self.pretrained = pretrained
+        self._library(name, head, size, options)
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The timm model."""
+        timm = require("timm", "dev", "a timm model")
+        needs_pictures(shape, f"timm:{self.name}")
+        if not timm.is_model(self.name):
+            raise ConfigError.unknown("name", self.name, timm.list_models(), "timm model")
+        pretrained = self.pretrained and self.checkpoint is None
+        if not pretrained:
+            return self._create(timm, num_classes=outputs)
+        module = self._create(timm, pretrained=True)
+        self.own = self._keeps(self._class_lists(timm, module), self._task_labels)
+        if self.own is None:
+            module.reset_classifier(num_classes=outputs)
+        return module
+
+    def _create(self, timm: Any, **arguments: Any) -> Any:
+        try:
+            return timm.create_model(self.name, **{**arguments, **self.options})
+        except Exception as error:  # wrong options, or weights that cannot be fetched
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                "options" if self.options else "name",
+                f"timm cannot make {self.name!r}: {type(error).__name__}: {text}",
+                remedy="name local weights with checkpoint=FILE" if arguments.get("pretrained") else "",
+            ) from None
+
+    @staticmethod
+    def _class_lists(timm: Any, module: Any) -> list[list[str]]:
+        """The pretrained classes: as descriptions and as WordNet ids."""
+        from timm.data import ImageNetInfo, infer_imagenet_subset  # type: ignore[attr-defined]
+
+        if module.pretrained_cfg.get("label_names"):
+            return [list(module.pretrained_cfg["label_names"])]
+        subset = infer_imagenet_subset(module)
+        if subset is None:
+            return []
+        info = ImageNetInfo(subset)
+        return [info.label_descriptions(detailed=False), info.label_names()]
+
+    def contract(self, module: nn.Module, task: Classification) -> Contract:
+        """Channels and normalisation of timm's configuration; resized only for models of a fixed input size."""
+        from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
+
+        found = resolve_model_data_config(module)
+        channels, high, wide = found["input_size"]
+        size = (self.size, self.size) if self.size else None
+        fixed = getattr(module, "pretrained_cfg", {}).get("fixed_input_size", False)
+        if size is None and fixed and (high, wide) != task.shape[1:]:
+            size = (high, wide)
+        mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
+        channels = int(self.options.get("in_chans", channels))
+        if len(mean) != channels:
+            mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+        return Contract(mean=mean, std=std, size=size, channels=channels)
+
+
+class Torchvision(LibraryModel):
+    """A classifier of torchvision by its name.
+
+    Args:
+        name: as ``torchvision.models.list_models()`` calls it.
+        weights: pretrained weights: ``DEFAULT``, or a name such as ``IMAGENET1K_V2`` (downloaded where not cached).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        weights: str | None = None,
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        head: Head = "auto",
+        size: int | None = None,
+        options: dict[str, Any] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        self.weights = weights
+        self._library(name, head, size, options)
+        self._source(checkpoint, labels, mean, std)
+
+    def _entry(self) -> Any:
+        """The pretrained weights' entry, or ``None``."""
+        from torchvision import models
+
+        if self.weights is None or self.checkpoint is not None:
+            return None
+        known = models.get_model_weights(self.name)
+        name = self.weights.rsplit(".", 1)[-1]
+        if name not in known.__members__:
+            raise ConfigError.unknown("weights", self.weights, known.__members__, f"set of weights of {self.name}")
+        return known[name]
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The torchvision model."""
+        from torchvision import models
+
+        needs_pictures(shape, f"torchvision:{self.name}")
+        known = models.list_models(module=models)
+        if self.name not in known:
+            raise ConfigError.unknown("name", self.name, known, "torchvision classifier")
+        entry = self._entry()
+        if entry is None:
+            return self._create(models, num_classes=outputs)
+        self.own = self._keeps([list(entry.meta.get("categories", []))], self._task_labels)
+        try:
+            if self.own is not None:
+                return self._create(models, weights=entry)
+            module = self._create(models, num_classes=outputs)
+            state = entry.get_state_dict(progress=False, check_hash=True)
+        except OSError as error:
+            raise ConfigError(
+                "weights",
+                f"{self.name}'s weights cannot be fetched: {error}",
+                given=self.weights,
+                remedy="name local weights with checkpoint=FILE",
+            ) from None
+        mine = module.state_dict()
+        module.load_state_dict({k: v if v.shape == mine[k].shape else mine[k] for k, v in state.items() if k in mine})
+        return module
+
+    def _create(self, models: Any, **arguments: Any) -> nn.Module:
+        try:
+            made: nn.Module = models.get_model(self.name, **{**arguments, **self.options})
+            return made
+        except OSError:
+            raise
+        except Exception as error:
+            text = " ".join(str(error).split())[:300]
+            raise ConfigError(
+                "options" if self.options else "name",
+                f"torchvision cannot make {self.name!r}: {type(error).__name__}: {text}",
+            ) from None
+
+    def contract(self, module: nn.Module, task: Classification) -> Contract:
+        """The weights' own normalisation; that of ImageNet where there are none. Vision transformers get their size."""
+        entry = self._entry()
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        if entry is not None:
+            transform = entry.transforms()
+            mean, std = tuple(transform.mean), tuple(transform.std)
+        fixed = getattr(module, "image_size", None)
+        size = (self.size, self.size) if self.size else None
+        if size is None and isinstance(fixed, int) and task.shape[1:] != (fixed, fixed):
+            size = (fixed, fixed)
+        return Contract(mean=mean, std=std, size=size, channels=3)

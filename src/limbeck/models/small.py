@@ -1,0 +1,134 @@
+"""Small networks of our own: a perceptron, the ConvNet of data set distillation, the ResNets of CIFAR."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Literal
+
+from torch import nn
+
+from limbeck.models.classifier import Classifier, needs_pictures
+
+Activation = Literal["relu", "gelu", "tanh", "silu"]
+
+
+class MlpModel(Classifier):
+    """A multi-layer perceptron over the flattened input.
+
+    Args:
+        hidden: sizes of the hidden layers.
+        activation: ``relu``, ``gelu``, ``tanh`` or ``silu``.
+        dropout: share of hidden values dropped while training.
+    """
+
+    def __init__(
+        self,
+        hidden: list[int] = [64],  # noqa: B006 (copied, never changed)
+        activation: Activation = "relu",
+        dropout: float = 0.0,
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        if any(h < 1 for h in hidden):
+            raise ValueError("hidden layers need at least one unit each")
+        if not 0 <= dropout < 1:
+            raise ValueError("dropout must lie in [0, 1)")
+        self.hidden, self.activation, self.dropout = list(hidden), activation, dropout
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """``flatten``, then ``fc1``, ``act1``, ``drop1``, ..., ``head``: a plain ``nn.Sequential``."""
+        width = math.prod(shape)
+        layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
+        act = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}[self.activation]
+        for i, size in enumerate(self.hidden, 1):
+            layers[f"fc{i}"] = nn.Linear(width, size)
+            layers[f"act{i}"] = act()
+            if self.dropout:
+                layers[f"drop{i}"] = nn.Dropout(self.dropout)
+            width = size
+        layers["head"] = nn.Linear(width, outputs)
+        return nn.Sequential(layers)
+
+
+class ConvNetModel(Classifier):
+    """The ConvNet of data set distillation: blocks of 3x3 convolution, normalisation, activation, pooling.
+
+    Args:
+        width: channels of every convolution.
+        depth: number of blocks; by default as many as bring the picture down to about 4 pixels.
+        norm: ``instance``, ``group``, ``layer``, ``batch`` or ``none``.
+        activation: ``relu``, ``leakyrelu``, ``sigmoid`` or ``swish``.
+        pooling: ``avg``, ``max`` or ``none``.
+    """
+
+    def __init__(
+        self,
+        width: int = 128,
+        depth: int | None = None,
+        norm: Literal["instance", "group", "layer", "batch", "none"] = "instance",
+        activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
+        pooling: Literal["avg", "max", "none"] = "avg",
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        if width < 1:
+            raise ValueError("width must be 1 or more")
+        if depth is not None and depth < 1:
+            raise ValueError("depth must be 1 or more, or null")
+        self.width, self.depth, self.norm, self.activation, self.pooling = width, depth, norm, activation, pooling
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
+        from limbeck.networks.convnet import ConvNet
+
+        needs_pictures(shape, "convnet")
+        depth = self.depth or max(1, round(math.log2(min(shape[1:]))) - 2)
+        return ConvNet(
+            channels=shape[0],
+            classes=outputs,
+            width=self.width,
+            depth=depth,
+            activation=self.activation,
+            norm=self.norm,
+            pooling=self.pooling,
+            im_size=(shape[1], shape[2]),
+        )
+
+
+class CifarResNetModel(Classifier):
+    """The ResNet of CIFAR with shortcuts without parameters (He et al., 2016): ResNet-20, 32, 44, 56, 110.
+
+    Args:
+        depth: 6n + 2.
+        width: channels of the first stage.
+    """
+
+    def __init__(
+        self,
+        depth: int = 20,
+        width: int = 16,
+        checkpoint: str | None = None,
+        labels: str | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError("depth must be 6n + 2, as 20, 32, 44, 56 or 110")
+        if width < 1:
+            raise ValueError("width must be 1 or more")
+        self.depth, self.width = depth, width
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """A ``limbeck.networks.cifar_resnet.CifarResNet``."""
+        from limbeck.networks.cifar_resnet import CifarResNet
+
+        needs_pictures(shape, "cifar-resnet")
+        return CifarResNet(self.depth, outputs, shape[0], self.width)

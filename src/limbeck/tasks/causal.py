@@ -1,0 +1,47 @@
+"""What is asked of a causal language model: its logits, its output layer, how many outputs it has."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from torch import nn
+
+from limbeck.core.errors import require
+from limbeck.core.method import Batch
+
+
+def transformers_library(purpose: str) -> Any:
+    """The library; an error that names the extra where it is not installed."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked loader processes do not mix
+    return require("transformers", "language", purpose)
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says first: its later lines speak to developers."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def call(module: Any, batch: Batch) -> Any:
+    """Call a causal model on a batch: transformers models with mask and without cache, others on the ids alone."""
+    if hasattr(module, "config") or hasattr(getattr(module, "_orig_mod", None), "config"):
+        return module(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
+    return module(batch["input_ids"])
+
+
+def output_size(module: Any) -> int | None:
+    """How many values a model gives for each position, if that can be told without running it."""
+    head = head_of(module)
+    if head is not None:
+        return int(head.weight.shape[0])
+    config = getattr(module, "config", None)
+    size = getattr(config, "vocab_size", None)
+    return int(size) if size is not None else None
+
+
+def head_of(module: Any) -> nn.Linear | None:
+    """The output layer of a transformers causal model if it is a plain linear layer whose output is the logits."""
+    find = getattr(module, "get_output_embeddings", None)
+    head = find() if callable(find) else None
+    return head if type(head) is nn.Linear else None

@@ -1,23 +1,86 @@
-"""All adapters of the recorded vectors: ``ADAPTERS["slug:function"](arrays, hyperparameters) -> arrays``."""
+"""All adapters of the recorded vectors: ``ADAPTERS["slug:function"](arrays, hyperparameters) -> arrays``.
+
+An adapter answers for the whole case: a hyperparameter or an array that it did not look at is an error that names it,
+for numbers that come out right although a setting was ignored are right by accident.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
-Adapter = Callable[[Arrays, dict[str, Any]], Arrays]
+Arrays = Mapping[str, np.ndarray]
+Adapter = Callable[[Arrays, Mapping[str, Any]], dict[str, np.ndarray]]
 
 ADAPTERS: dict[str, Adapter] = {}
 
 
-def _load(path: Path) -> dict[str, Adapter]:
+class Read(Mapping[str, Any]):
+    """A mapping that knows which of its entries were read, in the mappings inside it too."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._seen: set[str] = set()
+        self._inside: dict[str, Read] = {}
+
+    def __getitem__(self, name: str) -> Any:
+        value = self._values[name]
+        self._seen.add(name)
+        return self._inside.setdefault(name, Read(value)) if isinstance(value, Mapping) else value
+
+    def __contains__(self, name: object) -> bool:  # to ask whether something is there is not to read it
+        return name in self._values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def prose(self, *names: str) -> None:
+        """Entries that say how a case came about and change nothing."""
+        self._seen.update(names)
+
+    def same(self, name: str, actual: Any) -> None:
+        """An entry that repeats what the arrays say: it is checked, if it is there."""
+        if name not in self._values:
+            return
+        given = self[name]
+        agree = math.isclose(given, actual, rel_tol=1e-6) if isinstance(actual, float) else given == actual
+        if not agree:
+            raise ValueError(f"hyperparameter {name!r} is {given!r}, but the arrays say {actual!r}")
+
+    def unread(self) -> list[str]:
+        """Names nobody looked at, inner ones as ``outer.inner``."""
+        found = [name for name in self._values if name not in self._seen]
+        return found + [f"{name}.{deep}" for name, inner in self._inside.items() for deep in inner.unread()]
+
+
+def _whole(key: str, adapter: Callable[[Read, Read], dict[str, np.ndarray]]) -> Adapter:
+    """The adapter, which now fails where it did not look at everything."""
+
+    def run(arrays: Arrays, hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        given, hyper = Read(arrays), Read(hyperparameters)
+        hyper.prose("note", "description")
+        results = adapter(given, hyper)
+        unread = [f"hyperparameter {name!r}" for name in hyper.unread()] + [
+            f"array {name!r}" for name in given.unread()
+        ]
+        if unread:
+            raise ValueError(f"{key}: the adapter does not know {', '.join(unread)}")
+        return results
+
+    return run
+
+
+def _load(path: Path) -> dict[str, Any]:
     """The ``ADAPTERS`` of a sibling file, however this folder was put on the path."""
     name = f"limbeck_golden_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -25,7 +88,7 @@ def _load(path: Path) -> dict[str, Adapter]:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
-    found: dict[str, Adapter] = module.ADAPTERS
+    found: dict[str, Any] = module.ADAPTERS
     return found
 
 
@@ -33,4 +96,4 @@ for _path in sorted(Path(__file__).parent.glob("adapters_*.py")):
     for _key, _adapter in _load(_path).items():
         if _key in ADAPTERS:
             raise RuntimeError(f"two adapters for {_key}, the second in {_path.name}")
-        ADAPTERS[_key] = _adapter
+        ADAPTERS[_key] = _whole(_key, _adapter)

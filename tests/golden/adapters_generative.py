@@ -6,61 +6,120 @@ of any case of its function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from limbeck.functional import augment, diffusion, matching, zca
 from limbeck.networks import ConvNet
 
 Arrays = Mapping[str, np.ndarray]
-Adapter = Callable[[Arrays, Mapping[str, Any]], dict[str, Any]]
+Results = dict[str, np.ndarray]
+Hyper = Any  # ``Read`` of the file that loads this one: a mapping with ``prose`` and ``same``
+Adapter = Callable[[Arrays, Hyper], Results]
 
 
-def _tensors(arrays: Arrays) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(np.array(value)) for name, value in arrays.items()}
+class _Tensors(Mapping[str, Tensor]):
+    """The arrays as tensors, each made when it is first asked for."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._arrays = arrays
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = torch.from_numpy(np.array(self._arrays[name]))
+        return self._made[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._arrays
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._arrays)
+
+    def __len__(self) -> int:
+        return len(self._arrays)
 
 
-def _numpy(results: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _numpy(results: Mapping[str, Any]) -> Results:
     return {
         name: value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
         for name, value in results.items()
     }
 
 
+def _choice(name: str, value: Any, known: Mapping[str, Any]) -> Any:
+    if value not in known:
+        raise ValueError(f"hyperparameter {name!r} is {value!r}; the adapter knows {', '.join(known)}")
+    return known[value]
+
+
 # ----------------------------------------------------------------------------------------------------- guided-diffusion
 
-
-def _schedule(hyper: Mapping[str, Any]) -> diffusion.CosineSchedule:
-    """``"cosine logsnr_min=-20 logsnr_max=20"``, or the published default where a case does not say."""
-    bounds = dict(part.split("=") for part in str(hyper.get("schedule", "")).split() if "=" in part)
-    return diffusion.CosineSchedule(float(bounds.get("logsnr_min", -20)), float(bounds.get("logsnr_max", 20)))
+_SCHEDULES = {"cosine": diffusion.CosineSchedule, "vp_linear": diffusion.LinearSchedule}
+_TOY = "a*tanh(z)+b*z*(logsnr/20)+c*cos(3z)"
 
 
-def _toy(params: Mapping[str, Any], kind: str, channel_dim: int = -1) -> diffusion.Predict:
-    """The closed-form network of the cases: ``a tanh(z) + b z (lambda/20) + c cos(3z)``."""
+def _schedule(hyper: Hyper) -> diffusion.Schedule:
+    """``"cosine logsnr_min=-20 logsnr_max=20"``, the published default where a case does not say."""
+    name, *bounds = str(hyper.get("schedule", "cosine")).split()
+    values = {key: float(value) for key, value in (part.split("=") for part in bounds)}
+    values |= {key: float(hyper[key]) for key in ("logsnr_min", "logsnr_max") if key in hyper}
+    schedule: diffusion.Schedule = _choice("schedule", name, _SCHEDULES)(**values)
+    return schedule
 
-    def predict(z: Tensor, logsnr: Tensor) -> Tensor:
+
+def _toy(hyper: Hyper, who: str, kind: str) -> Callable[..., Tensor]:
+    """The closed-form network of the cases: ``a tanh(z) + b z (lambda/20) + c cos(3z)``, on the last axis as channels.
+
+    ``"both"``, which no open case has, is that output twice.
+    """
+    text = str(hyper.get("toy", "as above"))
+    if not text.startswith("as ") and _TOY not in text.replace(" ", ""):
+        raise ValueError(f"hyperparameter 'toy' is {text!r}; the adapter knows {_TOY}")
+    numbers = {key: float(hyper[who][key]) for key in "abc"}
+
+    def predict(z: Tensor, logsnr: Tensor, a: Tensor | float = numbers["a"]) -> Tensor:
         lam = logsnr.reshape(-1, *([1] * (z.ndim - 1)))
-        out = params["a"] * torch.tanh(z) + params["b"] * z * (lam / 20.0) + params["c"] * torch.cos(3.0 * z)
-        return torch.cat([out, out], dim=channel_dim) if kind == "both" else out
+        out = a * torch.tanh(z) + numbers["b"] * z * (lam / 20.0) + numbers["c"] * torch.cos(3.0 * z)
+        return torch.cat([out, out], dim=-1) if kind == "both" else out
 
     return predict
 
 
-def guided_training_losses(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t, schedule = _tensors(arrays), _schedule(hyper)
+def _step_index(t: Mapping[str, Tensor], steps: int) -> Tensor:
+    """``i`` of ``u = (i + 1) / N``; a case may give either or both."""
+    if "u" not in t:
+        return t["i"]
+    i = t["u"] * steps - 1.0
+    if "i" in t and not torch.allclose(i, t["i"].to(i.dtype), atol=1e-5):
+        raise ValueError("array 'u' is not (i + 1) / num_steps")
+    return t.get("i", i)
+
+
+def guided_training_losses(arrays: Arrays, hyper: Hyper) -> Results:
+    t, schedule = _Tensors(arrays), _schedule(hyper)
     steps, kind, weight = int(hyper["num_steps"]), hyper["mean_type"], hyper["mean_loss_weight_type"]
-    times = diffusion.halving_times(t["i"], steps)
+    hyper.prose("logvar_type")  # of the noisy sampler alone
+    times = diffusion.halving_times(_step_index(t, steps), steps)
     z = diffusion.diffuse(t["x"], t["eps"], schedule.logsnr(times[0]))
-    target = diffusion.two_step_target(_toy(hyper["teacher"], kind), z, times, schedule, kind, channel_dim=-1)
+    target = diffusion.two_step_target(
+        _toy(hyper, "teacher", kind),
+        z,
+        times,
+        schedule,
+        kind,
+        clip_x=bool(hyper.get("clip_x", False)),
+        channel_dim=-1,
+    )
     a = torch.tensor(float(hyper["student"]["a"]), dtype=t["x"].dtype, requires_grad=True)
-    student = _toy({**hyper["student"], "a": a}, kind)
-    out = diffusion.to_x_eps(student(z, target.logsnr), z, target.logsnr, kind, channel_dim=-1)
-    errors = diffusion.prediction_errors(out, diffusion.XEps(target.x, target.eps), target.logsnr)
+    out = _toy(hyper, "student", kind)(z, target.logsnr, a)
+    predicted = diffusion.to_x_eps(out, z, target.logsnr, kind, channel_dim=-1)
+    errors = diffusion.prediction_errors(predicted, diffusion.XEps(target.x, target.eps), target.logsnr)
     loss = diffusion.select_error(errors, weight)
     (slope,) = torch.autograd.grad(loss.mean(), a)
     return _numpy(
@@ -87,51 +146,80 @@ def guided_training_losses(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str
 def _variance(name: str) -> float:
     """``small``, ``large`` or ``medium:0.3``, with or without ``fixed_`` before it."""
     name, _, part = name.removeprefix("fixed_").partition(":")
-    return {"small": 0.0, "large": 1.0}[name] if not part else float(part)
+    if name == "medium":
+        return float(part)
+    return float(_choice("logvar_type", name, {"small": 0.0, "large": 1.0}))
 
 
-def guided_sample_loop(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t, kind, schedule = _tensors(arrays), hyper["mean_type"], _schedule(hyper)
-    predict = _toy(hyper["params"], kind)
+def guided_sample_loop(arrays: Arrays, hyper: Hyper) -> Results:
+    t, kind, schedule = _Tensors(arrays), hyper["mean_type"], _schedule(hyper)
+    predict = _toy(hyper, "params", kind)
     steps, clip_x = int(hyper["num_steps"]), bool(hyper.get("clip_x", True))
-    sampler = hyper.get("sampler", "ddim")
-    if sampler == "ddim":
+    noisy = _choice("sampler", hyper.get("sampler", "ddim"), {"ddim": False, "noisy": True})
+    variance = _variance(str(hyper.get("logvar_type", "small")))
+    if not noisy:
         x = diffusion.ddim_sample(predict, t["z1"], steps, schedule, kind, clip_x=clip_x, channel_dim=-1)
-    elif sampler == "noisy":
-        # the one other input: [steps, B, ...], a standard normal draw per step
-        (draws,) = (value for name, value in t.items() if name != "z1")
-        x = diffusion.ancestral_sample(
-            predict,
-            t["z1"],
-            steps,
-            schedule,
-            kind,
-            lambda j, shape: draws[j],
-            variance=_variance(str(hyper.get("logvar_type", "small"))),
-            clip_x=clip_x,
-            channel_dim=-1,
-        )
-    else:
-        raise KeyError(f"no sampler {sampler!r} in the published code")
+        return _numpy({"x": x})
+    # the one other input: [steps, B, ...], a standard normal draw per step
+    (draws,) = (t[name] for name in t if name != "z1")
+    x = diffusion.ancestral_sample(
+        predict,
+        t["z1"],
+        steps,
+        schedule,
+        kind,
+        lambda j, shape: draws[j],
+        variance=variance,
+        clip_x=clip_x,
+        channel_dim=-1,
+    )
     return _numpy({"x": x})
 
 
 # --------------------------------------------------------------------------------------------------------- mtt, tesla
 
 
+def _student(t: Mapping[str, Tensor], hyper: Hyper) -> ConvNet:
+    """The ConvNet of a trajectory case, whose weights are the flat vectors."""
+    images = t["image_syn"]
+    im = tuple(images.shape[2:])
+    net = ConvNet(
+        channels=images.shape[1],
+        classes=int(hyper["nc"]),
+        width=int(hyper["w"]),
+        depth=int(hyper["d"]),
+        activation=hyper.get("net_act", "relu"),
+        norm=hyper.get("net_norm", "instancenorm"),
+        pooling=hyper.get("net_pooling", "avgpooling"),
+        im_size=im,
+    ).to(images.dtype)
+    for module in net.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            module.eps = float(hyper.get("norm_eps", 1e-5))
+    hyper.prose("param_names", "seed")
+    hyper.same("param_shapes", [list(p.shape) for p in net.parameters()])
+    hyper.same("im", im[0] if im[0] == im[1] else list(im))
+    hyper.same("ipc", len(images) // int(hyper["nc"]))
+    hyper.same("dtype", str(images.dtype))
+    hyper.same("lr", float(t["syn_lr"]))
+    return net
+
+
 def _trajectory(mode: matching.Mode, variant: matching.Variant) -> Adapter:
-    def run(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        t = _tensors(arrays)
-        images, labels, steps = t["image_syn"], t["label"], int(hyper["T"])
-        channels, im = images.shape[1], tuple(images.shape[2:])
-        net = ConvNet(channels, int(hyper["nc"]), int(hyper["w"]), int(hyper["d"]), im_size=im).to(images.dtype)
+    def run(arrays: Arrays, hyper: Hyper) -> Results:
+        t = _Tensors(arrays)
+        net = _student(t, hyper)
+        images, labels, steps, batch = t["image_syn"], t["label"], int(hyper["T"]), hyper.get("batch_syn")
         if hyper.get("teacher_label"):
             with torch.no_grad():
                 target_net = matching.unflatten(t["target"], net)
                 labels = torch.func.functional_call(net, target_net, (images,)).softmax(1)
-        if labels.is_floating_point():
-            labels = labels.to(images.dtype)
-        batches = matching.syn_batches(lambda k: t["perms"][k], len(images), steps, hyper.get("batch_syn"))
+        hyper.prose("label", "labels")
+        for name in ("soft", "soft_label", "soft_labels", "label_soft"):
+            if name in hyper and bool(hyper[name]) != labels.is_floating_point():
+                raise ValueError(f"hyperparameter {name!r} is {hyper[name]!r}, but the labels are {labels.dtype}")
+        labels = labels.to(images.dtype) if labels.is_floating_point() else labels.long()
+        batches = matching.syn_batches(lambda k: t["perms"][k].long(), len(images), steps, batch)
         got = matching.trajectory_gradient(
             matching.flat_step_loss(net),
             t["start"],
@@ -149,40 +237,46 @@ def _trajectory(mode: matching.Mode, variant: matching.Variant) -> Adapter:
                 "student_final": got.final,
                 "loss": got.loss,
                 "grad_image": got.grad_images,
-                "grad_lr": got.grad_lr,
+                "grad_lr": got.grad_lr.reshape(t["syn_lr"].shape),
             }
         )
 
     return run
 
 
-def _recorded_augment(images: Tensor, batches: list[Tensor], hyper: Mapping[str, Any]) -> matching.Augment:
+_STRATEGY = "color_crop_cutout_flip_scale_rotate"
+
+
+def _recorded_augment(images: Tensor, batches: list[Tensor], hyper: Hyper) -> matching.Augment:
     """DSA as in the published loop: from ``manual_seed(seed + 2)`` on, a permutation a pass, then a step's draws.
 
     The numbers are drawn once, in that order, and replayed by name.
     """
-    torch.manual_seed(int(hyper["seed"]) + 2)
+    generator = torch.Generator().manual_seed(int(hyper["seed"]) + 2)
+    live = augment.generator_draw(generator)
     recorded: list[list[Tensor]] = []
     passes = -(-len(images) // (hyper.get("batch_syn") or len(images)))
-    strategy = hyper.get("strategy", "color_crop_cutout_flip_scale_rotate")
+    strategy, params = hyper.get("strategy", _STRATEGY), _params(hyper.get("params", {}))
+    mode, align = hyper.get("aug_mode", "S"), bool(hyper.get("align_corners", True))
+
+    def change(x: Tensor, draw: augment.Draw) -> Tensor:
+        return augment.dsa(x, strategy, draw, mode=mode, align_corners=align, params=params)
+
     for n, batch in enumerate(batches):
         if n % passes == 0:
-            torch.randperm(len(images))
+            torch.randperm(len(images), generator=generator)
         drawn: list[Tensor] = []
-        live = augment.generator_draw()
 
-        def note(
-            name: str, shape: tuple[int, ...], high: int | None = None, live: Any = live, drawn: Any = drawn
-        ) -> Tensor:
+        def note(name: str, shape: tuple[int, ...], high: int | None = None, drawn: Any = drawn) -> Tensor:
             drawn.append(live(name, shape, high))
             return drawn[-1]
 
-        augment.dsa(images[batch], strategy, note, align_corners=True)
+        change(images[batch], note)
         recorded.append(drawn)
 
     def replay(n: int, x: Tensor) -> Tensor:
         numbers = iter(recorded[n])
-        return augment.dsa(x, strategy, lambda name, shape, high=None: next(numbers), align_corners=True)
+        return change(x, lambda name, shape, high=None: next(numbers))
 
     return replay
 
@@ -190,88 +284,92 @@ def _recorded_augment(images: Tensor, batches: list[Tensor], hyper: Mapping[str,
 # ----------------------------------------------------------------------------------------------------------------- dsa
 
 
-def _params(values: Mapping[str, Any]) -> augment.DSAParams:
+def _params(values: Any, siamese: bool = False) -> augment.DSAParams:
+    """Strengths by their published names; the state of a call (its seed, its mode) comes from elsewhere."""
     known = augment.DSAParams.__dataclass_fields__
-    return augment.DSAParams(**{k: float(v) for k, v in values.items() if k in known})
+    params = augment.DSAParams(**{name: float(values[name]) for name in known if name in values})
+    if values:
+        # noise is a strength of the older, not differentiable augmentation
+        values.prose("aug_mode", "latestseed", "batchmode", "ratio_noise")
+        values.same("Siamese", siamese)
+    return params
 
 
-_ONE_FUNCTION = {
-    "rand_crop": "crop",
-    "rand_cutout": "cutout",
-    "rand_flip": "flip",
-    "rand_scale": "scale",
-    "rand_rotate": "rotate",
-}
+def _by_name(function: str, x: Tensor, numbers: list[Tensor], params: augment.DSAParams, align: bool) -> Tensor:
+    """One published function with its recorded draws; recorded integers are the shifts and offsets themselves."""
+    calls: dict[str, Callable[..., Tensor]] = {
+        "rand_brightness": lambda u: augment.brightness(x, u, params.brightness),
+        "rand_saturation": lambda u: augment.saturation(x, u, params.saturation),
+        "rand_contrast": lambda u: augment.contrast(x, u, params.contrast),
+        "rand_crop": lambda rows, columns: augment.translate(x, rows, columns),
+        "rand_cutout": lambda rows, columns: augment.cutout(x, rows, columns, params.ratio_cutout),
+        "rand_flip": lambda u: augment.flip(x, u, params.prob_flip),
+        "rand_scale": lambda u_x, u_y: augment.scale(x, u_x, u_y, params.ratio_scale, align_corners=align),
+        "rand_rotate": lambda u: augment.rotate(x, u, params.ratio_rotate, align_corners=align),
+    }
+    out: Tensor = _choice("functions", function, calls)(*numbers)
+    return out
 
 
-def rand_functions(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t, params = _tensors(arrays), _params(hyper["params"])
-    siamese, align = bool(hyper["siamese"]), bool(hyper["align_corners"])
+def rand_functions(arrays: Arrays, hyper: Hyper) -> Results:
+    t, siamese, align = _Tensors(arrays), bool(hyper["siamese"]), bool(hyper["align_corners"])
+    params = _params(hyper.get("params", {}), siamese)
+    hyper.prose("seed")  # it made the draws, which the case holds
     results: dict[str, Any] = {}
     for function in hyper["functions"]:
-        drawn = [v for k, v in sorted(t.items()) if k.startswith(f"{function}__draw")]
-        # siamese: the published code broadcasts the first image's number
-        drawn = [d.reshape(-1)[:1] if siamese else d.reshape(-1) for d in drawn]
+        drawn = [t[name].reshape(-1) for name in sorted(t) if name.startswith(f"{function}__draw")]
+        if siamese:  # the published code broadcasts the first image's number
+            drawn = [d[:1] for d in drawn]
         x = t["x"].clone().requires_grad_(True)
-        if function in _ONE_FUNCTION:
-            waiting = iter(drawn)
-
-            def draw(
-                name: str, shape: tuple[int, ...], high: int | None = None, waiting: Any = waiting, x: Tensor = x
-            ) -> Tensor:
-                # recorded integers are the shifts themselves; dsa adds the lower end of their range to its draw
-                number = next(waiting)
-                axis = 2 if name.endswith("rows") else 3
-                return number + int(x.shape[axis] * params.ratio_crop_pad + 0.5) if name.startswith("crop") else number
-
-            out = augment.dsa(
-                x, _ONE_FUNCTION[function], draw, siamese=siamese, mode="M", align_corners=align, params=params
-            )
-        elif function == "rand_brightness":
-            out = augment.brightness(x, drawn[0], params.brightness)
-        elif function == "rand_saturation":
-            out = augment.saturation(x, drawn[0], params.saturation)
-        else:
-            out = augment.contrast(x, drawn[0], params.contrast)
+        out = _by_name(function, x, drawn, params, align)
         weight = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).reshape(out.shape)
         (grad,) = torch.autograd.grad((out * weight).sum(), x)
         results |= {f"{function}__out": out, f"{function}__grad": grad}
     return _numpy(results)
 
 
-def _published_dsa(x: Tensor, seed: int, hyper: Mapping[str, Any], **more: Any) -> Tensor:
-    """One whole call as published: seed -1 reads the global generator, any other is siamese and seeds every draw."""
-    siamese = seed != -1
-    return augment.dsa(
-        x,
-        hyper.get("strategy", "color_crop_cutout_flip_scale_rotate"),
-        augment.seeded_draw(seed) if siamese else augment.generator_draw(),
-        siamese=siamese,
-        mode=hyper.get("aug_mode", "S"),
-        align_corners=bool(hyper.get("align_corners", True)),
-        params=_params(hyper.get("params", {})),
-        **more,
-    )
+_ALIGNED = {"DC": False, "DSA": False, "DM": False, "MTT": True, "FTD": True, "TESLA": True, "FYI": True}
 
 
-def diff_augment(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
-    fyi = "FYI" in str(hyper.get("variant", ""))
-    return _numpy(
-        {
-            f"out_{side[2:]}_seed{seed}": _published_dsa(t[side], int(seed), hyper, flip_first=fyi)
-            for side in t
-            if side.startswith("x_")
-            for seed in hyper["seeds"]
-        }
-    )
+def _published_calls(t: Mapping[str, Tensor], hyper: Hyper, default: str) -> dict[str, Tensor]:
+    """Whole calls as published, siamese, one a seed: ``out_a_seed3`` of the array ``x_a``, ``out_seed3`` of ``x``.
 
-
-def diff_augment_fyi(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
-    results: dict[str, Any] = {
-        f"out_seed{seed}": _published_dsa(t["x"], int(seed), hyper, flip_first=True) for seed in hyper["seeds"]
+    ``variant`` names the code, or several of a kind (``"MTT/FTD"``): FYI flips first, the others differ in alignment.
+    """
+    strategy, mode = hyper.get("strategy", _STRATEGY), hyper.get("aug_mode", "S")
+    variant = str(hyper.get("variant", default))
+    codes = [code for code in _ALIGNED if code in re.findall(r"\w+", variant.upper())]
+    if not codes:
+        _choice("variant", variant, _ALIGNED)
+    align = bool(hyper["align_corners"]) if "align_corners" in hyper else _ALIGNED[codes[0]]
+    params = _params(hyper.get("params", {}), siamese=True)
+    hyper.prose("chosen_by_torch_rng")  # follows from the seeds
+    if any(int(seed) < 0 for seed in hyper["seeds"]):
+        raise ValueError("a seed of -1 reads the global generator, whose state no case gives")
+    return {
+        f"out{name.removeprefix('x')}_seed{seed}": augment.dsa(
+            t[name],
+            strategy,
+            augment.seeded_draw(int(seed)),
+            siamese=True,
+            mode=mode,
+            align_corners=align,
+            flip_first="FYI" in codes,
+            params=params,
+        )
+        for name in t
+        if name == "x" or name.startswith("x_")
+        for seed in hyper["seeds"]
     }
+
+
+def diff_augment(arrays: Arrays, hyper: Hyper) -> Results:
+    return _numpy(_published_calls(_Tensors(arrays), hyper, "DC"))
+
+
+def diff_augment_fyi(arrays: Arrays, hyper: Hyper) -> Results:
+    t = _Tensors(arrays)
+    results = _published_calls(t, hyper, "FYI")
     if "batchaug_y" in hyper:
         labels = torch.tensor(hyper["batchaug_y"])
         results["batchaug_img"], results["batchaug_lab"] = augment.mirror_batch(t["x"], labels)
@@ -281,11 +379,13 @@ def diff_augment_fyi(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.n
 # ------------------------------------------------------------------------------------------------------------- base-dd
 
 
-def _published_net(t: Mapping[str, Tensor], hyper: Mapping[str, Any], channels: int, im: Any) -> ConvNet:
+def _published_net(t: Mapping[str, Tensor], hyper: Hyper, images: Tensor) -> ConvNet:
     """The ConvNet of a case with its recorded weights, in the names the cases use for the options."""
+    weights = {k.removeprefix("param_").replace("__", "."): t[k] for k in t if k.startswith("param_")}
+    classes, im = len(weights["classifier.bias"]), list(images.shape[2:])
     net = ConvNet(
-        channels=channels,
-        classes=int(hyper.get("num_classes", hyper.get("classes", 10))),
+        channels=images.shape[1],
+        classes=classes,
         width=int(hyper["net_width"]),
         depth=int(hyper["net_depth"]),
         activation=hyper.get("net_act", "relu"),
@@ -293,44 +393,53 @@ def _published_net(t: Mapping[str, Tensor], hyper: Mapping[str, Any], channels: 
         pooling=hyper.get("net_pooling", "avgpooling"),
         im_size=im,
     )
-    weights = {k.removeprefix("param_").replace("__", "."): v for k, v in t.items() if k.startswith("param_")}
+    hyper.same("channel", images.shape[1])
+    hyper.same("num_classes", classes)
+    hyper.same("classes", classes)
+    hyper.same("im_size", im if isinstance(hyper.get("im_size"), list) else im[0])
     net.to(weights["classifier.weight"].dtype).load_state_dict(weights, strict=True)
-    return net.train(hyper.get("mode", "train") == "train")
+    return net.train(_choice("mode", hyper.get("mode", "train"), {"train": True, "eval": False}))
 
 
-def match_loss(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
+def match_loss(arrays: Arrays, hyper: Hyper) -> Results:
+    t = _Tensors(arrays)
     count = sum(name.startswith("real_") for name in t)
     real = [t[f"real_{i}"] for i in range(count)]
     syn = [t[f"syn_{i}"].requires_grad_(True) for i in range(count)]
-    loss = matching.match_loss(real, syn, hyper["dis_metric"], float(hyper.get("eps", 1e-6)))
+    loss = matching.match_loss(real, syn, hyper.get("dis_metric", "ours"), float(hyper.get("eps", 1e-6)))
     grads = torch.autograd.grad(loss, syn, materialize_grads=True)
     return _numpy({"loss": loss, **{f"dloss_dsyn_{i}": g for i, g in enumerate(grads)}})
 
 
-def convnet_forward(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
-    net = _published_net(t, hyper, int(hyper["channel"]), hyper["im_size"])
+def convnet_forward(arrays: Arrays, hyper: Hyper) -> Results:
+    t = _Tensors(arrays)
+    net = _published_net(t, hyper, t["x"])
     return _numpy({"logits": net(t["x"]), "embed": net.embed(t["x"])})
 
 
-def _classes(t: Mapping[str, Tensor], hyper: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+def _classes(t: Mapping[str, Tensor], hyper: Hyper) -> tuple[Tensor, Tensor]:
     """Real images ``[C, B, ...]`` and synthetic ones as ``[C, ipc, ...]`` (rows are grouped by class)."""
-    syn = t["x_syn"].requires_grad_(True)
-    return t["x_real"], syn.reshape(int(hyper["classes"]), int(hyper["ipc"]), *syn.shape[1:])
+    real, syn = t["x_real"], t["x_syn"].requires_grad_(True)
+    hyper.same("batch_real", real.shape[1])
+    hyper.same("ipc", len(syn) // len(real))
+    return real, syn.reshape(len(real), -1, *syn.shape[1:])
 
 
-def dc_outer_step(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
+def dc_outer_step(arrays: Arrays, hyper: Hyper) -> Results:
+    t = _Tensors(arrays)
     real, syn = _classes(t, hyper)
-    net = _published_net(t, hyper, real.shape[2], tuple(real.shape[3:]))
+    net = _published_net(t, hyper, real[0])
+    for module in net.modules():  # as published: their statistics are taken beforehand, and held
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    metric = hyper.get("dis_metric", "ours")
     loss = torch.stack(
         [
             matching.gradient_matching(
                 net,
                 (real[c], torch.full((len(real[c]),), c)),
                 (syn[c], torch.full((len(syn[c]),), c)),
-                hyper.get("dis_metric", "ours"),
+                metric,
             )
             for c in range(len(real))
         ]
@@ -339,17 +448,17 @@ def dc_outer_step(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndar
     return _numpy({"loss": loss, "grad_x_syn": grad})
 
 
-def dm_loss(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
+def dm_loss(arrays: Arrays, hyper: Hyper) -> Results:
+    t = _Tensors(arrays)
     real, syn = _classes(t, hyper)
-    net = _published_net(t, hyper, real.shape[2], tuple(real.shape[3:]))
-    mixed = "batch" in str(hyper.get("net_norm", ""))
+    net = _published_net(t, hyper, real[0])
+    mixed = any(isinstance(module, nn.BatchNorm2d) for module in net.modules())
     loss = matching.mean_matching(net.embed, real, syn, together=mixed).sum()
     (grad,) = torch.autograd.grad(loss, t["x_syn"])
     return _numpy({"loss": loss, "grad_x_syn": grad})
 
 
-def get_loops(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def get_loops(arrays: Arrays, hyper: Hyper) -> Results:
     rows = [matching.loops_for(int(ipc)) for ipc in np.atleast_1d(arrays["ipc"])]
     return {"outer_inner": np.array(rows, dtype=np.int64)}
 
@@ -357,15 +466,18 @@ def get_loops(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]
 # ----------------------------------------------------------------------------------------------------------------- zca
 
 
-def whitening(arrays: Arrays, hyper: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    t = _tensors(arrays)
-    fitted = zca.fit_zca(t["X"], float(hyper["eps"]), unbiased=bool(hyper.get("unbiased", True)))
-    other = fitted.apply(t["Y"])
+def whitening(arrays: Arrays, hyper: Hyper) -> Results:
+    """Items lie along ``dim`` (0 by default); what comes back has the shape of what was given."""
+    t, dim = _Tensors(arrays), int(hyper.get("dim", 0))
+    hyper.prose("compute_inv")  # always computed here
+    fit = t["X"].movedim(dim, 0)
+    fitted = zca.fit_zca(fit, float(hyper["eps"]), unbiased=bool(hyper.get("unbiased", True)))
+    other = fitted.apply(t["Y"].movedim(dim, 0))
     return _numpy(
         {
-            "X_white": fitted.apply(t["X"]),
-            "Y_white": other,
-            "Y_back": fitted.invert(other),
+            "X_white": fitted.apply(fit).movedim(0, dim),
+            "Y_white": other.movedim(0, dim),
+            "Y_back": fitted.invert(other).movedim(0, dim),
             "mean": fitted.mean,
             "W": fitted.matrix,
         }

@@ -12,8 +12,9 @@ from torch import Tensor
 from limbeck import functional as F
 from limbeck.functional import schedule
 
-Arrays = dict[str, np.ndarray]
-Hyper = dict[str, Any]
+Arrays = Any  # ``Read`` of the file that loads this one: a mapping that also has ``prose`` and ``same``
+Hyper = Any
+Results = dict[str, np.ndarray]
 
 
 def _leaf(array: np.ndarray) -> Tensor:
@@ -25,28 +26,36 @@ def _numbers(x: Tensor | None) -> np.ndarray:
     return x.detach().numpy()
 
 
-def nkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+def _labels(arrays: Arrays, hyper: Hyper) -> Tensor:
+    """Class ids ``[N]`` or soft labels ``[N, C]``; the case says in words which, and how they were mixed."""
+    hyper.prose("label")
+    return torch.from_numpy(np.array(arrays["in_label"]))
+
+
+def nkd(arrays: Arrays, hyper: Hyper) -> Results:
     student = _leaf(arrays["in_logit_s"])
-    teacher, labels = (torch.from_numpy(np.array(arrays[k])) for k in ("in_logit_t", "in_label"))
-    parts = F.nkd(student, teacher, labels, temperature=float(hyper["temp"]), gamma=float(hyper["gamma"]))
+    teacher, labels = torch.from_numpy(np.array(arrays["in_logit_t"])), _labels(arrays, hyper)
+    temperature, gamma = float(hyper.get("temp", 1.0)), float(hyper.get("gamma", 1.5))
+    parts = F.nkd(student, teacher, labels, temperature=temperature, gamma=gamma)
     loss = parts.target.mean() + parts.nontarget.mean()
     loss.backward()
     return {"out_loss": _numbers(loss), "out_grad_logit_s": _numbers(student.grad)}
 
 
-def uskd(arrays: Arrays, hyper: Hyper) -> Arrays:
+def uskd(arrays: Arrays, hyper: Hyper) -> Results:
     student, feature, weight, bias = (
         _leaf(arrays[k]) for k in ("in_logit_s", "in_fea_mid", "in_fc_weight", "in_fc_bias")
     )
-    labels = torch.from_numpy(np.array(arrays["in_label"]))
+    hyper.same("num_classes", student.shape[1])
+    hyper.same("channel", feature.shape[1])
     weak = torch.nn.functional.linear(feature, weight, bias)
     parts = F.uskd(
         student,
-        labels,
+        _labels(arrays, hyper),
         weak,
-        alpha=float(hyper["alpha"]),
-        beta=float(hyper["beta"]),
-        mu=float(hyper["mu"]),
+        alpha=float(hyper.get("alpha", 1.0)),
+        beta=float(hyper.get("beta", 0.1)),
+        mu=float(hyper.get("mu", 0.005)),
         variant="released",
     )
     loss = parts.target.mean() + parts.nontarget.mean() + parts.weak.mean()
@@ -60,68 +69,75 @@ def uskd(arrays: Arrays, hyper: Hyper) -> Arrays:
     }
 
 
-Loss = Callable[[Tensor, Tensor, Tensor, Arrays, Hyper], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor, Hyper], Tensor]
 
 
-def _token_mean(loss: Loss) -> Callable[[Arrays, Hyper], Arrays]:
+def _tokens(arrays: Arrays) -> tuple[Tensor, Tensor, Tensor]:
+    """The student's logits, which ask for a gradient, the teacher's, and which tokens count."""
+    arrays.prose("labels")  # the published losses share one signature; DKD alone reads them
+    teacher, mask = (torch.from_numpy(np.array(arrays[k])) for k in ("teacher_logits", "mask"))
+    return _leaf(arrays["student_logits"]), teacher, mask != 0
+
+
+def _token_mean(loss: Loss) -> Callable[[Arrays, Hyper], Results]:
     """A loss of (student, teacher, mask) per token, averaged over the mask, with its gradient in the student."""
 
-    def run(arrays: Arrays, hyper: Hyper) -> Arrays:
-        student = _leaf(arrays["student_logits"])
-        teacher = torch.from_numpy(np.array(arrays["teacher_logits"]))
-        mask = torch.from_numpy(np.array(arrays["mask"])) != 0
-        value = loss(student, teacher, mask, arrays, hyper).sum() / mask.sum()
+    def run(arrays: Arrays, hyper: Hyper) -> Results:
+        student, teacher, mask = _tokens(arrays)
+        value = loss(student, teacher, mask, hyper).sum() / mask.sum()
         value.backward()
         return {"loss": _numbers(value), "grad_student": _numbers(student.grad)}
 
     return run
 
 
-def _taid(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _taid(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     return F.taid(student, teacher, float(hyper["t"]), where=mask)
 
 
-def _forward(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
-    return F.soft_cross_entropy(student, teacher, where=mask)
+def _forward(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
+    # classes the student rules out add nothing in the published code, though the teacher may give them mass
+    out = torch.isneginf(student)
+    seen = F.soft_cross_entropy(student, teacher.masked_fill(out, -torch.inf), where=mask)
+    mass = teacher.to(seen.dtype).softmax(-1).masked_fill(out, 0.0).sum(-1)
+    return torch.where(mask, mass, 0.0) * seen
 
 
-def _reverse(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _reverse(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     return F.kl(student, teacher, direction="reverse", where=mask)
 
 
-def _jensen_shannon(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _jensen_shannon(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     return F.jensen_shannon(student, teacher, beta=float(hyper.get("teacher_weight", 0.1)), where=mask)
 
 
-def _skew_forward(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _skew_forward(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     mix = float(hyper.get("target_weight", 0.1))
     # the released forward skew is a cross-entropy: the divergence plus the teacher's entropy
     return F.skew_kl(student, teacher, direction="forward", mix=mix, where=mask) + F.entropy(teacher, where=mask)
 
 
-def _skew_reverse(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _skew_reverse(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     mix = float(hyper.get("target_weight", 0.1))
     return F.skew_kl(student, teacher, direction="reverse", mix=mix, where=mask)
 
 
-def _total_variation(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _total_variation(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     return F.total_variation(student, teacher, where=mask)
 
 
-def _adaptive(student: Tensor, teacher: Tensor, mask: Tensor, _: Arrays, hyper: Hyper) -> Tensor:
+def _adaptive(student: Tensor, teacher: Tensor, mask: Tensor, hyper: Hyper) -> Tensor:
     threshold = float(hyper.get("head_threshold", 0.5))
     return F.adaptive_kl(student, teacher, head_threshold=threshold, variant="released", where=mask)
 
 
-def dkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+def dkd(arrays: Arrays, hyper: Hyper) -> Results:
     """TAID's port of DKD: the sum over valid tokens is divided by all tokens."""
-    student = _leaf(arrays["student_logits"])
-    teacher, labels = (torch.from_numpy(np.array(arrays[k])) for k in ("teacher_logits", "labels"))
-    mask = torch.from_numpy(np.array(arrays["mask"])) != 0
+    student, teacher, mask = _tokens(arrays)
     parts = F.dkd(
         student,
         teacher,
-        labels,
+        torch.from_numpy(np.array(arrays["labels"])),
         alpha=float(hyper.get("alpha", 1.0)),
         beta=float(hyper.get("beta", 0.5)),
         temperature=float(hyper.get("temperature", 1.0)),
@@ -132,11 +148,9 @@ def dkd(arrays: Arrays, hyper: Hyper) -> Arrays:
     return {"loss": _numbers(value), "grad_student": _numbers(student.grad)}
 
 
-def ctkd(arrays: Arrays, hyper: Hyper) -> Arrays:
+def ctkd(arrays: Arrays, hyper: Hyper) -> Results:
     """TAID's port of CTKD: a cross-entropy, and the factor of the temperature's gradient is not negated."""
-    student = _leaf(arrays["student_logits"])
-    teacher = torch.from_numpy(np.array(arrays["teacher_logits"]))
-    mask = torch.from_numpy(np.array(arrays["mask"])) != 0
+    student, teacher, mask = _tokens(arrays)
     raw = _leaf(np.asarray(arrays.get("global_temperature", 1.0), dtype=np.float32))
     factor = schedule.cosine(
         float(hyper.get("epoch", 1)),
@@ -159,21 +173,17 @@ def ctkd(arrays: Arrays, hyper: Hyper) -> Arrays:
     return {"loss": _numbers(value), "grad_student": _numbers(student.grad), "grad_temperature": _numbers(raw.grad)}
 
 
-def update_t(arrays: Arrays, hyper: Hyper) -> Arrays:
+def update_t(arrays: Arrays, hyper: Hyper) -> Results:
     losses = [float(x) for x in arrays["losses"]]
-    state = schedule.TaidState(t=float(hyper["t_start"]))
+    t_start, t_end = float(hyper.get("t_start", 0.4)), float(hyper.get("t_end", 1.0))
+    alpha, beta = float(hyper.get("alpha", 5e-4)), float(hyper.get("beta", 0.99))
+    total = int(hyper.get("num_train_steps", len(losses)))
+    adaptive = bool(hyper.get("adaptive", not hyper.get("disable_adaptive", False)))
+    state = schedule.TaidState(t=t_start)
     rows = []
     for step, loss in enumerate(losses):
         state = schedule.taid_update(
-            state,
-            loss,
-            step,
-            int(hyper.get("num_train_steps", len(losses))),
-            t_start=float(hyper["t_start"]),
-            t_end=float(hyper["t_end"]),
-            alpha=float(hyper["alpha"]),
-            beta=float(hyper["beta"]),
-            adaptive=not hyper.get("disable_adaptive", False),
+            state, loss, step, total, t_start=t_start, t_end=t_end, alpha=alpha, beta=beta, adaptive=adaptive
         )
         rows.append((state.t, state.momentum, state.delta))
     t, momentum, delta = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))

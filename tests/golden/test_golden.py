@@ -47,7 +47,8 @@ def run_case(folder: Path, slug: str, case: dict[str, Any], adapters: dict[str, 
     key = f"{slug}:{case['function']}"
     adapter = adapters.get(key)
     if adapter is None:
-        return [f"no adapter for {key!r}"]
+        known = sorted(name for name in adapters if name.startswith(f"{slug}:"))
+        return [f"no adapter for {key!r}; of this slug there are: {', '.join(known) or 'none'}"]
     with np.load(folder / case["file"], allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
     hyper = dict(case["hyperparameters"])
@@ -64,8 +65,11 @@ def run_case(folder: Path, slug: str, case: dict[str, Any], adapters: dict[str, 
         if value.shape != expected.shape:
             wrong.append(f"{name}: shape {value.shape}, expected {expected.shape}")
         elif not np.allclose(value, expected, rtol=case["rtol"], atol=case["atol"], equal_nan=True):
-            error = np.nanmax(np.abs(value.astype(np.float64) - expected.astype(np.float64)))
-            wrong.append(f"{name}: off by up to {error:.3g} (rtol {case['rtol']:g}, atol {case['atol']:g})")
+            with np.errstate(invalid="ignore"):  # infinity minus infinity
+                gap = np.abs(value.astype(np.float64) - expected.astype(np.float64))
+            error, strange = gap[np.isfinite(gap)].max(initial=0.0), int((~np.isfinite(gap)).sum())
+            words = f" and {strange} not comparable" if strange else ""
+            wrong.append(f"{name}: off by up to {error:.3g}{words} (rtol {case['rtol']:g}, atol {case['atol']:g})")
     return wrong
 
 
@@ -81,7 +85,9 @@ def test_folder_holds_cases(pytestconfig: pytest.Config) -> None:
 
 def test_a_missing_adapter_and_a_wrong_number_are_failures() -> None:
     folder, slug, case = find_cases(HERE / "vectors" / "nkd-uskd")[0]
-    assert run_case(folder, slug, case, {}) == [f"no adapter for '{slug}:{case['function']}'"]
+    missing = f"no adapter for '{slug}:{case['function']}'; of this slug there are: "
+    assert run_case(folder, slug, case, {}) == [missing + "none"]
+    assert run_case(folder, slug, case, {f"{slug}:other": None, "else:other": None}) == [missing + f"{slug}:other"]
 
     def bent(arrays: dict[str, np.ndarray], hyper: dict[str, Any]) -> dict[str, np.ndarray]:
         right = ADAPTERS[f"{slug}:{case['function']}"](arrays, hyper)

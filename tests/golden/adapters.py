@@ -70,9 +70,9 @@ def _whole(key: str, adapter: Callable[[Read, Read], dict[str, np.ndarray]]) -> 
         given, hyper = Read(arrays), Read(hyperparameters)
         hyper.prose("note", "description")
         results = adapter(given, hyper)
-        unread = [f"hyperparameter {name!r}" for name in hyper.unread()] + [
-            f"array {name!r}" for name in given.unread()
-        ]
+        # whoever hands over a whole recorded file hands over the answers too, which are no inputs
+        extra = [name for name in given.unread() if name not in results]
+        unread = [f"hyperparameter {name!r}" for name in hyper.unread()] + [f"array {name!r}" for name in extra]
         if unread:
             raise ValueError(f"{key}: the adapter does not know {', '.join(unread)}")
         return results

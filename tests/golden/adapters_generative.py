@@ -161,7 +161,7 @@ def guided_sample_loop(arrays: Arrays, hyper: Hyper) -> Results:
         x = diffusion.ddim_sample(predict, t["z1"], steps, schedule, kind, clip_x=clip_x, channel_dim=-1)
         return _numpy({"x": x})
     # the one other input: [steps, B, ...], a standard normal draw per step
-    (draws,) = (t[name] for name in t if name != "z1")
+    (draws,) = (t[name] for name in t if name not in ("z1", "x"))
     x = diffusion.ancestral_sample(
         predict,
         t["z1"],

@@ -78,7 +78,8 @@ def recorded() -> list[Any]:
 @pytest.mark.parametrize(("key", "folder", "case"), recorded())
 def test_what_an_adapter_does_not_know_is_named(key: str, folder: Path, case: dict[str, Any]) -> None:
     with np.load(folder / case["file"], allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in case["inputs"]}
+        whole = {name: stored[name] for name in stored.files}
+    arrays = {name: whole[name] for name in case["inputs"]}
     hyper = case["hyperparameters"]
     with pytest.raises(ValueError, match="hyperparameter 'colour'"):
         ADAPTERS[key](arrays, {**hyper, "colour": 3})
@@ -87,7 +88,8 @@ def test_what_an_adapter_does_not_know_is_named(key: str, folder: Path, case: di
     if "sample_loop" not in key:  # its noise may have any name, where it is asked for
         with pytest.raises(ValueError, match="array 'shade'"):
             ADAPTERS[key]({**arrays, "shade": np.zeros(3)}, hyper)
-    ADAPTERS[key](arrays, hyper)
+    alone, beside = ADAPTERS[key](arrays, hyper), ADAPTERS[key](whole, hyper)
+    assert all(np.array_equal(alone[name], beside[name], equal_nan=True) for name in alone)
 
 
 @pytest.mark.parametrize(

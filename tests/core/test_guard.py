@@ -58,7 +58,7 @@ def test_a_late_answer_keeps_the_weights_of_the_step_and_describes_it(
 ) -> None:
     said = []
     kept = []
-    for name, options in (("late", {"fused": True}), ("now", {})):
+    for name, options in (("late", {}), ("now", {"foreach": True})):
         method = spoilt(optimizer=optimizer, **options)
         with pytest.raises(NonFinite) as caught:
             engine(tmp_path / name, accumulate=accumulate, log_every=100).run(method)
@@ -73,7 +73,7 @@ def test_a_late_answer_keeps_the_weights_of_the_step_and_describes_it(
 
 
 def test_a_finite_run_is_the_same_either_way(late: list[int]) -> None:
-    now, then = spoilt(-1, fused=True), spoilt(-1, fused=True)
+    now, then = spoilt(-1), spoilt(-1)
     engine(log_every=100).run(then)
     guard.LATE_ON = ()
     engine(log_every=100).run(now)
@@ -95,11 +95,11 @@ def test_a_step_that_is_finite_when_taken_again_is_said(late: list[int]) -> None
             return terms
 
     with pytest.raises(NonFinite, match="step 4 was not finite, but is when it is taken again"):
-        engine(log_every=100).run(spoilt(-1, Once(), fused=True))
+        engine(log_every=100).run(spoilt(-1, Once()))
 
 
 @pytest.mark.parametrize(
-    ("method", "options"), [(Plain(), {}), (Toy(), {"fused": True})], ids=["no optimiser that heeds", "averages move"]
+    ("method", "options"), [(Plain(), {"foreach": True}), (Toy(), {})], ids=["no optimiser that heeds", "averages move"]
 )
 def test_nobody_is_late_where_something_would_move(method: Method, options: dict[str, Any], late: list[int]) -> None:
     with pytest.raises(NonFinite, match="not finite"):

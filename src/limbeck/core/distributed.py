@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.core.errors import ConfigError
+from limbeck.core.optim import lay_out
 
 
 def launched() -> bool:
@@ -98,7 +99,7 @@ def sum_gradients(params: Sequence[nn.Parameter]) -> None:
             if p.grad is not None:
                 p.grad.copy_(piece)
             elif found:
-                p.grad = piece.clone()
+                p.grad = lay_out(p, piece.clone())
 
 
 def barrier() -> None:

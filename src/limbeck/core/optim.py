@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.core.component import Settings
 from limbeck.core.errors import ConfigError
@@ -90,8 +91,8 @@ class Optim(Settings):
         if "momentum" in known:
             args["momentum"] = self.momentum
         held = list(params)
-        if "fused" in known and held and all(p.is_cuda and p.is_floating_point() for p in held):
-            args["fused"] = True  # one kernel, and a bad step is skipped on the device (`limbeck.core.guard`)
+        if "fused" in known and _fusible(held):
+            args["fused"] = True  # one pass over the weights: AdamW on a CPU takes a third of the time
         elif "foreach" in known:
             args["foreach"] = True
         if {"fused", "foreach"} & set(self.options):  # one of them excludes the other
@@ -105,19 +106,29 @@ class Optim(Settings):
 
     def with_(self, **changes: Any) -> Optim:
         """A changed copy."""
-        names = (
-            "steps",
-            "batch_size",
-            "lr",
-            "optimizer",
-            "weight_decay",
-            "momentum",
-            "schedule",
-            "warmup",
-            "clip",
-            "options",
-        )
-        return Optim(**{**{n: getattr(self, n) for n in names}, **changes})
+        return Optim(**{**settings_of(self), **changes})
+
+
+def settings_of(optim: Optim) -> dict[str, Any]:
+    """All settings as plain values, defaults included."""
+    return {name: getattr(optim, name) for name in inspect.signature(Optim).parameters}
+
+
+def _fusible(params: list[nn.Parameter]) -> bool:
+    """Whether torch's fused optimisers take them: whole, floating, on one device of a kind that has the kernels."""
+    kinds = {p.device.type for p in params}
+    plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in params)  # a sharded one holds a DTensor
+    return plain and len(kinds) == 1 and kinds <= {"cpu", "cuda"}
+
+
+def lay_out(param: nn.Parameter, grad: Tensor) -> Tensor:
+    """The gradient in the parameter's memory layout: fused optimisers walk both in the order they lie in, and ask nothing.
+
+    Autograd lays gradients out so by itself; those that come from elsewhere (other processes) may not be.
+    """
+    sides = zip(param.shape, param.stride(), grad.stride(), strict=True)
+    same = all(a == b for length, a, b in sides if length > 1)
+    return grad if same else torch.empty_like(param, requires_grad=False).copy_(grad)
 
 
 def held_by(optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:

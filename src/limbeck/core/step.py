@@ -13,7 +13,7 @@ from limbeck.core.context import RunContext
 from limbeck.core.errors import ConfigError
 from limbeck.core.guard import Guard
 from limbeck.core.method import Batch, Method, Objective, Share, Stage, Term, Terms, as_phases
-from limbeck.core.optim import Optim, held_by
+from limbeck.core.optim import Optim, held_by, lay_out
 from limbeck.core.random import key_of, seed_modules
 
 
@@ -54,6 +54,7 @@ class Stepper:
         self.optim = optim
         self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
         self._held = {n: held_by(o) for n, o in self.optimisers.items()}
+        self._laid_out: dict[str, bool] = {}  # whether autograd lays a role's gradients out as its parameters
         # counts are summed in double precision, where the device has it
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64
 
@@ -241,6 +242,16 @@ class Stepper:
             loss.backward()
         return loss.detach()
 
+    def _lay_out(self, role: str) -> None:
+        """Gradients in their parameters' layout; whether anything is to be done for that shows at the first update."""
+        if self._laid_out.get(role):
+            return
+        found = [(p, p.grad) for p in self._held[role] if p.grad is not None]
+        mended = [(p, g, lay_out(p, g)) for p, g in found]
+        self._laid_out[role] = all(g is new for _, g, new in mended)
+        for p, _, new in mended:
+            p.grad = new
+
     def _update(self, touched: list[str], step: int, losses: list[Tensor], batches: list[Batch], seen: Seen) -> None:
         roles = self.method.roles
         missing = [r for r in touched if r not in self.optimisers]
@@ -253,6 +264,8 @@ class Stepper:
         for r in touched:
             if not roles[r].shard:
                 dist.sum_gradients(self._held[r])
+        for r in touched:
+            self._lay_out(r)
         grads = {r: [p.grad for p in self._held[r] if p.grad is not None] for r in touched}
         norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
         if self.guard is not None:

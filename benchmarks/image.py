@@ -1,7 +1,7 @@
 """One step of knowledge distillation of a picture classifier: ours, peers' and the bare floor.
 
 The floor is what nothing can beat honestly: the teacher's forward pass without graph, the student's forward and backward
-pass, the optimiser, and the same batches; no log, no check, no checkpoint. Ours runs as ``limbeck run`` runs it: guard,
+pass, the optimiser in its fastest form, and the same batches; no log, no check, no checkpoint. Ours runs as ``limbeck run`` runs it: guard,
 logs (CSV, JSON lines, TensorBoard) and progress included, from the recipe, measured between two steps of the engine's own
 loop. ``cached``: the teacher is read from a recording that ``limbeck cache`` made.
 """
@@ -118,7 +118,7 @@ class Pair:
             copy.deepcopy(self._teacher).eval().requires_grad_(False),
             copy.deepcopy(self._student).train(),
         )
-        return teacher, student, torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, foreach=True)
+        return teacher, student, torch.optim.SGD(student.parameters(), lr=RATE, momentum=0.9, fused=True)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
         """Shuffled batches without end, by the same indexing that ours does."""
@@ -245,7 +245,7 @@ def torchdistill_box(pair: Pair) -> Step:
         "num_epochs": 1,
         "teacher": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": False},
         "student": {"forward_proc": "forward_batch_only", "sequential": [], "requires_grad": True},
-        "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9}},
+        "optimizer": {"key": "SGD", "kwargs": {"lr": RATE, "momentum": 0.9, "fused": True}},
         "criterion": {"key": "WeightedSumLoss", "kwargs": {"sub_terms": {"kd": term}}},
     }
     box = module.DistillationBox(teacher, student, {}, config, torch.device("cpu"), None, False, 1)
@@ -267,7 +267,7 @@ def modelopt_model(pair: Pair) -> Step:
     }
     settings["loss_balancer"] = distill.StaticLossBalancer(kd_loss_weight=ALPHA)
     model = distill.convert(student, mode=[("kd_loss", settings)])
-    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, foreach=True)
+    optimiser = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=RATE, momentum=0.9, fused=True)
     model.train()
 
     def step(x: Tensor, y: Tensor) -> None:

@@ -104,7 +104,7 @@ class Pair:
     def floor(self, name: str) -> Callable[[], float]:
         """CPU seconds of a step of the bare loop."""
         teacher, student = self.networks()
-        optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0, foreach=True)
+        optimiser = torch.optim.AdamW(student.parameters(), lr=RATE, weight_decay=0.0, fused=True)
         distance = forward_kl if name == "forward KL" else taid
         batches = self.batches()
 

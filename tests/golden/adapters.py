@@ -1,7 +1,8 @@
 """All adapters of the recorded vectors: ``ADAPTERS["slug:function"](arrays, hyperparameters) -> arrays``.
 
-An adapter answers for the whole case: a hyperparameter or an array that it did not look at is an error that names it,
-for numbers that come out right although a setting was ignored are right by accident.
+An adapter keeps in ``doubts`` what its last call did not look at, or found at odds with the arrays. The open cases must
+leave none, for numbers that come out right although a setting was ignored are right by accident; of other cases doubts
+are told beside numbers that come out wrong.
 """
 
 from __future__ import annotations
@@ -17,9 +18,8 @@ from typing import Any
 import numpy as np
 
 Arrays = Mapping[str, np.ndarray]
-Adapter = Callable[[Arrays, Mapping[str, Any]], dict[str, np.ndarray]]
 
-ADAPTERS: dict[str, Adapter] = {}
+ADAPTERS: dict[str, Whole] = {}
 
 
 class Read(Mapping[str, Any]):
@@ -29,6 +29,7 @@ class Read(Mapping[str, Any]):
         self._values = values
         self._seen: set[str] = set()
         self._inside: dict[str, Read] = {}
+        self._odd: list[str] = []
 
     def __getitem__(self, name: str) -> Any:
         value = self._values[name]
@@ -55,7 +56,15 @@ class Read(Mapping[str, Any]):
         given = self[name]
         agree = math.isclose(given, actual, rel_tol=1e-6) if isinstance(actual, float) else given == actual
         if not agree:
-            raise ValueError(f"hyperparameter {name!r} is {given!r}, but the arrays say {actual!r}")
+            self.doubt(f"hyperparameter {name!r} is {given!r}, but the arrays say {actual!r}")
+
+    def doubt(self, text: str) -> None:
+        """Something that does not fit, though an answer can be given."""
+        self._odd.append(text)
+
+    def odd(self) -> list[str]:
+        """What did not fit, inside too."""
+        return self._odd + [text for inner in self._inside.values() for text in inner.odd()]
 
     def unread(self) -> list[str]:
         """Names nobody looked at, inner ones as ``outer.inner``."""
@@ -63,21 +72,27 @@ class Read(Mapping[str, Any]):
         return found + [f"{name}.{deep}" for name, inner in self._inside.items() for deep in inner.unread()]
 
 
-def _whole(key: str, adapter: Callable[[Read, Read], dict[str, np.ndarray]]) -> Adapter:
-    """The adapter, which now fails where it did not look at everything."""
+class Whole:
+    """An adapter that keeps account of what it looked at.
 
-    def run(arrays: Arrays, hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    Attributes:
+        doubts: what the last call left unread or found contradictory, in words.
+    """
+
+    def __init__(self, adapter: Callable[[Read, Read], dict[str, np.ndarray]]) -> None:
+        self.adapter = adapter
+        self.doubts: list[str] = []
+
+    def __call__(self, arrays: Arrays, hyperparameters: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The case's outputs."""
         given, hyper = Read(arrays), Read(hyperparameters)
         hyper.prose("note", "description")
-        results = adapter(given, hyper)
+        results = self.adapter(given, hyper)
         # whoever hands over a whole recorded file hands over the answers too, which are no inputs
         extra = [name for name in given.unread() if name not in results]
-        unread = [f"hyperparameter {name!r}" for name in hyper.unread()] + [f"array {name!r}" for name in extra]
-        if unread:
-            raise ValueError(f"{key}: the adapter does not know {', '.join(unread)}")
+        self.doubts = [f"hyperparameter {name!r} is unknown" for name in hyper.unread()]
+        self.doubts += [f"array {name!r} is unknown" for name in extra] + given.odd() + hyper.odd()
         return results
-
-    return run
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -96,4 +111,4 @@ for _path in sorted(Path(__file__).parent.glob("adapters_*.py")):
     for _key, _adapter in _load(_path).items():
         if _key in ADAPTERS:
             raise RuntimeError(f"two adapters for {_key}, the second in {_path.name}")
-        ADAPTERS[_key] = _whole(_key, _adapter)
+        ADAPTERS[_key] = Whole(_adapter)

@@ -80,7 +80,7 @@ def _toy(hyper: Hyper, who: str, kind: str) -> Callable[..., Tensor]:
     """
     text = str(hyper.get("toy", "as above"))
     if not text.startswith("as ") and _TOY not in text.replace(" ", ""):
-        raise ValueError(f"hyperparameter 'toy' is {text!r}; the adapter knows {_TOY}")
+        hyper.doubt(f"hyperparameter 'toy' is {text!r}; the adapter knows {_TOY}")
     numbers = {key: float(hyper[who][key]) for key in "abc"}
 
     def predict(z: Tensor, logsnr: Tensor, a: Tensor | float = numbers["a"]) -> Tensor:
@@ -217,7 +217,7 @@ def _trajectory(mode: matching.Mode, variant: matching.Variant) -> Adapter:
         hyper.prose("label", "labels")
         for name in ("soft", "soft_label", "soft_labels", "label_soft"):
             if name in hyper and bool(hyper[name]) != labels.is_floating_point():
-                raise ValueError(f"hyperparameter {name!r} is {hyper[name]!r}, but the labels are {labels.dtype}")
+                hyper.doubt(f"hyperparameter {name!r} is {hyper[name]!r}, but the labels are {labels.dtype}")
         labels = labels.to(images.dtype) if labels.is_floating_point() else labels.long()
         batches = matching.syn_batches(lambda k: t["perms"][k].long(), len(images), steps, batch)
         got = matching.trajectory_gradient(

@@ -70,11 +70,13 @@ def run_case(folder: Path, slug: str, case: dict[str, Any], adapters: dict[str, 
             error, strange = gap[np.isfinite(gap)].max(initial=0.0), int((~np.isfinite(gap)).sum())
             words = f" and {strange} not comparable" if strange else ""
             wrong.append(f"{name}: off by up to {error:.3g}{words} (rtol {case['rtol']:g}, atol {case['atol']:g})")
-    return wrong
+    return wrong + (getattr(adapter, "doubts", []) if wrong else [])
 
 
 def test_case(folder: Path, slug: str, case: dict[str, Any]) -> None:
     wrong = run_case(folder, slug, case, ADAPTERS)
+    if folder.parent == HERE / "vectors":  # the open cases are known to the last word
+        wrong = wrong or ADAPTERS[f"{slug}:{case['function']}"].doubts
     assert not wrong, f"{slug} {case['case']} ({case['function']}): " + "; ".join(wrong)
 
 

@@ -147,6 +147,19 @@ class Context(Protocol):
     def items(self, stage: str) -> list[str]:
         """The ids of an earlier stage's items."""
 
+    def fit(
+        self,
+        module: nn.Module,
+        data: Data,
+        loss: Callable[[nn.Module, Batch, Context], Tensor | Term],
+        optim: Optim,
+        *,
+        scope: str,
+        queries: Sequence[Query] = (),
+        each: Callable[[int, nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """Train a network in memory, inside a step or an item (see `limbeck.core.inner.fit`)."""
+
 
 class Objective(Component):
     """What is matched: a function from (student signal, teacher signal, batch, context) to a Term.

@@ -243,20 +243,8 @@ class Mtt(Method):
         def loss(module: nn.Module, batch: Batch, inner: Any) -> Tensor:
             return F.cross_entropy(module(batch["x"]), batch["y"])
 
-        from limbeck.core.inner import fit
-
         queries = [_Enter(task), *([Augment(task.strategy, task.align_corners)] if task.strategy else [])]
-        fit(
-            net,
-            data,
-            loss,
-            optim,
-            seed=ctx.seed,
-            scope=f"experts/{item}",
-            device=ctx.device,
-            queries=queries,
-            each=keep,
-        )
+        ctx.fit(net, data, loss, optim, scope=f"experts/{item}", queries=queries, each=keep)
         return {"snapshots": torch.stack(snapshots).cpu()}
 
     def trajectory(self, number: int, ctx: Context) -> Tensor:

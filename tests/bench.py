@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from limbeck.core import interrupt
+from limbeck.core.bench import Bench
 from limbeck.core.card import catalogue
+from limbeck.core.disk import workspace
 from limbeck.core.engine import Engine, EngineSettings
 from limbeck.core.errors import Stopped
 from limbeck.core.method import Method
 from limbeck.core.recipe import Recipe, build, check, load_tree
-from limbeck.run import Bench, prepare, workspace
+from limbeck.run import prepare
 
 CARDS = {name: card for card in catalogue() for name in card.methods}
 NAMES = sorted(CARDS)

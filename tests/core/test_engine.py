@@ -21,7 +21,7 @@ from limbeck.core.random import Stream
 from limbeck.core.role import Role
 from limbeck.core.step import Stepper
 from limbeck.objectives import FeatureMatch, Kl
-from limbeck.run import _Best
+from limbeck.run.best import Best
 from tests import toy
 from tests.bench import StopAfter, differences
 from tests.toy import Toy, bound, data, engine, learnt, network
@@ -314,7 +314,7 @@ def test_taps_record_under_compile_and_the_numbers_stay(monkeypatch: pytest.Monk
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
-def prepared(folder: Path) -> tuple[_Best, Method]:
+def prepared(folder: Path) -> tuple[Best, Method]:
     class Bench:
         task = toy.ToyTask()
         device = torch.device("cpu")
@@ -323,17 +323,17 @@ def prepared(folder: Path) -> tuple[_Best, Method]:
     method = bound()
     bench: Any = Bench()
     bench.student = method.setup.student
-    return _Best(bench, method, folder), method
+    return Best(bench, method, folder), method
 
 
-def best_of(folder: Path, shard: tuple[str, ...]) -> tuple[_Best, Method]:
+def best_of(folder: Path, shard: tuple[str, ...]) -> tuple[Best, Method]:
     """A whole run that is judged every second step."""
     best, method = prepared(folder)
     engine(folder, None, best.evaluate, eval_every=2, shard=shard).run(method)
     return best, method
 
 
-def judged(folder: Path, stop: int | None = None, every: int = 2) -> tuple[_Best, Method, list[int]]:
+def judged(folder: Path, stop: int | None = None, every: int = 2) -> tuple[Best, Method, list[int]]:
     best, method = prepared(folder)
     steps: list[int] = []
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from limbeck.core.method import Built
 
 if TYPE_CHECKING:
+    from limbeck.core.bench import Bench
     from limbeck.core.task import Task
-    from limbeck.run import Bench
 
 
 class Artifact:

@@ -102,7 +102,7 @@ class Engine:
         folder: where checkpoints and items go; ``None`` keeps nothing (an inner run, a test).
         workspace: where remembered items go, shared between runs.
         logs: called with (stage, step, values) every ``log_every`` steps.
-        progress: shows how far it is (``limbeck.core.logs.Progress``).
+        progress: shows how far it is (``limbeck.core.progress.Progress``).
         evaluate: called every ``eval_every`` steps; returns metrics on the validation split.
         say: prints a sentence.
     """

@@ -1,4 +1,4 @@
-"""What a run says while it works: logs in files and trackers, and progress on the terminal.
+"""What a run keeps of what it measures: rows in files, and in trackers (``limbeck.core.trackers``).
 
 A log is a sequence of rows ``{stage, step, wall, name: value...}``. ``wall`` is the clock (seconds since 1970) and is
 the only field that may differ between an interrupted and an uninterrupted run. Nothing leaves the machine unless a
@@ -14,16 +14,11 @@ import math
 import os
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import IO, Any, Final, Protocol, Self
 
 from limbeck.core.errors import ConfigError, StorageError, require
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
 
 RESERVED: Final = ("stage", "step", "wall")
 """The fields of a row that are not values. A value with such a name is written with a trailing underscore."""
@@ -57,7 +52,8 @@ def process_rank() -> int:
     return int(value) if value.isdigit() else 0
 
 
-def _number(value: Any) -> float | int:
+def number(value: Any) -> float | int:
+    """A value as a plain number: a one-element tensor is read."""
     if isinstance(value, bool):
         return int(value)
     return value if type(value) is int else float(value)
@@ -66,7 +62,7 @@ def _number(value: Any) -> float | int:
 def _row(stage: str, step: int, values: Mapping[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"stage": stage, "step": int(step), "wall": round(time.time(), 3)}
     for name, value in values.items():
-        row[f"{name}_" if name in RESERVED else name] = _number(value)
+        row[f"{name}_" if name in RESERVED else name] = number(value)
     return row
 
 
@@ -351,149 +347,6 @@ def flatten(tree: Mapping[str, Any], above: str = "", separator: str = "/") -> d
     return flat
 
 
-class TrackerLogger:
-    """A tracker of ``accelerate.tracking``: ``wandb``, ``mlflow`` or ``trackio``. Only used when it is named.
-
-    The tracker's own settings come from its own environment variables (``WANDB_MODE=offline``,
-    ``MLFLOW_TRACKING_URI=...``; without the latter MLflow writes to ``mlruns/`` beside the run folder). The run's id is
-    kept in ``trackers.json``, so a resumed run goes on in the same place. A tracker that fails while the run is under
-    way (no network) says so once and is left out from then on: it must not cost the run.
-
-    Args:
-        name: ``wandb``, ``mlflow`` or ``trackio``.
-        folder: the run folder; its name is the name of the run.
-        config: the resolved recipe, stored with the run.
-        project: the project or experiment.
-    """
-
-    def __init__(self, name: str, folder: Path, config: Mapping[str, Any], project: str = "limbeck") -> None:
-        require(name, "tracking", f"the logger {name!r}")
-        self._module = require("accelerate.tracking", "tracking", f"the logger {name!r}")
-        self.name, self.folder, self.project = name, Path(folder), project
-        self._config = flatten(config)
-        self._tracker: Any = None
-        self._failed = False
-        self._stages: set[str] = set()
-        torch = sys.modules.get("torch")
-        launched = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
-        if not launched or (torch is not None and torch.distributed.is_initialized()):
-            # otherwise accelerate would open a process group of its own: wait until the engine has opened it
-            self._start()
-
-    def _start(self) -> None:
-        ids = self.folder / "trackers.json"
-        try:
-            known = json.loads(ids.read_text()) if ids.exists() else {}
-        except ValueError:
-            known = {}
-        run = known.get(self.name)
-        try:
-            with _same_threads():
-                tracker, run = self._open(run)
-                tracker.store_init_configuration(self._config)
-        except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ConfigError(
-                "loggers",
-                f"{self.name} could not start: {said}",
-                remedy="set it up by its own means (for wandb without network: WANDB_MODE=offline), "
-                f"or leave {self.name} out of loggers",
-            ) from None
-        self._tracker = tracker
-        if known.get(self.name) != run:
-            from limbeck.core.disk import atomic_write
-
-            self.folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(ids, json.dumps({**known, self.name: run}, indent=2, sort_keys=True).encode())
-
-    def _open(self, run: str | None) -> tuple[Any, str]:
-        from accelerate import PartialState
-
-        PartialState()
-        if self.name == "wandb":
-            import uuid
-
-            run = run or uuid.uuid4().hex[:12]
-            tracker = self._module.WandBTracker(
-                self.project, id=run, name=self.folder.name, resume="allow", dir=str(self.folder)
-            )
-            tracker.start()
-        elif self.name == "mlflow":
-            if not os.environ.get("MLFLOW_TRACKING_URI"):
-                # its default is a data base that mlflow-skinny cannot open: files beside the runs need no more packages
-                os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
-                require("mlflow", "tracking", "the logger 'mlflow'").set_tracking_uri(
-                    (self.folder.resolve().parent / "mlruns").as_uri()
-                )
-            tracker = self._module.MLflowTracker(self.project, run_id=run, run_name=self.folder.name)
-            tracker.start()
-            run = str(tracker.tracker.info.run_id)
-        else:
-            run = run or self.folder.name
-            tracker = self._module.TrackioTracker(self.project, name=run, resume="allow")
-            tracker.start()
-        return tracker, run
-
-    def _guarded(self, values: dict[str, Any], step: int | None, stage: str = "") -> None:
-        if self._failed:
-            return
-        if self._tracker is None:
-            self._start()
-        try:
-            if self.name == "wandb" and stage and stage not in self._stages:
-                self._stages.add(stage)
-                self._tracker.tracker.define_metric(f"{stage}/*", step_metric=f"{stage}/step")
-            self._tracker.log(values, step=step)
-        except Exception as error:
-            self._failed = True
-            print(f"limbeck: {self.name} failed ({error}); the run goes on without it", file=sys.stderr)
-
-    def resume(self, stage: str, step: int) -> None:
-        """Nothing: trackers keep what they were given, with its step."""
-
-    def log(self, stage: str, step: int, values: Mapping[str, float]) -> None:
-        """Send the values as ``stage/name``."""
-        sent: dict[str, Any] = {f"{stage}/{name}": _number(value) for name, value in values.items()}
-        if self.name == "wandb":
-            # wandb has one ever-growing step a run, stages each have their own: the step is sent as a value
-            self._guarded({**sent, f"{stage}/step": int(step)}, None, stage)
-        else:
-            self._guarded(sent, int(step))
-
-    def summary(self, result: Mapping[str, Any]) -> None:
-        """Send the final metrics as ``result/student/accuracy`` and the like."""
-        metrics = flatten(result.get("metrics") or {}, "result")
-        metrics["result/wall_seconds"] = result.get("wall_seconds")
-        sent = {k: v for k, v in metrics.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-        if sent:
-            self._guarded(sent, None if self.name == "wandb" else 0)
-
-    def close(self) -> None:
-        """End the run at the tracker."""
-        if self._tracker is not None:
-            try:
-                self._tracker.finish()
-            except Exception as error:
-                print(f"limbeck: {self.name} could not finish ({error})", file=sys.stderr)
-            self._tracker = None
-            self._failed = True
-
-
-class _same_threads:
-    """Keeps torch's thread count: accelerate sets it, and sums would come out with other last bits."""
-
-    def __enter__(self) -> None:
-        import torch
-
-        self.count = torch.get_num_threads()
-
-    def __exit__(self, *error: object) -> None:
-        import torch
-
-        if torch.get_num_threads() != self.count:
-            torch.set_num_threads(self.count)
-
-
 class Loggers:
     """Several loggers as one.
 
@@ -559,236 +412,10 @@ def make_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) 
             elif name == "tensorboard":
                 made.append(TensorboardLogger(folder / "tensorboard"))
             else:
+                from limbeck.core.trackers import TrackerLogger
+
                 made.append(TrackerLogger(name, folder, config))
     except BaseException:
         Loggers(made).close()
         raise
     return Loggers(made)
-
-
-def format_seconds(seconds: float) -> str:
-    """A duration for people: ``0:07``, ``12:30``, ``3:02:10``.
-
-    Example:
-        >>> format_seconds(750.2)
-        '12:30'
-    """
-    if not math.isfinite(seconds):
-        return "?"
-    whole = max(0, round(seconds))
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def format_value(value: Any) -> str:
-    """A metric in four significant digits, in a width that hardly changes from line to line.
-
-    Example:
-        >>> format_value(0.123456), format_value(12345.6), format_value(3)
-        ('0.1235', '1.235e+04', '3')
-    """
-    if isinstance(value, int):
-        return str(value)
-    number = float(value)
-    if number == 0 or not math.isfinite(number):
-        return f"{number:g}"
-    return f"{number:#.4g}".rstrip(".") if 1e-3 <= abs(number) < 1e4 else f"{number:.3e}"
-
-
-class Progress:
-    """Progress on stderr: a live bar on a terminal, otherwise plain lines, at most one a second, and the last.
-
-    Plain lines come more rarely as a stage gets older (every fiftieth of its age, a minute at most), so a night's log
-    stays readable. Other ranks than 0 are silent; so is everything with ``LIMBECK_PROGRESS=0``;
-    ``LIMBECK_PROGRESS=plain`` asks for plain lines on a terminal.
-
-    Args:
-        enabled: ``False`` is silent.
-        file: where to write; stderr.
-        rank: this process's rank; asked of the environment by default.
-
-    Example:
-        >>> with Progress() as progress:  # doctest: +SKIP
-        ...     progress.stage("distil", total=400)
-        ...     progress.advance(1, loss=0.5)
-    """
-
-    RATE = 4  # redraws a second on a terminal
-    WINDOW = 30.0  # seconds over which plain lines measure the rate
-
-    def __init__(self, enabled: bool = True, file: IO[str] | None = None, rank: int | None = None) -> None:
-        self._file = sys.stderr if file is None else file
-        wish = os.environ.get("LIMBECK_PROGRESS", "1").strip().lower()
-        silent = not enabled or wish in ("0", "no", "off", "false")
-        self.quiet = silent or (process_rank() if rank is None else rank) != 0
-        try:
-            terminal = self._file is not None and self._file.isatty() and os.environ.get("TERM") != "dumb"
-        except ValueError:  # a closed stream
-            terminal, self.quiet = False, True
-        self._live = terminal and wish != "plain" and not self.quiet
-        self.name = ""
-        self.total: int | None = None
-        self.done = 0
-        self._metrics: dict[str, Any] = {}
-        self._began = self._next = 0.0
-        self._finished: float | None = None  # when the last step was done: what follows is not the stage's time
-        self._from = 0
-        self._marks: deque[tuple[float, int]] = deque()
-        self._rich: RichProgress | None = None
-        self._task: TaskID | None = None
-
-    def stage(self, name: str, total: int | None, done: int = 0) -> None:
-        """Begin a stage (and end the one before): ``total`` steps or items, ``done`` of them by an earlier process."""
-        self._end()
-        self.name, self.total, self.done, self._from = name, total, done, done
-        self._metrics = {}
-        self._began = time.monotonic()
-        self._finished = None
-        self._next = self._began + (1.0 / self.RATE if self._live else 1.0)
-        self._marks = deque([(self._began, done)])
-        if self._live:
-            self._draw()
-
-    def advance(self, n: int = 1, **metrics: Any) -> None:
-        """``n`` more are done. Metrics are numbers or one-element tensors; they are only read when they are shown."""
-        self.done += n
-        if metrics:
-            self._metrics.update(metrics)
-        if self.quiet:
-            return
-        now = time.monotonic()
-        if self.done == self.total and self._finished is None:
-            self._finished = now
-            if self._live:
-                self._draw()
-        if now < self._next:
-            return
-        if self._live:
-            self._next = now + 1.0 / self.RATE
-            self._draw()
-        else:
-            self._next = now + min(60.0, max(1.0, (now - self._began) / 50))
-            self._line(now)
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the bar."""
-        if self._finished is not None:
-            self._end()
-        if self.quiet:
-            return
-        if self._rich is not None:
-            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._write(text)
-
-    def close(self) -> None:
-        """End the current stage and give the terminal back. Idempotent."""
-        self._end()
-        if self._rich is not None:
-            self._rich.stop()
-            self._rich = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def _end(self) -> None:
-        if not self.name:
-            return
-        took = (self._finished or time.monotonic()) - self._began
-        name, self.name, self._finished = self.name, "", None
-        if self.quiet:
-            return
-        made = self.done - self._from
-        counted = (
-            f"{self.done:,}/{self.total:,}" if self.total is not None and self.done != self.total else f"{self.done:,}"
-        )
-        rate = f", {_rate(made / took)}" if made and took > 0 else ""
-        shown = self._shown()
-        text = f"{name}  {counted} in {f'{took:.1f} s' if took < 60 else format_seconds(took)}{rate}"
-        text += f"  {shown}" if shown else ""
-        if self._rich is not None and self._task is not None:
-            self._rich.remove_task(self._task)
-            self._rich.refresh()
-            self._task = None
-        if self._live:
-            self._console().print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            self._write(text)
-
-    def _shown(self) -> str:
-        return "  ".join(f"{name} {format_value(value)}" for name, value in self._metrics.items())
-
-    def _line(self, now: float) -> None:
-        self._marks.append((now, self.done))
-        while len(self._marks) > 2 and now - self._marks[0][0] > self.WINDOW:
-            self._marks.popleft()
-        since, before = self._marks[0]
-        rate = (self.done - before) / (now - since) if now > since else 0.0
-        counted = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        parts = [f"{self.name}  {counted}"]
-        if self.total:
-            parts.append(f"{100 * self.done // self.total}%")
-        parts.append(_rate(rate))
-        if self.total is not None and rate > 0:
-            parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
-        shown = self._shown()
-        self._write("  ".join([*parts, shown] if shown else parts))
-
-    def _write(self, text: str) -> None:
-        try:
-            self._file.write(text + "\n")
-            self._file.flush()
-        except (OSError, ValueError):
-            self.quiet = True  # nobody listens any more; that is no reason to stop a run
-
-    def _console(self) -> Any:
-        if self._rich is None:
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            console = Console(file=self._file)
-            self._rich = Progress(
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[counted]}", justify="right"),
-                TextColumn("[cyan]{task.fields[rate]}", justify="right"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("[dim]{task.fields[shown]}"),
-                console=console,
-                refresh_per_second=self.RATE,
-                transient=True,
-            )
-            self._rich.start()
-        return self._rich.console
-
-    def _draw(self) -> None:
-        self._console()
-        assert self._rich is not None
-        counted = f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-        if self._task is None:
-            self._task = self._rich.add_task(
-                self.name, total=self.total, completed=self.done, counted=counted, rate="", shown=""
-            )
-            return
-        speed = self._rich.tasks[self._rich.task_ids.index(self._task)].speed
-        self._rich.update(
-            self._task,
-            completed=self.done,
-            counted=counted,
-            rate=_rate(speed) if speed else "",
-            shown=_markup_free(self._shown()),
-        )
-
-
-def _markup_free(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def _rate(rate: float) -> str:
-    """Steps a second, or seconds a step when they are slow."""
-    if rate <= 0:
-        return "0/s"
-    return f"{rate:.3g}/s" if rate >= 1 else f"{1 / rate:.3g} s each"

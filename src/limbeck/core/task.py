@@ -13,8 +13,8 @@ from limbeck.core.signal import Signal
 
 if TYPE_CHECKING:
     from limbeck.core.artifact import Artifact
+    from limbeck.core.bench import Bench
     from limbeck.core.optim import Optim
-    from limbeck.run import Bench
 
 
 class Task(Component):

@@ -21,7 +21,7 @@ from limbeck.core.method import Batch, Built
 from limbeck.core.signal import Signal
 
 if TYPE_CHECKING:
-    from limbeck.run import Bench
+    from limbeck.core.bench import Bench
 
 CALIBRATION_ITEMS = 256
 TOLERANCE = 1e-4  # largest difference to torch, relative to the largest output

@@ -16,8 +16,8 @@ from limbeck.core.task import Model, Task
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
+    from limbeck.core.bench import Bench
     from limbeck.core.optim import Optim
-    from limbeck.run import Bench
 
 
 class Ensemble(nn.Module):

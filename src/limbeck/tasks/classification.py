@@ -22,7 +22,7 @@ from limbeck.data.sources import Digits, Source
 from limbeck.functional.metrics import calibration_error, calibration_table
 
 if TYPE_CHECKING:
-    from limbeck.run import Bench
+    from limbeck.core.bench import Bench
 
 log = logging.getLogger("limbeck.data")
 

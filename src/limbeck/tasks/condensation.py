@@ -25,7 +25,7 @@ from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from limbeck.run import Bench
+    from limbeck.core.bench import Bench
 
 Baseline = Literal["random", "kmeans", "herding"]
 

@@ -39,7 +39,7 @@ from limbeck.tasks.schedules import describe_schedule, make_schedule
 
 if TYPE_CHECKING:
     from limbeck.core.artifact import Artifact
-    from limbeck.run import Bench
+    from limbeck.core.bench import Bench
 
 Draw = Callable[[float, int, Tensor, Tensor], "tuple[Tensor, float] | None"]
 """(w, steps, z [N, C, H, W], labels [N]) -> samples in [0, 1] and network calls a sample, or ``None`` if it cannot."""

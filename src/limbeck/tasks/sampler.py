@@ -26,7 +26,7 @@ from limbeck.functional.diffusion import Kind, Predict, Schedule
 from limbeck.tasks.schedules import describe_schedule, read_schedule
 
 if TYPE_CHECKING:
-    from limbeck.run import Bench
+    from limbeck.core.bench import Bench
     from limbeck.tasks.generation import Generation
 
 Sampler = Literal["deterministic", "stochastic"]

@@ -10,9 +10,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.core import interrupt, store
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, Stopped
-from limbeck.run import _turn, read_result, run
-from tests.bench import tree_of
+from limbeck.core.errors import Stopped
+from limbeck.core.turns import take_turn
 
 
 @pytest.fixture(autouse=True)
@@ -24,11 +23,11 @@ def _no_request() -> Iterator[None]:
 
 def test_a_stage_is_made_once_and_then_taken(tmp_path: Path) -> None:
     folder = tmp_path / "teacher-1"
-    turn = _turn(folder, folder / "network", print, "teacher")
+    turn = take_turn(folder, folder / "network", print, "teacher")
     assert turn is not None
     with turn:
         store.save_tree(folder / "network", {"w": 1})
-    assert _turn(folder, folder / "network", print, "teacher") is None
+    assert take_turn(folder, folder / "network", print, "teacher") is None
     store.RunLock(folder).acquire().release()
 
 
@@ -44,7 +43,7 @@ def test_whoever_comes_second_waits_and_takes_it(tmp_path: Path) -> None:
     maker = threading.Thread(target=finish)
     maker.start()
     try:
-        assert _turn(folder, folder / "network", said.append, "teacher") is None
+        assert take_turn(folder, folder / "network", said.append, "teacher") is None
     finally:
         maker.join()
     assert said == ["teacher: another run is making it; waiting"]
@@ -55,18 +54,5 @@ def test_waiting_ends_where_a_signal_asks_for_it(tmp_path: Path) -> None:
     with store.RunLock(folder):
         interrupt.request(2)
         with pytest.raises(Stopped) as stopped:
-            _turn(folder, folder / "network", lambda text: None, "teacher")
+            take_turn(folder, folder / "network", lambda text: None, "teacher")
     assert stopped.value.signum == 2
-
-
-def test_exports_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="did you mean 'onnx'"):
-        run(tree_of("kd", "export=[onxx]"), tmp_path / "o", quiet=True)
-    assert not (tmp_path / "o").exists()
-
-
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
-def test_a_damaged_result_is_named(text: str, tmp_path: Path) -> None:
-    (tmp_path / "result.json").write_text(text)
-    with pytest.raises(CheckpointCorrupt, match=r"result\.json.*--force"):
-        read_result(tmp_path / "result.json")

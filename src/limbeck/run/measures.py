@@ -1,0 +1,84 @@
+"""What a result is told with: size, speed and memory of networks, versions, hardware."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+import time
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import nn
+
+import limbeck
+from limbeck.core import distributed as dist
+from limbeck.core.artifact import NetworkArtifact
+from limbeck.core.method import Built
+from limbeck.core.task import Task
+
+
+def sizes(built: Built | None) -> dict[str, float]:
+    """Parameters and bytes of a network."""
+    if built is None or not isinstance(built.module, nn.Module):
+        return {}
+    return NetworkArtifact(None, built).size()  # type: ignore[arg-type]
+
+
+def latency(task: Task, thing: Any, repeats: int = 20) -> dict[str, float]:
+    """Median milliseconds of a forward pass for one item, and billions of operations; empty for what is no network."""
+    built = thing.built if isinstance(thing, NetworkArtifact) else thing
+    if not isinstance(built, Built) or not isinstance(built.module, nn.Module):
+        return {}
+    from torch.utils.flop_counter import FlopCounterMode
+
+    module = built.module.eval()
+    device = next((t.device for t in module.parameters()), torch.device("cpu"))
+    batch = {k: v[:1].to(device) if isinstance(v, torch.Tensor) else v for k, v in task.example(1).items()}
+    if "x" in batch:
+        batch["x"] = built.contract.inputs(batch["x"])
+    times = []
+    with torch.no_grad():
+        for _ in range(3):
+            task.feed(module, batch)
+        for _ in range(repeats):
+            began = time.perf_counter()
+            task.feed(module, batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            task.feed(module, batch)
+    return {"one_item": 1000.0 * sorted(times)[len(times) // 2], "gflops": counter.get_total_flops() / 1e9}
+
+
+def peak_memory() -> float:
+    """The largest memory this process held so far, in MB."""
+    scale = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / scale
+
+
+def versions() -> dict[str, str]:
+    """The versions that a result depends on."""
+    found = {"limbeck": limbeck.__version__, "python": platform.python_version()}
+    for name in ("torch", "torchvision", "numpy", "timm", "transformers", "diffusers", "safetensors"):
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware(device: torch.device) -> dict[str, Any]:
+    """The machine, as far as it matters for a figure."""
+    found: dict[str, Any] = {
+        "device": str(device),
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "processes": dist.world(),
+    }
+    if device.type == "cuda":
+        found["accelerator"] = torch.cuda.get_device_name(device)
+    return found

@@ -1,0 +1,76 @@
+"""From a recipe to participants that know each other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limbeck.core import distributed as dist
+from limbeck.core.bench import TEACHER_SEED, Bench, build_model
+from limbeck.core.errors import ConfigError
+from limbeck.core.method import Setup
+from limbeck.core.recipe import Recipe
+
+
+def prepare(
+    recipe: Recipe,
+    folder: Path | None,
+    progress: Any = None,
+    say: Callable[[str], None] = print,
+    untaught: bool = False,
+) -> Bench:
+    """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything.
+
+    With ``untaught`` a teacher that would have to be trained is only built: enough to read back what a run made.
+    """
+    task, method = recipe.task, recipe.method
+    device = dist.pick_device(recipe.engine.device)
+    dist.start(device)
+    task.load(recipe.seed)
+    method.accept(task)
+    student_model, teacher_model = recipe.student, recipe.teacher
+    assert student_model is not None
+    bench = Bench(
+        task=task,
+        student=build_model(student_model, task, recipe.seed, "student"),
+        teacher=None,
+        student_model=student_model,
+        train=recipe.train,
+        seed=recipe.seed,
+        device=device,
+        folder=folder,
+        settings=recipe.engine,
+        method=method,
+        queries=recipe.queries,
+        progress=progress,
+        say=say,
+    )
+    if method.needs_teacher:
+        if teacher_model is None:
+            raise ConfigError(
+                "teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME"
+            )
+        # built first: only then is it known whether a library's pretrained classes are the task's
+        bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
+        if not (teacher_model.trained or untaught):
+            bench.teacher = teacher_model.teach(bench, recipe.teach)
+        contract = bench.teacher.contract.describe()
+        if contract:
+            say(f"teacher input: {contract}")
+    if bench.teacher is not None:
+        task.match(bench.student, bench.teacher)
+    method.bind(
+        Setup(
+            task=task,
+            student=bench.student,
+            teacher=bench.teacher,
+            train=recipe.train,
+            seed=recipe.seed,
+            objectives=recipe.objectives,
+            queries=recipe.queries,
+            device=device,
+            shard=recipe.engine.shard,
+        )
+    )
+    return bench

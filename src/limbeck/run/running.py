@@ -1,0 +1,168 @@
+"""A recipe run in its folder: the baseline, distillation, judgement, report."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from limbeck import report
+from limbeck.core import distributed as dist
+from limbeck.core import store
+from limbeck.core.artifact import Artifact
+from limbeck.core.bench import Bench
+from limbeck.core.disk import workspace
+from limbeck.core.engine import Engine
+from limbeck.core.errors import ConfigError, LimbeckError, Stopped, StorageError
+from limbeck.core.logs import make_loggers
+from limbeck.core.progress import Progress
+from limbeck.core.recipe import Recipe, build, dump
+from limbeck.export import FORMATS, export
+from limbeck.run.best import Best
+from limbeck.run.folder import default_folder, empty, finished, read_result
+from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
+from limbeck.run.preparing import prepare
+
+
+def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:
+    """Run a recipe and leave a run folder.
+
+    Args:
+        tree: the resolved recipe (``limbeck.core.recipe.load_tree`` then ``check``).
+        out: the run folder; ``runs/NAME-seedN`` when not given.
+        force: repeat a finished run, or replace another run in that folder.
+        quiet: no progress and no sentences.
+
+    Returns:
+        What ``result.json`` holds, with ``folder`` and ``reused`` added.
+
+    Raises:
+        StorageError: the folder holds another run, is in use, or cannot be written.
+    """
+    recipe = build(tree)
+    folder = Path(out) if out is not None else default_folder(recipe)
+    result, _ = run_recipe(recipe, tree, folder, force, quiet)
+    return result
+
+
+def run_recipe(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool = False, quiet: bool = False
+) -> tuple[dict[str, Any], Artifact | None]:
+    """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
+    for form in recipe.export:  # said now, not when everything is trained
+        if form not in FORMATS:
+            raise ConfigError.unknown("export", form, FORMATS, "format")
+    text = dump(tree)
+    main = int(os.environ.get("RANK", "0")) == 0
+    if dist.launched():
+        dist.start(dist.pick_device(recipe.engine.device))
+    if not main and dist.world() > 1:
+        # the first process looks at the folder before anything is written there, and tells what it found
+        refused, result = dist.told_by_all(None)[0]
+        if refused:
+            raise StorageError(str(folder), "was refused by the first process")
+        if result is not None:
+            return result, None
+        return _run_in(recipe, tree, folder, force, quiet, text)
+    try:
+        found = finished(folder, text, force)
+    except LimbeckError:
+        dist.told_by_all((True, None))
+        raise
+    dist.told_by_all((False, found))
+    if found is not None:
+        return found, None
+    return _run_in(recipe, tree, folder, force, quiet, text)
+
+
+def _run_in(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool, quiet: bool, text: str
+) -> tuple[dict[str, Any], Artifact | None]:
+    main = int(os.environ.get("RANK", "0")) == 0
+    config = folder / "config.yaml"
+    with store.RunLock(folder) if main else contextlib.nullcontext():
+        if main:
+            for place in (folder, folder / "checkpoints"):
+                store.clean_leftovers(place, exclusive=True)  # the lock is ours: nobody else is writing here
+            if force:
+                empty(folder)
+            store.atomic_write(config, text.encode())
+        progress = Progress(enabled=main and not quiet)
+        say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
+        try:
+            return _run(recipe, tree, folder, progress, say, main)
+        except Stopped as stopped:
+            stopped.resume = stopped.resume or f"everything is saved; type the same command again to go on in {folder}"
+            raise
+        finally:
+            progress.close()
+
+
+def _run(
+    recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool
+) -> tuple[dict[str, Any], Artifact]:
+    began = time.perf_counter()
+    bench = prepare(recipe, folder, progress, say)
+    alone = bench.task.alone(bench)
+    with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
+        return _distil(recipe, folder, bench, alone, logs, main, began)
+
+
+def _distil(
+    recipe: Recipe, folder: Path, bench: Bench, alone: dict[str, float], logs: Any, main: bool, began: float
+) -> tuple[dict[str, Any], Artifact]:
+    task, method, progress, say = bench.task, recipe.method, bench.progress, bench.say
+    best = Best(bench, method, folder)
+    say(f"{recipe.name}: distilling")
+    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
+    engine.run(method)
+    artifact = method.artifact()
+    metrics = {"teacher": task.teacher_metrics(bench), "student": task.judge(artifact, bench), "alone": alone}
+    if best.metrics:
+        metrics["best"] = best.metrics
+    result = _told(recipe, bench, artifact, metrics, engine.seconds)
+    result["wall_seconds"] = time.perf_counter() - began
+    result.update(task.extras(artifact, bench))
+    if main:
+        artifact.save(folder)
+        logs.summary(result)
+        store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
+        report.write_report(folder)
+        for form in recipe.export:
+            export(folder, form)
+        result["exports"] = read_result(folder / "result.json")["exports"]
+    dist.barrier()
+    return {**result, "folder": str(folder), "reused": False}, artifact
+
+
+def _told(
+    recipe: Recipe, bench: Bench, artifact: Artifact, metrics: dict[str, dict[str, float]], seconds: dict[str, float]
+) -> dict[str, Any]:
+    """What ``result.json`` says of a run, but for how long it took in all and what the task adds."""
+    task, method = bench.task, recipe.method
+    return {
+        "recipe": recipe.name,
+        "method": method.config.get("use", type(method).__name__),
+        "seed": recipe.seed,
+        "task": task.config.get("use", type(task).__name__),
+        "primary": task.primary,
+        "higher_is_better": task.higher_is_better,
+        "metrics": metrics,
+        "artifact": artifact.kind,
+        "sizes": {"student": artifact.size(), "teacher": sizes(bench.teacher)},
+        "latency_ms": {"student": latency(task, artifact), "teacher": latency(task, bench.teacher)},
+        "cost": {
+            "seconds": {**bench.seconds, **seconds},
+            "peak_memory_mb": peak_memory(),
+        },
+        "items": {"train": len(task.train), "teacher_train": len(task.teacher_train), "test": len(task.test)},
+        "labels": task.labels,
+        "versions": versions(),
+        "hardware": hardware(bench.device),
+        "notes": [*getattr(task, "notes", []), *getattr(method, "notes", [])],
+        "exports": {},
+    }

@@ -271,6 +271,11 @@ def test_autocast() -> None:
     plain = F.chunked_divergence(x.h_s, x.w_s, x.h_t, x.w_t, chunk=3)
     assert value.dtype == torch.float32 and not torch.equal(value, plain)
     torch.testing.assert_close(value, plain, rtol=0.1, atol=0.05)
+    with torch.autocast("cpu", torch.bfloat16):  # it does not reach into the loss
+        same = F.chunked_logits(x.h_s @ x.w_s.T, x.h_t @ x.w_t.T)
+        z = [h.bfloat16() @ w.T.bfloat16() for h, w in ((x.h_s, x.w_s), (x.h_t, x.w_t))]
+    torch.testing.assert_close(same, F.kl(z[0].float(), z[1].float()))
+    torch.testing.assert_close(value, same)
     assert torch.autograd.grad(value.sum(), x.w_s)[0].dtype == torch.float32
 
 

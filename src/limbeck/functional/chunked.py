@@ -9,12 +9,18 @@ the loss, so nothing of size tokens times vocabulary outlives a chunk and the ba
 logits. `chunked_logits` does the same from ready logits, sparing the intermediate copies. `chunked_head` takes any loss
 of logits (a sparse teacher, say). All return differentiable values per token; see `limbeck.functional.divergence` for
 what the kinds mean.
+
+On CUDA devices the first two run Triton kernels where triton can be imported (``backend``): every kind, temperature, mask
+and infinity as here, on float32, bfloat16 and float16 logits. float64 and `chunked_head` stay with torch. The kernels have
+been checked in Triton's interpreter and compiled for GPUs, but not timed on one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -45,6 +51,7 @@ Kind = Literal[
     "taid",
     "cross_entropy",
 ]
+Backend = Literal["auto", "torch", "triton"]
 Both = tuple[Tensor, Tensor | None]
 
 HUGE = 1e15  # a value beyond this comes from mass on a class at minus infinity
@@ -273,6 +280,10 @@ class _Head:
 # -> soft values [n], hard values [n], slope [n, V] or None.
 Compare = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]
 
+# The same for a whole chunk in one kernel: (matrix product [n, V], which becomes its own gradient if one is wanted, its
+# span of rows, factors of the rows' gradients, whether one is wanted) -> soft values [n], hard values [n].
+Fused = Callable[[Tensor, slice, Tensor | None, bool], tuple[Tensor, Tensor]]
+
 
 def _spans(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
@@ -290,6 +301,7 @@ class _Plan:
     block: int  # rows compared at once: small enough for the processor's cache
     weights: Tensor | None
     statistics: torch.dtype
+    fused: Fused | None = None  # in place of compare and of what the head does after the product
 
 
 Grads = tuple[Tensor | None, Tensor | None, Tensor | None]
@@ -315,17 +327,22 @@ def _run(
     d_weight = torch.zeros(vocabulary, width, dtype=kind, device=device) if needs[1] else None
     d_bias = torch.zeros(vocabulary, dtype=kind, device=device) if needs[2] else None
     coarse = weight.to(product)
-    buffer = torch.empty(min(plan.chunk, n), vocabulary, dtype=kind, device=device)
+    store = kind if plan.fused is None else product
+    buffer = torch.empty(min(plan.chunk, n), vocabulary, dtype=store, device=device)
     for span in _spans(n, plan.chunk):
         h = hidden[span].to(product)
-        z = plan.head.logits(h, coarse, bias, buffer[: len(h)])
-        compare = plan.compare(span)
-        for rows in _spans(len(h), plan.block):
-            at = slice(span.start + rows.start, span.start + rows.stop)
-            soft[at], hard[at], slope = compare(z[rows], rows, any(needs))
-            if slope is not None:
-                slope = plan.head.pull_back(slope, z[rows])
-                z[rows] = slope if factor is None else slope.mul_(factor[at].unsqueeze(1))
+        if plan.fused is not None:
+            z = torch.mm(h, coarse.t(), out=buffer[: len(h)])
+            soft[span], hard[span] = plan.fused(z, span, _at(factor, span), any(needs))
+        else:
+            z = plan.head.logits(h, coarse, bias, buffer[: len(h)])
+            compare = plan.compare(span)
+            for rows in _spans(len(h), plan.block):
+                at = slice(span.start + rows.start, span.start + rows.stop)
+                soft[at], hard[at], slope = compare(z[rows], rows, any(needs))
+                if slope is not None:
+                    slope = plan.head.pull_back(slope, z[rows])
+                    z[rows] = slope if factor is None else slope.mul_(factor[at].unsqueeze(1))
         if not any(needs):
             continue
         dz = z.to(product)  # the logits have become their gradient
@@ -340,11 +357,18 @@ def _run(
             else:
                 d_weight.add_(dz.t() @ h)
         if d_bias is not None:
-            d_bias.add_(z.sum(0))
+            d_bias.add_(z.sum(0, dtype=kind))
     values = _combine(plan.combine, soft, hard)
     if plan.weights is not None:
         values = values * plan.weights
     return values, soft, hard, (d_hidden, d_weight, d_bias)
+
+
+def _as_written(device: torch.device) -> AbstractContextManager[Any]:
+    """No autocast: the products have been given their dtype, and it would round the inner products of the values too."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _combine(factors: tuple[float, float], soft: Tensor, hard: Tensor) -> Tensor:
@@ -363,7 +387,8 @@ class _Chunked(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         needs = tuple(grad and need for need in ctx.needs_input_grad[:3])
         ctx.save_for_backward(hidden, weight, bias)
-        values, soft, hard, ctx.grads = _run(plan, hidden, weight, bias, needs)
+        with _as_written(hidden.device):
+            values, soft, hard, ctx.grads = _run(plan, hidden, weight, bias, needs)
         ctx.plan = plan
         ctx.mark_non_differentiable(soft, hard)
         ctx.set_materialize_grads(False)
@@ -406,6 +431,32 @@ def _sizes(chunk: int | None, vocabulary: int, device: torch.device) -> tuple[in
     return rows, rows
 
 
+def _kernels(backend: Backend, device: torch.device, statistics: torch.dtype) -> Any:
+    """The module of Triton kernels where they are to be used, else None."""
+    choose("backend", backend, Backend)
+    if backend == "torch":
+        return None
+    if backend == "auto" and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0)):
+        return None
+    try:
+        from . import _kernels as kernels
+    except ImportError:
+        if backend == "auto":
+            return None
+        raise ConfigError(
+            "backend", "Triton is not installed", given=backend, remedy="pip install triton, or set backend='torch'"
+        ) from None
+    if device.type != "cuda" and not kernels.INTERPRETED:
+        raise ConfigError(
+            "backend",
+            "Triton's kernels need a CUDA device",
+            given=f"'triton' and tensors on {device}",
+            remedy="move models and data to a GPU, or set backend='auto'; only to try the kernels here, slowly, "
+            "start Python with TRITON_INTERPRET=1",
+        )
+    return kernels if statistics == torch.float32 else None
+
+
 def _whole(weight: Any) -> Any:
     """A weight that is sharded over processes, gathered once (its gradient finds the way back); others as they are."""
     return weight.full_tensor() if hasattr(weight, "full_tensor") else weight
@@ -445,6 +496,10 @@ class _Rows:
     def at(self, span: slice) -> Any:
         """What to index a flattened tensor with, for a span of valid rows."""
         return span if self.index is None else self.index[span]
+
+    def pick(self, x: Tensor, span: slice) -> tuple[Tensor, Tensor | None]:
+        """A tensor and which of its rows a span of valid rows means, None for all of them; without copying any."""
+        return (x[span], None) if self.index is None else (x, self.index[span])
 
     def back(self, values: Tensor) -> Tensor:
         if self.index is not None:
@@ -487,6 +542,7 @@ def chunked_divergence(
     softcap_s: float | None = None,
     softcap_t: float | None = None,
     return_parts: bool = False,
+    backend: Backend = "auto",
 ) -> Any:
     """A divergence between two language-model heads, one value per token, a chunk of tokens at a time.
 
@@ -523,9 +579,17 @@ def chunked_divergence(
         scale_s, scale_t: factor on the logits, as some architectures have it.
         softcap_s, softcap_t: logits become ``cap * tanh(logits / cap)``.
         return_parts: also return the divergence and the cross-entropy per token, unweighted and detached.
+        backend: ``torch``, or ``triton`` for kernels that read and write each logit as seldom as can be; ``auto`` takes
+            them for tensors on CUDA devices of capability 8 and above, if triton can be imported. In float64 every
+            backend is torch's. In half precision the gradient of the bias is, with ``triton``, the sum of rounded rows.
 
     Returns:
         Values ``[...]``; with ``return_parts`` a triple (values, divergence, cross_entropy).
+
+    Raises:
+        ConfigError: a setting out of its range; ``backend="triton"`` without triton or without a GPU.
+        ShapeError, TeacherMismatch: tensors that do not fit each other.
+        DataError: a label outside the vocabulary (seen on a CPU).
 
     Example:
         >>> h, w = torch.randn(5, 8), torch.randn(30, 8)
@@ -549,6 +613,7 @@ def chunked_divergence(
     heat = _fixed(as_temperature(temperature, items, statistics), items, rows, "temperature")
     floor = _has_infinity(bias_s) or _has_infinity(bias_t) or teacher_logits is not None
     chunk, block = _sizes(chunk, vocabulary, device)
+    kernels = _kernels(backend, device, statistics)
 
     if teacher_logits is not None:
         flat_t = _flat(teacher_logits.detach(), items, "teacher_logits")
@@ -556,20 +621,32 @@ def chunked_divergence(
         def project(span: slice) -> Tensor | None:
             return flat_t[rows.at(span)].to(statistics)
 
+        def theirs(span: slice) -> Any:
+            return kernels.Logits(*rows.pick(flat_t, span))
+
     elif hidden_t is not None and weight_t is not None:
         _check_head("t", hidden_t, weight_t, bias_t)
         head_t = _Head(scale_t, softcap_t, _matmul_dtype(hidden_t, weight_t, device))
         flat_t, coarse = _flat(hidden_t.detach(), items, "hidden_t"), weight_t.detach().to(head_t.dtype)
-        buffer = torch.empty(min(chunk, items.numel()), vocabulary, dtype=statistics, device=device)
+        store = statistics if kernels is None else head_t.dtype
+        buffer = torch.empty(min(chunk, items.numel()), vocabulary, dtype=store, device=device)
         fixed_bias = None if bias_t is None else bias_t.detach()
 
         def project(span: slice) -> Tensor | None:
             h = flat_t[rows.at(span)].to(head_t.dtype)
             return head_t.logits(h, coarse, fixed_bias, buffer[: len(h)])
 
+        def theirs(span: slice) -> Any:
+            h = flat_t[rows.at(span)].to(head_t.dtype)
+            z = torch.mm(h, coarse.t(), out=buffer[: len(h)])
+            return kernels.Logits(z, None, fixed_bias, scale_t, softcap_t)
+
     else:
 
         def project(span: slice) -> Tensor | None:
+            return None
+
+        def theirs(span: slice) -> Any:
             return None
 
     def compare_chunk(span: slice) -> Compare:
@@ -581,10 +658,23 @@ def chunked_divergence(
 
         return compare
 
+    def fused(z: Tensor, span: slice, factor: Tensor | None, grad: bool) -> tuple[Tensor, Tensor]:
+        return kernels.compare(
+            loss,
+            kernels.Logits(z, None, None if bias_s is None else bias_s.detach(), scale_s, softcap_s),
+            theirs(span),
+            out=z if grad else None,
+            labels=_at(ids, span),
+            temperature=_at(heat, span),
+            factor=factor,
+            floor=floor,
+        )
+
     factors = None
     if weights is not None:
         factors = rows.take(_flat(weights.detach(), items, "weights", width=False)).to(statistics)
-    plan = _Plan(head, compare_chunk, (loss.soft, loss.hard), chunk, block, factors, statistics)
+    whole = None if kernels is None else fused
+    plan = _Plan(head, compare_chunk, (loss.soft, loss.hard), chunk, block, factors, statistics, whole)
     flat_s = rows.take(_flat(hidden_s, items, "hidden_s"))
     values, soft, hard = _Chunked.apply(flat_s, weight_s, bias_s, plan, torch.is_grad_enabled())
     if return_parts:
@@ -709,17 +799,22 @@ def chunked_head(
     return rows.back(_Chunked.apply(flat, weight, bias, plan, torch.is_grad_enabled())[0])
 
 
+# All rows of ready logits: (student logits [N, V], whether a slope is wanted) -> soft values [N], hard values [N], slope.
+RunReady = Callable[[Tensor, bool], tuple[Tensor, Tensor, Tensor | None]]
+
+
 class _Ready(torch.autograd.Function):
     """Values per row from ready logits, with the gradient for an upstream of one computed in the forward pass."""
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, compare: Compare, combine: tuple[float, float], rows: _Rows, grad: bool
+        ctx: Any, logits: Tensor, run: RunReady, combine: tuple[float, float], grad: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
-        ctx.call = (compare, rows)
+        ctx.run = run
         ctx.save_for_backward(logits)
         ctx.set_materialize_grads(False)
-        soft, hard, ctx.slope = _compare_ready(logits, compare, rows, grad and ctx.needs_input_grad[0])
+        with _as_written(logits.device):
+            soft, hard, ctx.slope = run(logits, grad and ctx.needs_input_grad[0])
         ctx.mark_non_differentiable(soft, hard)
         return _combine(combine, soft, hard), soft, hard
 
@@ -727,16 +822,15 @@ class _Ready(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return None, None, None, None, None
+            return None, None, None, None
         slope, ctx.slope = ctx.slope, None
         if slope is None:
-            compare, rows = ctx.call
-            slope = _compare_ready(ctx.saved_tensors[0], compare, rows, True)[2]
+            slope = ctx.run(ctx.saved_tensors[0], True)[2]
         assert slope is not None
-        return slope.mul_(upstream.unsqueeze(1)), None, None, None, None
+        return slope.mul_(upstream.unsqueeze(1)), None, None, None
 
 
-def _compare_ready(logits: Tensor, compare: Compare, rows: _Rows, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def _compare_ready(compare: Compare, rows: _Rows, logits: Tensor, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     n, (total, vocabulary), kind = rows.count, logits.shape, statistics_dtype(logits)
     soft, hard = (torch.zeros(total, dtype=kind, device=logits.device) for _ in range(2))
     slope = None
@@ -767,6 +861,7 @@ def chunked_logits(
     hard_weight: float = 0.0,
     where: Tensor | None = None,
     return_parts: bool = False,
+    backend: Backend = "auto",
 ) -> Any:
     """`chunked_divergence` from logits that exist already: of intermediate size only the student's gradient is held.
 
@@ -791,6 +886,7 @@ def chunked_logits(
     check_classes(student, 1, "nothing to compare")
     loss = _make_loss(kind, beta, mix, t, value, scale_t2, soft_weight, hard_weight)
     items, statistics = student.shape[:-1], statistics_dtype(student)
+    kernels = _kernels(backend, student.device, statistics)
     rows = _Rows(where, items)
     ids = _ids(loss, labels, student.shape, as_mask(where, items), rows)
     heat = _fixed(as_temperature(temperature, items, statistics), items, rows, "temperature")
@@ -805,8 +901,26 @@ def chunked_logits(
         z_t = None if flat_t is None else flat_t[rows.at(span)].to(statistics)
         return loss.block(z_s, z_t, _at(ids, span), _at(heat, span), True, grad)
 
+    def fused(z: Tensor, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        slope = None
+        if grad:
+            slope = (torch.empty if rows.index is None else torch.zeros)(z.shape, dtype=z.dtype, device=z.device)
+        soft, hard = (torch.zeros(len(z), dtype=statistics, device=z.device) for _ in range(2))
+        all_rows = slice(None)
+        at = rows.at(all_rows)
+        soft[at], hard[at] = kernels.compare(
+            loss,
+            kernels.Logits(*rows.pick(z, all_rows)),
+            None if flat_t is None else kernels.Logits(*rows.pick(flat_t, all_rows)),
+            out=slope,
+            labels=ids,
+            temperature=heat,
+        )
+        return soft, hard, slope
+
     flat = _flat(student, items, "student")
-    values, soft, hard = _Ready.apply(flat, compare, (loss.soft, loss.hard), rows, torch.is_grad_enabled())
+    run = partial(_compare_ready, compare, rows) if kernels is None else fused
+    values, soft, hard = _Ready.apply(flat, run, (loss.soft, loss.hard), torch.is_grad_enabled())
     if return_parts:
         return values.reshape(items), soft.reshape(items), hard.reshape(items)
     return values.reshape(items)

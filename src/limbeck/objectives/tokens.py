@@ -19,7 +19,7 @@ from limbeck.core import distributed as dist
 from limbeck.core.errors import ConfigError
 from limbeck.core.method import Batch, Context, Method
 from limbeck.core.role import Role
-from limbeck.functional.chunked import chunked_divergence, chunked_head, chunked_logits
+from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head, chunked_logits
 from limbeck.tasks.causal import head_of
 from limbeck.tasks.tokens import IGNORE, shifted
 
@@ -64,6 +64,8 @@ class Tokens:
         student, teacher: logits ``[N, T-1, V]``, or a `Head`. A dense teacher may stand beside a student's Head.
         labels: the tokens that come ``[N, T-1]``.
         where: which positions count ``[N, T-1]``.
+        chunk: tokens whose logits exist at a time; ``None`` for the default.
+        backend: of the losses with a closed form; see `chunked_divergence`.
     """
 
     student: Tensor | Head
@@ -71,6 +73,7 @@ class Tokens:
     labels: Tensor
     where: Tensor
     chunk: int | None = None
+    backend: Backend = "auto"
 
     def cross_entropy(self) -> Tensor:
         """Against the tokens that come: values ``[N, T-1]``."""
@@ -90,7 +93,15 @@ class Tokens:
                 theirs = {"teacher_logits": t}
         own: dict[str, Any] = {"bias_s": s.bias, "scale_s": s.scale, "softcap_s": s.softcap}
         values: Tensor = chunked_divergence(
-            s.hidden, s.weight, **theirs, **own, **settings, labels=labels, where=self.where, chunk=self.chunk
+            s.hidden,
+            s.weight,
+            **theirs,
+            **own,
+            **settings,
+            labels=labels,
+            where=self.where,
+            chunk=self.chunk,
+            backend=self.backend,
         )
         return values
 
@@ -199,7 +210,7 @@ class TokenDivergence:
         if isinstance(s, Tensor):
             assert isinstance(p, Tensor)
             if closed is not None:  # one tensor of the logits' size is kept for the backward pass, not four
-                values: Tensor = chunked_logits(s, p, **closed, where=tokens.where)
+                values: Tensor = chunked_logits(s, p, **closed, where=tokens.where, backend=tokens.backend)
                 return values
             return self.dense(s, p, tokens.labels, tokens.where, t, raw, strength)
         if closed is not None:
@@ -252,11 +263,14 @@ class Reader:
         method: bound already; its task must be a language task.
         chunk: tokens in a chunk; ``auto`` goes by size; 0 is always dense.
         dense: what forbids chunks, in words; empty if nothing does.
+        backend: of the losses with a closed form.
     """
 
-    def __init__(self, method: Method, chunk: int | Literal["auto"] = "auto", dense: str = "") -> None:
+    def __init__(
+        self, method: Method, chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "auto"
+    ) -> None:
         self.task = method.task
-        self.chunk, self.dense = chunk, dense
+        self.chunk, self.dense, self.backend = chunk, dense, backend
         self.taps: dict[str, HeadTap] = {}
         self.shapes: dict[str, tuple[float, float | None]] = {}
         self.checked: set[str] = set()
@@ -275,14 +289,15 @@ class Reader:
         if not self._large(batch):
             z_s = ctx.signal("student", batch).logits
             z_t = ctx.signal("teacher", batch).logits if "teacher" in ctx.roles else None
-            return Tokens(shifted(z_s, batch)[0], None if z_t is None else shifted(z_t, batch)[0], labels, where)
+            theirs = None if z_t is None else shifted(z_t, batch)[0]
+            return Tokens(shifted(z_s, batch)[0], theirs, labels, where, backend=self.backend)
         chunk = None if self.chunk == "auto" else self.chunk
         teacher: Tensor | Head | None = None
         if "teacher" in self.taps:
             teacher = self._head("teacher", batch, ctx)
         elif "teacher" in ctx.roles:
             teacher = shifted(ctx.signal("teacher", batch).logits, batch)[0]
-        return Tokens(self._head("student", batch, ctx), teacher, labels, where, chunk)
+        return Tokens(self._head("student", batch, ctx), teacher, labels, where, chunk, self.backend)
 
     def _large(self, batch: Batch) -> bool:
         if "student" not in self.taps:

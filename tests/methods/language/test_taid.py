@@ -269,6 +269,15 @@ def test_chunks_equal_dense(kind: Kind, pairs: bool) -> None:
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(g0, g1, strict=True))
 
 
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_the_backend_reaches_the_loss(chunk: int) -> None:
+    pytest.importorskip("triton", reason="triton is not installed")
+    method, ctx, _ = bound(chunk=chunk, backend="triton")
+    with pytest.raises(ConfigError, match=r"Triton's kernels need a CUDA device"):
+        first(method, ctx)
+    first(*bound(chunk=chunk, backend="torch")[:2])
+
+
 def test_chunks_with_a_cut_vocabulary_and_a_dense_teacher() -> None:
     for dense_teacher in (False, True):
         found = []

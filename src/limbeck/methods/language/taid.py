@@ -24,6 +24,7 @@ from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.core.role import Role
 from limbeck.core.task import Task
+from limbeck.functional.chunked import Backend
 from limbeck.functional.schedule import TaidState, cosine, taid_alpha, taid_check, taid_update
 from limbeck.objectives.sampling import OnPolicy
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence
@@ -108,6 +109,7 @@ class Taid(Method):
         variant: ``paper``, or ``released`` for what the published code does in ``adaptive`` and ``ctkd``.
         sampler: ``on-policy`` or ``replay`` let the student write some of the texts.
         chunk: tokens whose logits exist at a time; ``auto`` computes in chunks where logits are large; 0 never does.
+        backend: of the losses with a closed form: ``torch``, ``triton`` kernels, or ``auto``: the kernels on CUDA devices.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Taid(Method):
         variant: Literal["paper", "released"] = "paper",
         sampler: Query | None = None,
         chunk: int | Literal["auto"] = "auto",
+        backend: Backend = "auto",
     ) -> None:
         try:
             rate = 0.0 if isinstance(alpha, str) else alpha
@@ -153,7 +156,7 @@ class Taid(Method):
         self.schedule: Literal["adaptive", "linear", "constant"] = schedule
         self.t_start, self.t_end, self.beta = t_start, t_end, beta
         self.alpha, self.distil_ratio = alpha, distil_ratio
-        self.sampler, self.chunk = sampler, chunk
+        self.sampler, self.chunk, self.backend = sampler, chunk, backend
         self.divergence = TokenDivergence(
             divergence,
             value=value,
@@ -194,7 +197,7 @@ class Taid(Method):
         dense = "ctkd learns a temperature, which the chunked losses do not" if kind == "ctkd" else ""
         if setup.objectives:
             dense = "add-on objectives read the logits"
-        self.reader = Reader(self, self.chunk, dense)
+        self.reader = Reader(self, self.chunk, dense, self.backend)
 
     def stages(self) -> list[Stage]:
         """One stage, on the data or on what the sampler makes of it."""

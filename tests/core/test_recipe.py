@@ -17,7 +17,7 @@ from typing import Any, Literal
 import pytest
 from torch import Tensor
 
-from limbeck.core import names, recipe
+from limbeck.core import names, overrides, recipe, schema
 from limbeck.core.card import recipes
 from limbeck.core.component import Component, Settings
 from limbeck.core.errors import ConfigError, LimbeckError, MissingExtra
@@ -241,9 +241,9 @@ def toys(monkeypatch):
     tables["model"]["absent"] = "a_package_that_is_not_there.module:Thing"
     tables["model"]["wants"] = "transformers_is_hidden:Thing"
     monkeypatch.setattr(names, "TABLES", tables)
-    monkeypatch.setattr(recipe, "method_names", dict)
-    monkeypatch.setattr(recipe, "locate_method", lambda name: None)
-    monkeypatch.setattr(recipe, "entries", list)
+    monkeypatch.setattr(schema, "method_names", dict)
+    monkeypatch.setattr(schema, "locate_method", lambda name: None)
+    monkeypatch.setattr(schema, "entries", list)
 
 
 BASE: dict[str, Any] = {"task": "puzzle", "method": "distil"}
@@ -405,7 +405,7 @@ def test_objects_are_built_with_their_python_types_and_remember_their_node():
     assert made.method.config == found["method"]
     assert made.task.data.config == found["task"]["data"]
     assert made.config == found
-    assert recipe.node_of(made.method) == found["method"]
+    assert schema.node_of(made.method) == found["method"]
 
 
 def test_components_made_in_python_stand_in_a_tree():
@@ -732,7 +732,7 @@ def test_the_values_that_help_shows_can_be_typed():
 
 
 def test_a_recipe_is_read_without_torch():
-    code = "import sys; from limbeck.core import recipe; recipe.recipes(); print('torch' in sys.modules)"
+    code = "import sys; from limbeck.core import recipe; recipe.load_tree('kd'); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "False"
 
@@ -876,7 +876,7 @@ def test_random_recipes_are_refused_in_a_line_or_print_and_read_again(tmp_path, 
         in_memory = i % 20 > 0  # the disk is slower than all the rest
         if not in_memory:
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
-        monkeypatch.setattr(recipe, "read_yaml_file", partial(read_yaml, text) if in_memory else read_yaml_file)
+        monkeypatch.setattr(overrides, "read_yaml_file", partial(read_yaml, text) if in_memory else read_yaml_file)
         began = time.perf_counter()
         try:
             found = check(load_tree(path, tokens, rng.choice([None, 0, 3])))

@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from limbeck.core.errors import ConfigError, nearest, shorten
-from limbeck.core.scalars import encodable, scalar
-
-TOKEN = re.compile(r"[A-Za-z_][\w.-]*\+?=", re.ASCII)
+from limbeck.core.scalars import TOKEN, encodable, scalar
 
 
 class Parser(argparse.ArgumentParser):

@@ -12,6 +12,7 @@ from typing import Literal
 
 from limbeck.commands import _common as common
 from limbeck.core.disk import workspace
+from limbeck.core.extras import EXTRAS
 
 TEXT = """Show versions, devices, threads, extras and folders, and what does not fit (then the exit status is 2)."""
 
@@ -27,17 +28,6 @@ CORE = (
     "rich",
     "matplotlib",
 )
-
-EXTRAS: dict[str, tuple[str, ...]] = {
-    "language": ("transformers", "datasets", "peft"),
-    "diffusion": ("diffusers", "transformers"),
-    "graph": ("torch_geometric",),
-    "scene": ("gsplat",),
-    "export": ("onnx", "onnxruntime", "onnxscript"),
-    "metrics": ("torchmetrics",),
-    "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
-    "ray": ("ray",),
-}
 
 
 @dataclass

@@ -83,7 +83,7 @@ class NetworkArtifact(Artifact):
 def _node(model: Any) -> dict[str, Any] | None:
     """A model as a recipe node; ``None`` for what can't stand in a recipe (a module that the caller holds)."""
     from limbeck.core.hints import Mismatch
-    from limbeck.core.recipe import node_of
+    from limbeck.core.schema import node_of
 
     try:
         return node_of(model)

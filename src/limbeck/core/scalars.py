@@ -6,6 +6,9 @@ import math
 import re
 from typing import Any, Final
 
+TOKEN = re.compile(r"[A-Za-z_][\w.-]*\+?=", re.ASCII)
+"""How an override begins: ``key=`` or ``key+=``."""
+
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)
 _FLOAT = re.compile(r"[-+]?([0-9]+\.[0-9]*|\.[0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?", re.ASCII)
 _WORDS: Final[dict[str, Any]] = {

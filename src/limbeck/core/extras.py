@@ -1,0 +1,27 @@
+"""Optional packages, by the extra that brings them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+EXTRAS: Final[dict[str, tuple[str, ...]]] = {
+    "language": ("transformers", "datasets", "peft"),
+    "diffusion": ("diffusers", "transformers"),
+    "graph": ("torch_geometric",),
+    "scene": ("gsplat",),
+    "export": ("onnx", "onnxruntime", "onnxscript"),
+    "metrics": ("torchmetrics",),
+    "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
+    "ray": ("ray",),
+}
+"""Extra -> the modules that are imported from what it brings."""
+
+
+def extra_of(module: str) -> str | None:
+    """The extra that brings a module; ``None`` where none does.
+
+    Example:
+        >>> extra_of("transformers")
+        'language'
+    """
+    return next((extra for extra, modules in EXTRAS.items() if module in modules), None)

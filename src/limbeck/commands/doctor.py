@@ -12,6 +12,7 @@ from typing import Literal
 
 from limbeck.commands import _common as common
 from limbeck.core.disk import workspace
+from limbeck.core.errors import first_line
 from limbeck.core.extras import EXTRAS
 
 TEXT = """Show versions, devices, threads, extras and folders, and what does not fit (then the exit status is 2)."""
@@ -92,7 +93,7 @@ def _torch() -> list[Row]:
         import torch
     except Exception as error:
         return [
-            Row("torch import", str(error).splitlines()[0], "problem", "reinstall torch and torchvision from one index")
+            Row("torch import", first_line(error), "problem", "reinstall torch and torchvision from one index")
         ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = [Row("threads", f"torch uses {torch.get_num_threads()} of {cores} cores")]

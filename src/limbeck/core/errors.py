@@ -37,6 +37,12 @@ def shorten(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says first: its later lines speak to developers."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names closest to ``name``, best first; empty when nothing is close."""
     known = [str(k) for k in known]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.core.disk import atomic_write
-from limbeck.core.errors import ConfigError, require
+from limbeck.core.errors import ConfigError, first_line, require
 from limbeck.core.logs import flatten, number
 
 
@@ -55,10 +55,9 @@ class TrackerLogger:
                 tracker, run = self._open(run)
                 tracker.store_init_configuration(self._config)
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise ConfigError(
                 "loggers",
-                f"{self.name} could not start: {said}",
+                f"{self.name} could not start: {first_line(error)}",
                 remedy="set it up by its own means (for wandb without network: WANDB_MODE=offline), "
                 f"or leave {self.name} out of loggers",
             ) from None

@@ -19,6 +19,18 @@ from limbeck.core.random import bits, key_of
 Kind = Literal["label", "labels", "number"]
 """What an item is answered with: one class, several classes at once (yes or no each), or numbers."""
 
+SPLITS: dict[str, str] = {
+    "train": "train",
+    "training": "train",
+    "valid": "valid",
+    "validation": "valid",
+    "val": "valid",
+    "dev": "valid",
+    "test": "test",
+    "testing": "test",
+}
+"""What folders, files and library splits are called, and which split they are."""
+
 
 class Items(Protocol):
     """Data with targets: what every source gives.

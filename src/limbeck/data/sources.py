@@ -24,20 +24,8 @@ from limbeck.data.arrays import (
     read_names,
 )
 from limbeck.data.columns import Target, read_targets, some
-from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
+from limbeck.data.items import SPLITS, ArrayData, Items, Kind, Part, Splits, as_path, choose
 from limbeck.data.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
-
-SPLITS: dict[str, str] = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
-"""What folders, files and library splits are called, and which split they are."""
 
 
 class Source(Component):

@@ -16,9 +16,9 @@ import torch
 from limbeck.core.errors import ConfigError, DataError, require
 from limbeck.data.arrays import read_names
 from limbeck.data.columns import Target, read_features, read_targets, some
-from limbeck.data.items import ArrayData, Splits, as_path
+from limbeck.data.items import SPLITS, ArrayData, Splits, as_path
 from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
-from limbeck.data.sources import SPLITS, PictureSource, assemble
+from limbeck.data.sources import PictureSource, assemble
 
 
 class Rows:

@@ -19,20 +19,10 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from limbeck.core.component import Component
-from limbeck.core.errors import DataError, nearest, require
+from limbeck.core.errors import DataError, first_line, nearest, require
+from limbeck.data.items import SPLITS
 
 FEW = 20  # fewer documents than this cannot be dealt by document: they are cut into passages first
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
-
 
 @dataclass(frozen=True)
 class Document:
@@ -401,7 +391,7 @@ class TextHuggingFace(TextSource):
         except Exception as error:  # the library raises a dozen kinds; all mean that this name gives no data here
             raise DataError(
                 "data.name",
-                f"the datasets library cannot load it: {str(error).splitlines()[0] if str(error) else error!r}",
+                f"the datasets library cannot load it: {first_line(error)}",
                 given=self.name,
                 remedy="check the name, data.subset, and that the machine is online or has it cached",
             ) from None

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from limbeck.core.errors import ConfigError, require
+from limbeck.core.errors import ConfigError, first_line, require
 from limbeck.core.method import Built
 from limbeck.core.store import atomic_folder, load_state_dict, load_strict
 from limbeck.core.task import Model, Task
-from limbeck.tasks.causal import first_line, transformers_library
+from limbeck.tasks.causal import transformers_library
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenizers import load_tokenizer
 

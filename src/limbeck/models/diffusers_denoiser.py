@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, require
+from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
 from limbeck.core.method import Built
 from limbeck.core.task import Model, Task
 from limbeck.functional import diffusion
@@ -303,7 +303,7 @@ class Diffusers(Model):
         except Exception as error:  # the library raises whatever its files make it raise
             raise ConfigError(
                 "model.name",
-                f"diffusers cannot load a {self.architecture} from it: {str(error).splitlines()[0]}",
+                f"diffusers cannot load a {self.architecture} from it: {first_line(error)}",
                 given=self.name,
                 expected="a folder with config.json and safetensors weights, or a Hub id",
                 remedy="check the path, model.subfolder and model.architecture",

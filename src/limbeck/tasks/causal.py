@@ -17,12 +17,6 @@ def transformers_library(purpose: str) -> Any:
     return require("transformers", "language", purpose)
 
 
-def first_line(error: Exception) -> str:
-    """What a library's error says first: its later lines speak to developers."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def call(module: Any, batch: Batch) -> Any:
     """Call a causal model on a batch: transformers models with mask and without cache, others on the ids alone."""
     if hasattr(module, "config") or hasattr(getattr(module, "_orig_mod", None), "config"):

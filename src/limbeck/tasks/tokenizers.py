@@ -6,10 +6,10 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck.core.errors import ConfigError, TeacherMismatch, require
+from limbeck.core.errors import ConfigError, TeacherMismatch, first_line, require
 from limbeck.core.store import remembered
 from limbeck.data.text import Texts
-from limbeck.tasks.causal import first_line, transformers_library
+from limbeck.tasks.causal import transformers_library
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:

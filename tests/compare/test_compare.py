@@ -11,7 +11,8 @@ import pytest
 
 from limbeck.compare import compare
 from limbeck.core.errors import ConfigError
-from limbeck.report.table import headline, summarise
+from limbeck.report.headline import headline
+from limbeck.report.summary import summarise
 
 TINY = [
     "train.steps=4",

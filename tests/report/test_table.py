@@ -10,19 +10,12 @@ import pytest
 from rich.console import Console
 
 from limbeck.core.errors import ConfigError
-from limbeck.report import table
+from limbeck.report import numbers
+from limbeck.report.headline import footnotes, headline
+from limbeck.report.metrics import metric_of
 from limbeck.report.statistics import binomial_interval, t_interval
-from limbeck.report.table import (
-    comparison_of,
-    comparison_table,
-    footnotes,
-    grid,
-    headline,
-    markdown_table,
-    metric_of,
-    plain_table,
-    summarise,
-)
+from limbeck.report.summary import comparison_of, summarise
+from limbeck.report.table import comparison_table, grid, markdown_table, plain_table
 
 from .conftest import make_result
 
@@ -250,10 +243,10 @@ def test_markdown_and_plain_text() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [table.human(x) for x in (0, 950, 999.6, 1210, 50826, 123456, 4.5e6, 7e9)] == [
+    assert [numbers.human(x) for x in (0, 950, 999.6, 1210, 50826, 123456, 4.5e6, 7e9)] == [
         "0", "950", "1.00 k", "1.21 k", "50.8 k", "123 k", "4.50 M", "7.00 G",
     ]  # fmt: skip
-    assert [table.brief(x, "B") for x in (12, 999, 1240, 9960, 51e3, 2.2e9)] == [
+    assert [numbers.brief(x, "B") for x in (12, 999, 1240, 9960, 51e3, 2.2e9)] == [
         "12B",
         "1.0kB",
         "1.2kB",
@@ -261,7 +254,7 @@ def test_numbers_for_people() -> None:
         "51kB",
         "2.2GB",
     ]
-    assert [table.significant(x) for x in (0, 0.012345, 1.5, 12345, 1e-6, 1e8)] == [
+    assert [numbers.significant(x) for x in (0, 0.012345, 1.5, 12345, 1e-6, 1e8)] == [
         "0",
         "0.01235",
         "1.500",
@@ -269,10 +262,10 @@ def test_numbers_for_people() -> None:
         "1.000e-06",
         "1.000e+08",
     ]
-    assert [table.duration(x) for x in (0.123, 31.4, 250, 240, 7500, 7200, math.inf)] == [
+    assert [numbers.duration(x) for x in (0.123, 31.4, 250, 240, 7500, 7200, math.inf)] == [
         "0.12 s", "31 s", "4 min 10 s", "4 min", "2 h 5 min", "2 h", "?",
     ]  # fmt: skip
-    assert [table.ratio(x) for x in (41.9, 4.21, 1.08)] == ["42", "4.2", "1.08"]
+    assert [numbers.ratio(x) for x in (41.9, 4.21, 1.08)] == ["42", "4.2", "1.08"]
 
 
 def test_metrics_by_name() -> None:

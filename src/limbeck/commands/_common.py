@@ -220,7 +220,9 @@ def figure(value: Any) -> str:
 
 def print_outcome(data: Mapping[str, Any], title: str) -> None:
     """Print the table of a run or a comparison, what it amounts to, and what its intervals cover."""
-    from limbeck.report.table import comparison_table, footnotes, headline, summarise
+    from limbeck.report.headline import footnotes, headline
+    from limbeck.report.summary import summarise
+    from limbeck.report.table import comparison_table
 
     summary = summarise(data)
     out = console()

@@ -46,7 +46,7 @@ def compare(
         quiet: print nothing.
 
     Returns:
-        The comparison (see ``limbeck.report.table``) with ``folder``, ``report`` and ``runs`` (label -> run folders).
+        The comparison (see ``limbeck.report.summary``) with ``folder``, ``report`` and ``runs`` (label -> run folders).
 
     Raises:
         ConfigError: recipes of different tasks, or one that is wrong.

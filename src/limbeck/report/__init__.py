@@ -9,7 +9,7 @@ def write_report(run_folder: Path) -> Path:
     """Write a self-contained ``report.html`` for a run folder or a comparison folder.
 
     Reads ``result.json`` (with ``config.yaml`` and ``log.jsonl``, where they are) or ``comparison.json``; both are
-    described in :mod:`limbeck.report.table`. The page has no script and refers to nothing outside itself. The same
+    described in :mod:`limbeck.report.summary`. The page has no script and refers to nothing outside itself. The same
     folder gives the same bytes.
 
     Returns:

@@ -14,8 +14,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from limbeck.report.metrics import Metric, metric_of
+from limbeck.report.numbers import human, significant
 from limbeck.report.statistics import mean
-from limbeck.report.table import Metric, Row, Summary, human, metric_of, significant
+from limbeck.report.summary import Row, Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,20 +18,12 @@ from limbeck.core.errors import DataError
 from limbeck.core.logs import read_log
 from limbeck.report import figures
 from limbeck.report.figures import Curve, Picture, variable_of
+from limbeck.report.headline import footnotes, headline
+from limbeck.report.metrics import metric_of
+from limbeck.report.numbers import duration, human, ratio, significant
 from limbeck.report.statistics import mean
-from limbeck.report.table import (
-    Row,
-    Summary,
-    duration,
-    footnotes,
-    grid,
-    headline,
-    human,
-    metric_of,
-    ratio,
-    significant,
-    summarise,
-)
+from limbeck.report.summary import Row, Summary, summarise
+from limbeck.report.table import grid
 
 LARGEST_IMAGE: Final = 4 * 2**20
 MOST_PANELS: Final = 9

@@ -1,0 +1,103 @@
+"""What is known about a metric by its name: what it is called, how it is written, which way is better."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from limbeck.report.numbers import significant
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is called and written.
+
+    Attributes:
+        name: as in ``result.json``.
+        label: in words.
+        percent: a proportion in [0, 1], shown in per cent; differences in points.
+        higher_is_better: its direction; ``None`` when unknown.
+    """
+
+    name: str
+    label: str
+    percent: bool = False
+    higher_is_better: bool | None = None
+
+    def value(self, x: float, unit: bool = True) -> str:
+        """A value as text."""
+        if not math.isfinite(x):
+            return "not finite" if unit else f"{x:g}"
+        if self.percent:
+            return f"{100 * x:.1f}{' %' if unit else ''}"
+        return significant(x)
+
+    def difference(self, x: float, unit: bool = True) -> str:
+        """A difference as text, with its sign."""
+        if not math.isfinite(x):
+            return "not finite"
+        text = f"{100 * x:+.1f}" if self.percent else f"{'+' if x >= 0 else '-'}{significant(abs(x))}"
+        return f"{text} points" if unit and self.percent else text
+
+    def amount(self, x: float) -> str:
+        """The size of a difference, without its sign."""
+        return self.difference(abs(x)).lstrip("+")
+
+    def better(self, x: float) -> int:
+        """+1 when a difference of this sign is an improvement, -1 when it is the opposite, 0 when that is not known."""
+        if self.higher_is_better is None or x == 0 or not math.isfinite(x):
+            return 0
+        return 1 if (x > 0) == self.higher_is_better else -1
+
+
+_PARTS: Final = re.compile(r"(.+?)(_stochastic)?_w([0-9.e+-]+)_n(\d+)")
+
+_METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
+    "accuracy": ("accuracy", True, True),
+    "balanced_accuracy": ("balanced accuracy", True, True),
+    "top1": ("accuracy", True, True),
+    "top5": ("top-5 accuracy", True, True),
+    "exact": ("all labels right", True, True),
+    "f1": ("F1", True, True),
+    "f1_micro": ("F1, micro", True, True),
+    "agreement": ("agreement with the teacher", True, None),
+    "ece": ("calibration error", True, False),
+    "nll": ("negative log-likelihood", False, False),
+    "brier": ("Brier score", False, False),
+    "loss": ("loss", False, False),
+    "cross_entropy": ("cross-entropy", False, False),
+    "entropy": ("entropy", False, None),
+    "teacher_entropy": ("entropy of the teacher", False, None),
+    "kl": ("KL from the teacher", False, False),
+    "perplexity": ("perplexity", False, False),
+    "bits_per_byte": ("bits a byte", False, False),
+    "rmse": ("root mean square error", False, False),
+    "mae": ("mean absolute error", False, False),
+    "mse": ("mean square error", False, False),
+    "r2": ("R²", False, True),
+    "psnr": ("PSNR", False, True),
+    "ssim": ("SSIM", False, True),
+    "frechet": ("Fréchet distance", False, False),
+    "fid": ("Fréchet distance", False, False),
+    "fid_floor": ("Fréchet distance, real against real", False, None),
+    "endpoint_mse": ("endpoint error", False, False),
+    "class_accuracy": ("of the right class", True, True),
+    "calls": ("network calls", False, False),
+    "accuracy_std": ("deviation of accuracy", True, None),
+}
+
+
+def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
+    """What is known about a metric's name; ``valid/accuracy`` is accuracy on the validation split."""
+    split, _, bare = name.rpartition("/")
+    parts = _PARTS.fullmatch(bare)
+    bare = parts[1] if parts else bare
+    label, percent, higher = _METRICS.get(bare, (bare.replace("_", " "), False, None))
+    if parts:
+        steps = f"{parts[4]} step{'' if parts[4] == '1' else 's'}"
+        label = f"{label} (w = {parts[3]}, {steps}{', stochastic' if parts[2] else ''})"
+    if split:
+        label = f"{label} ({'validation' if split == 'valid' else split.replace('_', ' ')})"
+    return Metric(name, label, percent, higher if higher_is_better is None else higher_is_better)

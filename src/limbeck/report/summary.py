@@ -1,0 +1,392 @@
+"""Results and comparisons as rows: what tables, headlines and the report page are made from.
+
+A **result** is the content of a run's ``result.json``. Read here: ``method``, ``recipe``, ``seed``, ``task``,
+``primary``, ``higher_is_better``, ``artifact``, ``metrics: {teacher, student, alone, best}`` (flat maps of name to
+number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters``, ``bytes``...), ``latency_ms:
+{teacher, student}`` (``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``, ``items: {test}``,
+``notes``. Optional:
+
+- ``names: {teacher, student, alone}``: how the participants are called, where 'student alone' would be wrong;
+- ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and
+  differ, no gain is claimed;
+- ``baselines: {name: {metric: value}}``: further rows to be beaten (herding, k-means...);
+- ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
+- ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
+  ``file``, ``pixels``: rows of pictures ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
+  rows.
+
+Metrics called ``NAME_wW_nN`` are of a sampler at guidance weight W in N steps.
+
+A **comparison** is the content of ``comparison.json``::
+
+    {
+      "task": "classification",              # name, or the recipe's node
+      "primary": "accuracy", "higher_is_better": true,
+      "seeds": [0, 1, 2],
+      "reference": "kd",                     # optional: the row that others are paired with beside 'alone'
+      "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},  # where no result has a teacher's
+      "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
+      "failed": {"nkd": {"1": "what went wrong"}},                          # optional
+      "notes": ["..."]                                                      # optional
+    }
+
+A result inside a comparison may add ``folder``, its run folder relative to ``comparison.json``: the report then draws
+training curves and shows its pictures. :func:`comparison_of` makes a comparison from a list of results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+from limbeck.core.errors import ConfigError
+from limbeck.report.metrics import Metric, metric_of
+from limbeck.report.statistics import Estimate, estimate, mean, paired
+
+Result = Mapping[str, Any]
+Role = Literal["teacher", "alone", "baseline", "method"]
+
+SHARES: Final = frozenset({"accuracy", "top1", "top5", "exact", "agreement"})
+"""Metrics that are shares of the test items, for which Wilson's interval holds where the primary metric is one of them;
+a calibration error or an F1 is none."""
+
+BEFORE: Final = ("teacher", "alone")
+"""Stages whose seconds are not the cost of distilling."""
+
+USUAL_NAMES: Final[dict[str, tuple[str, str]]] = {
+    "network": ("teacher", "student alone"),
+    "dataset": ("all real items", "random real items"),
+    "sampler": ("teacher, many steps", "teacher, few steps"),
+}
+"""By what a run made: how the teacher and the baseline are called."""
+
+
+@dataclass
+class Row:
+    """A participant with all its runs.
+
+    Attributes:
+        name: as shown.
+        role: ``teacher``, ``alone`` or ``method``.
+        values: the primary metric by seed.
+        score: the primary metric over the seeds.
+        to_alone, to_reference: paired differences of the primary metric; ``None`` where there is nothing to compare
+            with or the budgets differ.
+        metrics: every metric over the seeds.
+        parameters, bytes, latency_ms, gflops, seconds, memory_mb: what it takes, where known.
+        sizes: everything that its size says.
+        stages: seconds by stage, over the seeds.
+    """
+
+    name: str
+    role: Role
+    values: dict[str, float] = field(default_factory=dict)
+    score: Estimate | None = None
+    to_alone: Estimate | None = None
+    to_reference: Estimate | None = None
+    metrics: dict[str, Estimate] = field(default_factory=dict)
+    parameters: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+    gflops: float | None = None
+    seconds: float | None = None
+    memory_mb: float | None = None
+    sizes: dict[str, float] = field(default_factory=dict)
+    stages: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Summary:
+    """Everything a table, a headline or a page is made from.
+
+    Attributes:
+        kind: ``run`` or ``comparison``.
+        metric: the primary metric.
+        rows: teacher, student alone, other baselines, then the methods in their order.
+        seeds: the seeds that were asked for.
+        reference: name of the row that others are paired with, or ``None``.
+        items: test items, where known.
+        artifact: what the runs made (``network``, ``dataset``...).
+        notes: sentences to show, the reasons for refused comparisons among them.
+    """
+
+    kind: Literal["run", "comparison"]
+    task: str
+    metric: Metric
+    rows: list[Row]
+    seeds: list[str]
+    reference: str | None
+    items: int | None
+    artifact: str
+    notes: list[str]
+
+    def row(self, role: Role) -> Row | None:
+        """The first row of a role."""
+        return next((r for r in self.rows if r.role == role), None)
+
+    @property
+    def methods(self) -> list[Row]:
+        """The rows of methods."""
+        return [r for r in self.rows if r.role == "method"]
+
+    @property
+    def against(self) -> tuple[str, str]:
+        """How the comparison with the baseline is headed, long and short."""
+        alone = self.row("alone")
+        if alone is None or alone.name == "student alone":
+            return "against alone", "vs alone"
+        return f"against {alone.name}", f"vs {alone.name.split(', ')[-1].split(' ')[0]}"
+
+    def best(self) -> Row | None:
+        """The method with the best mean of the primary metric."""
+        found = [r for r in self.methods if r.score is not None and math.isfinite(r.score.mean)]
+        if not found:
+            return None
+        sign = 1 if self.metric.higher_is_better else -1
+        return max(found, key=lambda r: sign * r.score.mean if r.score is not None else -math.inf)
+
+
+def comparison_of(results: Iterable[Result], reference: str = "kd", notes: Sequence[str] = ()) -> dict[str, Any]:
+    """A comparison (see the module) made of results, rows in the order in which their methods first appear.
+
+    A result's row is its ``label`` if it has one, else its method.
+
+    Raises:
+        ConfigError: there are none, two have the same row and seed, or they differ in task or primary metric.
+    """
+    results = list(results)
+    if not results:
+        raise ConfigError("results", "there is nothing to compare")
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        label, seed = str(result.get("label") or result["method"]), str(result["seed"])
+        for key in ("task", "primary", "higher_is_better"):
+            if result.get(key) != results[0].get(key):
+                raise ConfigError(
+                    "results",
+                    f"{label} (seed {seed}) has another {key} than {results[0].get('label') or results[0]['method']}",
+                    given=result.get(key),
+                    expected=repr(results[0].get(key)),
+                )
+        if seed in rows.setdefault(label, {}):
+            raise ConfigError("results", f"two results of {label} with seed {seed}", remedy="give them labels")
+        rows[label][seed] = dict(result)
+    first = results[0]
+    return {
+        "task": first.get("task", ""),
+        "primary": first["primary"],
+        "higher_is_better": first["higher_is_better"],
+        "seeds": sorted({r["seed"] for r in results}),
+        "reference": reference if reference in rows else None,
+        "rows": rows,
+        "notes": list(notes),
+    }
+
+
+def summarise(data: Result | Sequence[Result]) -> Summary:
+    """A result, a comparison, or a list of results as rows."""
+    if not isinstance(data, Mapping):
+        data = comparison_of(data)
+    return _comparison(data) if "rows" in data else _comparison(_as_comparison(data), kind="run")
+
+
+def _as_comparison(result: Result) -> dict[str, Any]:
+    name = str(result.get("label") or result.get("method") or result.get("recipe") or "student")
+    return {**comparison_of([{**result, "label": name, "seed": result.get("seed", 0)}]), "notes": []}
+
+
+def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "comparison") -> Summary:
+    primary = str(data["primary"])
+    metric = metric_of(primary, bool(data["higher_is_better"]))
+    table: dict[str, dict[str, Result]] = {str(k): {str(s): r for s, r in v.items()} for k, v in data["rows"].items()}
+    results = [result for runs in table.values() for result in runs.values()]
+    notes = [str(n) for n in data.get("notes", [])]
+    for result in results:
+        notes += [str(n) for n in result.get("notes") or [] if str(n) not in notes]
+    counts = {
+        int(r["items"]["test"]) for r in results if isinstance(r.get("items"), Mapping) and r["items"].get("test")
+    }
+    items = counts.pop() if len(counts) == 1 else None
+    names = next((dict(r["names"]) for r in results if r.get("names")), {})
+    artifacts = {str(r.get("artifact", "network")) for r in results}
+    artifact = artifacts.pop() if len(artifacts) == 1 else "student"
+
+    rows: list[Row] = []
+    usual = USUAL_NAMES.get(artifact, ("teacher", "baseline"))
+    single = all(len(runs) < 2 for runs in table.values())
+    if primary not in SHARES or artifact != "network":
+        items = None
+    teacher = _teacher(data, results, primary, items if single else None)
+    if teacher is not None:
+        teacher.name = str(names.get("teacher", usual[0]))
+        rows.append(teacher)
+    alone = _alone(table, metric, items, artifact, notes)
+    if alone is not None:
+        alone.name = str(names.get("alone", usual[1]))
+        rows.append(alone)
+    rows += _baselines(results, primary, items)
+    reference = data.get("reference", "kd" if "kd" in table else None)
+    reference = str(reference) if reference is not None and str(reference) in table and len(table) > 1 else None
+    for label, runs in table.items():
+        row = _row(label, "method", {s: r["metrics"].get("student") or {} for s, r in runs.items()}, primary, items)
+        _describe(row, list(runs.values()), "student")
+        row.stages = _stages(runs.values(), lambda stage: stage not in BEFORE)
+        row.seconds = sum(row.stages.values()) if row.stages else _mean(r.get("wall_seconds") for r in runs.values())
+        row.memory_mb = max((m for r in runs.values() if (m := _cost(r).get("peak_memory_mb"))), default=None)
+        own = {
+            s: v for s, r in runs.items() if (v := _number((r["metrics"].get("alone") or {}).get(primary))) is not None
+        }
+        unequal = sorted({s for s, r in runs.items() if _unequal(_budget(r, "student"), _budget(r, "alone"))})
+        if unequal and own:
+            notes.append(f"{label} had another budget than the student alone: no gain over it is stated.")
+        else:
+            row.to_alone = paired(row.values, own)
+        if reference is not None and label != reference:
+            other = {s: r for s, r in table[reference].items() if s in runs}
+            if any(_unequal(_budget(r, "student"), _budget(runs[s], "student")) for s, r in other.items()):
+                notes.append(f"{label} had another budget than {reference}: no difference between them is stated.")
+            else:
+                values = {s: (r["metrics"].get("student") or {}).get(primary) for s, r in other.items()}
+                row.to_reference = paired(
+                    row.values, {s: v for s, x in values.items() if (v := _number(x)) is not None}
+                )
+        missing = sorted(s for s in runs if s not in row.values)
+        if missing:
+            notes.append(f"{label} has no {metric.label} for seed {', '.join(missing)}.")
+        rows.append(row)
+    for label, failures in (data.get("failed") or {}).items():
+        for seed, text in failures.items():
+            notes.append(f"{label}, seed {seed}, did not finish: {text}")
+    if alone is None or not alone.values:
+        notes.append("No baseline of equal budget was run: no gain from distilling is stated.")
+    task = data.get("task", "")
+    return Summary(
+        kind=kind,
+        task=str(task.get("use", "")) if isinstance(task, Mapping) else str(task),
+        metric=metric,
+        rows=rows,
+        seeds=[str(s) for s in data.get("seeds", [])],
+        reference=reference,
+        items=items,
+        artifact=artifact,
+        notes=list(dict.fromkeys(notes)),
+    )
+
+
+def _number(x: Any) -> float | None:
+    return float(x) if isinstance(x, (int, float)) and not isinstance(x, bool) else None
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    found = [v for x in values if (v := _number(x)) is not None]
+    return mean(found) if found else None
+
+
+def _cost(result: Result) -> Mapping[str, Any]:
+    cost = result.get("cost")
+    return cost if isinstance(cost, Mapping) else {}
+
+
+def _budget(result: Result, role: str) -> Any:
+    budget = result.get("budget")
+    return budget.get(role) if isinstance(budget, Mapping) else None
+
+
+def _unequal(one: Any, other: Any) -> bool:
+    return one is not None and other is not None and one != other
+
+
+def _stages(results: Iterable[Result], chosen: Callable[[str], bool]) -> dict[str, float]:
+    seconds: dict[str, list[float]] = {}
+    for result in results:
+        for stage, value in (_cost(result).get("seconds") or {}).items():
+            if chosen(stage) and (number := _number(value)) is not None:
+                seconds.setdefault(stage, []).append(number)
+    return {stage: mean(values) for stage, values in seconds.items()}
+
+
+def _row(name: str, role: Role, metrics: Mapping[str, Mapping[str, Any]], primary: str, items: int | None) -> Row:
+    """A row from the metrics of each seed."""
+    row = Row(name, role)
+    columns: dict[str, list[float]] = {}
+    for seed, values in metrics.items():
+        for key, value in values.items():
+            if (number := _number(value)) is not None:
+                columns.setdefault(key, []).append(number)
+                if key == primary:
+                    row.values[seed] = number
+    row.metrics = {k: estimate(v, items, k in SHARES) for k, v in columns.items()}
+    row.score = row.metrics.get(primary)
+    return row
+
+
+def _describe(row: Row, results: Sequence[Result], role: str) -> None:
+    def of(key: str) -> list[Mapping[str, Any]]:
+        return [
+            r[key][role] for r in results if isinstance(r.get(key), Mapping) and isinstance(r[key].get(role), Mapping)
+        ]
+
+    sizes, speed = of("sizes"), of("latency_ms")
+    row.sizes = {k: v for k in (sizes[0] if sizes else {}) if (v := _mean(s.get(k) for s in sizes)) is not None}
+    row.parameters, row.bytes = row.sizes.get("parameters"), row.sizes.get("bytes")
+    times = sorted(v for s in speed if (v := _number(s.get("one_item"))) is not None)
+    row.latency_ms = times[len(times) // 2] if times else None
+    row.gflops = _mean(s.get("gflops") for s in speed)
+
+
+def _teacher(data: Mapping[str, Any], results: Sequence[Result], primary: str, items: int | None) -> Row | None:
+    seen = {str(r.get("seed")): values for r in results if (values := r["metrics"].get("teacher"))}
+    given = data.get("teacher")
+    if not seen and isinstance(given, Mapping) and given.get("metrics"):
+        row = _row("teacher", "teacher", {"": given["metrics"]}, primary, items)
+        _describe(row, [{k: {"teacher": given.get(k)} for k in ("sizes", "latency_ms")}], "teacher")
+        return row
+    if not seen:
+        return None
+    if len({tuple(sorted((k, v) for k, v in m.items() if _number(v) is not None)) for m in seen.values()}) == 1:
+        # one and the same network in every run: its repetition is no sample
+        seen = {"": next(iter(seen.values()))}
+    row = _row("teacher", "teacher", seen, primary, items)
+    _describe(row, results, "teacher")
+    row.stages = _stages(results, lambda stage: stage == "teacher")
+    row.seconds = row.stages.get("teacher")
+    return row
+
+
+def _baselines(results: Sequence[Result], primary: str, items: int | None) -> list[Row]:
+    seen: dict[str, dict[str, Mapping[str, Any]]] = {}
+    for result in results:
+        given = result.get("baselines")
+        for name, values in given.items() if isinstance(given, Mapping) else ():
+            if isinstance(values, Mapping):
+                seen.setdefault(str(name), {}).setdefault(str(result.get("seed")), values)
+    return [_row(name, "baseline", by_seed, primary, items) for name, by_seed in seen.items()]
+
+
+def _alone(
+    table: Mapping[str, Mapping[str, Result]], metric: Metric, items: int | None, artifact: str, notes: list[str]
+) -> Row | None:
+    seen: dict[str, Mapping[str, Any]] = {}
+    results = []
+    for runs in table.values():
+        for seed, result in runs.items():
+            values = result["metrics"].get("alone") or {}
+            if not values:
+                continue
+            if seed not in seen:
+                seen[seed] = values
+                results.append(result)
+            elif _unequal(seen[seed].get(metric.name), values.get(metric.name)):
+                text = "Runs of one seed had different students alone: each method is compared with its own."
+                if text not in notes:
+                    notes.append(text)
+    if not seen:
+        return None
+    row = _row("student alone", "alone", seen, metric.name, items)
+    if artifact == "network":
+        _describe(row, results, "student")  # the same architecture
+    spent = _stages(results, lambda stage: stage == "alone")
+    row.stages, row.seconds = spent, spent.get("alone")
+    return row

@@ -23,8 +23,8 @@ from limbeck.core.errors import NonFinite
 from limbeck.core.method import Share, Terms
 from limbeck.core.recipe import check, dump, load_tree
 from limbeck.core.step import Stepper, add_ons, lazily
-from limbeck.core.supervised import Supervised
-from tests.bench import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
+from limbeck.core.unaided import Unaided
+from tests.tiny import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
 
@@ -228,7 +228,7 @@ def test_weight_zero_is_the_student_alone(name: str, tmp_path: Path) -> None:
         pytest.skip("the Card declares no setting that turns it into the baseline")
     run = tiny(name, tmp_path / "zero", *overrides).run()
     base = tiny(name, tmp_path / "base", *overrides)
-    alone = Supervised()
+    alone = Unaided()
     alone.bind(base.method.setup)
     base.engine.run(alone)
     assert not differences(

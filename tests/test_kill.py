@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.core import store
-from tests.bench import NAMES, differences, state_of, tiny
+from tests.tiny import NAMES, differences, state_of, tiny
 
 KILLS = 50
 

@@ -10,7 +10,7 @@ import torch
 
 from limbeck.core import distributed as dist
 from limbeck.core import store
-from tests.bench import NAMES, state_of, tiny
+from tests.tiny import NAMES, state_of, tiny
 
 torch.set_num_threads(1)
 root = Path(sys.argv[1])

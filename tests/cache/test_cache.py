@@ -13,7 +13,7 @@ from limbeck.cache import Cache, build_cache
 from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError
 from limbeck.core.recipe import build, check, load_tree
 from limbeck.run import prepare, run
-from tests.bench import quiet, tiny, tree_of
+from tests.tiny import quiet, tiny, tree_of
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -
 
 def cached(folder: Path, *overrides: str) -> dict[str, Any]:
     """The KD recipe with a recorded teacher."""
-    from tests.bench import CARDS
+    from tests.tiny import CARDS
 
     shrink = [o for o in CARDS["kd"].tiny["kd"] if not o.startswith("teacher.")]
     return check(load_tree("kd", [*shrink, "engine.device=cpu", "loggers=[]", f"teacher=cached:{folder}", *overrides]))

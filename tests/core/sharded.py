@@ -20,7 +20,7 @@ from limbeck.core.method import Batch, Context, Method, Term, Terms
 from limbeck.core.role import Role
 from limbeck.core.step import Stepper
 from limbeck.objectives import FeatureMatch
-from tests.bench import StopAfter
+from tests.tiny import StopAfter
 from tests.toy import Toy, bound, engine, learnt, network
 
 torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from limbeck.core.step import Stepper
 from limbeck.objectives import FeatureMatch, Kl
 from limbeck.run.best import Best
 from tests import toy
-from tests.bench import StopAfter, differences
+from tests.tiny import StopAfter, differences
 from tests.toy import Toy, bound, data, engine, learnt, network
 
 

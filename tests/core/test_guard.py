@@ -11,7 +11,7 @@ import pytest
 from limbeck.core import guard, store
 from limbeck.core.errors import NonFinite
 from limbeck.core.method import Batch, Context, Method, Terms
-from tests.bench import differences
+from tests.tiny import differences
 from tests.toy import Toy, bound, engine
 
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from limbeck.core import store
-from tests.bench import differences
 from tests.core import sharded as cases
 from tests.core.test_engine import best_of
+from tests.tiny import differences
 from tests.toy import Toy, bound, engine, learnt
 
 

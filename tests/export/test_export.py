@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from limbeck.core.errors import ConfigError
 from limbeck.export import export
 from limbeck.run import run
-from tests.bench import tree_of
+from tests.tiny import tree_of
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_safetensors_loads_without_limbeck(finished: Path, tmp_path: Path) -> No
 
 
 def test_a_checkpoint_in_the_middle_exports(tmp_path: Path) -> None:
-    from tests.bench import tiny
+    from tests.tiny import tiny
 
     folder = tmp_path / "run"
     folder.mkdir()

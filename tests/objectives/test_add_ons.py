@@ -24,7 +24,7 @@ from limbeck.objectives import (
     Relation,
     Supervised,
 )
-from tests.bench import tiny, tree_of
+from tests.tiny import tiny, tree_of
 
 
 class Ctx:

@@ -8,7 +8,7 @@ import pytest
 
 from limbeck.core.errors import CheckpointCorrupt, ConfigError
 from limbeck.run import read_result, run
-from tests.bench import tree_of
+from tests.tiny import tree_of
 
 
 def test_exports_are_checked_before_anything_is_trained(tmp_path: Path) -> None:

@@ -92,9 +92,7 @@ def _torch() -> list[Row]:
     try:
         import torch
     except Exception as error:
-        return [
-            Row("torch import", first_line(error), "problem", "reinstall torch and torchvision from one index")
-        ]
+        return [Row("torch import", first_line(error), "problem", "reinstall torch and torchvision from one index")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = [Row("threads", f"torch uses {torch.get_num_threads()} of {cores} cores")]
     devices = ["cpu"]

@@ -17,9 +17,9 @@ from limbeck.core.errors import LimbeckError
 from limbeck.core.method import Built, Data, Method, Query, Setup
 from limbeck.core.optim import Optim, settings_of
 from limbeck.core.random import key_of, seed_modules
-from limbeck.core.supervised import Supervised
 from limbeck.core.task import Model, Task
 from limbeck.core.turns import take_turn
+from limbeck.core.unaided import Unaided
 
 TEACHER_SEED = 0
 """Teachers are trained from this seed whatever the run's seed is, so that runs and methods share them."""
@@ -86,7 +86,7 @@ class Bench:
         if lock is not None:
             self.say(f"{name}: training it ({optim.steps} steps)")
             with lock:
-                method = Supervised(data, name)
+                method = Unaided(data, name)
                 method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
                 engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
                 engine.run(method)

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.core.context import RunContext
 from limbeck.core.method import Stage, Terms
 from limbeck.methods.classification.kd import Kd
-from tests.bench import tiny
+from tests.tiny import tiny
 from tests.toy import ToyTask, bound, engine
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from limbeck.core.context import RunContext
-from tests.bench import Tiny, differences, tiny
+from tests.tiny import Tiny, differences, tiny
 
 
 @pytest.fixture(params=["mtt", "tesla"])

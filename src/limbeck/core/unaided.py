@@ -7,7 +7,7 @@ from typing import ClassVar
 from limbeck.core.method import Batch, Context, Data, Method, Setup, Stage, Terms
 
 
-class Supervised(Method):
+class Unaided(Method):
     """The task's own loss and nothing else.
 
     Args:

@@ -1,0 +1,65 @@
+"""Dependencies point one way: what a package may import of the others, wherever in a file the import stands."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import limbeck
+
+ROOT = Path(limbeck.__file__).parent
+
+MAY = {
+    "functional": {"core.errors"},
+    "core": set(),
+    "networks": {"core", "functional"},
+    "data": {"core"},
+    "objectives": {"core", "functional", "data", "networks", "tasks"},
+    "tasks": {"core", "functional", "data", "networks", "objectives"},
+    "models": {"core", "functional", "data", "networks", "tasks"},
+    "methods": {"core", "functional", "data", "networks", "objectives", "tasks", "models"},
+}
+"""Beside itself. What is not named here (run, report, cache, compare, export, commands) may import everything."""
+
+EXCEPTIONS = {
+    ("tasks/sampler.py", "models"): "a saved sampler is opened by the kind of model that wrote it",
+}
+
+
+def imports(path: Path) -> list[str]:
+    """What a file imports of limbeck, without the first name."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+            # "from limbeck import functional" imports a package, "from limbeck.core.role import Role" a module
+            bare = node.module == "limbeck"
+            found += [f"limbeck.{alias.name}" for alias in node.names] if bare else [node.module]
+    return [name.removeprefix("limbeck.") for name in found if name.startswith("limbeck.")]
+
+
+def upward(path: Path) -> list[str]:
+    """The imports of a file that do not point down."""
+    place = path.relative_to(ROOT).as_posix()
+    package = place.split("/")[0]
+    may = MAY[package] | {package}
+    return [
+        f"{place} imports limbeck.{name}"
+        for name in imports(path)
+        if not any(name == p or name.startswith(f"{p}.") for p in may) and (place, name.split(".")[0]) not in EXCEPTIONS
+    ]
+
+
+@pytest.mark.parametrize("package", sorted(MAY))
+def test_imports_point_down(package: str) -> None:
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    assert not [line for path in files for line in upward(path)]
+
+
+def test_exceptions_are_needed() -> None:
+    for place, package in EXCEPTIONS:
+        assert any(name.split(".")[0] == package for name in imports(ROOT / place)), place

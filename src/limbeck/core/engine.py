@@ -177,14 +177,22 @@ class Engine:
         self._restore(method, saved, {})
         self._whole(method)
 
-    def prepare(self, method: Method) -> None:
-        """Roles on the device, objectives checked, stages asked for, large roles split: all but the work."""
+    def rehearse(self, method: Method) -> None:
+        """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here."""
         self.place(method)
         self._prepare_objectives(method)
         self.stages = method.stages()
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique: {names}")
+        for name in self.settings.shard:
+            if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
+                networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
+                raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
+
+    def prepare(self, method: Method) -> None:
+        """All but the work: what `rehearse` checks, and large roles split."""
+        self.rehearse(method)
         for name, role in method.roles.items():
             paths = method.student_taps if name == "student" else method.teacher_taps if name == "teacher" else ()
             if paths:
@@ -195,9 +203,6 @@ class Engine:
                 if isinstance(role.module, nn.Module):
                     dist.same_everywhere(store.fingerprint(role.module), f"the first state of role {name!r}")
         for name in self.settings.shard:
-            if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
-                networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
-                raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
             method.roles[name].shard = True
         for role in method.roles.values():
             if role.mode == "averaged" and role.of in method.roles and method.roles[role.of].shard:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limbeck.core import distributed as dist
 from limbeck.core.bench import TEACHER_SEED, Bench, build_model
+from limbeck.core.engine import Engine
 from limbeck.core.errors import ConfigError
-from limbeck.core.method import Setup
+from limbeck.core.method import Built, Setup
 from limbeck.core.recipe import Recipe
 
 
@@ -54,23 +59,38 @@ def prepare(
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
         if not (teacher_model.trained or untaught):
+            _rehearse(recipe, bench)
             bench.teacher = teacher_model.teach(bench, recipe.teach)
         contract = bench.teacher.contract.describe()
         if contract:
             say(f"teacher input: {contract}")
-    if bench.teacher is not None:
-        task.match(bench.student, bench.teacher)
-    method.bind(
+    _join(recipe, bench, bench.student, bench.teacher)
+    return bench
+
+
+def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -> None:
+    """Student and teacher matched to each other, and the method bound to them."""
+    if teacher is not None:
+        bench.task.match(student, teacher)
+    recipe.method.bind(
         Setup(
-            task=task,
-            student=bench.student,
-            teacher=bench.teacher,
+            task=bench.task,
+            student=student,
+            teacher=teacher,
             train=recipe.train,
             seed=recipe.seed,
             objectives=recipe.objectives,
             queries=recipe.queries,
-            device=device,
+            device=bench.device,
             shard=recipe.engine.shard,
         )
     )
-    return bench
+
+
+def _rehearse(recipe: Recipe, bench: Bench) -> None:
+    """All that student, teacher, method and add-ons have to say of each other, before a teacher is trained for hours."""
+    assert bench.teacher is not None
+    student, teacher = (replace(b, module=copy.deepcopy(b.module)) for b in (bench.student, bench.teacher))
+    with torch.random.fork_rng(devices=[]):
+        _join(recipe, bench, student, teacher)
+        Engine(recipe.engine, recipe.seed).rehearse(recipe.method)

@@ -24,6 +24,7 @@ from limbeck.data.items import SPLITS
 
 FEW = 20  # fewer documents than this cannot be dealt by document: they are cut into passages first
 
+
 @dataclass(frozen=True)
 class Document:
     """One text, or one answer with the prompt it follows.

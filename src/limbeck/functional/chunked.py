@@ -10,9 +10,9 @@ logits. `chunked_logits` does the same from ready logits, sparing the intermedia
 of logits (a sparse teacher, say). All return differentiable values per token; see `limbeck.functional.divergence` for
 what the kinds mean.
 
-On CUDA devices the first two run Triton kernels where triton can be imported (``backend``): every kind, temperature, mask
+The first two can run Triton kernels on CUDA devices (``backend="triton"``, or ``"auto"``): every kind, temperature, mask
 and infinity as here, on float32, bfloat16 and float16 logits. float64 and `chunked_head` stay with torch. The kernels have
-been checked in Triton's interpreter and compiled for GPUs, but not timed on one.
+been checked in Triton's interpreter and compiled for GPUs, but have not run on one, so nobody gets them unasked.
 """
 
 from __future__ import annotations
@@ -542,7 +542,7 @@ def chunked_divergence(
     softcap_s: float | None = None,
     softcap_t: float | None = None,
     return_parts: bool = False,
-    backend: Backend = "auto",
+    backend: Backend = "torch",
 ) -> Any:
     """A divergence between two language-model heads, one value per token, a chunk of tokens at a time.
 
@@ -861,7 +861,7 @@ def chunked_logits(
     hard_weight: float = 0.0,
     where: Tensor | None = None,
     return_parts: bool = False,
-    backend: Backend = "auto",
+    backend: Backend = "torch",
 ) -> Any:
     """`chunked_divergence` from logits that exist already: of intermediate size only the student's gradient is held.
 

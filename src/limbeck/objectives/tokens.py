@@ -73,7 +73,7 @@ class Tokens:
     labels: Tensor
     where: Tensor
     chunk: int | None = None
-    backend: Backend = "auto"
+    backend: Backend = "torch"
 
     def cross_entropy(self) -> Tensor:
         """Against the tokens that come: values ``[N, T-1]``."""
@@ -267,7 +267,7 @@ class Reader:
     """
 
     def __init__(
-        self, method: Method, chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "auto"
+        self, method: Method, chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "torch"
     ) -> None:
         self.task = method.task
         self.chunk, self.dense, self.backend = chunk, dense, backend

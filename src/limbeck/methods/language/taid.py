@@ -109,7 +109,7 @@ class Taid(Method):
         variant: ``paper``, or ``released`` for what the published code does in ``adaptive`` and ``ctkd``.
         sampler: ``on-policy`` or ``replay`` let the student write some of the texts.
         chunk: tokens whose logits exist at a time; ``auto`` computes in chunks where logits are large; 0 never does.
-        backend: of the losses with a closed form: ``torch``, ``triton`` kernels, or ``auto``: the kernels on CUDA devices.
+        backend: of the losses with a closed form: ``torch``, ``triton`` kernels, or ``auto``: the kernels where they can run.
     """
 
     def __init__(
@@ -132,7 +132,7 @@ class Taid(Method):
         variant: Literal["paper", "released"] = "paper",
         sampler: Query | None = None,
         chunk: int | Literal["auto"] = "auto",
-        backend: Backend = "auto",
+        backend: Backend = "torch",
     ) -> None:
         try:
             rate = 0.0 if isinstance(alpha, str) else alpha

@@ -117,7 +117,7 @@ class Progress:
             self._next = now + 1.0 / self.RATE
             self._draw()
         else:
-            self._next = now + min(60.0, max(1.0, (now - self._began) / 50))
+            self._next = now + min(60.0, max(2.0, (now - self._began) / 8))  # a log is read afterwards: few lines
             self._line(now)
 
     def say(self, text: str) -> None:

@@ -46,7 +46,7 @@ def format_value(value: Any) -> str:
 
 
 class Progress:
-    """Progress on stderr: a live bar on a terminal, otherwise plain lines, at most one a second, and the last.
+    """Progress on stderr: a live bar on a terminal, otherwise plain lines, ever more rarely, and the last.
 
     Plain lines come more rarely as a stage gets older (every fiftieth of its age, a minute at most), so a night's log
     stays readable. Other ranks than 0 are silent; so is everything with ``LIMBECK_PROGRESS=0``;

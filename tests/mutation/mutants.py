@@ -14,9 +14,11 @@ TAID = ("tests/methods/language/test_taid.py",)
 GUIDED = ("tests/methods/diffusion/test_guided_diffusion.py",)
 SETS = ("tests/methods/condensation",)
 ENGINE = ("tests/core/test_engine.py",)
+GUARD = ("tests/core/test_guard.py",)
 
 _D, _C, _S = "functional/divergence.py", "functional/chunked.py", "functional/schedule.py"
-_F, _M, _E = "functional/diffusion.py", "functional/matching.py", "core/engine.py"
+_F, _M = "functional/diffusion.py", "functional/matching.py"
+_E, _STEP, _BATCHES = "core/engine.py", "core/step.py", "core/batches.py"
 _KD, _NKD = "methods/classification/kd.py", "methods/classification/nkd_uskd.py"
 _TAID, _GUIDED, _MTT = (
     "methods/language/taid.py",
@@ -28,8 +30,8 @@ MUTANTS: list[Mutant] = [
     # ------------------------------------------------------------------------------------------------- divergences
     Mutant(
         _D,
-        "value = _relative(pair.log_p, pair.log_q) if forward else _relative(pair.log_q, pair.log_p)",
-        "value = _relative(pair.log_q, pair.log_p) if forward else _relative(pair.log_p, pair.log_q)",
+        'ends = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)',
+        'ends = (pair.log_q, pair.log_p) if direction == "forward" else (pair.log_p, pair.log_q)',
         DIVERGENCE,
         "kl: p and q swapped",
     ),
@@ -573,49 +575,49 @@ MUTANTS: list[Mutant] = [
     ),
     # -------------------------------------------------------------------------------------------------------- engine
     Mutant(
-        _E,
-        "part = (totals[name] * term.weight if weighted else totals[name]) / scale",
-        "part = totals[name] * term.weight if weighted else totals[name]",
+        _STEP,
+        "part = totals[name] * (weight / max(1, count))",
+        "part = totals[name] * weight",
         ENGINE,
         "not divided by the count",
     ),
     Mutant(
-        _E,
-        "part = (totals[name] * term.weight if weighted else totals[name]) / scale",
-        "part = totals[name] / scale",
+        _STEP,
+        "part = totals[name] * (weight / max(1, count))",
+        "part = totals[name] / max(1, count)",
         ENGINE,
         "the weight dropped",
     ),
     Mutant(
-        _E,
+        _STEP,
         "packed[i] += terms[n].n()",
         "packed[i] = torch.as_tensor(terms[n].n())",
         ENGINE,
         "the count of the last micro-batch alone",
     ),
     Mutant(
-        _E,
-        "seed_modules(key_of(self.seed, stage.scope, step, number, dist.rank() * len(micro) + j), self.device)",
+        _STEP,
+        "seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, dist.rank() * many + j), self.device)",
         "pass",
         ENGINE,
         "dropout not seeded",
     ),
     Mutant(
-        _E,
-        "seed_modules(key_of(self.seed, stage.scope, step, number, dist.rank() * len(micro) + j), self.device)",
-        "seed_modules(key_of(self.seed, stage.scope, number, dist.rank() * len(micro) + j), self.device)",
+        _STEP,
+        "seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, dist.rank() * many + j), self.device)",
+        "seed_modules(key_of(self.ctx.seed, stage.scope, turn, dist.rank() * many + j), self.device)",
         ENGINE,
         "the same dropout at every step",
     ),
     Mutant(
-        _E,
+        "core/context.py",
         "made.draws = Draws(self.seed, (self.scope, step), self.device)",
         "made.draws = Draws(self.seed, (self.scope,), self.device)",
         ENGINE,
         "the same draws at every step",
     ),
     Mutant(
-        _E,
+        _STEP,
         "            self._clear()\n",
         "",
         ENGINE,
@@ -630,13 +632,13 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _E,
-        "method.observe(_means(seen, counts), ctx.at(step))",
-        "method.observe({n: float(v) for n, v in seen.items()}, ctx.at(step))",
+        "method.observe(seen.means(), ctx.at(step))",
+        "method.observe({n: float(v) for n, (v, _) in seen.items()}, ctx.at(step))",
         ENGINE,
         "observe sees sums",
     ),
     Mutant(
-        _E,
+        _BATCHES,
         "ids, views = self.stream.items(self.start + index)",
         "ids, views = self.stream.items(index)",
         ENGINE,
@@ -657,32 +659,74 @@ MUTANTS: list[Mutant] = [
         "a resumed run forgets the method's state",
     ),
     Mutant(
-        _E,
+        _STEP,
         "scale = (clip / (norms[r] + 1e-6)).clamp(max=1.0)",
         "scale = clip / (norms[r] + 1e-6)",
         ENGINE,
         "clipping enlarges small gradients",
     ),
     Mutant(
-        _E,
+        _STEP,
         "scale = (clip / (norms[r] + 1e-6)).clamp(max=1.0)",
         "scale = (norms[r] / clip).clamp(max=1.0)",
         ENGINE,
         "clipping upside down",
     ),
     Mutant(
-        _E,
+        _STEP,
         'return known.get("") if plain and len(term.values) == len(batch["item"]) else None',
         'return len(term.values) if plain and len(term.values) == len(batch["item"]) else None',
         ENGINE,
         "a micro-batch counts itself alone",
     ),
     Mutant(
-        _E,
+        _BATCHES,
         "return [self._fetch(i, v) for i, v in pieces[low : low + self.accumulate]]",
         "return [self._fetch(i, v) for i, v in pieces[low : low + self.accumulate - 1]]",
         ENGINE,
         "the last micro-batch left out",
+    ),
+    Mutant(
+        _STEP,
+        "            turn += 1\n",
+        "",
+        ENGINE,
+        "the same dropout before and after a share",
+    ),
+    Mutant(
+        "core/guard.py",
+        "elif not math.isfinite(total.item()):",
+        "elif False:",
+        GUARD,
+        "nothing is checked",
+    ),
+    Mutant(
+        "core/guard.py",
+        "opt.found_inf = (self._first >= 0).float()",
+        "opt.found_inf = bad.float()",
+        GUARD,
+        "a late answer lets the steps after it through",
+    ),
+    Mutant(
+        "core/guard.py",
+        "self._first = torch.where(bad, step, self._first)",
+        "self._first = torch.where(bad, step + 1, self._first)",
+        GUARD,
+        "a late answer names the step after it",
+    ),
+    Mutant(
+        "core/optim.py",
+        "return grad if same else torch.empty_like(param, requires_grad=False).copy_(grad)",
+        "return grad",
+        ("tests/core/test_optim.py",),
+        "a foreign layout goes into a fused optimiser",
+    ),
+    Mutant(
+        _D,
+        "a, b = log_a.exp(), log_b.detach().exp()",
+        "a, b = log_a.detach().exp(), log_b.detach().exp()",
+        DIVERGENCE,
+        "kl of finite logits: the reverse one forgets half its gradient",
     ),
 ]
 """Each occurs once in its file; `tests/mutation/test_machinery.py` checks that."""

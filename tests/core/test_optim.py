@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from limbeck.core.engine import _optimiser_state, _restore_optimiser
 from limbeck.core.method import Batch, Context, Method, Terms
 from limbeck.core.optim import Optim, lay_out
 from tests.toy import bound, engine
@@ -29,6 +30,60 @@ def test_the_fused_form_is_taken_and_learns_the_same(name: str) -> None:
     for _, params in built[1:]:
         for a, b in zip(built[0][1], params, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "adagrad"])
+def test_a_parameter_may_get_its_first_gradient_later_than_others(name: str) -> None:
+    learnt = []
+    for options in ({}, {"foreach": True}):
+        params = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(()))]
+        opt = Optim(optimizer=name, lr=0.1, weight_decay=0.1, options=options).build(params)
+        for step in range(4):
+            params[0].grad = torch.arange(3.0) + step
+            params[1].grad = torch.tensor(0.5) if step > 1 else None
+            opt.step()
+        learnt.append(params)
+    for a, b in zip(*learnt, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_damped_momentum_begins_as_torch_says() -> None:
+    p = nn.Parameter(torch.zeros(()))
+    opt = Optim(optimizer="sgd", lr=1.0, momentum=0.5, options={"dampening": 0.5}).build([p])
+    assert not opt.defaults["fused"]
+    p.grad = torch.ones(())
+    opt.step()
+    assert p.item() == -1.0, "the first gradient is not damped"
+
+
+def test_a_parameter_with_gaps_in_memory_is_updated_where_it_lies() -> None:
+    """The fused kernels would walk over the gaps."""
+    whole = torch.arange(32.0).reshape(4, 8)
+    before = whole.clone()
+    p = nn.Parameter(whole[:, ::2])
+    opt = Optim(optimizer="sgd", lr=1.0, momentum=0.0).build([p])
+    p.grad = torch.arange(16.0).reshape(4, 4)
+    opt.step()
+    assert torch.equal(whole[:, ::2], before[:, ::2] - torch.arange(16.0).reshape(4, 4))
+    assert torch.equal(whole[:, 1::2], before[:, 1::2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "adafactor"])
+@pytest.mark.parametrize("waits", [True, False])
+def test_restored_state_is_where_torch_makes_it(optimizer: str, waits: bool) -> None:
+    """Counters wait on the CPU, except of fused and capturable optimisers; all else goes with its parameter."""
+    here, there = nn.Parameter(torch.ones(2, 3)), nn.Parameter(torch.ones(2, 3, device="meta"))
+    opt = Optim(optimizer=optimizer, options={"foreach": True}).build([here])
+    here.grad = torch.ones(2, 3)
+    opt.step()
+    other = Optim(optimizer=optimizer, options={"foreach": True}).build([there])
+    other.defaults[
+        "fused"
+    ] = not waits  # a fused optimiser refuses to be built for the device that stands for a GPU here
+    _restore_optimiser(other, _optimiser_state(opt))
+    assert other.state[there]
+    for name, value in other.state[there].items():
+        assert value.device.type == ("cpu" if name == "step" and waits else "meta"), name
 
 
 @pytest.mark.parametrize("what", ["half the devices", "integers", "a subclass"])

@@ -91,18 +91,21 @@ class Optim(Settings):
         if "momentum" in known:
             args["momentum"] = self.momentum
         held = list(params)
-        if "fused" in known and _fusible(held):
+        if "fused" in known and _fusible(held) and not self.options.get("dampening"):
             args["fused"] = True  # one pass over the weights: AdamW on a CPU takes a third of the time
         elif "foreach" in known:
             args["foreach"] = True
         if {"fused", "foreach"} & set(self.options):  # one of them excludes the other
             args = {k: v for k, v in args.items() if k not in ("fused", "foreach")}
         try:
-            return cls(held, **{**args, **self.options})
+            made = cls(held, **{**args, **self.options})
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 "options", f"{self.optimizer} refuses its arguments: {error}", given=self.options
             ) from None
+        if isinstance(made, torch.optim.SGD) and made.defaults["fused"]:
+            _begin_momentum(made)
+        return made
 
     def with_(self, **changes: Any) -> Optim:
         """A changed copy."""
@@ -115,10 +118,29 @@ def settings_of(optim: Optim) -> dict[str, Any]:
 
 
 def _fusible(params: list[nn.Parameter]) -> bool:
-    """Whether torch's fused optimisers take them: whole, floating, on one device of a kind that has the kernels."""
+    """Whether torch's fused optimisers take them: whole, floating, on one device of a kind that has the kernels.
+
+    And lying in memory without gaps, for the kernels walk from the first number to the last and ask no stride.
+    """
     kinds = {p.device.type for p in params}
     plain = all(type(p) is nn.Parameter and p.is_floating_point() for p in params)  # a sharded one holds a DTensor
-    return plain and len(kinds) == 1 and kinds <= {"cpu", "cuda"}
+    return plain and len(kinds) == 1 and kinds <= {"cpu", "cuda"} and all(map(_dense, params))
+
+
+def _dense(p: Tensor) -> bool:
+    return torch.empty_like(p, device="meta").stride() == p.stride()  # strides are kept only where there are no gaps
+
+
+def _begin_momentum(opt: torch.optim.SGD) -> None:
+    """Momentum at zero from the start, which is the first step's rule without a case of its own.
+
+    torch's fused form makes it for all parameters or for none, so one that gets its first gradient later than others
+    would stop it; and it leaves it unwritten where the first step is skipped.
+    """
+    for group in opt.param_groups:
+        if group["momentum"] and not group["dampening"]:
+            for p in group["params"]:
+                opt.state[p]["momentum_buffer"] = torch.zeros_like(p, requires_grad=False)
 
 
 def lay_out(param: nn.Parameter, grad: Tensor) -> Tensor:

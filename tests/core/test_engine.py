@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.core import interrupt, store
 from limbeck.core.context import RunContext
+from limbeck.core.engine import Engine
 from limbeck.core.errors import ConfigError, NonFinite, Stopped
 from limbeck.core.inner import fit
 from limbeck.core.method import Batch, Context, Method, Share, Stage, Term, Terms
@@ -366,6 +369,56 @@ def test_the_best_is_known_though_nothing_is_judged_after_the_resumption(tmp_pat
     judged(tmp_path, every=8)
     again, _, steps = judged(tmp_path, every=8)
     assert steps == [] and again.metrics["step"] == 8.0
+
+
+def test_a_loader_that_ends_with_the_signal_ends_no_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A scheduler signals the whole group, and the loader's processes may be gone first."""
+    whole = bound()
+    engine(tmp_path / "whole").run(whole)
+
+    def cut(self: Engine, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
+        for number, micro in enumerate(real(self, stage, start, total)):
+            if number == 3:
+                interrupt.request()
+                return
+            yield micro
+
+    real = Engine.batches
+    monkeypatch.setattr(Engine, "batches", cut)
+    with pytest.raises(Stopped):
+        engine(tmp_path / "cut").run(bound())
+    interrupt.clear()
+    monkeypatch.setattr(Engine, "batches", real)
+    again = bound()
+    engine(tmp_path / "cut").run(again)
+    assert not differences(learnt(whole), learnt(again))
+
+
+def test_loader_processes_outlive_the_first_signal() -> None:
+    class Struck:
+        fingerprint = "struck"
+
+        def __len__(self) -> int:
+            return 40
+
+        def fetch(self, items: Tensor) -> Batch:
+            if torch.utils.data.get_worker_info() is not None and not hasattr(self, "hit"):
+                self.hit = True
+                os.kill(os.getpid(), signal.SIGTERM)
+            return data().fetch(items)
+
+    whole, struck = bound(), bound()
+    engine().run(whole)
+    struck.task.train = Struck()
+    engine(workers=1).run(struck)
+    assert not differences(learnt(whole), learnt(struck))
+
+
+def test_batches_that_end_unasked_are_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Engine.batches
+    monkeypatch.setattr(Engine, "batches", lambda self, stage, start, total: real(self, stage, start, total - 1))
+    with pytest.raises(RuntimeError, match="ended at step 7 of 8"):
+        engine().run(bound())
 
 
 # --------------------------------------------------------------------------------------------------------- not finite

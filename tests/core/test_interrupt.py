@@ -76,3 +76,19 @@ def test_a_second_ctrl_c_leaves_at_once():
     assert done.returncode == -signal.SIGINT
     assert b"leaving at once" in done.stderr
     assert b"Traceback" not in done.stderr
+
+
+def test_a_helper_outlives_the_first_signal_of_each_kind():
+    code = (
+        "import os, signal\n"
+        "from limbeck.core import interrupt\n"
+        "interrupt.outlive_first()\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "os.kill(os.getpid(), signal.SIGINT)\n"
+        "print('here', flush=True)\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+        "print('not here', flush=True)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=20, check=False)
+    assert done.returncode == -signal.SIGTERM
+    assert done.stdout == b"here\n"

@@ -56,13 +56,18 @@ def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[B
             yield [to_device(b, device) for b in plan[i]]
         return
     loader = torch.utils.data.DataLoader(
-        plan, batch_size=None, num_workers=workers, pin_memory=device.type == "cuda", prefetch_factor=2
+        plan,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=2,
+        worker_init_fn=interrupt.outlive_first,
     )
     try:
         for micro in loader:
             yield [to_device(b, device) for b in micro]
     except RuntimeError as error:
-        # schedulers send SIGTERM to the whole group: workers die first, and the loader raises for it
+        # who was asked to stop may lose its workers first; the loop sees that batches ended early, saves and stops
         if interrupt.requested() is None or "worker" not in str(error):
             raise
 

@@ -319,7 +319,7 @@ class Engine:
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
         watching = type(method).observe is not Method.observe
-        saved_at, late = time.monotonic(), False
+        saved_at, late, done = time.monotonic(), False, start
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
             late = self._poll(
@@ -351,6 +351,9 @@ class Engine:
             if self.checkpoints and done < total and (due or late):
                 self._save(method, index, done, stepper)
                 saved_at = time.monotonic()
+        if done < total:  # a signal took the loader's processes first, so there was no next batch: this is no end
+            self._poll(partial(self._save, method, index, done, stepper))
+            raise RuntimeError(f"the batches of stage {stage.name!r} ended at step {done} of {total}")
         self._tick()
         changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
         if changed:
@@ -467,6 +470,8 @@ class Engine:
             began = time.perf_counter()
             stepper.set_rates(step, steps)
             stepper.take(step, micro)
+            self._settle(stepper, wait=True)
+            _wait_for(self.device)
             times.append(time.perf_counter() - began)
         return sorted(times[1:])[len(times[1:]) // 2]
 
@@ -503,6 +508,14 @@ class Engine:
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 
 
+def _wait_for(device: torch.device) -> None:
+    """Until a device has done what it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
     params = held_by(opt)
     return [
@@ -519,16 +532,18 @@ def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) 
             f"the optimiser's state is for {len(saved)} tensors, the role has {len(params)}",
             remedy="use --force, or the recipe that made it",
         )
+    # step counters live where torch makes them: on the CPU unless the optimiser is capturable or fused
+    waits = not (opt.defaults.get("capturable") or opt.defaults.get("fused"))
     for p, state in zip(params, saved, strict=True):
         if state:
-            opt.state[p] = {k: _lay(v, p) if isinstance(v, Tensor) else v for k, v in state.items()}
+            opt.state[p] = {
+                k: _lay(v, p) if isinstance(v, Tensor) and not (k == "step" and waits) else v for k, v in state.items()
+            }
 
 
 def _lay(value: Tensor, p: nn.Parameter) -> Tensor:
-    if value.shape == p.shape:
-        return dist.scattered(value.to(p.device), p)
-    # step counters live where torch makes them: on the CPU unless the optimiser is capturable or fused
-    return value
+    value = value.to(p.device)
+    return dist.scattered(value, p) if value.shape == p.shape else value
 
 
 def _without_tensors(tree: Any) -> Any:

@@ -53,6 +53,17 @@ def install() -> None:
         _before[signum] = signal.signal(signum, _handle)
 
 
+def outlive_first(_number: int = 0) -> None:
+    """For processes that fetch for this one: the first signal of each kind does nothing to them, the second ends them.
+
+    Terminals and schedulers signal a whole group. Who works needs its helpers until it has saved, and ends them itself.
+    """
+    for name in NAMES:
+        signum = getattr(signal, name, None)
+        if signum is not None:
+            signal.signal(signum, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+
+
 def uninstall() -> None:
     """Put back what handled the signals before, and clear the flag."""
     for signum, handler in _before.items():

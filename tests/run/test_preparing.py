@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
+from limbeck.core.bench import Bench
 from limbeck.core.errors import LimbeckError
+from limbeck.core.method import Built
 from limbeck.core.recipe import build, check, load_tree
 from limbeck.core.task import Model
 from limbeck.run import prepare
+from limbeck.tasks.language import Language
 
 
 @pytest.mark.parametrize(
@@ -47,3 +52,42 @@ def test_the_rehearsal_leaves_no_trace(tmp_path: Path, monkeypatch: pytest.Monke
     assert all((a[k] == b[k]).all() for k in a)
     assert recipes[0].method.roles["student"].module is first.student.module
     assert recipes[0].method.roles["teacher"].module is first.teacher.module  # type: ignore[union-attr]
+
+
+def test_while_a_teacher_is_trained_nothing_is_bound_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rehearsal works on copies: they would lie in memory for hours, and its sentences would be noted twice."""
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path))
+    seen = []
+
+    def match(self: Language, student: Built, teacher: Built) -> None:
+        self.columns = 5
+        self.notes.append("cut")
+
+    def teach(self: Model, bench: Bench, *args: Any) -> Built:
+        seen.append((hasattr(bench.method, "roles"), bench.task.columns, list(bench.task.notes)))  # type: ignore[attr-defined]
+        assert bench.teacher is not None
+        return bench.teacher
+
+    monkeypatch.setattr(Language, "match", match)
+    monkeypatch.setattr(Model, "teach", teach)
+    recipe = build(check(load_tree("taid", ["train.steps=3", "method.alpha=0.01", "engine.device=cpu"])))
+    bench = prepare(recipe, None, say=lambda text: None)
+    assert seen == [(False, None, [])]
+    assert bench.task.notes == ["cut"]  # type: ignore[attr-defined]
+    assert len(recipe.method.notes) == 1, "alpha * steps is below 2"  # type: ignore[attr-defined]
+
+
+def test_a_network_that_cannot_be_copied_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path))
+    recipe = build(check(load_tree("kd", ["teach.steps=1", "engine.device=cpu"])))
+
+    class Single(type(recipe.student)):  # type: ignore[misc]
+        def make(self, *args: Any) -> nn.Module:
+            made = super().make(*args)
+            made.lock = threading.Lock()
+            return made  # type: ignore[no-any-return]
+
+    assert recipe.student is not None
+    recipe.student.__class__ = Single
+    bench = prepare(recipe, None, say=lambda text: None)
+    assert recipe.method.roles["student"].module is bench.student.module

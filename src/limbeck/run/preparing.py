@@ -88,9 +88,23 @@ def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -
 
 
 def _rehearse(recipe: Recipe, bench: Bench) -> None:
-    """All that student, teacher, method and add-ons have to say of each other, before a teacher is trained for hours."""
+    """All that student, teacher, method and add-ons have to say of each other, before a teacher is trained for hours.
+
+    They are copies, for nothing of it may stay: no weights in memory while the teacher is trained, no vocabulary cut for a
+    pair while one of them learns alone, no sentence noted twice. What cannot be copied is tried when its turn comes.
+    """
     assert bench.teacher is not None
-    student, teacher = (replace(b, module=copy.deepcopy(b.module)) for b in (bench.student, bench.teacher))
+    task = copy.copy(bench.task)
+    if hasattr(task, "notes"):
+        task.notes = list(task.notes)
+    modules = (bench.student.module, bench.teacher.module)
+    try:
+        told = copy.deepcopy((recipe.method, recipe.objectives, *modules), {id(bench.task): task})
+    except Exception:  # a library's network says this as it likes
+        return
+    twin = copy.copy(recipe)
+    twin.method, twin.objectives, *twins = told
+    student, teacher = (replace(b, module=m) for b, m in zip((bench.student, bench.teacher), twins, strict=True))
     with torch.random.fork_rng(devices=[]):
-        _join(recipe, bench, student, teacher)
-        Engine(recipe.engine, recipe.seed).rehearse(recipe.method)
+        _join(twin, replace(bench, task=task), student, teacher)
+        Engine(recipe.engine, recipe.seed).rehearse(twin.method)

@@ -12,7 +12,7 @@ import torch
 from limbeck.cache import Cache, build_cache
 from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError
 from limbeck.core.recipe import build, check, load_tree
-from limbeck.run import prepare, run
+from limbeck.run import plan, prepare, run
 from tests.tiny import quiet, tiny, tree_of
 
 
@@ -94,6 +94,28 @@ def test_size_is_asked_for_and_a_second_time_nothing_is_done(recorded: Path, tmp
     assert before == {p: p.stat().st_mtime_ns for p in recorded.rglob("*.npy")}
     with pytest.raises(CacheMismatch, match="another recording"):
         build_cache(tree_of("kd", "teacher.hidden=[17]"), recorded, yes=True)
+
+
+def test_what_depends_on_fresh_noise_is_refused_before_a_teacher_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("limbeck.run.prepare", lambda *args, **more: pytest.fail("it went on"))
+    with pytest.raises(ConfigError, match="nothing to record"):
+        build_cache(tree_of("guided-diffusion"), tmp_path / "new", yes=True)
+
+
+@pytest.mark.parametrize("name", ["kd", "taid"])
+def test_the_size_a_plan_tells_is_what_is_written(name: str, tmp_path: Path) -> None:
+    told = build_cache(tree_of(name), tmp_path / "new", yes=True)
+    planned = plan(tree_of(name), steps=1)
+    assert planned["cache_mb"] * 2**20 == pytest.approx(told["bytes"], rel=0.5 if name == "kd" else 0.02)
+    assert any("limbeck cache" in said for said in planned["advice"])
+
+
+def test_a_plan_advises_no_cache_where_none_can_be(tmp_path: Path) -> None:
+    for name in ("guided-diffusion", "uskd"):
+        planned = plan(tree_of(name), steps=1)
+        assert planned["cache_mb"] == 0 and not any("limbeck cache" in said for said in planned["advice"])
 
 
 def test_no_cache_there(tmp_path: Path) -> None:

@@ -603,3 +603,7 @@ def test_the_inner_loop_trains_and_refuses_what_is_not_finite() -> None:
     assert float((z.argmax(1) == items.y).float().mean()) > 0.8
     with pytest.raises(NonFinite, match="inner step 0"):
         fit(network(), items, lambda m, b, c: m(b["x"]).sum(1) / 0.0, optim, seed=0, scope="inner")
+    with pytest.raises(NonFinite, match="last gradient"):  # the loss is 0, its slope is infinite
+        fit(
+            network(), items, lambda m, b, c: (m(b["x"]) * 0).sum(1).sqrt(), optim.with_(steps=1), seed=0, scope="inner"
+        )

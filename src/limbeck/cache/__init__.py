@@ -28,11 +28,9 @@ from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, S
 from limbeck.core.method import Batch, Built, Stage
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal
-from limbeck.core.task import Model, Task
+from limbeck.core.task import DENSE_OUTPUTS, Model, Task
 
 SHARD_ITEMS = 4096
-DENSE_CLASSES = 2048
-"""Above so many outputs a text's records keep the top k only."""
 
 Tail = Literal["uniform_rest", "renormalise", "drop"]
 
@@ -258,6 +256,10 @@ def build_cache(
     recipe = build(tree)
     if not recipe.method.needs_teacher:
         raise ConfigError("method", f"{recipe.name} has no teacher to record")
+    if not recipe.task.cache_bytes():
+        raise ConfigError(
+            "task", "what its teacher answers depends on fresh draws, so there is nothing to record of an item"
+        )
     out = Path(out) if out is not None else Path("caches") / f"{recipe.name}-seed{recipe.seed}"
     for name, query in recipe.queries.items():
         if getattr(query, "views", None) != views:
@@ -290,7 +292,7 @@ def build_cache(
     probe, signal = show(torch.arange(min(2, len(task.train))), 0)
     outputs = signal.logits.shape[-1]
     if k is None and signal.logits.ndim == 3:
-        k = 50 if outputs > DENSE_CLASSES else None
+        k = 50 if outputs > DENSE_OUTPUTS else None
     if k is not None and not 1 <= k < outputs:
         raise ConfigError("--top", given=k, expected=f"between 1 and {outputs - 1}")
     store.check_writable(out)

@@ -46,7 +46,7 @@ def fit(
         each: called after every step with (steps done, module): expert snapshots.
 
     Raises:
-        NonFinite: the loss is not finite.
+        NonFinite: the loss is not finite, or the weights are not in the end.
     """
     device = torch.device(device)
     module.to(device).train()
@@ -78,6 +78,8 @@ def fit(
         opt.step()
         if each is not None:
             each(step + 1, module)
+    if params and not bool(torch.isfinite(torch.stack(torch._foreach_norm(tuple(params)))).all()):
+        raise NonFinite(scope, "the last gradient was not finite", remedy="lower its learning rate")
     return module.eval()
 
 

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from limbeck.core.optim import Optim
 
 
+DENSE_OUTPUTS = 2048
+"""Up to so many outputs a position of a text is recorded whole; above, its likeliest tokens."""
+
+
 class Task(Component):
     """A family of uses. One file per family under ``limbeck.tasks``.
 
@@ -103,7 +107,7 @@ class Task(Component):
         return {}
 
     def cache_bytes(self) -> float:
-        """Bytes a recorded teacher takes per training item: two for each output value."""
+        """Bytes a recorded teacher takes per training item: two for each output value; 0 where none can be recorded."""
         return 2.0 * len(self.labels or [0])
 
     def example(self, n: int = 2) -> Batch:

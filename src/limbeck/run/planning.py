@@ -25,7 +25,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     timed = engine.time_steps(recipe.method, steps)
     total = sum((s.steps or 0) for s in engine.stages)
     n = len(task.train)
-    cache = task.cache_bytes() * n
+    cache = task.cache_bytes() * n if teacher is not None else 0.0
     teach = None
     if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
         teach = {"steps": recipe.teach.steps, "batch_size": recipe.teach.batch_size}
@@ -47,7 +47,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
 
 def _advice(recipe: Recipe, teacher: Built | None, timed: float | None, cache: float) -> list[str]:
     said = []
-    if teacher is not None and timed is not None and not recipe.queries:
+    if cache and timed is not None and not recipe.queries:
         said.append(
             f"record the teacher once with 'limbeck cache {recipe.name}' ({cache / 2**20:.1f} MB) and skip its forward pass"
         )

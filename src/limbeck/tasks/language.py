@@ -14,7 +14,7 @@ from limbeck import functional as F
 from limbeck.core.errors import CacheMismatch, DataError, TeacherMismatch
 from limbeck.core.method import Batch, Built, Data, Term
 from limbeck.core.signal import Signal, device_of, evaluating
-from limbeck.core.task import Task
+from limbeck.core.task import DENSE_OUTPUTS, Task
 from limbeck.data.text import PythonHelp, Texts, TextSource
 from limbeck.functional._common import expect
 from limbeck.tasks.causal import call, output_size
@@ -296,8 +296,8 @@ class Language(Task):
         return {"use": "causal-lm", "layers": 4, "width": 128}
 
     def cache_bytes(self) -> float:
-        """A recorded teacher keeps some 50 likeliest tokens (id and half precision logit) a position, and the tail."""
-        return self.length * (50 * 6.0 + 4.0)
+        """Of a large vocabulary a position keeps 50 likeliest tokens (id and half precision logit) and the tail."""
+        return self.length * (50 * 6.0 + 4.0 if self.size > DENSE_OUTPUTS else 2.0 * self.size)
 
 
 def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, Tensor]:

@@ -34,10 +34,11 @@ def imports(path: Path) -> list[str]:
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module is not None and node.level == 0:
+        elif isinstance(node, ast.ImportFrom):
+            above = ["limbeck", *path.relative_to(ROOT).parts[: -node.level]] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
             # "from limbeck import functional" imports a package, "from limbeck.core.role import Role" a module
-            bare = node.module == "limbeck"
-            found += [f"limbeck.{alias.name}" for alias in node.names] if bare else [node.module]
+            found += [f"limbeck.{alias.name}" for alias in node.names] if module == "limbeck" else [module]
     return [name.removeprefix("limbeck.") for name in found if name.startswith("limbeck.")]
 
 

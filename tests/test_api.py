@@ -12,7 +12,7 @@ import limbeck
 from limbeck.core.errors import ConfigError, DataError, LimbeckError
 
 
-def things() -> tuple[nn.Module, nn.Module, torch.Tensor, torch.Tensor]:
+def things() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor, torch.Tensor]:
     from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
@@ -32,6 +32,16 @@ def test_modules_and_arrays(tmp_path: Path) -> None:
     after = (*teacher.parameters(), *student.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "the caller's modules stay as they were"
     assert any(not torch.equal(a, b) for a, b in zip(student.parameters(), done.student.parameters(), strict=True))
+
+
+def test_a_teacher_comes_back_in_its_own_mode(tmp_path: Path) -> None:
+    teacher, student, x, y = things()
+    first, *others = teacher.parameters()
+    first.requires_grad_(False)
+    teacher[3].eval()
+    limbeck.distill(teacher, student, (x, y), "kd", out=tmp_path / "run", steps=2, batch_size=16, quiet=True)
+    assert not first.requires_grad and all(p.requires_grad for p in others)
+    assert [m.training for m in teacher.modules()] == [True, True, True, True, False]
 
 
 def test_a_dataset_with_numbers_and_one_with_several_labels(tmp_path: Path) -> None:

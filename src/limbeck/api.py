@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from limbeck.core.artifact import NetworkArtifact
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
+from limbeck.core.signal import evaluating
 from limbeck.core.task import Model, Task
 from limbeck.data.columns import Target
 from limbeck.data.items import Splits
@@ -92,7 +94,8 @@ def distill(
     """Distil a teacher into a student.
 
     Args:
-        teacher: a module with trained weights, a name as in a recipe (``"timm:resnet50"``), or a recipe node.
+        teacher: a module with trained weights, a name as in a recipe (``"timm:resnet50"``), or a recipe node. A module
+            is used as it is, on the run's device, and comes back in its own mode.
         student: likewise; a module is copied, the caller's stays as it was.
         data: arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a torch Dataset of ``(x, y)``, or a name as in a recipe
             (``"folder:birds"``). Pictures are [N, C, H, W]: uint8, or float in [0, 1].
@@ -162,9 +165,23 @@ def distill(
         recipe.task.data = source
         checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source)}}
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
-    result, artifact = run_recipe(recipe, checked, folder, force, quiet)
+    with _lent(teacher):
+        result, artifact = run_recipe(recipe, checked, folder, force, quiet)
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
     return Distilled(module, result["metrics"], result, folder)
+
+
+@contextlib.contextmanager
+def _lent(teacher: Any) -> Iterator[None]:
+    """A teacher that the caller holds is frozen while it teaches, and comes back in its own mode."""
+    modules = [teacher] if isinstance(teacher, nn.Module) else []
+    wanted = [p for module in modules for p in module.parameters() if p.requires_grad]
+    with evaluating(modules):
+        try:
+            yield
+        finally:
+            for p in wanted:
+                p.requires_grad_(True)
 
 
 def _train_settings() -> set[str]:

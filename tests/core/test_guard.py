@@ -72,6 +72,30 @@ def test_a_late_answer_keeps_the_weights_of_the_step_and_describes_it(
     assert not differences(kept[0]["roles"], kept[1]["roles"], tolerance=1e-6)
 
 
+@pytest.mark.parametrize("answer", ["late", "now"])
+def test_of_several_phases_the_earlier_ones_are_told(
+    answer: str, late: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a phase has updated stays: it was finite, and the next ones stand on it."""
+
+    class Twice(Plain):
+        def step(self, batch: Batch, ctx: Context) -> Iterator[Terms]:  # type: ignore[override]
+            yield Terms(first=self.task.supervised(ctx.signal("student", batch), batch))
+            term = self.task.supervised(ctx.signal("student", batch), batch)
+            term.values = term.values * (float("nan") if ctx.step == 4 else 1.0)
+            yield Terms(second=term)
+
+    if answer == "now":
+        monkeypatch.setattr(guard, "LATE_ON", ())
+    with pytest.raises(NonFinite, match="by this phase; 1 before it in the same step had updated") as caught:
+        method = spoilt(-1, Twice())
+        engine(tmp_path, log_every=100).run(method)
+    assert "term second" in str(caught.value)
+    kept = store.load_tree(tmp_path / "failure")
+    assert kept["earlier_phases"] == 1 and kept["step"] == 4
+    assert not differences(kept["roles"]["student"], dict(method.roles["student"].module.state_dict()))
+
+
 def test_a_finite_run_is_the_same_either_way(late: list[int]) -> None:
     now, then = spoilt(-1), spoilt(-1)
     engine(log_every=100).run(then)

@@ -64,6 +64,7 @@ class Guard:
     def check(
         self,
         step: int,
+        earlier: int,
         losses: Sequence[Tensor],
         norms: Mapping[str, Tensor],
         optimisers: Iterable[torch.optim.Optimizer],
@@ -74,6 +75,7 @@ class Guard:
 
         Args:
             step: the step's number.
+            earlier: phases of this step that have updated something already.
             losses: the loss of each micro-batch.
             norms: the gradient norm of each role that the phase updates.
             optimisers: theirs.
@@ -94,7 +96,7 @@ class Guard:
             for opt in optimisers:
                 opt.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
         elif not math.isfinite(total.item()):
-            self._report(step, norms, batches, seen)
+            self._report(step, earlier, norms, batches, seen)
 
     def found(self, wait: bool = False) -> int | None:
         """The first step that was not finite, as far as it is known without waiting for the device; ``None``: none."""
@@ -125,7 +127,9 @@ class Guard:
             remedy="go on from the last checkpoint, and watch the device's memory",
         )
 
-    def _report(self, step: int, norms: Mapping[str, Tensor], batches: Sequence[Batch], seen: Seen) -> NoReturn:
+    def _report(
+        self, step: int, earlier: int, norms: Mapping[str, Tensor], batches: Sequence[Batch], seen: Seen
+    ) -> NoReturn:
         method, stage = self.method, self.stage
         means = seen.means()
         bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
@@ -158,13 +162,14 @@ class Guard:
         }
         where = ""
         if self.folder is not None:
-            where = f"; the batch and the weights before the step are in {self.folder / 'failure'}"
+            where = f"; the batch and the weights before it are in {self.folder / 'failure'}"
         if self.folder is not None and dist.rank() == writer:
             store.save_tree(
                 self.folder / "failure",
                 {
                     "stage": stage.name,
                     "step": step,
+                    "earlier_phases": earlier,
                     "seed": self.seed,
                     "terms": means,
                     "gradients": bad_roles,
@@ -181,9 +186,12 @@ class Guard:
             said += "; gradient of " + ", ".join(f"role {r!r} ({', '.join(names)})" for r, names in bad_roles.items())
         if bad_inputs:
             said += f"; the batch itself is not finite in {sorted(set(bad_inputs))}"
+        kept = "nothing was updated"
+        if earlier:
+            kept += f" by this phase; {earlier} before it in the same step had updated what they may"
         raise NonFinite(
             f"stage {stage.name}",
-            f"{said}; items {items[:16]}{'...' if len(items) > 16 else ''}; nothing was updated{where}",
+            f"{said}; items {items[:16]}{'...' if len(items) > 16 else ''}; {kept}{where}",
             remedy="lower train.lr, set train.clip=1, or look at those items",
         )
 

@@ -90,7 +90,7 @@ class Stepper:
             phases.append(lazily(function, batch, ctx))
         known = {} if single else self._known(batches)
         seen = Seen()
-        turn = 0
+        turn = earlier = 0  # earlier: phases that have updated something
         answers: list[Any] = [None] * many
         while True:
             shares: list[Share] = []
@@ -142,7 +142,8 @@ class Stepper:
                     )
                 counts = self._sum_counts(held)
                 losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
-            self._update(list(touched), step, losses, batches, seen)
+            self._update(list(touched), step, earlier, losses, batches, seen)
+            earlier += bool(touched)
         return self._over_processes(seen) if dist.world() > 1 else seen
 
     # -- counts ----------------------------------------------------------------------------------------------------
@@ -252,7 +253,9 @@ class Stepper:
         for p, _, new in mended:
             p.grad = new
 
-    def _update(self, touched: list[str], step: int, losses: list[Tensor], batches: list[Batch], seen: Seen) -> None:
+    def _update(
+        self, touched: list[str], step: int, earlier: int, losses: list[Tensor], batches: list[Batch], seen: Seen
+    ) -> None:
         roles = self.method.roles
         missing = [r for r in touched if r not in self.optimisers]
         if missing:
@@ -269,7 +272,7 @@ class Stepper:
         grads = {r: [p.grad for p in self._held[r] if p.grad is not None] for r in touched}
         norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
         if self.guard is not None:
-            self.guard.check(step, losses, norms, [self.optimisers[r] for r in touched], batches, seen)
+            self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], batches, seen)
         for r in touched:
             clip = self.optim[r].clip
             if clip is not None and r in norms:

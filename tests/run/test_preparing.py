@@ -25,6 +25,9 @@ from limbeck.tasks.language import Language
         ("kd", ["objectives.hint={use: feature, student: layer9, teacher: fc1}"], "layer9"),
         ("kd", ["objectives.hint={use: feature, student: fc1, teacher: layer9}"], "layer9"),
         ("kd", ["engine.shard=[critic]"], "critic"),
+        ("kd", ["train.optimizer=muon"], "muon"),
+        ("kd", ["train.options={betaz: 1}"], "betaz"),
+        ("kd", ["train.batch_size=3", "engine.accumulate=4"], "batch_size"),
     ],
 )
 def test_a_mistake_is_said_before_a_teacher_is_trained(

@@ -21,6 +21,22 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
+def pieces(stage: Stage, accumulate: int) -> int:
+    """The number of micro-batches a step has, over all processes.
+
+    Raises:
+        ConfigError: a batch is smaller than the parts it must be cut into.
+    """
+    parts = dist.world() * accumulate
+    if stage.batch_size < parts and stage.data is not None:
+        raise ConfigError(
+            "train.batch_size",
+            f"stage {stage.name!r} cuts {stage.batch_size} items over {dist.world()} processes x {accumulate} micro-batches",
+            expected=f"at least {parts}",
+        )
+    return parts
+
+
 def batches(
     stage: Stage, seed: int, start: int, total: int, *, device: torch.device, accumulate: int = 1, workers: int = 0
 ) -> Iterator[list[Batch]]:
@@ -37,13 +53,7 @@ def batches(
     Raises:
         ConfigError: the batch is smaller than the parts it must be cut into.
     """
-    parts = dist.world() * accumulate
-    if stage.batch_size < parts and stage.data is not None:
-        raise ConfigError(
-            "train.batch_size",
-            f"stage {stage.name!r} cuts {stage.batch_size} items over {dist.world()} processes x {accumulate} micro-batches",
-            expected=f"at least {parts}",
-        )
+    parts = pieces(stage, accumulate)
     n = len(stage.data) if stage.data is not None else stage.batch_size * max(1, total)
     stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and stage.data is not None)
     plan = _Plan(stage.data, stream, dist.rank(), accumulate, parts, start, total)
@@ -99,4 +109,4 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
         return batch
 
 
-__all__ = ["batches", "to_device"]
+__all__ = ["batches", "pieces", "to_device"]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from limbeck.core import distributed as dist
 from limbeck.core import interrupt, store
-from limbeck.core.batches import batches, to_device
+from limbeck.core.batches import batches, pieces, to_device
 from limbeck.core.component import Settings
 from limbeck.core.context import RunContext
 from limbeck.core.errors import ConfigError, Stopped
@@ -178,13 +178,24 @@ class Engine:
         self._whole(method)
 
     def rehearse(self, method: Method) -> None:
-        """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here."""
+        """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here.
+
+        Optimisers are tried too, on parameters without numbers, and whether batches can be cut as they must.
+        """
         self.place(method)
         self._prepare_objectives(method)
         self.stages = method.stages()
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique: {names}")
+        for stage in self.stages:
+            pieces(stage, self.settings.accumulate)
+            for name, optim in stage.optim.items():
+                found = method.roles[name].parameters() if name in method.roles else {}
+                if found:
+                    optim.build(
+                        [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in found.values()]
+                    )
         for name in self.settings.shard:
             if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
                 networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]

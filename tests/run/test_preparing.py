@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import threading
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -78,6 +81,27 @@ def test_while_a_teacher_is_trained_nothing_is_bound_to_it(tmp_path: Path, monke
     assert seen == [(False, None, [])]
     assert bench.task.notes == ["cut"]  # type: ignore[attr-defined]
     assert len(recipe.method.notes) == 1, "alpha * steps is below 2"  # type: ignore[attr-defined]
+
+
+def test_copies_are_gone_when_the_teacher_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path))
+    copies, alive = [], []
+
+    def deepcopy(what: Any, memo: Any) -> Any:
+        made = copy.deepcopy(what, memo)
+        copies.extend(weakref.ref(m) for m in made if isinstance(m, nn.Module))
+        return made
+
+    def teach(self: Model, bench: Bench, *args: Any) -> Built:
+        alive.extend(found() is not None for found in copies)
+        assert bench.teacher is not None
+        return bench.teacher
+
+    monkeypatch.setattr("limbeck.run.preparing.copy", SimpleNamespace(copy=copy.copy, deepcopy=deepcopy))
+    monkeypatch.setattr(Model, "teach", teach)
+    taps = "objectives.hint={use: feature, student: fc1, teacher: fc1}"
+    prepare(build(check(load_tree("kd", ["engine.device=cpu", taps]))), None, say=lambda text: None)
+    assert alive == [False, False]
 
 
 def test_a_network_that_cannot_be_copied_is_no_obstacle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +61,7 @@ def prepare(
         bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
         if not (teacher_model.trained or untaught):
             _rehearse(recipe, bench)
+            gc.collect()  # a tapped copy and its hooks hold each other
             bench.teacher = teacher_model.teach(bench, recipe.teach)
         contract = bench.teacher.contract.describe()
         if contract:

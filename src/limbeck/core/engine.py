@@ -330,10 +330,10 @@ class Engine:
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
         watching = type(method).observe is not Method.observe
-        saved_at, late, done = time.monotonic(), False, start
+        saved_at, overdue, done = time.monotonic(), False, start
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
-            late = self._poll(
+            overdue = self._poll(
                 partial(self._save, method, index, step, stepper),
                 time.monotonic() - saved_at > 60 * settings.save_minutes,
             )
@@ -359,7 +359,7 @@ class Engine:
                 self._settle(stepper, wait=True)
                 self._log(stage.name, done, {f"valid/{k}": v for k, v in self.evaluate(done).items()})
             due = settings.save_every and done % settings.save_every == 0
-            if self.checkpoints and done < total and (due or late):
+            if self.checkpoints and done < total and (due or overdue):
                 self._save(method, index, done, stepper)
                 saved_at = time.monotonic()
         if done < total:  # a signal took the loader's processes first, so there was no next batch: this is no end
@@ -467,14 +467,24 @@ class Engine:
         if self.checkpoints is not None:
             self.checkpoints.clear()
 
-    def time_steps(self, method: Method, steps: int) -> float | None:
-        """Median seconds of a step of the first stage that has steps, by taking a few; for ``limbeck plan``."""
-        stage = next((s for s in self.stages if s.steps and s.data is not None), None)
-        if stage is None or stage.setup is not None:
-            return None
+    def time_steps(self, method: Method, steps: int) -> dict[str, float]:
+        """Median seconds of a step of each stage, by taking a few; for ``limbeck plan``.
+
+        Left out are stages that need what earlier ones leave (items, structure made from them), and all after them.
+        """
+        found: dict[str, float] = {}
+        for stage in self.stages:
+            if stage.items is not None or stage.setup is not None:
+                break
+            if stage.steps:
+                found[stage.name] = self._time(method, stage, steps)
+        return found
+
+    def _time(self, method: Method, stage: Stage, steps: int) -> float:
         ctx = RunContext(self, method, stage, self.device)
         if stage.begin is not None:
             stage.begin(ctx)
+            self.place(method)
         stepper = self._stepper(method, stage, ctx)
         times = []
         for step, micro in enumerate(self.batches(stage, 0, steps + 1)):
@@ -488,17 +498,17 @@ class Engine:
 
     # -- people ----------------------------------------------------------------------------------------------------
 
-    def _poll(self, save: Callable[[], None], late: bool = False) -> bool:
+    def _poll(self, save: Callable[[], None], overdue: bool = False) -> bool:
         """Stop where a signal asked for it. Returns whether any process finds it time to save."""
         asked = interrupt.requested()
         if dist.world() > 1:
-            both = torch.tensor([float(asked or 0), float(late)], device=self.device)
+            both = torch.tensor([float(asked or 0), float(overdue)], device=self.device)
             number, clock = dist.largest_over_ranks(both).tolist()
-            asked, late = int(number) or None, bool(clock)
+            asked, overdue = int(number) or None, bool(clock)
         if asked is not None:
             save()
             raise Stopped(asked)
-        return late
+        return overdue
 
     def _log(self, stage: str, step: int, values: dict[str, float]) -> None:
         if self.logs is not None and dist.rank() == 0:

@@ -57,7 +57,9 @@ class Guard:
         # what moves beside the optimisers would move on a bad step before anybody knew of it
         moving = any(r.mode == "averaged" or r.shard for r in method.roles.values())
         watching = type(method).observe is not Method.observe
-        self.late = device.type in LATE_ON and heeding and not moving and not watching
+        # processes would have to agree on the step they take again, and so wait for each other at every step
+        alone = dist.world() == 1
+        self.late = device.type in LATE_ON and heeding and alone and not moving and not watching
         self._first = torch.full((), -1, dtype=torch.int64, device=device)  # the first bad step; -1: none so far
         self._arrived: tuple[Tensor, Any] | None = None  # a copy of it on its way to the host
 

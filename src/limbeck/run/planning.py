@@ -6,7 +6,6 @@ import os
 from typing import Any
 
 from limbeck.core.engine import Engine
-from limbeck.core.method import Built
 from limbeck.core.recipe import Recipe, build
 from limbeck.run.measures import peak_memory, sizes
 from limbeck.run.preparing import prepare
@@ -19,11 +18,12 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     task, student, teacher = bench.task, bench.student, bench.teacher
     engine = Engine(recipe.engine, recipe.seed)
     engine.prepare(recipe.method)
-    rows = []
-    for stage in engine.stages:
-        rows.append({"stage": stage.name, "steps": stage.steps, "batch_size": stage.batch_size})
     timed = engine.time_steps(recipe.method, steps)
-    total = sum((s.steps or 0) for s in engine.stages)
+    rows = [
+        {"stage": s.name, "steps": s.steps, "batch_size": s.batch_size, "seconds_a_step": timed.get(s.name)}
+        for s in engine.stages
+    ]
+    whole = bool(timed) and all(s.name in timed for s in engine.stages if s.steps or s.items is not None)
     n = len(task.train)
     cache = task.cache_bytes() * n if teacher is not None else 0.0
     teach = None
@@ -36,21 +36,19 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         "teacher_stage": teach,
         "student": sizes(student),
         "teacher": sizes(teacher),
-        "seconds_a_step": timed,
-        "seconds": timed * total if timed is not None else None,
+        "seconds": sum(timed[s.name] * (s.steps or 0) for s in engine.stages if s.name in timed) if whole else None,
         "memory_mb": peak_memory(),
         "cache_mb": cache / 2**20,
         "items": n,
-        "advice": _advice(recipe, teacher, timed, cache),
+        "advice": _advice(recipe, bool(timed), cache),
     }
 
 
-def _advice(recipe: Recipe, teacher: Built | None, timed: float | None, cache: float) -> list[str]:
+def _advice(recipe: Recipe, timed: bool, cache: float) -> list[str]:
     said = []
-    if cache and timed is not None and not recipe.queries:
-        said.append(
-            f"record the teacher once with 'limbeck cache {recipe.name}' ({cache / 2**20:.1f} MB) and skip its forward pass"
-        )
+    if cache and timed and not recipe.queries:
+        size = f"{cache / 2**20:.1f} MB" if cache > 1e5 else f"{cache / 2**10:.1f} kB"
+        said.append(f"record the teacher once with 'limbeck cache {recipe.name}' ({size}) and skip its forward pass")
     if peak_memory() > 0.7 * _total_memory_mb():
         said.append("memory is tight: raise engine.accumulate, or set engine.precision=bf16")
     return said

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from limbeck.cache import Cache, build_cache
-from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError
+from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
 from limbeck.core.recipe import build, check, load_tree
 from limbeck.run import plan, prepare, run
 from tests.tiny import quiet, tiny, tree_of
@@ -94,6 +94,33 @@ def test_size_is_asked_for_and_a_second_time_nothing_is_done(recorded: Path, tmp
     assert before == {p: p.stat().st_mtime_ns for p in recorded.rglob("*.npy")}
     with pytest.raises(CacheMismatch, match="another recording"):
         build_cache(tree_of("kd", "teacher.hidden=[17]"), recorded, yes=True)
+
+
+def test_the_size_is_agreed_to_before_a_teacher_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("limbeck.core.task.Model.teach", lambda *args: pytest.fail("it trained"))
+    with pytest.raises(ConfigError, match="MB for 200 items"):
+        build_cache(tree_of("kd", "teacher.hidden=[19]"), tmp_path / "new")
+
+
+def test_a_recording_that_was_stopped_ends_as_one_that_was_not(
+    recorded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_workspace: Path
+) -> None:
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
+    monkeypatch.setattr("limbeck.cache.SHARD_ITEMS", 64)
+    whole = build_cache(tree_of("kd"), tmp_path / "whole", yes=True)
+    asked = iter([None, None, 15, 15])
+    monkeypatch.setattr("limbeck.core.interrupt.requested", lambda: next(asked))
+    with pytest.raises(Stopped):
+        build_cache(tree_of("kd"), tmp_path / "stopped", yes=True)
+    monkeypatch.setattr("limbeck.core.interrupt.requested", lambda: None)
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "stopped").rglob("*.npy")}
+    assert kept
+    told = build_cache(tree_of("kd"), tmp_path / "stopped", yes=True)
+    assert all(p.stat().st_mtime_ns == at for p, at in kept.items())
+    told_of = "KL(teacher || record)"
+    assert told[told_of] == pytest.approx(whole[told_of], rel=1e-9, abs=1e-15)
+    for path in (tmp_path / "whole").rglob("*.npy"):
+        assert path.read_bytes() == (tmp_path / "stopped" / path.relative_to(tmp_path / "whole")).read_bytes()
 
 
 def test_what_depends_on_fresh_noise_is_refused_before_a_teacher_is_trained(

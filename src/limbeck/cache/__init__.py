@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from limbeck.core.method import Batch, Built, Stage
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal
 from limbeck.core.task import DENSE_OUTPUTS, Model, Task
+
+if TYPE_CHECKING:
+    from limbeck.core.recipe import Recipe
 
 SHARD_ITEMS = 4096
 
@@ -222,6 +225,45 @@ def checksum(batch: Batch) -> Tensor:
     raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
 
 
+class _Source:
+    """A recipe's teacher, to be asked for any items in any view.
+
+    Args:
+        recipe: built, and used for nothing else.
+        features: modules whose outputs are shown too.
+        untaught: a teacher that a stage would have to train is only built; `taught` says whether that was so.
+    """
+
+    def __init__(self, recipe: Recipe, features: Sequence[str], untaught: bool = False) -> None:
+        from limbeck.core.context import RunContext
+        from limbeck.core.engine import Engine
+        from limbeck.run import prepare
+
+        self.taught = not untaught or (recipe.teacher is not None and recipe.teacher.trained)
+        bench = prepare(recipe, None, say=_say if self.taught else lambda text: None, untaught=untaught)
+        assert bench.teacher is not None
+        self.task, self.teacher = bench.task, bench.teacher
+        self.features = tuple(features)
+        self.queries, self.seed = recipe.queries, recipe.seed
+        engine = Engine(recipe.engine, recipe.seed)
+        engine.place(recipe.method)
+        recipe.method.roles["teacher"].taps(self.features)
+        self.device = engine.device
+        self._ctx = RunContext(engine, recipe.method, Stage("cache", steps=0), engine.device)
+
+    def show(self, ids: Tensor, view: int) -> tuple[Batch, Signal]:
+        """The batch of these items in a view, and what the teacher says of it."""
+        from limbeck.core.batches import to_device
+
+        batch = {**self.task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
+        batch = to_device(batch, self.device)
+        here = self._ctx.at(0)
+        here.draws = Draws(self.seed, (), self.device)
+        for query in self.queries.values():
+            batch = query(batch, here)
+        return batch, here.signal("teacher", batch, self.features)
+
+
 def build_cache(
     tree: dict[str, Any],
     out: Path | None = None,
@@ -247,11 +289,7 @@ def build_cache(
         ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
         StorageError: too little space, or an unwritable folder.
     """
-    from limbeck.core.batches import to_device
-    from limbeck.core.context import RunContext
-    from limbeck.core.engine import Engine
     from limbeck.core.recipe import build
-    from limbeck.run import prepare
 
     recipe = build(tree)
     if not recipe.method.needs_teacher:
@@ -271,25 +309,9 @@ def build_cache(
                 if hasattr(query, "views")
                 else "leave it out, or train without a cache",
             )
-    bench = prepare(recipe, None, say=lambda text: print(text, file=sys.stderr))
-    task, teacher = bench.task, bench.teacher
-    assert teacher is not None
-    engine = Engine(recipe.engine, recipe.seed)
-    engine.place(recipe.method)
-    role = recipe.method.roles["teacher"]
-    role.taps(tuple(features))
-    ctx = RunContext(engine, recipe.method, Stage("cache", steps=0), engine.device)
-
-    def show(ids: Tensor, view: int) -> tuple[Batch, Signal]:
-        batch = {**task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
-        batch = to_device(batch, engine.device)
-        here = ctx.at(0)
-        here.draws = Draws(recipe.seed, (), engine.device)
-        for query in recipe.queries.values():
-            batch = query(batch, here)
-        return batch, here.signal("teacher", batch, tuple(features))
-
-    probe, signal = show(torch.arange(min(2, len(task.train))), 0)
+    source = _Source(recipe, features, untaught=True)
+    task = source.task
+    probe, signal = source.show(torch.arange(min(2, len(task.train))), 0)
     outputs = signal.logits.shape[-1]
     if k is None and signal.logits.ndim == 3:
         k = 50 if outputs > DENSE_OUTPUTS else None
@@ -299,6 +321,9 @@ def build_cache(
     size = sum(v.nbytes for v in _record(probe, signal, k).values()) // len(probe["item"]) * len(task.train) * views
     _ask(size, len(task.train), views, out, yes)
     store.check_writable(out, size)
+    if not source.taught:
+        source = _Source(build(tree), features)
+    task, teacher = source.task, source.teacher
     about = {
         "format": 1,
         "teacher": store.fingerprint(teacher.module) if isinstance(teacher.module, torch.nn.Module) else "",
@@ -318,7 +343,7 @@ def build_cache(
         "features": list(features),
         "shard_items": SHARD_ITEMS,
     }
-    key = store.hash_tree(about)
+    key = store.hash_tree(about)[:16]
     with store.RunLock(out):
         if (out / "about").is_dir():
             known = store.load_tree(out / "about")
@@ -327,21 +352,22 @@ def build_cache(
                     str(out), "the folder holds another recording", remedy="choose another --out, or delete it"
                 )
             return _told(out, known)
-        total, gap, seen = len(task.train) * views, 0.0, 0
+        total = len(task.train) * views
         for number in range(-(-total // SHARD_ITEMS)):
             folder = out / f"shard-{number:05d}"
-            if store.is_complete(folder) and (folder / f"{key[:16]}.key").exists():
+            if store.is_complete(folder) and (folder / f"{key}.json").exists():
                 continue
             if interrupt.requested() is not None:
                 raise Stopped(interrupt.requested() or 15, "type the same command again to go on")
             places = torch.arange(number * SHARD_ITEMS, min(total, (number + 1) * SHARD_ITEMS))
             parts: dict[str, list[np.ndarray[Any, Any]]] = {}
+            gap, compared = 0.0, 0
             for piece in places.split(256):
                 ids, view = piece // views, piece % views
                 records: dict[str, np.ndarray[Any, Any]] = {}
                 for v in view.unique().tolist():
                     here = (view == v).nonzero()[:, 0]
-                    batch, signal = show(ids[here], int(v))
+                    batch, signal = source.show(ids[here], int(v))
                     for name, array in _record(batch, signal, k).items():
                         records.setdefault(name, np.empty((len(piece), *array.shape[1:]), array.dtype))[
                             here.numpy()
@@ -350,17 +376,25 @@ def build_cache(
                         z, half = signal.logits.double().cpu(), signal.logits.half().double().cpu()
                         p = z.log_softmax(-1)
                         gap += float((p.exp() * (p - half.log_softmax(-1))).sum())
-                        seen += p[..., 0].numel()
+                        compared += p[..., 0].numel()
                 for name, array in records.items():
                     parts.setdefault(name, []).append(array)
             with store.atomic_folder(folder) as place:
                 for name, arrays in parts.items():
                     np.save(place / f"{name}.npy", np.concatenate(arrays), allow_pickle=False)
-                (place / f"{key[:16]}.key").write_text(key)
-        metrics = task.evaluate(teacher, task.test, device=engine.device)
-        full = {**about, "metrics": metrics, "divergence": gap / seen if seen else None}
+                (place / f"{key}.json").write_text(json.dumps({"gap": gap, "compared": compared}))
+        # of all shards, also those that an interrupted command left
+        found = [json.loads(p.read_text()) for p in sorted(out.glob(f"shard-*/{key}.json"))]
+        compared = sum(f["compared"] for f in found)
+        divergence = sum(f["gap"] for f in found) / compared if compared else None
+        metrics = task.evaluate(teacher, task.test, device=source.device)
+        full = {**about, "metrics": metrics, "divergence": divergence}
         store.save_tree(out / "about", full)
     return _told(out, full)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
@@ -405,7 +439,7 @@ def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray
 def _ask(size: int, items: int, views: int, out: Path, yes: bool) -> None:
     said = f"{size / 2**20:.1f} MB for {items:,} items" + (f" x {views} views" if views > 1 else "") + f" in {out}"
     if yes:
-        print(f"limbeck cache: {said}", file=sys.stderr)
+        _say(f"limbeck cache: {said}")
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise ConfigError("--yes", f"the recording takes {said}", remedy="add --yes to agree")

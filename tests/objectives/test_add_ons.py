@@ -11,6 +11,7 @@ from torch import nn
 import limbeck.functional as F
 from limbeck.core.errors import ConfigError, ShapeError, TapError
 from limbeck.core.random import Draws
+from limbeck.core.recipe import build
 from limbeck.objectives import (
     AttentionTransfer,
     Criterion,
@@ -24,6 +25,7 @@ from limbeck.objectives import (
     Relation,
     Supervised,
 )
+from limbeck.objectives.queries import accept_all
 from tests.tiny import tiny, tree_of
 
 
@@ -68,6 +70,38 @@ def test_mixed_labels_sum_to_one_and_follow_the_area() -> None:
     kept = (mixed["x"] == batch["x"]).all(1).float().mean((1, 2))
     own = mixed["y"].gather(1, batch["y"][:, None])[:, 0]
     assert bool((own >= kept - 1e-6).all())
+
+
+def test_a_number_of_classes_is_the_task_s_or_refused(tmp_path: Path) -> None:
+    """What `prepare` asks before a teacher is trained; without a number the task tells it."""
+    task = build(tree_of("nkd")).task
+    task.load(0)
+    for cls in (Mixup, Cutmix):
+        with pytest.raises(ConfigError) as caught:
+            accept_all({"c": Flip(), "d": cls(classes=3)}, task)
+        assert caught.value.line().startswith("queries.d.classes: got 3, expected 10")
+        accept_all({"c": cls(classes=10), "d": cls()}, task)
+    batch = {**images(), "y": torch.tensor([0, 9, 3, 4])}
+    ctx = Ctx()
+    with pytest.raises(ConfigError, match=r"queries.mixup.classes.*give the number"):
+        Mixup()(batch, ctx)
+    ctx.task = task  # type: ignore[attr-defined]
+    assert Mixup()(batch, ctx)["y"].shape == (4, 10)
+    with pytest.raises(ConfigError, match=r"classes: got 3, expected 10"):
+        tiny("nkd", tmp_path, "queries.c=mixup", "queries.c.classes=3")
+    for add in ("queries.c=mixup", "queries.c=cutmix"):
+        tiny("nkd", tmp_path / add, add, "train.steps=2").run()
+
+
+@pytest.mark.parametrize(
+    ("recipe", "query"), [("taid", "flip"), ("taid", "crop"), ("taid", "mixup"), ("guided-diffusion", "mixup")]
+)
+def test_a_query_that_a_task_cannot_feed_is_refused_by_the_recipe_s_name(recipe: str, query: str) -> None:
+    built = build(tree_of(recipe, f"queries.c={query}"))
+    built.task.load(0)
+    with pytest.raises(ConfigError) as caught:
+        accept_all(built.queries, built.task)
+    assert caught.value.line().startswith("queries.c: ") and "leave it out" in caught.value.line()
 
 
 def pair() -> tuple[nn.Module, nn.Module]:

@@ -197,6 +197,13 @@ class Query(Component):
 
     kind: ClassVar[str] = "query"
 
+    def accept(self, task: Task) -> None:
+        """Refuse a task whose batches the query cannot change: asked when the data are read, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is expected.
+        """
+
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The batch to use."""
         raise TypeError(f"{type(self).__name__} must define __call__")

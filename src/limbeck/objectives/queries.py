@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, LimbeckError
 from limbeck.core.imports import imported
 from limbeck.core.method import Batch, Context, Query
+from limbeck.core.task import Task
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+
+
+def accept_all(queries: Mapping[str, Query], task: Task) -> None:
+    """Every query of a recipe asked whether it is one for this task.
+
+    Raises:
+        ConfigError: one is not; the error names it as the recipe does.
+    """
+    for name, query in queries.items():
+        try:
+            query.accept(task)
+        except LimbeckError as error:  # a query does not know what the recipe calls it
+            inner = "" if error.argument.startswith("queries.") else f".{error.argument}"
+            error.argument = f"queries.{name}{inner}"
+            raise
 
 
 def _key(batch: Batch) -> Tensor:
@@ -20,7 +38,10 @@ def _image(batch: Batch, name: str) -> Tensor:
     x = batch.get("x")
     if not isinstance(x, Tensor) or x.ndim != 4:
         raise ConfigError(
-            f"queries.{name}", given=None if x is None else list(x.shape), expected="batches of images [N, C, H, W]"
+            f"queries.{name}",
+            given=None if x is None else list(x.shape),
+            expected="batches of images [N, C, H, W]",
+            remedy="leave it out: it is for pictures",
         )
     return x
 
@@ -28,6 +49,44 @@ def _image(batch: Batch, name: str) -> Tensor:
 def soft(y: Tensor, classes: int) -> Tensor:
     """Labels as probabilities [N, C]; soft labels pass."""
     return y if y.is_floating_point() else nn.functional.one_hot(y, classes).float()
+
+
+def _check_labels(task: Task, name: str, classes: int | None) -> None:
+    """Refuse items without a label that can be mixed, and a number of classes that is not the task's.
+
+    Raises:
+        ConfigError: which of the two.
+    """
+    example = task.example(1)
+    _image(example, name)
+    # where the label is no answer but a condition (a denoiser's), the network takes class ids alone
+    answered = getattr(task, "kind_of_target", None) is not None
+    if task.labels is None or not answered or not isinstance(example.get("y"), Tensor):
+        raise ConfigError(
+            f"queries.{name}",
+            f"{type(task).__name__} is not answered with labels that could be mixed",
+            expected="task=classification",
+            remedy="leave it out",
+        )
+    if classes is not None and classes != len(task.labels):
+        raise ConfigError(
+            "classes",
+            given=classes,
+            expected=f"{len(task.labels)}, the classes of this task",
+            remedy="leave it out: it is then taken from the task",
+        )
+
+
+def _mixable(batch: Batch, ctx: Context, name: str, classes: int | None) -> Tensor:
+    """A batch's labels as probabilities [N, C], of as many classes as are given, or as the task has."""
+    if classes is None and not batch["y"].is_floating_point():
+        labels = getattr(getattr(ctx, "task", None), "labels", None)
+        if labels is None:  # a loop of one's own
+            raise ConfigError(
+                f"queries.{name}.classes", "there is no task that tells it", remedy="give the number of classes"
+            )
+        classes = len(labels)
+    return soft(batch["y"], classes or 0)
 
 
 class Flip(Query):
@@ -42,6 +101,10 @@ class Flip(Query):
         if not 0 <= probability <= 1:
             raise ValueError("probability must lie between 0 and 1")
         self.probability, self.views = probability, views
+
+    def accept(self, task: Task) -> None:
+        """Pictures alone."""
+        _image(task.example(1), "flip")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mirrored images where the draw says so."""
@@ -62,6 +125,10 @@ class Crop(Query):
         if pad < 1:
             raise ValueError("pad must be 1 or more")
         self.pad, self.views = pad, views
+
+    def accept(self, task: Task) -> None:
+        """Pictures alone."""
+        _image(task.example(1), "crop")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Shifted images."""
@@ -86,21 +153,27 @@ class Mixup(Query):
 
     Args:
         alpha: of the Beta distribution of the weight.
-        classes: number of classes, for the soft labels.
+        classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
 
-    def __init__(self, alpha: float = 0.2, classes: int = 10) -> None:
+    def __init__(self, alpha: float = 0.2, classes: int | None = None) -> None:
         if not alpha > 0:
             raise ValueError("alpha must be above 0")
+        if classes is not None and classes < 2:
+            raise ValueError("classes must be 2 or more, or null for the task's")
         self.alpha, self.classes = alpha, classes
+
+    def accept(self, task: Task) -> None:
+        """Pictures with labels, of as many classes as the task has."""
+        _check_labels(task, "mixup", self.classes)
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mixed images and soft labels."""
         x = _image(batch, "mixup")
+        y = _mixable(batch, ctx, "mixup", self.classes)
         rng = ctx.draws.numpy("mixup")
         lam = float(rng.beta(self.alpha, self.alpha))
         order = torch.as_tensor(rng.permutation(len(x)), device=x.device)
-        y = soft(batch["y"], self.classes)
         return {**batch, "x": lam * x + (1 - lam) * x[order], "y": lam * y + (1 - lam) * y[order]}
 
 
@@ -109,17 +182,24 @@ class Cutmix(Query):
 
     Args:
         alpha: of the Beta distribution of the kept area.
-        classes: number of classes, for the soft labels.
+        classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
 
-    def __init__(self, alpha: float = 1.0, classes: int = 10) -> None:
+    def __init__(self, alpha: float = 1.0, classes: int | None = None) -> None:
         if not alpha > 0:
             raise ValueError("alpha must be above 0")
+        if classes is not None and classes < 2:
+            raise ValueError("classes must be 2 or more, or null for the task's")
         self.alpha, self.classes = alpha, classes
+
+    def accept(self, task: Task) -> None:
+        """Pictures with labels, of as many classes as the task has."""
+        _check_labels(task, "cutmix", self.classes)
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Patched images and soft labels."""
         x = _image(batch, "cutmix")
+        y = _mixable(batch, ctx, "cutmix", self.classes)
         h, w = x.shape[-2:]
         rng = ctx.draws.numpy("cutmix")
         side = float((1 - rng.beta(self.alpha, self.alpha)) ** 0.5)
@@ -130,7 +210,6 @@ class Cutmix(Query):
         mixed = x.clone()
         mixed[:, :, y0:y1, x0:x1] = x[order][:, :, y0:y1, x0:x1]
         lam = 1 - (y1 - y0) * (x1 - x0) / (h * w)
-        y = soft(batch["y"], self.classes)
         return {**batch, "x": mixed, "y": lam * y + (1 - lam) * y[order]}
 
 

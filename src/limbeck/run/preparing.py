@@ -17,6 +17,7 @@ from limbeck.core.engine import Engine
 from limbeck.core.errors import ConfigError
 from limbeck.core.method import Built, Setup
 from limbeck.core.recipe import Recipe
+from limbeck.objectives.queries import accept_all
 
 
 def prepare(
@@ -35,6 +36,7 @@ def prepare(
     dist.start(device)
     task.load(recipe.seed)
     method.accept(task)
+    accept_all(recipe.queries, task)
     student_model, teacher_model = recipe.student, recipe.teacher
     assert student_model is not None
     bench = Bench(

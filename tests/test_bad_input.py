@@ -291,7 +291,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     ),
     "query for pictures on rows": (
         data("csv:fine.csv", "queries.q=flip"),
-        ["queries.flip", "expected batches of images"],
+        ["queries.q", "expected batches of images"],
     ),
     "student that is no module": (["kd", *TINY, "student=import:usercode:not_a_module"], ["student.function", "int"]),
     "student for another input": (

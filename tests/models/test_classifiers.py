@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.core.artifact import NetworkArtifact
+from limbeck.core.bench import build_model
 from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.core.method import Built
-from limbeck.core.recipe import make
+from limbeck.core.recipe import check, load_tree, make
 from limbeck.core.role import Contract
 from limbeck.core.store import save_state_dict
 from limbeck.core.task import Model
@@ -192,6 +193,18 @@ def test_a_checkpoint_without_names_says_so(tmp_path: Path, caplog: pytest.LogCa
     assert "without class names" in caplog.text
 
 
+def test_names_are_a_file_or_a_list(tmp_path: Path) -> None:
+    path = saved(tmp_path, names=["cow", "ant", "bee"])
+    task = task_of(ABC)
+    for labels in (str(tmp_path / "names.json"), ["cow", "ant", "bee"]):
+        assert MlpModel([5], checkpoint=str(path), labels=labels).build(task).contract.classes == (1, 2, 0)
+    for wrong in ([], ["cow", "cow", "bee"]):
+        with pytest.raises(ValueError, match="labels must be names that differ"):
+            MlpModel([5], checkpoint=str(path), labels=wrong)
+    tree = load_tree("kd", [f"teacher.checkpoint={path}", "teacher.labels=[cow,ant,bee]"])
+    assert check(tree)["teacher"]["labels"] == ["cow", "ant", "bee"]
+
+
 # ------------------------------------------------------------------------------------------------------ earlier runs
 def run_folder(folder: Path, task: Classification, model: Model) -> Built:
     folder.mkdir(exist_ok=True)
@@ -241,6 +254,47 @@ def test_an_earlier_student_keeps_its_own_normalisation_size_and_order(tmp_path:
         task_of(["cow", "bee", "ant"])
     )
     assert direct.contract.mean == built.contract.mean and direct.contract.classes == (2, 1, 0)
+
+
+@pytest.mark.parametrize(("made", "given"), [((2,), (1, 8, 8)), ((1, 8, 8), (64,)), ((2,), (3,))])
+def test_a_network_for_other_items_is_refused_by_its_role(
+    tmp_path: Path, made: tuple[int, ...], given: tuple[int, ...]
+) -> None:
+    words = {(2,): "rows of 2 numbers", (3,): "rows of 3 numbers", (64,): "rows of 64 numbers"}
+    words[1, 8, 8] = "pictures of 1 x 8 x 8 (channels, height, width)"
+    run_folder(tmp_path / "run", task_of(ABC, made), MlpModel([6]))
+    weights = str(tmp_path / "run" / "student.safetensors")
+    for role in ("teacher", "student"):
+        for model in (FromRun(str(tmp_path / "run")), MlpModel([6], checkpoint=weights)):
+            with pytest.raises(TeacherMismatch) as caught:
+                build_model(model, task_of(ABC, given), 0, role)
+            said = caught.value.line()
+            assert said.startswith(f"{role}: ") and "task.data" in said
+            assert f"was trained on {words[made]}, and this task gives {words[given]}" in said
+    about = json.loads((tmp_path / "run" / "student.json").read_text())
+    about["task"]["input"] = "two"
+    (tmp_path / "run" / "student.json").write_text(json.dumps(about))
+    with pytest.raises(DataError, match="input"):
+        MlpModel([6], checkpoint=weights).build(task_of(ABC, given))
+
+
+def test_names_that_contradict_the_run_s_own_are_refused(tmp_path: Path) -> None:
+    """They won silently, and a good teacher scored nothing."""
+    task = task_of(ABC)
+    run_folder(tmp_path, task, MlpModel([6]))
+    weights = str(tmp_path / "student.safetensors")
+    for labels in (["cow", "bee", "ant"], ["cat", "dog", "elk"], ABC[:2]):
+        with pytest.raises(TeacherMismatch) as caught:
+            build_model(
+                make(Model, {"use": "mlp", "hidden": [6], "checkpoint": weights, "labels": labels}, ""),
+                task,
+                0,
+                "teacher",
+            )
+        said = caught.value.line()
+        assert said.startswith("teacher.labels: ") and "ant, bee, cow" in said and ", ".join(labels) in said
+        assert "leave labels out" in said
+    assert MlpModel([6], checkpoint=weights, labels=["Ant", "bee", "cow"]).build(task).contract.classes == (0, 1, 2)
 
 
 def test_numbers_are_brought_into_the_task_s_units(tmp_path: Path) -> None:

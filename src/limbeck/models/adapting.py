@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from limbeck.core.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
+from limbeck.data.columns import some
 from limbeck.tasks.classification import Classification, match_classes
 
 log = logging.getLogger("limbeck.models")
@@ -44,6 +45,48 @@ def read_about(path: Path) -> dict[str, Any]:
         raise DataError(str(path), "is no description of a student", given=type(found).__name__)
     task = found.get("task")
     return {**(task if isinstance(task, dict) else {}), **found}
+
+
+def check_input(about: Mapping[str, Any], task: Classification, what: str) -> None:
+    """Refuse a run's network where it takes pictures and the task gives rows, or the reverse, or rows of another length.
+
+    Pictures of another size or of other channels are the contract's to adapt, or to refuse.
+
+    Raises:
+        TeacherMismatch: what the network was made for, and what the task gives.
+    """
+    try:
+        own = tuple(int(n) for n in about.get("input") or ())
+    except (TypeError, ValueError) as error:
+        raise DataError("student.json", f"its input cannot be read: {error}", given=about.get("input")) from None
+    if own and (len(own) != len(task.shape) or (len(own) == 1 and own != task.shape)):
+        raise TeacherMismatch(
+            "model",
+            f"{what} was trained on {_items(own)}, and this task gives {_items(task.shape)}",
+            remedy="name a network for such items, or the data that this one was trained on with task.data",
+        )
+
+
+def _items(shape: tuple[int, ...]) -> str:
+    """The shape of an item in words."""
+    if len(shape) == 1:
+        return f"rows of {shape[0]} number{'s' if shape[0] != 1 else ''}"
+    return f"pictures of {' x '.join(map(str, shape))} (channels, height, width)"
+
+
+def same_names(given: Sequence[str], about: Mapping[str, Any], checkpoint: str) -> None:
+    """Refuse class names that say otherwise than those which a run wrote beside its own network.
+
+    Raises:
+        TeacherMismatch: both lists.
+    """
+    own = [str(n) for n in about.get("labels") or ()]
+    if own and [n.casefold() for n in own] != [n.casefold() for n in given]:
+        raise TeacherMismatch(
+            "labels",
+            f"say {some(given)}, and student.json beside {checkpoint} says {some(own)}: of one network both can't be true",
+            remedy="leave labels out, or take the names out of student.json if they are wrong",
+        )
 
 
 def contract_from(about: Mapping[str, Any], task: Classification) -> Contract:
@@ -107,7 +150,7 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
             raise TeacherMismatch(
                 "teacher.labels",
                 f"{what} has {width} outputs, the task has {task.outputs} classes, and nothing says which is which",
-                remedy="name the classes of the checkpoint in order with labels=FILE (a JSON list, or one name a line)",
+                remedy="name the classes of the checkpoint in order: labels=FILE (a JSON list, or one name a line), or labels=[A,B]",
             )
         if trained and task.outputs > 1:
             log.warning("%s comes without class names: its outputs are taken to be in the task's order", what)

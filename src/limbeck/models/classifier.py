@@ -13,7 +13,15 @@ from limbeck.core.role import Contract
 from limbeck.core.task import Model, Task
 from limbeck.data.arrays import read_names
 from limbeck.data.items import as_path
-from limbeck.models.adapting import adapt, check_channels, contract_from, outputs_in, read_about
+from limbeck.models.adapting import (
+    adapt,
+    check_channels,
+    check_input,
+    contract_from,
+    outputs_in,
+    read_about,
+    same_names,
+)
 from limbeck.tasks.classification import Classification
 
 
@@ -26,13 +34,13 @@ class Classifier(Model):
 
     Args:
         checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
-        labels: file with the checkpoint's class names in its order.
+        labels: the checkpoint's class names in its order, or a file of them (a JSON list, or one name a line).
         mean: normalisation of each channel; by default what the model's library says, else the training data's mean.
         std: likewise, the deviation.
     """
 
     checkpoint: str | None = None
-    labels: str | None = None
+    labels: str | list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     rehearsed = True  # build tries the network on two items
@@ -40,7 +48,7 @@ class Classifier(Model):
     def _source(
         self,
         checkpoint: str | None,
-        labels: str | None = None,
+        labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> None:
@@ -51,6 +59,8 @@ class Classifier(Model):
             raise ValueError("std must be above 0")
         if mean is not None and std is not None and len(mean) != len(std):
             raise ValueError("mean and std must have the same length")
+        if isinstance(labels, list) and len(set(labels)) < max(1, len(labels)):
+            raise ValueError("labels must be names that differ, one an output, or a file of them")
         self.checkpoint, self.labels, self.mean, self.std = checkpoint, labels, mean, std
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
@@ -78,6 +88,7 @@ class Classifier(Model):
             )
         task.load()
         about = self._beside()
+        check_input(about, task, f"checkpoint {self.checkpoint}")
         module = self.make(task.shape, task.outputs)
         width = task.outputs
         if self.checkpoint is not None:
@@ -109,10 +120,22 @@ class Classifier(Model):
         folder = path if path.is_dir() else path.parent
         return read_about(folder / "student.json") if (folder / "student.json").is_file() else {}
 
+    def _given(self) -> list[str] | None:
+        """The class names that ``labels`` gives, itself or as a file."""
+        if self.labels is None or isinstance(self.labels, list):
+            return self.labels
+        return read_names(as_path(self.labels, "labels"))
+
     def _names(self, about: Mapping[str, Any]) -> list[str] | None:
-        """The class names of the weights, where they can be known."""
-        if self.labels is not None:
-            return read_names(as_path(self.labels, "labels"))
+        """The class names of the weights, where they can be known.
+
+        Raises:
+            TeacherMismatch: ``labels`` contradicts what a run wrote beside its own weights.
+        """
+        given = self._given()
+        if given is not None:
+            same_names(given, about, str(self.checkpoint))
+            return given
         if about.get("labels"):
             return [str(n) for n in about["labels"]]
         if self.checkpoint is not None:

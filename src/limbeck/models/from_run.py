@@ -6,7 +6,7 @@ from limbeck.core.errors import ConfigError
 from limbeck.core.method import Built
 from limbeck.core.task import Model, Task
 from limbeck.data.items import as_path
-from limbeck.models.adapting import adapt, check_channels, contract_from, read_about
+from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
 from limbeck.models.classifier import Classifier
 from limbeck.tasks.classification import Classification
 
@@ -56,6 +56,7 @@ class FromRun(Classifier):
         model = make(Model, {k: bare.get(k, v) for k, v in node.items()}, "student.json")
         if not isinstance(model, Classifier):
             raise ConfigError("path", f"the student is a {node.get('use')}, no classifier", given=self.path)
+        check_input(about, task, f"the student of {folder}")
         names = [str(n) for n in about.get("labels") or []] or None
         width = len(names) if names else int(about["outputs"])
         module = model.make(tuple(int(s) for s in about["input"]), width)

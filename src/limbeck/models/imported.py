@@ -12,8 +12,6 @@ from limbeck.core.imports import imported
 from limbeck.core.method import Built
 from limbeck.core.role import Contract
 from limbeck.core.task import Task
-from limbeck.data.arrays import read_names
-from limbeck.data.items import as_path
 from limbeck.models.adapting import adapt, check_channels
 from limbeck.models.classifier import Classifier
 from limbeck.tasks.classification import Classification
@@ -40,7 +38,7 @@ class ImportedModel(Classifier):
         options: dict[str, Any] | None = None,
         ready: bool = False,
         checkpoint: str | None = None,
-        labels: str | None = None,
+        labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
         size: int | None = None,
@@ -85,10 +83,10 @@ class ImportedModel(Classifier):
 
     def build(self, task: Task) -> Built:
         """The network; its own number of outputs is matched to the task's classes by name."""
-        if isinstance(task, Classification) and self.checkpoint is None and self.labels is not None:
+        names = self._given()
+        if isinstance(task, Classification) and self.checkpoint is None and names is not None:
             task.load()
             module = self.make(task.shape, task.outputs)
-            names = read_names(as_path(self.labels, "labels"))
             contract = self._normalised(self.contract(module, task), {}, task)
             check_channels(contract, task)
             built = Built(module, contract, names, self)

@@ -28,7 +28,7 @@ class MlpModel(Classifier):
         activation: Activation = "relu",
         dropout: float = 0.0,
         checkpoint: str | None = None,
-        labels: str | None = None,
+        labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class ConvNetModel(Classifier):
         activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
         pooling: Literal["avg", "max", "none"] = "avg",
         checkpoint: str | None = None,
-        labels: str | None = None,
+        labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> None:
@@ -115,7 +115,7 @@ class CifarResNetModel(Classifier):
         depth: int = 20,
         width: int = 16,
         checkpoint: str | None = None,
-        labels: str | None = None,
+        labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
     ) -> None:

@@ -17,6 +17,7 @@ from limbeck.core.disk import workspace
 from limbeck.core.engine import Engine, EngineSettings
 from limbeck.core.errors import Stopped
 from limbeck.core.method import Method
+from limbeck.core.overrides import merge
 from limbeck.core.recipe import Recipe, build, check, load_tree
 from limbeck.run import prepare
 
@@ -29,10 +30,10 @@ def quiet(text: str) -> None:
 
 
 def tree_of(name: str, *overrides: str, seed: int = 0) -> dict[str, Any]:
-    """The shipped recipe of a method, shrunk."""
-    return check(
-        load_tree(name, [*CARDS[name].tiny.get(name, ()), "engine.device=cpu", "loggers=[]", *overrides], seed)
-    )
+    """The shipped recipe of a method, shrunk, and then changed."""
+    tree = load_tree(name, [*CARDS[name].tiny.get(name, ()), "engine.device=cpu", "loggers=[]"], seed)
+    merge(tree, overrides)
+    return check(tree)
 
 
 @dataclass

@@ -253,8 +253,7 @@ def resolved(*tokens: str, **tree: Any) -> dict[str, Any]:
     """The base recipe with a tree and tokens over it, checked."""
     merged = {**BASE, **tree}
     merged = read_yaml(dump(merged), "base")
-    for token in tokens:
-        apply(merged, token)
+    overrides.merge(merged, tokens)
     return check(merged)
 
 
@@ -302,8 +301,9 @@ def test_shorthand_gives_the_rest_to_the_first_parameter():
     assert resolved("student=team:net")["student"]["members"][0]["use"] == "net"
 
 
-def test_a_bare_name_replaces_the_whole_component_and_tokens_apply_in_order():
-    assert resolved("method.temperature=2", "method=distil")["method"]["temperature"] == 4.0
+def test_a_bare_name_replaces_the_whole_component_wherever_it_is_typed():
+    assert resolved("method=distil", method={"use": "distil", "temperature": 2})["method"]["temperature"] == 4.0
+    assert resolved("method.temperature=2", "method=distil")["method"]["temperature"] == 2.0
     assert resolved("method=distil", "method.temperature=2")["method"]["temperature"] == 2.0
     assert resolved("method.use=alone", method={"use": "distil", "temperature": 3})["method"] == {
         "use": "alone",
@@ -353,7 +353,7 @@ def test_lists_are_appended_to():
         "trackio",
     ]
     assert resolved("loggers=[csv]", "loggers+=wandb")["loggers"] == ["csv", "wandb"]
-    assert resolved("loggers+=wandb", "loggers=[csv]")["loggers"] == ["csv"]
+    assert resolved("loggers+=wandb", "loggers=[csv]")["loggers"] == ["csv", "wandb"]
     assert resolved("loggers=csv")["loggers"] == ["csv"]
     assert len(resolved("method.chain+=match")["method"]["chain"]) == 3
     assert resolved("loggers.1=wandb", loggers=["csv", "jsonl"])["loggers"] == ["csv", "wandb"]
@@ -380,6 +380,26 @@ def test_files_run_folders_and_seeds(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(dump(check(tree)))
     assert check(load_tree(tmp_path / "run")) == check(tree)
     assert load_tree(str(path))["name"] == "mine"
+
+
+def test_overrides_may_be_typed_in_any_order():
+    first = ["teacher=net", "teacher.width=4", "loggers=[csv]", "loggers+=jsonl", "train.steps=1", "train.steps=2"]
+    moved = ["train.steps=1", "loggers+=jsonl", "teacher.width=4", "train.steps=2", "loggers=[csv]", "teacher=net"]
+    assert resolved(*first) == resolved(*moved)
+    assert (resolved(*moved)["teacher"]["width"], resolved(*moved)["train"]["steps"]) == (4, 2)
+    used = resolved("teacher.width=4", "teacher.use=net")
+    assert (used["teacher"]["use"], used["teacher"]["width"]) == ("net", 4)
+
+
+def test_a_shipped_recipes_limits_stay_with_its_own_data(tmp_path):
+    for name, limit, other in (("kd", "student_items", "folder:birds"), ("taid", "student_documents", "text:books")):
+        assert load_tree(name, ["train.steps=3"])["task"][limit]
+        assert limit not in load_tree(name, [f"task.data={other}"])["task"]
+        assert load_tree(name, [f"task.{limit}=7", f"task.data.use={other}"])["task"][limit] == 7
+    assert load_tree("kd", ["task.data=digits"])["task"]["student_items"] == 200
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("task: {use: classification, data: digits, student_items: 50}\nmethod: kd\n")
+    assert load_tree(mine, ["task.data=folder:birds"])["task"]["student_items"] == 50
 
 
 # ------------------------------------------------------------------------------------------------ building

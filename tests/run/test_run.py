@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError
+from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
+from limbeck.core.recipe import check, load_tree
 from limbeck.run import read_result, run
 from tests.tiny import tree_of
 
@@ -14,7 +16,55 @@ from tests.tiny import tree_of
 def test_exports_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'onnx'"):
         run(tree_of("kd", "export=[onxx]"), tmp_path / "o", quiet=True)
+    for name, form in (("kd", "images"), ("mtt", "onnx"), ("guided-diffusion", "hub")):
+        with pytest.raises(ConfigError, match=f"export: .*got '{form}'"):
+            run(tree_of(name, f"export=[{form}]"), tmp_path / "o", quiet=True)
     assert not (tmp_path / "o").exists()
+
+
+def test_loggers_are_checked_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingExtra, match=r"loggers=wandb needs .*limbeck\[tracking\]"):
+        run(tree_of("kd", "loggers=[wandb]"), tmp_path / "o", quiet=True)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_mistake_at_the_door_claims_no_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "o"
+    with pytest.raises(LimbeckError, match="no such file or folder"):
+        run(tree_of("kd", "task.data=folder:/nowhere/birds"), folder, quiet=True)
+    short = ("train.steps=2", "teach.steps=2")
+    assert not run(tree_of("kd", *short), folder, quiet=True)["reused"]
+    with pytest.raises(StorageError, match="another configuration"):
+        run(tree_of("kd", "train.steps=3", "teach.steps=2"), folder, quiet=True)
+    (folder / "result.json").unlink()
+    with pytest.raises(StorageError, match="another configuration"):
+        run(tree_of("kd", "train.steps=3", "teach.steps=2"), folder, quiet=True)
+
+
+@pytest.mark.parametrize(("force", "words"), [(False, "same command again to go"), (True, "again without --force to")])
+def test_who_is_stopped_is_told_what_goes_on(
+    force: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*args: object) -> None:
+        raise Stopped(15)
+
+    monkeypatch.setattr("limbeck.run.running.prepare", stop)
+    with pytest.raises(Stopped) as caught:
+        run(tree_of("kd"), tmp_path / "o", force=force, quiet=True)
+    assert words in str(caught.value.resume)
+
+
+def test_a_run_may_be_typed_again_from_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds.csv").write_text("x,y,label\n" + "".join(f"{i},{i % 7},{'ab'[i % 2]}\n" for i in range(40)))
+    tokens = ["task.data=csv:birds.csv", "student=mlp:[4]", "teacher=mlp:[5]", "engine.device=cpu"]
+    short = ["train.steps=2", "teach.steps=2", "loggers=[]"]
+    run(check(load_tree("kd", [*tokens, *short])), tmp_path / "o", quiet=True)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert run(check(load_tree("../o")), tmp_path / "o", quiet=True)["reused"]
+    assert run(check(load_tree("../o")), tmp_path / "again", quiet=True)["items"]["train"] > 0
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
@@ -22,3 +72,14 @@ def test_a_damaged_result_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)
     with pytest.raises(CheckpointCorrupt, match=r"result\.json.*--force"):
         read_result(tmp_path / "result.json")
+
+
+def test_paths_that_exist_are_written_down_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "birds").mkdir()
+    tree: dict[str, object] = {"task": {"use": "classification", "data": "folder:birds"}, "method": "kd"}
+    tree |= {"student": "mlp:[4]", "teacher": {"use": "mlp", "checkpoint": "gone.safetensors", "labels": "birds"}}
+    found = check(tree)
+    assert found["task"]["data"]["path"] == str(tmp_path / "birds") == found["teacher"]["labels"]
+    assert found["teacher"]["checkpoint"] == "gone.safetensors"
+    assert check(found) == found

@@ -12,8 +12,9 @@ from limbeck.core.errors import ConfigError
 TEXT = """Run a recipe: teacher, student alone, distillation, judgement, report.
 
 RECIPE is a shipped recipe (see limbeck methods), a YAML file, or an earlier run's folder. Any of its settings may be
-given as key=value with a dotted key, in any order: train.steps=200 method.temperature=2 student=timm:resnet18
-objectives.hint=feature objectives.hint.weight=2 loggers+=wandb teacher=null.
+given as key=value with a dotted key, in any order (of one key given twice the last counts): train.steps=200
+method.temperature=2 student=timm:resnet18 objectives.hint=feature
+objectives.hint.weight=2 loggers+=wandb teacher=null.
 The same command typed again goes on where an interrupted run stopped."""
 
 

@@ -34,11 +34,14 @@ class Component(_Recorded):
     Attributes:
         kind: which table of names the class belongs to (``task``, ``method``, ``model``, ``source``, ``query``,
             ``objective``).
+        paths: arguments that may name a file or folder of this machine. A relative one that exists is written into the
+            resolved recipe whole, so that it means the same from wherever that is run again.
         given: the positional and named arguments of the constructor, as they came.
         config: the resolved recipe node from which the instance was built, set by the recipe; ``{}`` when built by hand.
     """
 
     kind: ClassVar[str]
+    paths: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

@@ -384,6 +384,21 @@ class Loggers:
         self.close()
 
 
+def check_loggers(names: Sequence[str]) -> None:
+    """Whether these loggers can be made, asked before anything is trained.
+
+    Raises:
+        ConfigError: a name is unknown.
+        MissingExtra: a named tracker is not installed.
+    """
+    for name in names:
+        if name not in KNOWN:
+            raise ConfigError.unknown("loggers", name, KNOWN, "logger")
+        if name in TRACKERS:
+            for module in (name, "accelerate"):
+                require(module, "tracking", f"loggers={name}")
+
+
 def make_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) -> Loggers:
     """The loggers of a run, by name. Ranks other than 0 get none.
 
@@ -397,9 +412,7 @@ def make_loggers(names: Sequence[str], folder: Path, config: Mapping[str, Any]) 
         MissingExtra: a named tracker is not installed.
         StorageError: a file cannot be opened.
     """
-    for name in names:
-        if name not in KNOWN:
-            raise ConfigError.unknown("loggers", name, KNOWN, "logger")
+    check_loggers(names)
     if process_rank() != 0:
         return Loggers()
     made: list[Logger] = []

@@ -12,13 +12,20 @@ from limbeck.core.errors import ConfigError, nearest, shorten
 from limbeck.core.scalars import TOKEN, encodable
 from limbeck.core.values import DEPTH, read_value, read_yaml_file
 
+_SHIPPED = Path(__file__).resolve().parents[1]
+
+LIMITS = ("student_items", "student_documents")
+"""Settings of a task that a shipped recipe chose for its own small data: whoever names other data gets all of it."""
+
 
 def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
-    """A recipe as a plain tree, with overrides merged from left to right. Nothing is imported or checked yet.
+    """A recipe as a plain tree, with overrides merged. Nothing is imported or checked yet.
+
+    Where other ``task.data`` is named, a shipped recipe's own ``LIMITS`` are let go: they belong to the data it ships with.
 
     Args:
         name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
-        overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths.
+        overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
         seed: takes the place of the recipe's.
 
     Raises:
@@ -30,11 +37,44 @@ def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
         what = "is empty" if tree is None else "holds no settings"
         raise ConfigError(str(path), what, expected="keys such as task: and method:")
     tree = {"name": path.stem, **tree} if "name" not in tree else tree
-    for token in overrides:
-        apply(tree, token)
+    tokens = list(overrides)
+    if path.is_relative_to(_SHIPPED):
+        _let_limits_go(tree.get("task"), tokens)
+    merge(tree, tokens)
     if seed is not None:
         tree["seed"] = seed
     return tree
+
+
+def merge(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Merge overrides into a tree, in place and in any order: of the same key the last one counts.
+
+    ``teacher=timm:resnet18`` makes a new teacher, so it comes before ``teacher.checkpoint=...`` wherever it was typed;
+    ``loggers=[csv]`` comes before ``loggers+=wandb``.
+
+    Raises:
+        ConfigError: an override is none, or does not fit what is there.
+    """
+    for token in sorted(overrides, key=_depth):
+        apply(tree, token)
+
+
+def _depth(token: str) -> tuple[int, bool]:
+    parts, append, _ = split_override(token)
+    return len(parts), append
+
+
+def _let_limits_go(task: Any, overrides: Iterable[str]) -> None:
+    if not isinstance(task, dict):
+        return
+    for parts, _, value in map(split_override, overrides):
+        if parts == ["task", "data"] and _name(value) != _name(task.get("data")):
+            for limit in LIMITS:
+                task.pop(limit, None)
+
+
+def _name(node: Any) -> Any:
+    return node.get("use") if isinstance(node, dict) else node
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
@@ -97,14 +137,14 @@ def split_override(token: str) -> tuple[list[str], bool, Any]:
         raise ConfigError(short(key), f"has {len(parts)} parts", expected=f"at most {DEPTH}")
     if not text.strip():
         raise ConfigError(key, "has no value", remedy=f"write {key}=null for nothing, {key}='\"\"' for empty text")
+    if len(parts) > 1 and parts[-1] == "use" and not append:
+        parts = parts[:-1]  # method.use=nkd is method=nkd: another component keeps no settings of the old one
     return parts, append, read_value(text, key)
 
 
 def apply(tree: dict[str, Any], token: str) -> None:
     """Merge one override into a tree, in place."""
     parts, append, value = split_override(token)
-    if len(parts) > 1 and parts[-1] == "use" and not append:
-        parts = parts[:-1]  # method.use=nkd is method=nkd: another component keeps no settings of the old one
     node: Any = tree
     for i, part in enumerate(parts[:-1]):
         path = ".".join(parts[: i + 1])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from limbeck.core.component import Component, Settings
@@ -193,7 +195,7 @@ class Checker:
         for param in params.values():
             value = self._param(param, given, path, label)
             if value is not PYTHON_ONLY:
-                found[param.name] = value
+                found[param.name] = _whole(value) if param.name in getattr(cls, "paths", ()) else value
         return found
 
     def _param(self, param: Param, given: Mapping[str, Any], path: str, label: str) -> Any:
@@ -286,6 +288,16 @@ class Checker:
     def _mismatch(self, path: str, given: Any, expected: str, remedy: str = "") -> None:
         shown = f"got {shorten(given)} ({type(given).__name__})" if given is not None else "got null"
         self.problems.append(ConfigError(short(path), shown, expected=expected, remedy=remedy))
+
+
+def _whole(path: Any) -> Any:
+    """A relative path that exists, from the root on; anything else as it is (a name on a hub, a file that is missing)."""
+    if not isinstance(path, str) or not path:
+        return path
+    try:
+        return os.path.abspath(found) if (found := Path(path).expanduser()).exists() else path
+    except (OSError, ValueError, RuntimeError):  # it can be no path: whoever reads it says so
+        return path
 
 
 class Builder:

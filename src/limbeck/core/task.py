@@ -45,6 +45,13 @@ class Task(Component):
     valid: Data
     test: Data
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What a student of this task can be exported as."""
+        from limbeck.core.artifact import NetworkArtifact
+
+        return NetworkArtifact.formats
+
     def load(self, seed: int | None = None) -> None:
         """Read and check the data. Idempotent.
 
@@ -129,6 +136,7 @@ class Model(Component):
     """
 
     kind: ClassVar[str] = "model"
+    paths: ClassVar[tuple[str, ...]] = ("path", "checkpoint", "labels")
     checkpoint: str | None = None
 
     def build(self, task: Task) -> Built:

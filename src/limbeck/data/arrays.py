@@ -127,7 +127,7 @@ def as_inputs(x: Any, where: str, layout: Layout = "auto", scale: float | None =
                 where,
                 f"pictures of {x.dtype} from {low} to {high}",
                 expected="bytes, 16-bit values, or floats in [0, 1]",
-                remedy="say what they are divided by: data.scale=NUMBER",
+                remedy="say what they are divided by: task.data.scale=NUMBER",
             )
         x = x.astype(np.uint8)
     tensor = torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="), copy=False)))
@@ -148,7 +148,7 @@ def _channels_first(x: Any, where: str, layout: Layout) -> Any:
         raise DataError(
             where,
             f"pictures of shape {list(x.shape[1:])} have 1, 3 or 4 channels neither first nor last",
-            remedy="say where the channels are: data.layout=first or last",
+            remedy="say where the channels are: task.data.layout=first or last",
         )
     if layout == "last" or (layout == "auto" and last and (not first or x.shape[1] == x.shape[2])):
         return x.transpose(0, 3, 1, 2)

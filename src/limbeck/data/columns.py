@@ -69,7 +69,7 @@ def read_targets(
     *,
     known: Sequence[str] | None = None,
     separator: str | None = None,
-    argument: str = "data.label",
+    argument: str = "task.data.label",
 ) -> tuple[Tensor, list[str], Kind]:
     """Targets, names of the classes or numbers, and their kind, from one column or several.
 
@@ -221,7 +221,7 @@ def read_features(
     asked: Sequence[str] | None,
     train: np.ndarray[Any, Any],
     where: Where,
-    argument: str = "data.features",
+    argument: str = "task.data.features",
 ) -> tuple[Tensor, list[str], list[str]]:
     """Numbers [N, F], the name of each column of them, and notes.
 
@@ -262,7 +262,7 @@ def read_features(
                 argument,
                 f"column {name!r} has no finite number at {some(bad)}",
                 expected="numbers",
-                remedy="fill in or remove these rows, or name the columns to use with data.features=[...]",
+                remedy="fill in or remove these rows, or name the columns to use with task.data.features=[...]",
             )
         if asked is None:
             left.append(name)
@@ -280,12 +280,12 @@ def read_features(
             argument,
             "no column holds numbers",
             given=list(columns),
-            remedy="name text columns to use: data.features=[...], or the column of picture paths: data.image=...",
+            remedy="name text columns to use: task.data.features=[...], or the column of picture paths: task.data.image=...",
         )
     notes = [f"inputs: {some(names, 20)}"]
     if left:
         notes.append(
-            f"columns that are no numbers were left out: {some(left, 20)} (name them in data.features to use them)"
+            f"columns that are no numbers were left out: {some(left, 20)} (name them in task.data.features to use them)"
         )
     return torch.from_numpy(np.concatenate(blocks, 1).astype(np.float32)), names, notes
 

@@ -275,7 +275,7 @@ def check_items(items: Items, split: str, kind: Kind, labels: Sequence[str]) -> 
                 where,
                 f"floating pictures hold values from {flat.min():.4g} to {flat.max():.4g}",
                 expected="values in [0, 1]",
-                remedy="divide them first (for arrays: data.scale=255)",
+                remedy="divide them first (for arrays: task.data.scale=255)",
             )
 
 

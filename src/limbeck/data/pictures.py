@@ -401,7 +401,7 @@ def load_pictures(
             raise DataError(
                 argument,
                 f"{len(bad)} of {len(files)} pictures cannot be read: {said}",
-                remedy="mend or remove them, or leave them out with data.bad_files=skip",
+                remedy="mend or remove them, or leave them out with task.data.bad_files=skip",
             )
         notes.append(f"{len(bad)} unreadable pictures were left out: {said}")
     good = torch.tensor([i for i, s in enumerate(seen) if not s[3]], dtype=torch.int64)

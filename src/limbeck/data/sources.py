@@ -32,6 +32,7 @@ class Source(Component):
     """A place that items come from. ``read`` gives splits with class names; missing ones the task divides off."""
 
     kind: ClassVar[str] = "source"
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data.
@@ -145,7 +146,7 @@ class Folder(PictureSource):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, each with its folder's name as label (or number)."""
-        root = as_path(self.path, "data.path")
+        root = as_path(self.path, "task.data.path")
         files = list_pictures(root)
         tops = {f.name.split("/")[0] for f in files if "/" in f.name}
         known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
@@ -207,6 +208,8 @@ class Arrays(Source):
         classes: file of class names, or which list of a ``classes.json`` that holds several.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("path", "classes")
+
     X: ClassVar[tuple[str, ...]] = ("x", "X", "images", "image", "data")
     Y: ClassVar[tuple[str, ...]] = ("y", "Y", "labels", "label", "targets", "target")
 
@@ -225,7 +228,7 @@ class Arrays(Source):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The arrays; floating targets are numbers, [N, C] of zeros and ones several labels."""
-        root = as_path(self.path, "data.path")
+        root = as_path(self.path, "task.data.path")
         if not root.exists():
             raise DataError(str(root), "there is no such file or folder", remedy="check the path")
         pairs, names = self._folder(root) if root.is_dir() else self._file(root)
@@ -273,7 +276,9 @@ class Arrays(Source):
         if path.suffix.lower() == ".npy":
             beside = path.parent / (self.y or "y.npy")
             if not beside.is_file():
-                raise DataError(str(beside), "the file of targets is missing", remedy="name it with data.y=FILE.npy")
+                raise DataError(
+                    str(beside), "the file of targets is missing", remedy="name it with task.data.y=FILE.npy"
+                )
             return {"train": (open_npy(path), open_npy(beside), str(path))}, None
         arrays = open_npz(path)
         inside = next((arrays.pop(n) for n in ("classes", "class_names", "label_names") if n in arrays), None)
@@ -295,7 +300,7 @@ class Arrays(Source):
                 given=sorted(arrays),
                 remedy=f"did you mean {' or '.join(map(repr, close))}?"
                 if close
-                else "name them: data.x=... data.y=...",
+                else "name them: task.data.x=... task.data.y=...",
             )
         return pairs
 
@@ -309,14 +314,14 @@ class Arrays(Source):
 
     def _names(self, folder: Path) -> list[str] | None:
         if self.classes:
-            for path in (as_path(self.classes, "data.classes"), folder / self.classes):
+            for path in (as_path(self.classes, "task.data.classes"), folder / self.classes):
                 if path.is_file():
                     return read_names(path)
         for name in ("classes.json", "labels.json", "classes.txt", "labels.txt"):
             if (folder / name).is_file():
                 return read_names(folder / name, self.classes or self.y)
         if self.classes:
-            raise DataError("data.classes", given=self.classes, expected="a file of class names")
+            raise DataError("task.data.classes", given=self.classes, expected="a file of class names")
         return None
 
 
@@ -352,7 +357,7 @@ class TorchvisionSet(PictureSource):
         known = {n: c for n, c in vars(datasets).items() if isinstance(c, type) and hasattr(c, "__getitem__")}
         cls = known.get(self.name)
         if cls is None:
-            raise DataError.unknown("data.name", self.name, known, "torchvision data set")
+            raise DataError.unknown("task.data.name", self.name, known, "torchvision data set")
         accepted = inspect.signature(cls).parameters
         if "train" in accepted and "train" not in self.options:
             made = {"train": self._make(cls, accepted, train=True), "test": self._make(cls, accepted, train=False)}
@@ -392,7 +397,7 @@ class TorchvisionSet(PictureSource):
 
     def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
         arguments = {**more, **self.options}
-        for name, value in (("root", str(as_path(self.root, "data.root"))), ("download", self.download)):
+        for name, value in (("root", str(as_path(self.root, "task.data.root"))), ("download", self.download)):
             if name in accepted:
                 arguments.setdefault(name, value)
         try:
@@ -401,7 +406,9 @@ class TorchvisionSet(PictureSource):
             Exception
         ) as error:  # RuntimeError, FileNotFoundError, TypeError, ValueError: all are the arguments' fault
             text = " ".join(str(error).split())[:300]
-            remedy = "" if self.download else "set data.download=true to fetch it, or data.root to where it is"
+            remedy = (
+                "" if self.download else "set task.data.download=true to fetch it, or task.data.root to where it is"
+            )
             raise DataError(f"torchvision:{self.name}", text or type(error).__name__, remedy=remedy) from None
 
 
@@ -450,13 +457,13 @@ class ImportedSource(Source):
         """What the function returned, as splits."""
         from limbeck.core.imports import imported
 
-        made = imported(self.function, "data.function")
+        made = imported(self.function, "task.data.function")
         try:
             found = made(**self.options)
         except LimbeckError:
             raise
         except Exception as error:
-            raise DataError("data.function", f"{self.function} failed: {type(error).__name__}: {error}") from error
+            raise DataError("task.data.function", f"{self.function} failed: {type(error).__name__}: {error}") from error
         if isinstance(found, Splits):
             return found
         labels = None
@@ -466,7 +473,7 @@ class ImportedSource(Source):
             unknown = [str(k) for k in found if str(k) not in SPLITS]
             if unknown or "train" not in {SPLITS[str(k)] for k in found if str(k) in SPLITS}:
                 raise DataError(
-                    "data.function", given=[str(k) for k in found], expected="train, and valid or test beside it"
+                    "task.data.function", given=[str(k) for k in found], expected="train, and valid or test beside it"
                 )
             found = {SPLITS[str(k)]: v for k, v in found.items()}
         else:

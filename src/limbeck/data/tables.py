@@ -53,6 +53,8 @@ class _Tabular(PictureSource):
         root: where picture paths start: a folder or an uncompressed tar archive; by default the table's own folder.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("path", "valid", "test", "classes", "root")
+
     SUFFIXES: ClassVar[tuple[str, ...]] = ()
     LABELS: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "target", "category", "y")
     IMAGES: ClassVar[tuple[str, ...]] = (
@@ -87,11 +89,11 @@ class _Tabular(PictureSource):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The rows of all files, divided by file or by the split column."""
-        start = as_path(self.path, "data.path")
+        start = as_path(self.path, "task.data.path")
         files = [("train", start)] if not start.is_dir() else self._folder(start)
         for name, extra in (("valid", self.valid), ("test", self.test)):
             if extra is not None:
-                files.append((name, as_path(extra, "data.test")))
+                files.append((name, as_path(extra, "task.data.test")))
         for _, path in files:
             if not path.is_file():
                 raise DataError(str(path), "there is no such file", remedy="check the path")
@@ -121,7 +123,7 @@ class _Tabular(PictureSource):
                 f"holds several tables: {some(sorted(kinds))}" if kinds else "holds no files of this kind",
                 given=[p.name for p in found][:10],
                 expected=f"train{self.SUFFIXES[0]}, and valid or test beside it",
-                remedy="name one file, and further ones with data.valid= and data.test=",
+                remedy="name one file, and further ones with task.data.valid= and task.data.test=",
             )
         return files
 
@@ -132,12 +134,12 @@ class _Tabular(PictureSource):
             raise DataError(str(self.path), "there are no rows", expected="at least one row of each class")
         labels = self._labels(first)
         image = self._image(first)
-        split_column = self._known(first, self.split, "data.split") if self.split else None
+        split_column = self._known(first, self.split, "task.data.split") if self.split else None
         if split_column is None and len(tables) == 1 and "split" in first.columns and "split" not in labels:
             split_column = "split"
         reserved = {*labels, *([split_column] if split_column else [])}
         if image is None:
-            asked = [self._known(first, f, "data.features") or f for f in self.features] if self.features else None
+            asked = [self._known(first, f, "task.data.features") or f for f in self.features] if self.features else None
             wanted = asked or [n for n in first.names if n not in reserved and n not in first.pictures and n]
         else:
             wanted = [image]
@@ -162,7 +164,7 @@ class _Tabular(PictureSource):
             splits = self._splits(columns[split_column], where)
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:
-            known = read_names(as_path(self.classes, "data.classes"))
+            known = read_names(as_path(self.classes, "task.data.classes"))
         y, names, kind = read_targets(
             {n: columns[n] for n in labels}, target, where.__getitem__, known=known, separator=self.separator
         )
@@ -184,8 +186,8 @@ class _Tabular(PictureSource):
         if self.label is not None:
             asked = [self.label] if isinstance(self.label, str) else list(self.label)
             if not asked:
-                raise ConfigError("data.label", given=self.label, expected="at least one column")
-            return [self._known(rows, n, "data.label") for n in asked]
+                raise ConfigError("task.data.label", given=self.label, expected="at least one column")
+            return [self._known(rows, n, "task.data.label") for n in asked]
         named = [n for n in rows.names if n in rows.classes]
         lowered = {n.lower(): n for n in rows.names}
         for n in self.LABELS:
@@ -194,12 +196,12 @@ class _Tabular(PictureSource):
         if len(named) == 1:
             return named
         raise DataError(
-            str(self.path), "which column is the label?", given=rows.names, remedy="name it with data.label=COLUMN"
+            str(self.path), "which column is the label?", given=rows.names, remedy="name it with task.data.label=COLUMN"
         )
 
     def _image(self, rows: Rows) -> str | None:
         if self.image is not None:
-            return self._known(rows, self.image, "data.image")
+            return self._known(rows, self.image, "task.data.image")
         if self.features is not None:
             return None
         if rows.pictures:
@@ -218,19 +220,19 @@ class _Tabular(PictureSource):
         found = [SPLITS.get(str(c).strip().lower(), "") for c in cells]
         bad = [f"{where[i]} ({cells[i]})" for i, s in enumerate(found) if not s]
         if bad:
-            raise DataError("data.split", f"names no split at {some(bad)}", expected="train, valid or test")
+            raise DataError("task.data.split", f"names no split at {some(bad)}", expected="train, valid or test")
         return found
 
     def _files(self, cells: Sequence[Any], where: Sequence[str], column: str, folder: Path) -> list[Bytes]:
         """A picture file for each cell: bytes, ``{bytes, path}`` or a path below ``root``."""
-        root = as_path(self.root, "data.root") if self.root else folder
+        root = as_path(self.root, "task.data.root") if self.root else folder
         archive = {f.name: f for f in list_files(root)} if root.is_file() else None
         short: dict[str, list[File]] = {}
         if archive is not None:  # a table often leaves the split's folder out of the name
             for f in archive.values():
                 short.setdefault(f.name.rsplit("/", 1)[-1], []).append(f)
         elif not root.is_dir():
-            raise DataError("data.root", "there is no such folder or archive", given=str(root))
+            raise DataError("task.data.root", "there is no such folder or archive", given=str(root))
         made: list[Bytes] = []
         bad: list[str] = []
         for cell, place in zip(cells, where, strict=True):
@@ -254,7 +256,7 @@ class _Tabular(PictureSource):
             else:
                 made.append(File(path.strip(), root / path.strip()))
         if bad:
-            raise DataError("data.image", f"column {column!r} names no picture at {some(bad)}")
+            raise DataError("task.data.image", f"column {column!r} names no picture at {some(bad)}")
         return made
 
 
@@ -345,7 +347,7 @@ class Table(_Tabular):
             raise DataError(
                 str(path),
                 f"the header has {len(header)} fields, but not {some(odd)}",
-                remedy="quote fields that hold the delimiter, or name another with data.delimiter=",
+                remedy="quote fields that hold the delimiter, or name another with task.data.delimiter=",
             )
         twice = sorted({n for n in header if n and header.count(n) > 1})
         if twice:
@@ -370,7 +372,7 @@ def _text(path: Path, encoding: str) -> str:
         raise DataError(
             f"{path}, line {line}",
             f"is no {encoding} text: {error.reason}",
-            remedy="name the encoding, for example data.encoding=latin-1" if encoding == "utf-8" else "",
+            remedy="name the encoding, for example task.data.encoding=latin-1" if encoding == "utf-8" else "",
         ) from None
     if "\0" in text:
         raise DataError(
@@ -490,6 +492,8 @@ class HuggingFaceSet(_Tabular):
         config: which configuration of the data set, where it has several.
     """
 
+    paths: ClassVar[tuple[str, ...]] = ("name",)
+
     def __init__(
         self,
         name: str,
@@ -510,7 +514,7 @@ class HuggingFaceSet(_Tabular):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data set's splits."""
-        local = as_path(self.name, "data.name")
+        local = as_path(self.name, "task.data.name")
         for source in (Table, Jsonl, Parquet):
             if local.suffix.lower() in source.SUFFIXES or (local.is_dir() and self._files_of(local, source.SUFFIXES)):
                 return source(
@@ -534,7 +538,7 @@ class HuggingFaceSet(_Tabular):
         except Exception as error:
             text = " ".join(str(error).split())[:300]
             raise DataError(
-                "data.name",
+                "task.data.name",
                 f"the data set cannot be loaded: {text}",
                 given=self.name,
                 remedy="check the name and the connection, or name local files",
@@ -545,7 +549,7 @@ class HuggingFaceSet(_Tabular):
             split = SPLITS.get(re.split(r"[-_.\d]", name.lower())[0])
             (tables.append((split, self._rows_of(part, library))) if split else left.append(name))
         if not any(s == "train" for s, _ in tables):
-            raise DataError("data.name", "the data set has no train split", given=list(groups))
+            raise DataError("task.data.name", "the data set has no train split", given=list(groups))
         splits = self.from_rows(tables, local if local.is_dir() else Path(), target, size)
         if left:
             splits.notes.append(f"splits that are neither train, valid nor test were left out: {some(left)}")

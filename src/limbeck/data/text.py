@@ -79,6 +79,7 @@ class TextSource(Component):
     """
 
     kind: ClassVar[str] = "source"
+    paths: ClassVar[tuple[str, ...]] = ("path",)
 
     def read(self) -> dict[str, list[Document]]:
         """The documents by split: ``train`` with ``valid`` or ``test`` where the data names them, else ``all``."""
@@ -257,9 +258,9 @@ class TextFiles(TextSource):
             found.setdefault(split, []).extend(Document(piece) for piece in self._units(text))
         if bad and self.bad_files == "error":
             raise DataError(
-                "data.path",
+                "task.data.path",
                 f"{len(bad)} files cannot be read as {self.encoding}: {'; '.join(bad[:8])}",
-                remedy="set data.encoding=latin-1 (or what they are), or data.bad_files=skip",
+                remedy="set task.data.encoding=latin-1 (or what they are), or task.data.bad_files=skip",
             )
         self.notes = [f"{len(bad)} unreadable files were skipped"] if bad else []
         return found
@@ -348,7 +349,7 @@ class TextParquet(TextSource):
                 wanted = [name for name in self.columns.tops if name in known]
                 rows = table.read(columns=wanted or None).to_pylist()
             except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-                raise DataError("data.path", f"{file} is no readable parquet file: {error}") from None
+                raise DataError("task.data.path", f"{file} is no readable parquet file: {error}") from None
             for number, row in enumerate(rows, 1):
                 try:
                     found.setdefault(split, []).append(self.columns.document(row, known))
@@ -369,6 +370,8 @@ class TextHuggingFace(TextSource):
         response: the column that holds the response.
         limit: read at most so many rows of each split.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("name",)
 
     def __init__(
         self,
@@ -391,10 +394,10 @@ class TextHuggingFace(TextSource):
             splits = datasets.load_dataset(self.name, self.subset)
         except Exception as error:  # the library raises a dozen kinds; all mean that this name gives no data here
             raise DataError(
-                "data.name",
+                "task.data.name",
                 f"the datasets library cannot load it: {first_line(error)}",
                 given=self.name,
-                remedy="check the name, data.subset, and that the machine is online or has it cached",
+                remedy="check the name, task.data.subset, and that the machine is online or has it cached",
             ) from None
         known = {SPLITS.get(str(name), "train"): name for name in splits}
         found: dict[str, list[Document]] = {}
@@ -463,7 +466,7 @@ def refuse(bad: list[tuple[str, str]]) -> None:
     raise DataError(
         "data",
         f"{len(bad)} rows cannot be read: {'; '.join(said)}",
-        remedy="mend the file, or name other fields (data.field, or data.prompt with data.response)",
+        remedy="mend the file, or name other fields (task.data.field, or task.data.prompt with task.data.response)",
     )
 
 
@@ -481,7 +484,7 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
         parent = root.parent if root.parent.is_dir() else None
         close = nearest(root.name, [p.name for p in parent.iterdir()]) if parent else []
         raise DataError(
-            "data.path",
+            "task.data.path",
             "there is no such file or folder",
             given=str(path),
             remedy=f"did you mean {str(root.parent / close[0])!r}?" if close else "give the path of a file or folder",
@@ -490,12 +493,17 @@ def find(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
     if root.is_file():
         if not root.name.lower().endswith(endings):
             raise DataError(
-                "data.path", given=str(path), expected=f"a file that ends in {', '.join(endings)}", remedy=_other(root)
+                "task.data.path",
+                given=str(path),
+                expected=f"a file that ends in {', '.join(endings)}",
+                remedy=_other(root),
             )
         return [("all", root)]
     files = [file for file in _walk(root) if file.name.lower().endswith(endings)]
     if not files:
-        raise DataError("data.path", f"the folder holds no file that ends in {', '.join(endings)}", given=str(path))
+        raise DataError(
+            "task.data.path", f"the folder holds no file that ends in {', '.join(endings)}", given=str(path)
+        )
     named = [(_split_of(file.relative_to(root)), file) for file in files]
     if any(split == "train" for split, _ in named):
         return [(split or "train", file) for split, file in named]
@@ -537,7 +545,7 @@ def load_bytes(file: Path) -> bytes:
         raw = file.read_bytes()
         return gzip.decompress(raw) if file.name.lower().endswith(".gz") else raw
     except (OSError, EOFError) as error:
-        raise DataError("data.path", f"cannot be read: {error}", given=str(file)) from None
+        raise DataError("task.data.path", f"cannot be read: {error}", given=str(file)) from None
 
 
 _MARKS = (
@@ -561,10 +569,13 @@ def decode(raw: bytes, file: Path, encoding: str = "utf-8") -> str:
     except UnicodeError as error:
         at = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
         raise DataError(
-            "data.path", f"not {encoding}{at}", given=str(file), remedy="set data.encoding=latin-1 (or what it is)"
+            "task.data.path",
+            f"not {encoding}{at}",
+            given=str(file),
+            remedy="set task.data.encoding=latin-1 (or what it is)",
         ) from None
     if "\0" in text:
-        raise DataError("data.path", "no text: it holds zero bytes", given=str(file))
+        raise DataError("task.data.path", "no text: it holds zero bytes", given=str(file))
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from limbeck.core.artifact import Artifact, NetworkArtifact
-from limbeck.core.errors import ConfigError
+from limbeck.core.errors import ConfigError, require
 from limbeck.core.store import atomic_write, check_writable
+
+if TYPE_CHECKING:
+    from limbeck.core.task import Task
 
 FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
 
@@ -45,13 +48,7 @@ def export(
     run_folder = Path(run_folder)
     restored = restore(run_folder, _number(run_folder, checkpoint))
     artifact, bench = restored.artifact, restored.bench
-    formats = (*artifact.formats, *(["hub"] if isinstance(artifact, NetworkArtifact) and _has_hub(artifact) else []))
-    if format not in formats:
-        raise ConfigError(
-            "--format",
-            f"a {artifact.kind} of this task is not written as {format!r}",
-            expected=f"one of {', '.join(dict.fromkeys(formats))}",
-        )
+    check_format(format, bench.task)
     out = Path(out) if out is not None else run_folder / "export" / format
     check_writable(out)
     facts: dict[str, Any]
@@ -71,6 +68,25 @@ def export(
     return out
 
 
+def check_format(format: str, task: Task, argument: str = "--format") -> None:
+    """Whether a student of this task can be written so, asked before anything is trained.
+
+    Raises:
+        ConfigError: an unknown format, or one that this kind of student does not have.
+        MissingExtra: what writes it is not installed.
+    """
+    if format not in FORMATS:
+        raise ConfigError.unknown(argument, format, FORMATS, "format")
+    if format not in task.formats:
+        name = task.config.get("use", type(task).__name__)
+        raise ConfigError(
+            argument, f"a student of the task {name} is not written so", given=format, expected=", ".join(task.formats)
+        )
+    if format.startswith("onnx"):
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            require(module, "export", "writing ONNX")
+
+
 def _number(run_folder: Path, checkpoint: Path | int | None) -> int | None:
     if checkpoint is None or isinstance(checkpoint, int):
         return checkpoint
@@ -83,11 +99,6 @@ def _number(run_folder: Path, checkpoint: Path | int | None) -> int | None:
             "--checkpoint", given=str(checkpoint), expected="a folder checkpoints/step-NUMBER of the run, or a number"
         )
     return int(digits)
-
-
-def _has_hub(artifact: NetworkArtifact) -> bool:
-    module = artifact.built.module
-    return callable(getattr(module, "save_pretrained", None)) or _timm(module)
 
 
 def _timm(module: Any) -> bool:
@@ -138,4 +149,4 @@ def _report(run_folder: Path, format: str, facts: dict[str, Any]) -> None:
     write_report(run_folder)
 
 
-__all__ = ["FORMATS", "about", "export"]
+__all__ = ["FORMATS", "about", "check_format", "export"]

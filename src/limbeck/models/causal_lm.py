@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -107,6 +107,8 @@ class HuggingFace(Model):
         lora_alpha: their scale; ``null`` for twice the rank.
         checkpoint: further weights to load, strictly: a ``.safetensors`` file.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint")
 
     def __init__(
         self,

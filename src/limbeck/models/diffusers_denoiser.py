@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -212,6 +212,8 @@ class Diffusers(Model):
         prompt: for a pipeline with a text encoder: how a class is named, ``{}`` for its name.
         checkpoint: weights of this very model, as an earlier run left them.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("name", "config", "checkpoint")
 
     def __init__(
         self,

@@ -47,7 +47,8 @@ def finished(folder: Path, text: str, force: bool) -> dict[str, Any] | None:
     """
     config, result = folder / "config.yaml", folder / "result.json"
     if config.exists() and not force:
-        if _settings_in(config.read_text()) != _settings_in(text):
+        # one that failed before it made anything holds nothing to lose: the corrected command takes its place
+        if _settings_in(config.read_text()) != _settings_in(text) and _made(folder):
             raise StorageError(
                 str(folder),
                 "the folder holds a run with another configuration",
@@ -61,6 +62,12 @@ def finished(folder: Path, text: str, force: bool) -> dict[str, Any] | None:
         )
     store.check_writable(folder)
     return None
+
+
+def _made(folder: Path) -> bool:
+    """Whether a run has left more in its folder than its configuration."""
+    found = (path for pattern in LEAVES if pattern != "config.yaml" for path in folder.glob(pattern))
+    return any(not path.is_dir() or any(path.iterdir()) for path in found)
 
 
 def _settings_in(text: str) -> str:

@@ -17,11 +17,11 @@ from limbeck.core.artifact import Artifact
 from limbeck.core.bench import Bench
 from limbeck.core.disk import workspace
 from limbeck.core.engine import Engine
-from limbeck.core.errors import ConfigError, LimbeckError, Stopped, StorageError
-from limbeck.core.logs import make_loggers
+from limbeck.core.errors import LimbeckError, Stopped, StorageError
+from limbeck.core.logs import check_loggers, make_loggers
 from limbeck.core.progress import Progress
 from limbeck.core.recipe import Recipe, build, dump
-from limbeck.export import FORMATS, export
+from limbeck.export import check_format, export
 from limbeck.run.best import Best
 from limbeck.run.folder import default_folder, empty, finished, read_result
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
@@ -54,8 +54,8 @@ def run_recipe(
 ) -> tuple[dict[str, Any], Artifact | None]:
     """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
     for form in recipe.export:  # said now, not when everything is trained
-        if form not in FORMATS:
-            raise ConfigError.unknown("export", form, FORMATS, "format")
+        check_format(form, recipe.task, "export")
+    check_loggers(recipe.loggers)
     text = dump(tree)
     main = int(os.environ.get("RANK", "0")) == 0
     if dist.launched():
@@ -96,7 +96,8 @@ def _run_in(
         try:
             return _run(recipe, tree, folder, progress, say, main)
         except Stopped as stopped:
-            stopped.resume = stopped.resume or f"everything is saved; type the same command again to go on in {folder}"
+            same = "the same command again without --force" if force else "the same command again"
+            stopped.resume = stopped.resume or f"everything is saved; type {same} to go on in {folder}"
             raise
         finally:
             progress.close()

@@ -143,6 +143,11 @@ class Generation(Task):
 
     # -- data ---------------------------------------------------------------------------------------------------------
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What a sampler can be exported as."""
+        return SamplerArtifact.formats
+
     def load(self, seed: int | None = None) -> None:
         """Read and check the data and the schedule.
 

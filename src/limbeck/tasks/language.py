@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class Language(Task):
         eval_batch: sequences at a time when judging.
         eval_sequences: how many sequences of the valid and test splits are judged, spread evenly; all if ``null``.
     """
+
+    paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
 
     primary = "cross_entropy"
     higher_is_better = False

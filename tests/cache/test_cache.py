@@ -98,7 +98,7 @@ def test_size_is_asked_for_and_a_second_time_nothing_is_done(recorded: Path, tmp
 
 def test_the_size_is_agreed_to_before_a_teacher_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("limbeck.core.task.Model.teach", lambda *args: pytest.fail("it trained"))
-    with pytest.raises(ConfigError, match="MB for 200 items"):
+    with pytest.raises(ConfigError, match="kB for 200 items"):
         build_cache(tree_of("kd", "teacher.hidden=[19]"), tmp_path / "new")
 
 

@@ -29,6 +29,7 @@ from limbeck.core.method import Batch, Built, Stage
 from limbeck.core.random import Draws
 from limbeck.core.signal import Signal
 from limbeck.core.task import DENSE_OUTPUTS, Model, Task
+from limbeck.report.numbers import human
 
 if TYPE_CHECKING:
     from limbeck.core.recipe import Recipe
@@ -351,6 +352,7 @@ def build_cache(
                 raise CacheMismatch(
                     str(out), "the folder holds another recording", remedy="choose another --out, or delete it"
                 )
+            _say(f"limbeck cache: {out} holds this recording already; nothing was written")
             return _told(out, known)
         total = len(task.train) * views
         for number in range(-(-total // SHARD_ITEMS)):
@@ -398,7 +400,7 @@ def _say(text: str) -> None:
 
 
 def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    written = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
+    written = sum(p.stat().st_size for part in (*out.glob("shard-*"), out / "about") for p in part.iterdir())
     told = {
         "folder": str(out),
         "items": about["items"],
@@ -437,7 +439,7 @@ def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray
 
 
 def _ask(size: int, items: int, views: int, out: Path, yes: bool) -> None:
-    said = f"{size / 2**20:.1f} MB for {items:,} items" + (f" x {views} views" if views > 1 else "") + f" in {out}"
+    said = f"{human(size, 'B')} for {items:,} items" + (f" x {views} views" if views > 1 else "") + f" in {out}"
     if yes:
         _say(f"limbeck cache: {said}")
         return

@@ -56,6 +56,24 @@ def test_different_tasks_are_refused(tmp_path: Path) -> None:
         compare(["kd", "uskd", "tesla"], [], seeds=1, out=tmp_path, quiet=True)
 
 
+def test_recipes_with_different_students_are_told_before_and_kept_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = compare(["kd", "uskd"], TINY, seeds=1, out=tmp_path)
+    told = capsys.readouterr().err
+    assert told.startswith("-- The students differ: kd has mlp hidden=[8]; uskd has mlp hidden=[32,16].")
+    assert told.index("Setting student.hidden=[8]") < told.index("-- kd, seed 0")
+    s = summarise(found)
+    assert [r.name for r in s.rows if r.role == "alone"] == ["student alone (kd)", "student alone (uskd)"]
+    assert s.methods[1].to_reference is None and s.methods[1].teacher is None
+    # what it says to type is enough
+    alike = compare(["kd", "uskd"], [*TINY, "student.hidden=[8]"], seeds=1, out=tmp_path)
+    assert "students differ" not in capsys.readouterr().err
+    s = summarise(alike)
+    assert [r.name for r in s.rows if r.role == "alone"] == ["student alone"]
+    assert s.methods[1].to_reference is not None
+
+
 def test_what_fails_is_said_and_the_rest_stands(tmp_path: Path) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(

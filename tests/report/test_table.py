@@ -206,6 +206,99 @@ def test_different_students_alone_are_paired_each_with_its_own() -> None:
     assert any("each method is compared with its own" in n for n in s.notes)
     own = [r["metrics"]["student"]["accuracy"] - r["metrics"]["alone"]["accuracy"] for r in results[2:]]
     assert s.methods[1].to_alone == t_interval(own)
+    assert [r.name for r in s.rows if r.role == "alone"] == ["student alone (kd)", "student alone (nkd)"]
+    assert s.methods[1].to_reference is not None  # the student is the same
+
+
+LARGER = {"student": {"parameters": 2778.0, "bytes": 11112.0}, "teacher": {}}
+
+
+def unlike(seeds: int = 3, **more: Any) -> dict[str, Any]:
+    """kd and nkd with one student, uskd with a larger one and without a teacher."""
+    results = several(seeds, ("kd", "nkd"))
+    for seed in range(seeds):
+        result = make_result("uskd", seed, sizes=LARGER)
+        for values in (result["metrics"]["student"], result["metrics"]["alone"]):
+            values["accuracy"] += 0.05
+            del values["agreement"]
+        result["metrics"]["teacher"], result["latency_ms"] = {}, {"student": {}, "teacher": {}}
+        del result["calibration"]["teacher"]
+        results.append(result)
+    return {**comparison_of(results), **more}
+
+
+SETTINGS = {
+    "kd": {"student": {"use": "mlp", "hidden": [8], "dropout": 0.0}},
+    "nkd": {"student": {"use": "mlp", "hidden": [8], "dropout": 0.0}},
+    "uskd": {"student": {"use": "mlp", "hidden": [32, 16], "dropout": 0.0}},
+}
+
+
+def test_only_methods_with_the_same_student_are_compared_with_each_other() -> None:
+    s = summarise(unlike())
+    assert [r.name for r in s.rows] == [
+        "teacher (kd, nkd)", "student alone (kd, nkd)", "student alone (uskd)", "kd", "nkd", "uskd",
+    ]  # fmt: skip
+    kd, nkd, uskd = s.methods
+    assert nkd.to_reference is not None and uskd.to_reference is None
+    alone = s.rows[2]
+    assert uskd.alone is alone and uskd.teacher is None and alone.parameters == 2778
+    # what the table shows is what the difference was taken from
+    assert uskd.score is not None and alone.score is not None and uskd.to_alone is not None
+    assert uskd.to_alone.mean == pytest.approx(uskd.score.mean - alone.score.mean)
+    assert s.best() is None and s.winners() == [nkd] and kd.student == nkd.student != uskd.student
+    cells = {r.name: c[2].text for r, c in grid(s).rows}
+    assert cells["uskd"] == "–" and cells["kd"] == "" and cells["nkd"].startswith("+")
+
+
+def test_nothing_is_said_across_students_nor_of_a_teacher_that_is_not_there() -> None:
+    said = headline(unlike())
+    assert said[0] == (
+        "The students differ: kd and nkd have one of 1.21 k parameters; uskd has one of 2.78 k parameters. "
+        "Only rows with the same student are compared with each other."
+    )
+    whole = " ".join(said)
+    assert "Of kd and nkd, the best mean is nkd's" in whole and "best mean is uskd's" not in whole
+    start = next(i for i, text in enumerate(said) if text.startswith("uskd: the student reaches"))
+    own = " ".join(said[start:])
+    assert "teacher" not in own and "smaller" not in own and "plain kd" not in own and "trained alone" in own
+    assert whole.count("students differ") == 1
+    named = headline(unlike(settings=SETTINGS))
+    assert "kd and nkd have mlp hidden=[8] (1.21 k parameters); uskd has mlp hidden=[32,16]" in named[0]
+    assert named[-1] == "Setting student.hidden=[8] gives every row the student of kd and nkd."
+    notes = " ".join(footnotes(summarise(unlike())))
+    assert "the same in every run that has one" in notes
+
+
+def test_settings_tell_students_apart_that_are_of_one_size() -> None:
+    settings = {**SETTINGS, "nkd": {"student": {"use": "mlp", "hidden": [8], "dropout": 0.5}}}
+    s = summarise(comparison_of(several(2, ("kd", "nkd"))) | {"settings": settings})
+    assert s.methods[1].to_reference is None and len([r for r in s.rows if r.role == "alone"]) == 2
+    other = summarise([make_result("kd"), make_result("nkd", items={"train": 400, "test": 450})])
+    assert other.methods[1].to_reference is None
+    assert "400 items to learn from" in headline(other)[0]
+
+
+def test_a_run_without_a_teacher_says_nothing_of_one() -> None:
+    values = {"student": {"accuracy": 0.9}, "alone": {"accuracy": 0.8}, "teacher": {}}
+    s = summarise(make_result("uskd", metrics=values, sizes=LARGER, latency_ms={}, notes=[]))
+    assert "teacher" not in " ".join([*headline(s), *footnotes(s), *s.notes])
+    taught = " ".join(footnotes(summarise(make_result("kd"))))
+    assert "The teacher learnt from 1,000 items, the student from 200." in taught
+
+
+def test_different_teachers_have_rows_of_their_own() -> None:
+    results = several(2, ("kd", "nkd"))
+    for result in results[2:]:
+        result["metrics"]["teacher"] = {"accuracy": 0.95}
+        result["sizes"] = {**result["sizes"], "teacher": {"parameters": 2420.0, "bytes": 9680.0}}
+    s = summarise(results)
+    assert [(r.name, r.parameters) for r in s.rows if r.role == "teacher"] == [
+        ("teacher (kd)", 50826),
+        ("teacher (nkd)", 2420),
+    ]
+    text = " ".join(headline(s))
+    assert "than its teacher (95.0 %)" in text and "2.0 times smaller" in text
 
 
 def test_comparisons_that_make_no_sense_are_refused() -> None:

@@ -62,6 +62,8 @@ def compare(
             )
         trees[tree["name"]] = (name, tree)
     _same_task({label: tree for label, (_, tree) in trees.items()})
+    if not quiet:
+        _say_students({label: tree for label, (_, tree) in trees.items()})
     check_writable(out)
     with RunLock(out):
         jobs = [
@@ -77,7 +79,7 @@ def compare(
         for (label, seed, _), problem in run(todo):
             if problem:
                 failed.setdefault(label, {})[str(seed)] = problem
-        found = _collect(jobs, failed, out)
+        found = _collect(jobs, failed, out, {label: tree for label, (_, tree) in trees.items()})
         if not any(found["rows"].values()):
             first = next(iter(next(iter(failed.values())).values()))
             raise ConfigError("compare", f"no run finished: {first}")
@@ -100,6 +102,20 @@ def _same_task(trees: dict[str, dict[str, Any]]) -> None:
                 f"{label} and {first} are not on the same task: {', '.join('task.' + k for k in differing)} differ",
                 remedy="set them alike on the command line",
             )
+
+
+def _say_students(trees: dict[str, dict[str, Any]]) -> None:
+    """Say before anything is trained that the students differ: who meant otherwise need not wait for the table."""
+    from limbeck.report.students import Student, remedy, said
+
+    students: list[Student] = []
+    for label, tree in trees.items():
+        student = next((s for s in students if s.model == tree["student"]), None)
+        if student is None:
+            students.append(student := Student([], tree["student"]))
+        student.rows.append(label)
+    if len(students) > 1:
+        print(f"-- {said(students)} {remedy(students)}".rstrip(), file=sys.stderr)
 
 
 def _finished(job: Job, tree: dict[str, Any]) -> bool:
@@ -226,7 +242,9 @@ def _goes_on(folder: Path, tree: dict[str, Any]) -> bool:
         return False
 
 
-def _collect(jobs: list[Job], failed: dict[str, dict[str, str]], out: Path) -> dict[str, Any]:
+def _collect(
+    jobs: list[Job], failed: dict[str, dict[str, str]], out: Path, trees: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for label, seed, folder in jobs:
         row = rows.setdefault(label, {})
@@ -242,6 +260,10 @@ def _collect(jobs: list[Job], failed: dict[str, dict[str, str]], out: Path) -> d
         "higher_is_better": first.get("higher_is_better", True),
         "seeds": sorted({seed for _, seed, _ in jobs}),
         "rows": rows,
+        "settings": {
+            label: {key: tree.get(key) for key in ("student", "teacher", "train", "teach")}
+            for label, tree in trees.items()
+        },
         "failed": failed,
         "notes": list(dict.fromkeys(n for r in results for n in r.get("notes", []))),
     }

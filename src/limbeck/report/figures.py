@@ -239,8 +239,8 @@ def scores(s: Summary, name: str = "scores") -> Picture | None:
                 [unit * r.score.low, unit * r.score.high], [y, y], color=colour, linewidth=3, solid_capstyle="butt"
             )
         left.plot([unit * r.score.mean], [y], markersize=10, **_mark(s, r))
-    for level in (s.row("teacher"), s.row("alone")):
-        if level is not None and level in rows and level.score is not None:
+    for level in rows:
+        if level.role in ("teacher", "alone") and level.score is not None:
             dash = (0, (5, 3)) if level.role == "teacher" else (0, (1.5, 2))
             left.axvline(unit * level.score.mean, color=colour_of(s, level), linewidth=1.2, linestyle=dash, zorder=0.5)
     left.set_yticks(range(len(rows)), [r.name for r in reversed(rows)])
@@ -320,7 +320,16 @@ def size_and_quality(s: Summary, name: str = "size") -> Picture | None:
         ax.plot([x], [unit * r.score.mean], markersize=10, **_mark(s, r))
     ax.set_xlim(low / (high / low) ** 0.25, high * (high / low) ** 0.25)
     ax.margins(y=0.12)
-    _spread_labels(ax, [(getattr(r, by), unit * r.score.mean, r.name, r is s.row("teacher")) for r in rows if r.score])
+    one = sum(r.role == "teacher" for r in rows) == 1  # there is little room, and nobody takes it for another
+    labels = [r.called if one and r.role == "teacher" else r.name for r in rows]
+    _spread_labels(
+        ax,
+        [
+            (getattr(r, by), unit * r.score.mean, label, r.role == "teacher")
+            for r, label in zip(rows, labels, strict=True)
+            if r.score
+        ],
+    )
     _log_ticks(ax, low, high, "B" if by == "bytes" else "")
     ax.set_xlabel("parameters, log scale" if by == "parameters" else "size, log scale")
     ax.set_title(f"{s.metric.label}{' (%)' if s.metric.percent else ''}")

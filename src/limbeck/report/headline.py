@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Final
 
+from limbeck.report import students
 from limbeck.report.metrics import Metric
 from limbeck.report.numbers import ratio
 from limbeck.report.statistics import Estimate
@@ -19,19 +20,23 @@ _PHRASES: Final[dict[str, tuple[str, str]]] = {
 
 
 def headline(data: Result | Sequence[Result] | Summary) -> list[str]:
-    """What was lost and what was gained, in two to four sentences, claiming no more than was measured."""
+    """What was lost and what was gained, claiming no more than was measured.
+
+    Two to four sentences; of methods with different students as many for each student, and what keeps them apart.
+    """
     s = data if isinstance(data, Summary) else summarise(data)
-    best = s.best()
-    if best is None or best.score is None:
+    groups = [(g, best) for g in s.alike() if (best := s.best(g)) is not None]
+    if not groups:
         return ["No run finished with a result."]
-    said = [_kept(s, best)]
-    size = _smaller(s, best)
-    if size:
-        said.append(size)
-    said.append(_gained(s, best))
-    if s.reference is not None and best.name != s.reference and best.to_reference is not None:
-        said.append(_against(s, best.to_reference, f"plain {s.reference}" if s.reference == "kd" else s.reference))
-    return said
+    several = len(s.students) > 1
+    said = [students.said(s.students)] if several else []
+    for group, best in groups:
+        said += [_kept(s, best, group, several), _smaller(s, best), _gained(s, best)]
+        if s.reference is not None and best.name != s.reference and best.to_reference is not None:
+            said.append(_against(s, best.to_reference, f"plain {s.reference}" if s.reference == "kd" else s.reference))
+    if several:
+        said.append(students.remedy(s.students))
+    return [sentence for sentence in said if sentence]
 
 
 def _with_interval(metric: Metric, e: Estimate) -> str:
@@ -40,27 +45,33 @@ def _with_interval(metric: Metric, e: Estimate) -> str:
     return f"{metric.value(e.mean)} [{metric.value(e.low, False)}, {metric.value(e.high, False)}]"
 
 
-def _kept(s: Summary, best: Row) -> str:
+def _kept(s: Summary, best: Row, group: Sequence[Row], several: bool) -> str:
     assert best.score is not None
     made = {"network": "student", "dataset": "distilled data set", "sampler": "student"}.get(s.artifact, s.artifact)
-    subject = f"The {made}" if s.kind == "run" else f"The best mean is {best.name}'s: the {made}"
+    if s.kind == "run":
+        subject = f"The {made}"
+    elif len(group) == 1:
+        subject = f"{best.name}: the {made}"
+    else:
+        head = f"Of {students.listed([r.name for r in group])}, the" if several else "The"
+        subject = f"{head} best mean is {best.name}'s: the {made}"
     value = _with_interval(s.metric, best.score)
     text = f"{subject} reaches {f'{value} {s.metric.label}' if s.metric.percent else f'{s.metric.label} {value}'}"
     if s.kind == "comparison":
         text += f" over {best.score.n} seeds" if best.score.n > 1 else " (n=1)"
-    teacher = s.row("teacher")
+    teacher = best.teacher
     if teacher is None or teacher.score is None:
         return text + "."
     gap = best.score.mean - teacher.score.mean
     if abs(gap) < 5e-4 * (1 if s.metric.percent else max(1e-12, abs(teacher.score.mean))):
-        return f"{text}, as much as {teacher.name if teacher.name != 'teacher' else 'its teacher'}."
+        return f"{text}, as much as {teacher.called if teacher.called != 'teacher' else 'its teacher'}."
     word = {1: "better", -1: "worse"}.get(s.metric.better(gap), "apart")
-    other = _PHRASES.get(s.artifact, ("its teacher", ""))[0] if teacher.name == _usual(s)[0] else teacher.name
+    other = _PHRASES.get(s.artifact, ("its teacher", ""))[0] if teacher.called == _usual(s)[0] else teacher.called
     return f"{text}, {s.metric.amount(gap)} {word} than {other} ({s.metric.value(teacher.score.mean)})."
 
 
 def _smaller(s: Summary, best: Row) -> str:
-    teacher = s.row("teacher")
+    teacher = best.teacher
     if teacher is None or s.artifact != "network":
         return ""
     parts = []
@@ -79,18 +90,18 @@ def _usual(s: Summary) -> tuple[str, str]:
     return USUAL_NAMES.get(s.artifact, ("teacher", "baseline"))
 
 
-def _baseline(s: Summary) -> str:
-    alone = s.row("alone")
-    if alone is not None and alone.name != _usual(s)[1]:
-        return f"{alone.name} at equal budget"
+def _baseline(s: Summary, alone: Row | None) -> str:
+    if alone is not None and alone.called != _usual(s)[1]:
+        return f"{alone.called} at equal budget"
     return _PHRASES.get(s.artifact, ("", "the baseline without distillation at equal budget"))[1]
 
 
 def _gained(s: Summary, best: Row) -> str:
     if best.to_alone is None:
-        why = next((n for n in s.notes if "budget" in n), "")
+        whose = f"{best.name} had another budget than the student alone"
+        why = next((n for n in s.notes if n.startswith(whose)), "")
         return why if why else "No baseline of equal budget was run: no gain from distilling is stated."
-    return _against(s, best.to_alone, _baseline(s))
+    return _against(s, best.to_alone, _baseline(s, best.alone))
 
 
 def _against(s: Summary, e: Estimate, other: str) -> str:
@@ -128,13 +139,18 @@ def footnotes(s: Summary) -> list[str]:
         )
     else:
         said.append("n=1: one seed, no interval.")
-    teacher = s.row("teacher")
-    if teacher is not None and len(teacher.values) == 1 and "seeds" in kinds and s.artifact == "network":
-        said.append("The teacher is one network, the same in every run.")
+    teachers = [r for r in s.rows if r.role == "teacher"]
+    if len(teachers) == 1 and len(teachers[0].values) == 1 and "seeds" in kinds and s.artifact == "network":
+        one = " that has one" if any(r.teacher is None for r in s.methods if r.score is not None) else ""
+        said.append(f"The teacher is one network, the same in every run{one}.")
+    if len(teachers) == 1 and s.artifact == "network":
+        more = teachers[0].learnt_from
+        fewer = next((s.students[r.student].items for r in s.methods if r.teacher is teachers[0]), None)
+        if more is not None and fewer is not None and more > fewer:
+            said.append(f"The teacher learnt from {more:,} items, the student from {fewer:,}.")
     if any(r.seconds is not None for r in s.methods):
-        said.append(
-            "A method's training time is that of distilling alone, without its teacher's and without the baseline's."
-        )
+        without = "without its teacher's and without the baseline's" if teachers else "without the baseline's"
+        said.append(f"A method's training time is that of distilling alone, {without}.")
     if any("agreement" in r.metrics for r in s.rows):
         said.append(
             "Agreement: the share of test items on which it answers as the teacher does. Latency and FLOPs: one item."

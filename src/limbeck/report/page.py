@@ -22,6 +22,7 @@ from limbeck.report.headline import footnotes, headline
 from limbeck.report.metrics import metric_of
 from limbeck.report.numbers import duration, human, ratio, significant
 from limbeck.report.statistics import mean
+from limbeck.report.students import listed
 from limbeck.report.summary import Row, Summary, summarise
 from limbeck.report.table import grid
 
@@ -110,7 +111,7 @@ def render(folder: Path) -> str:
         tiles=_tiles(s),
         columns=found.columns,
         rows=[(r, variable_of(s, r), cells) for r, cells in found.rows],
-        best=s.best() if len(s.methods) > 1 else None,
+        best=[r.name for r in s.winners()],
         footnotes=footnotes(s),
         pictures=[p for p in pictures if p is not None],
         halves=[p for p in half if p is not None],
@@ -192,15 +193,28 @@ def _finite(x: Any) -> bool:
 
 
 def _tiles(s: Summary) -> list[Tile]:
-    best = s.best()
-    if best is None or best.score is None:
+    groups = [(g, best) for g in s.alike() if (best := s.best(g)) is not None]
+    if len(groups) == 1:
+        return _tiles_of(s, groups[0][1], f"best mean: {groups[0][1].name}")
+    # of several students each has its value and its gain, and no more: what is side by side would be compared
+    return [
+        tile
+        for group, best in groups
+        for tile in _tiles_of(
+            s, best, best.name if len(group) == 1 else f"best mean of {listed([r.name for r in group])}: {best.name}"
+        )[: 1 if best.to_alone is None else 2]
+    ]
+
+
+def _tiles_of(s: Summary, best: Row, who: str) -> list[Tile]:
+    if best.score is None:
         return []
     m = s.metric
-    made = "data set" if s.artifact == "dataset" else "student"
-    who = made if s.kind == "run" else f"best mean: {best.name}"
+    if s.kind == "run":
+        who = "data set" if s.artifact == "dataset" else "student"
     points = "points " if m.percent else ""
     tiles = [Tile(m.value(best.score.mean), m.label, who)]
-    teacher, alone = s.row("teacher"), s.row("alone")
+    teacher, alone = best.teacher, best.alone
     if best.to_alone is not None and math.isfinite(best.to_alone.mean):
         e = best.to_alone
         tone = {1: "good", -1: "bad"}.get(m.better(float(e.sign)), "")
@@ -209,13 +223,13 @@ def _tiles(s: Summary) -> list[Tile]:
             if e.kind == "none"
             else f"[{m.difference(e.low, False)}, {m.difference(e.high, False)}] over {e.n} seeds"
         )
-        name = "the student alone" if alone is None or alone.name == "student alone" else alone.name
+        name = "the student alone" if alone is None or alone.called == "student alone" else alone.called
         tiles.append(Tile(m.difference(e.mean, False), f"{points}against {name}", detail, tone))
     if teacher is not None and teacher.score is not None:
         tiles.append(
             Tile(
                 m.difference(best.score.mean - teacher.score.mean, False),
-                f"{points}against {'the teacher' if teacher.name == 'teacher' else teacher.name}",
+                f"{points}against {'the teacher' if teacher.called == 'teacher' else teacher.called}",
                 f"{m.value(teacher.score.mean)} there",
             )
         )
@@ -233,7 +247,7 @@ def _tiles(s: Summary) -> list[Tile]:
     ece = best.metrics.get("ece")
     if ece is not None and alone is not None and "ece" in alone.metrics:
         error = metric_of("ece")
-        whose = "alone" if alone.name == "student alone" else f"for {alone.name}"
+        whose = "alone" if alone.called == "student alone" else f"for {alone.called}"
         tiles.append(Tile(error.value(ece.mean), error.label, f"{error.value(alone.metrics['ece'].mean)} {whose}"))
     return tiles
 
@@ -245,14 +259,18 @@ def _bins(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]]
         calibration = result.get("calibration")
         if not isinstance(calibration, Mapping):
             continue
+        own = next((r for r in s.methods if r.name == label), None)
+        names = {"student": label}
+        for role, other in (("teacher", own.teacher), ("alone", own.alone)) if own is not None else ():
+            if other is not None:
+                names[role] = other.name
         for role in ("teacher", "alone", "student"):
-            row = label if role == "student" else next((r.name for r in s.rows if r.role == role), None)
-            bins = calibration.get(role)
+            row, bins = names.get(role), calibration.get(role)
             if row is not None and isinstance(bins, Mapping) and {"confidence", "accuracy", "count"} <= bins.keys():
                 found.setdefault(row, bins)
     if len(found) > 4 and s.kind == "comparison":
-        best = s.best()
-        keep = {r.name for r in s.rows if r.role != "method"} | {best.name if best else "", s.reference or ""}
+        keep = {r.name for r in s.rows if r.role != "method"} | {s.reference or ""}
+        keep |= {best.name for g in s.alike() if (best := s.best(g)) is not None}
         found = {k: v for k, v in found.items() if k in keep}
     return found
 

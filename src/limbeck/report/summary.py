@@ -26,24 +26,30 @@ A **comparison** is the content of ``comparison.json``::
       "reference": "kd",                     # optional: the row that others are paired with beside 'alone'
       "teacher": {"metrics": {...}, "sizes": {...}, "latency_ms": {...}},  # where no result has a teacher's
       "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
+      "settings": {"kd": {"student": {...}, "teacher": {...}, "train": {...}, "teach": {...}}},  # optional
       "failed": {"nkd": {"1": "what went wrong"}},                          # optional
       "notes": ["..."]                                                      # optional
     }
 
 A result inside a comparison may add ``folder``, its run folder relative to ``comparison.json``: the report then draws
 training curves and shows its pictures. :func:`comparison_of` makes a comparison from a list of results.
+
+Methods are compared with each other only where their **students are alike**: the same ``settings.student`` (where they are
+not recorded: as many parameters) that learns from as many items. Each further student has a row alone of its own.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from limbeck.core.errors import ConfigError
 from limbeck.report.metrics import Metric, metric_of
 from limbeck.report.statistics import Estimate, estimate, mean, paired
+from limbeck.report.students import Student
 
 Result = Mapping[str, Any]
 Role = Literal["teacher", "alone", "baseline", "method"]
@@ -78,6 +84,10 @@ class Row:
         parameters, bytes, latency_ms, gflops, seconds, memory_mb: what it takes, where known.
         sizes: everything that its size says.
         stages: seconds by stage, over the seeds.
+        called: what it is called beside only one of its kind (``student alone``), where ``name`` says whose it is.
+        teacher, alone: of a method, the rows of its own teacher and of its own student alone; ``None`` where it has none.
+        student: of a method, which of the comparison's students it has.
+        learnt_from: of a teacher that was trained for these runs: how many items it learnt from.
     """
 
     name: str
@@ -95,6 +105,11 @@ class Row:
     memory_mb: float | None = None
     sizes: dict[str, float] = field(default_factory=dict)
     stages: dict[str, float] = field(default_factory=dict)
+    called: str = ""
+    teacher: Row | None = field(default=None, repr=False, compare=False)
+    alone: Row | None = field(default=None, repr=False, compare=False)
+    student: int = 0
+    learnt_from: int | None = None
 
 
 @dataclass
@@ -104,12 +119,13 @@ class Summary:
     Attributes:
         kind: ``run`` or ``comparison``.
         metric: the primary metric.
-        rows: teacher, student alone, other baselines, then the methods in their order.
+        rows: teachers, students alone, other baselines, then the methods in their order.
         seeds: the seeds that were asked for.
         reference: name of the row that others are paired with, or ``None``.
         items: test items, where known.
         artifact: what the runs made (``network``, ``dataset``...).
         notes: sentences to show, the reasons for refused comparisons among them.
+        students: every student that occurs, with the methods that have it.
     """
 
     kind: Literal["run", "comparison"]
@@ -121,6 +137,7 @@ class Summary:
     items: int | None
     artifact: str
     notes: list[str]
+    students: list[Student] = field(default_factory=list)
 
     def row(self, role: Role) -> Row | None:
         """The first row of a role."""
@@ -135,13 +152,30 @@ class Summary:
     def against(self) -> tuple[str, str]:
         """How the comparison with the baseline is headed, long and short."""
         alone = self.row("alone")
-        if alone is None or alone.name == "student alone":
+        if alone is None or alone.called == "student alone":
             return "against alone", "vs alone"
-        return f"against {alone.name}", f"vs {alone.name.split(', ')[-1].split(' ')[0]}"
+        return f"against {alone.called}", f"vs {alone.called.split(', ')[-1].split(' ')[0]}"
 
-    def best(self) -> Row | None:
-        """The method with the best mean of the primary metric."""
-        found = [r for r in self.methods if r.score is not None and math.isfinite(r.score.mean)]
+    def alike(self) -> list[list[Row]]:
+        """The methods with a result by their student: only those of one list are compared with each other."""
+        scored = [r for r in self.methods if r.score is not None]
+        groups = [[r for r in scored if r.student == i] for i in range(max(1, len(self.students)))]
+        return [g for g in groups if g]
+
+    def winners(self) -> list[Row]:
+        """The best method of each student that several methods have."""
+        return [b for g in self.alike() if len(g) > 1 and (b := self.best(g)) is not None]
+
+    def best(self, among: Sequence[Row] | None = None) -> Row | None:
+        """The method with the best mean of the primary metric.
+
+        Args:
+            among: methods with the same student; all by default, of which there is no best where their students differ.
+        """
+        if among is None and len(self.alike()) > 1:
+            return None
+        chosen = self.methods if among is None else among
+        found = [r for r in chosen if r.score is not None and math.isfinite(r.score.mean)]
         if not found:
             return None
         sign = 1 if self.metric.higher_is_better else -1
@@ -218,20 +252,36 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
     single = all(len(runs) < 2 for runs in table.values())
     if primary not in SHARES or artifact != "network":
         items = None
-    teacher = _teacher(data, results, primary, items if single else None)
-    if teacher is not None:
-        teacher.name = str(names.get("teacher", usual[0]))
-        rows.append(teacher)
-    alone = _alone(table, metric, items, artifact, notes)
-    if alone is not None:
-        alone.name = str(names.get("alone", usual[1]))
-        rows.append(alone)
-    rows += _baselines(results, primary, items)
+    students = _students(data, table)
+    kind_of = dict.fromkeys(table, 0) | {label: i for i, student in enumerate(students) for label in student.rows}
+    finished = {label for label, runs in table.items() if runs}
+    teachers = _teachers(data, table, primary, items if single else None)
+    alones = _alones(data, table, kind_of, primary, items, artifact)
+    owned: dict[str, dict[str, Row]] = {"teacher": {}, "alone": {}}
+    for role, found, called in (
+        ("teacher", teachers, str(names.get("teacher", usual[0]))),
+        ("alone", alones, str(names.get("alone", usual[1]))),
+    ):
+        for row, labels in found:
+            # whose it is has to be said where it isn't everybody's
+            row.called = called
+            row.name = f"{called} ({', '.join(labels)})" if kind == "comparison" and set(labels) < finished else called
+            owned[role].update(dict.fromkeys(labels, row))
+            rows.append(row)
+    if len(alones) > len({kind_of[labels[0]] for _, labels in alones}):
+        notes.append("One student was trained alone in different ways: each method is compared with its own.")
+    for i, student in enumerate(students):
+        own_results = [r for label in student.rows for r in table[label].values()]
+        for row in _baselines(own_results, primary, items):
+            row.called, row.student = row.name, i
+            row.name = f"{row.name} ({', '.join(student.rows)})" if len(students) > 1 else row.name
+            rows.append(row)
     reference = data.get("reference", "kd" if "kd" in table else None)
     reference = str(reference) if reference is not None and str(reference) in table and len(table) > 1 else None
     for label, runs in table.items():
         row = _row(label, "method", {s: r["metrics"].get("student") or {} for s, r in runs.items()}, primary, items)
         _describe(row, list(runs.values()), "student")
+        row.student, row.teacher, row.alone = kind_of[label], owned["teacher"].get(label), owned["alone"].get(label)
         row.stages = _stages(runs.values(), lambda stage: stage not in BEFORE)
         row.seconds = sum(row.stages.values()) if row.stages else _mean(r.get("wall_seconds") for r in runs.values())
         row.memory_mb = max((m for r in runs.values() if (m := _cost(r).get("peak_memory_mb"))), default=None)
@@ -243,7 +293,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
             notes.append(f"{label} had another budget than the student alone: no gain over it is stated.")
         else:
             row.to_alone = paired(row.values, own)
-        if reference is not None and label != reference:
+        if reference is not None and label != reference and kind_of[label] == kind_of[reference]:
             other = {s: r for s, r in table[reference].items() if s in runs}
             if any(_unequal(_budget(r, "student"), _budget(runs[s], "student")) for s, r in other.items()):
                 notes.append(f"{label} had another budget than {reference}: no difference between them is stated.")
@@ -259,7 +309,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
     for label, failures in (data.get("failed") or {}).items():
         for seed, text in failures.items():
             notes.append(f"{label}, seed {seed}, did not finish: {text}")
-    if alone is None or not alone.values:
+    if not any(row.values for row, _ in alones):
         notes.append("No baseline of equal budget was run: no gain from distilling is stated.")
     task = data.get("task", "")
     return Summary(
@@ -272,6 +322,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
         items=items,
         artifact=artifact,
         notes=list(dict.fromkeys(notes)),
+        students=students,
     )
 
 
@@ -295,7 +346,9 @@ def _budget(result: Result, role: str) -> Any:
 
 
 def _unequal(one: Any, other: Any) -> bool:
-    return one is not None and other is not None and one != other
+    if one is None or other is None or (one != one and other != other):  # not a number is like itself here
+        return False
+    return bool(one != other)
 
 
 def _stages(results: Iterable[Result], chosen: Callable[[str], bool]) -> dict[str, float]:
@@ -336,23 +389,110 @@ def _describe(row: Row, results: Sequence[Result], role: str) -> None:
     row.gflops = _mean(s.get("gflops") for s in speed)
 
 
-def _teacher(data: Mapping[str, Any], results: Sequence[Result], primary: str, items: int | None) -> Row | None:
-    seen = {str(r.get("seed")): values for r in results if (values := r["metrics"].get("teacher"))}
+@dataclass
+class _Shared:
+    """A teacher, or a student alone, that several methods have in common."""
+
+    labels: list[str]
+    seen: dict[str, Mapping[str, Any]]
+    results: list[Result]
+
+
+def _shared(
+    table: Mapping[str, Mapping[str, Result]], role: str, same: Callable[[str, str], bool | None], primary: str
+) -> list[_Shared]:
+    """Who has which teacher, or which student alone.
+
+    Args:
+        table: results by label and seed.
+        role: ``teacher`` or ``alone``.
+        same: whether two rows have the same one; ``None`` where that isn't known: then where their values agree.
+        primary: the metric whose values have to.
+    """
+    found: list[_Shared] = []
+    for label, runs in table.items():
+        own = {seed: values for seed, r in runs.items() if (values := r["metrics"].get(role))}
+        if not own:
+            continue
+
+        def joins(group: _Shared, label: str = label, own: Mapping[str, Mapping[str, Any]] = own) -> bool:
+            known = same(group.labels[0], label)
+            if known is not None:
+                return known
+            return not any(_unequal(group.seen[s].get(primary), own[s].get(primary)) for s in own if s in group.seen)
+
+        group = next((g for g in found if joins(g)), None)
+        if group is None:
+            found.append(group := _Shared([], {}, []))
+        group.labels.append(label)
+        for seed, values in own.items():
+            if seed not in group.seen:
+                group.results.append(runs[seed])
+            # a method without a teacher knows nothing of agreeing with one: another may
+            group.seen[seed] = {**values, **group.seen.get(seed, {})}
+    return found
+
+
+def _settings(data: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
+    settings = data.get("settings")
+    found = settings.get(label) if isinstance(settings, Mapping) else None
+    return found if isinstance(found, Mapping) else None
+
+
+def _students(data: Mapping[str, Any], table: Mapping[str, Mapping[str, Result]]) -> list[Student]:
+    """Every student that occurs, with the rows that have it, in their order."""
+    found: dict[Hashable, Student] = {}
+    for label, runs in table.items():
+        if not runs:  # nothing finished: there is no student to tell from others
+            continue
+        settings, results = _settings(data, label) or {}, list(runs.values())
+        model = settings.get("student") if isinstance(settings.get("student"), Mapping) else None
+        items = [n for r in results if isinstance(r.get("items"), Mapping) and (n := r["items"].get("train"))]
+        row = Row(label, "method")
+        _describe(row, results, "student")
+        likeness = json.dumps(model, sort_keys=True, default=str) if model is not None else row.parameters
+        student = found.setdefault(
+            (likeness, items[0] if items else None),
+            Student([], model, row.parameters, int(items[0]) if items else None),
+        )
+        student.rows.append(label)
+    return list(found.values())
+
+
+def _teachers(
+    data: Mapping[str, Any], table: Mapping[str, Mapping[str, Result]], primary: str, items: int | None
+) -> list[tuple[Row, list[str]]]:
+    """Each teacher, with the rows that learn from it."""
+
+    def size(label: str) -> Any:
+        return next((n for r in table[label].values() if (n := (r.get("sizes") or {}).get("teacher"))), None)
+
+    def same(one: str, other: str) -> bool | None:
+        a, b = _settings(data, one), _settings(data, other)
+        if a is not None and a == b:
+            return True
+        return False if _unequal(size(one), size(other)) else None
+
+    found = []
+    for group in _shared(table, "teacher", same, primary):
+        seen = group.seen
+        if len({tuple(sorted((k, v) for k, v in m.items() if _number(v) is not None)) for m in seen.values()}) == 1:
+            # one and the same network in every run: its repetition is no sample
+            seen = {"": next(iter(seen.values()))}
+        row = _row("teacher", "teacher", seen, primary, items)
+        _describe(row, group.results, "teacher")
+        row.stages = _stages(group.results, lambda stage: stage == "teacher")
+        row.seconds = row.stages.get("teacher")
+        if row.seconds is not None:  # not one that was there before
+            counts = [n for r in group.results if (n := (r.get("items") or {}).get("teacher_train"))]
+            row.learnt_from = int(counts[0]) if counts else None
+        found.append((row, group.labels))
     given = data.get("teacher")
-    if not seen and isinstance(given, Mapping) and given.get("metrics"):
+    if not found and isinstance(given, Mapping) and given.get("metrics"):
         row = _row("teacher", "teacher", {"": given["metrics"]}, primary, items)
         _describe(row, [{k: {"teacher": given.get(k)} for k in ("sizes", "latency_ms")}], "teacher")
-        return row
-    if not seen:
-        return None
-    if len({tuple(sorted((k, v) for k, v in m.items() if _number(v) is not None)) for m in seen.values()}) == 1:
-        # one and the same network in every run: its repetition is no sample
-        seen = {"": next(iter(seen.values()))}
-    row = _row("teacher", "teacher", seen, primary, items)
-    _describe(row, results, "teacher")
-    row.stages = _stages(results, lambda stage: stage == "teacher")
-    row.seconds = row.stages.get("teacher")
-    return row
+        found.append((row, list(table)))
+    return found
 
 
 def _baselines(results: Sequence[Result], primary: str, items: int | None) -> list[Row]:
@@ -365,28 +505,29 @@ def _baselines(results: Sequence[Result], primary: str, items: int | None) -> li
     return [_row(name, "baseline", by_seed, primary, items) for name, by_seed in seen.items()]
 
 
-def _alone(
-    table: Mapping[str, Mapping[str, Result]], metric: Metric, items: int | None, artifact: str, notes: list[str]
-) -> Row | None:
-    seen: dict[str, Mapping[str, Any]] = {}
-    results = []
-    for runs in table.values():
-        for seed, result in runs.items():
-            values = result["metrics"].get("alone") or {}
-            if not values:
-                continue
-            if seed not in seen:
-                seen[seed] = values
-                results.append(result)
-            elif _unequal(seen[seed].get(metric.name), values.get(metric.name)):
-                text = "Runs of one seed had different students alone: each method is compared with its own."
-                if text not in notes:
-                    notes.append(text)
-    if not seen:
-        return None
-    row = _row("student alone", "alone", seen, metric.name, items)
-    if artifact == "network":
-        _describe(row, results, "student")  # the same architecture
-    spent = _stages(results, lambda stage: stage == "alone")
-    row.stages, row.seconds = spent, spent.get("alone")
-    return row
+def _alones(
+    data: Mapping[str, Any],
+    table: Mapping[str, Mapping[str, Result]],
+    kind_of: Mapping[str, int],
+    primary: str,
+    items: int | None,
+    artifact: str,
+) -> list[tuple[Row, list[str]]]:
+    """Each student alone, with the rows that it is the baseline of."""
+
+    def same(one: str, other: str) -> bool | None:
+        if kind_of[one] != kind_of[other]:
+            return False
+        a, b = _settings(data, one), _settings(data, other)
+        return True if a is not None and b is not None and a.get("train") == b.get("train") else None
+
+    found = []
+    for group in _shared(table, "alone", same, primary):
+        row = _row("student alone", "alone", group.seen, primary, items)
+        row.student = kind_of[group.labels[0]]
+        if artifact == "network":
+            _describe(row, group.results, "student")  # the same architecture
+        row.stages = _stages(group.results, lambda stage: stage == "alone")
+        row.seconds = row.stages.get("alone")
+        found.append((row, group.labels))
+    return found

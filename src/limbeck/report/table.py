@@ -77,9 +77,14 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
     add(f"{_SHORT.get(m.label, m.label)} {unit}".rstrip(), m.label, unit, [_value_cell(m, r.score) for r in s.rows])
     add(s.against[1], s.against[0], points, [_difference_cell(m, r.to_alone) for r in s.rows])
     if s.reference is not None:
-        add(
-            f"vs {s.reference}", f"against {s.reference}", points, [_difference_cell(m, r.to_reference) for r in s.rows]
-        )
+        cells = [
+            # told from a row that has nothing to be compared with: a method that may not be
+            Cell("–", tone="dim")
+            if r.role == "method" and r.name != s.reference and r.to_reference is None
+            else _difference_cell(m, r.to_reference)
+            for r in s.rows
+        ]
+        add(f"vs {s.reference}", f"against {s.reference}", points, cells)
     for name in ("ece", "perplexity", "kl", "fid", "class_accuracy", "calls", "agreement"):
         if name == m.name:
             continue
@@ -170,13 +175,11 @@ def comparison_table(data: Result | Sequence[Result] | Summary, title: str = "",
     table.add_column("", overflow="fold", min_width=first)
     for i in kept:
         table.add_column(found.columns[i].short, justify="right", overflow="fold", min_width=least[i])
-    best = s.best()
+    best = s.winners()
     for row, cells in found.rows:
         tones = {"good": "green", "bad": "red", "dim": "dim", "": ""}
         shown = [Text(cells[i].short or cells[i].text, style=tones[cells[i].tone]) for i in kept]
-        name = Text(
-            row.name, style="dim" if row.role != "method" else "bold" if row is best and len(s.methods) > 1 else ""
-        )
+        name = Text(row.name, style="dim" if row.role != "method" else "bold" if any(row is b for b in best) else "")
         table.add_row(name, *shown)
     return table
 

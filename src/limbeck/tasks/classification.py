@@ -111,7 +111,7 @@ class Classification(Task):
                     remedy="choose fewer, or all with task.student_items=null",
                 )
             self.train = Part(self._pool, choose(self._pool.y, self.student_items, "student", seed))
-            said = f"the student learns from {len(self.train)} items, its teacher from {len(self._pool)}"
+            said = f"the student learns from {len(self.train)} of the {len(self._pool)} training items"
             if said not in self.notes:
                 self.notes.append(said)
         self._seed = seed

@@ -8,7 +8,7 @@ from typing import Any
 from limbeck.commands import _common as common
 from limbeck.commands.run import missing_recipe
 
-TEXT = """Tell what a recipe will cost, from a few real steps: parameters, memory, time, size of a cache.
+TEXT = """Tell what a recipe will cost, from a few real steps: parameters, memory, time of every part, size of a cache.
 
 RECIPE and key=value are those of limbeck run."""
 
@@ -32,17 +32,35 @@ def main(words: list[str]) -> int:
     if args.json:
         common.print_json(found)
         return 0
-    common.table(_rows(found), ["what", "value"], f"plan of {tree['name']}")
+    parts = found.get("parts", [])
+    if parts:
+        common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:4])
+    common.table(_rows(found), ["what", "value"], "" if parts else f"plan of {tree['name']}")
     for line in found.get("advice", []):
         print(line)
     return 0
+
+
+_COLUMNS = ("part", "steps", "seconds a step", "seconds", "note")
+_TOLD = ("parts", "stages", "teacher_stage", "seconds", "without", "advice")  # in the first table, or below both
+
+
+def _parts(found: Mapping[str, Any]) -> list[list[str]]:
+    from limbeck.report.numbers import duration
+
+    rows = [
+        [p["part"], *(common.figure(p[k]) for k in ("steps", "seconds_a_step", "seconds")), p["note"]]
+        for p in found["parts"]
+    ]
+    without = "; without " + ", ".join(found["without"]) if found["without"] else ""
+    return [*rows, ["total", "", "", common.figure(found["seconds"]), f"{duration(found['seconds'])}{without}"]]
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in found.items():
         label = name.replace("_", " ")
-        if name == "advice" or value is None or value == {}:
+        if value is None or value == {} or name == "advice" or (name in _TOLD and "parts" in found):
             continue
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             rows += [(label if i == 0 else "", common.figure(entry)) for i, entry in enumerate(value)]

@@ -69,25 +69,12 @@ class Bench:
     ) -> Built:
         """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
-        key = store.hash_tree(
-            {
-                "model": model.config
-                or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
-                "task": {k: v for k, v in self.task.config.items() if k not in ("data", *self.task.judging)},
-                "data": data.fingerprint,
-                "optim": settings_of(optim),
-                "queries": {n: q.config for n, q in (queries or {}).items()},
-                "seed": seed,
-                "format": 1,
-            }
-        )[:20]
-        folder = workspace() / f"{name}-{key}"
+        folder = self.place_of(model, built, data, optim, name, seed, queries)
         lock = take_turn(folder, folder / "network", self.say, name)
         if lock is not None:
             self.say(f"{name}: training it ({optim.steps} steps)")
             with lock:
-                method = Unaided(data, name)
-                method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
+                method = self.unaided(built, data, optim, name, seed, queries)
                 engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
                 engine.run(method)
                 if dist.rank() == 0:
@@ -104,6 +91,39 @@ class Bench:
         self.seconds[name] = float(saved["seconds"])
         built.module.to(self.device).eval()
         return built
+
+    def place_of(
+        self,
+        model: Model,
+        built: Built,
+        data: Data,
+        optim: Optim,
+        name: str,
+        seed: int,
+        queries: dict[str, Query] | None,
+    ) -> Path:
+        """Where in the workspace a network is remembered that `train_network` trains; in it, ``network``."""
+        key = store.hash_tree(
+            {
+                "model": model.config
+                or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
+                "task": {k: v for k, v in self.task.config.items() if k not in ("data", *self.task.judging)},
+                "data": data.fingerprint,
+                "optim": settings_of(optim),
+                "queries": {n: q.config for n, q in (queries or {}).items()},
+                "seed": seed,
+                "format": 1,
+            }
+        )[:20]
+        return workspace() / f"{name}-{key}"
+
+    def unaided(
+        self, built: Built, data: Data, optim: Optim, name: str, seed: int, queries: dict[str, Query] | None
+    ) -> Method:
+        """The method that trains a network by the task's own loss, bound to it."""
+        method = Unaided(data, name)
+        method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
+        return method
 
 
 def build_model(model: Model, task: Task, seed: int, name: str) -> Built:

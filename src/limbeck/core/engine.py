@@ -24,7 +24,7 @@ from limbeck.core import interrupt, store
 from limbeck.core.batches import batches, pieces, to_device
 from limbeck.core.component import Settings
 from limbeck.core.context import RunContext
-from limbeck.core.errors import ConfigError, Stopped
+from limbeck.core.errors import ConfigError, Stopped, first_line
 from limbeck.core.guard import Guard
 from limbeck.core.method import Batch, Method, Stage
 from limbeck.core.optim import held_by
@@ -32,6 +32,7 @@ from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.core.role import Role
 from limbeck.core.signal import evaluating
 from limbeck.core.step import Seen, Stepper, add_ons
+from limbeck.core.timing import Timed, Trial, median, wait_for
 
 Precision = Literal["fp32", "bf16"]
 
@@ -344,9 +345,7 @@ class Engine:
                 self.meter.add(name, sum_, count)
             if watching:
                 method.observe(seen.means(), ctx.at(step))
-            for role in method.roles.values():
-                if role.mode == "averaged" and role.of in method.roles:
-                    role.follow(method.roles[role.of], step, total)
+            self._follow(method, step, total)
             done = step + 1
             self._advance(1)
             if done % settings.log_every == 0 or done == total:
@@ -371,6 +370,13 @@ class Engine:
             raise RuntimeError(
                 f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
             )
+
+    @staticmethod
+    def _follow(method: Method, step: int, total: int) -> None:
+        """Averaged roles after a step."""
+        for role in method.roles.values():
+            if role.mode == "averaged" and role.of in method.roles:
+                role.follow(method.roles[role.of], step, total)
 
     def _settle(self, stepper: Stepper, wait: bool = False) -> None:
         """Where the guard's answer came late and is bad: take that step again, which says what was wrong with it."""
@@ -467,34 +473,69 @@ class Engine:
         if self.checkpoints is not None:
             self.checkpoints.clear()
 
-    def time_steps(self, method: Method, steps: int) -> dict[str, float]:
-        """Median seconds of a step of each stage, by taking a few; for ``limbeck plan``.
+    def time_steps(self, method: Method, steps: int) -> dict[str, Timed]:
+        """What each stage will take, told from a few steps, or from one item; for ``limbeck plan``.
 
-        Left out are stages that need what earlier ones leave (items, structure made from them), and all after them.
+        What an item trains is trained for those few steps alone. A stage that needs what items leave is tried on what
+        that one left; where this is not to be done, it says why.
         """
-        found: dict[str, float] = {}
+        found: dict[str, Timed] = {}
+        left: dict[str, Any] = {}
         for stage in self.stages:
-            if stage.items is not None or stage.setup is not None:
-                break
-            if stage.steps:
-                found[stage.name] = self._time(method, stage, steps)
+            ctx = Trial(self, method, stage, self.device, left, steps)
+            try:
+                if stage.setup is not None:
+                    stage.setup(ctx)
+                    self.place(method)
+                if stage.items is not None:
+                    found[stage.name] = self._time_items(stage, ctx)
+                else:
+                    found[stage.name] = Timed(self._time(method, stage, ctx), int(stage.steps or 0))
+                    if left and stage.steps:
+                        found[stage.name].note = f"on stand-ins for what {' and '.join(left)} will leave"
+            except Exception as error:
+                if not left:  # nothing stood in for anything: the run would meet this too
+                    raise
+                why = f"not measured: it needs what {' and '.join(left)} will leave ({first_line(error)})"
+                found[stage.name] = Timed(None, int(stage.steps or 0), note=why)
         return found
 
-    def _time(self, method: Method, stage: Stage, steps: int) -> float:
-        ctx = RunContext(self, method, stage, self.device)
+    def _time_items(self, stage: Stage, ctx: Trial) -> Timed:
+        assert stage.items is not None and stage.work is not None
+        missing, total = ctx.missing(stage), len(stage.items(ctx))
+        if not missing:
+            return Timed(0.0, 0, total, "remembered from an earlier run")
+        item, seed = missing[0], self.seed if stage.remember is None else 0
+        seed_modules(key_of(seed, stage.name, item), self.device)
+        inner = ctx.at(0)
+        inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
+        began = time.perf_counter()
+        ctx.left[stage.name] = stage.work(item, inner)
+        wait_for(self.device)
+        seconds = time.perf_counter() - began + sum(inner.beyond)
+        there = total - len(missing)
+        note = "a step is an item" + (f"; {there} more are remembered from an earlier run" if there else "")
+        return Timed(max(0.0, seconds), len(missing), total, note)
+
+    def _time(self, method: Method, stage: Stage, ctx: Trial) -> float | None:
+        if not stage.steps:
+            return 0.0
         if stage.begin is not None:
             stage.begin(ctx)
             self.place(method)
         stepper = self._stepper(method, stage, ctx)
         times = []
-        for step, micro in enumerate(self.batches(stage, 0, steps + 1)):
+        for step, micro in enumerate(self.batches(stage, 0, ctx.few + 1)):
             began = time.perf_counter()
-            stepper.set_rates(step, steps)
-            stepper.take(step, micro)
+            stepper.set_rates(step, ctx.few)
+            seen = stepper.take(step, micro)
             self._settle(stepper, wait=True)
-            _wait_for(self.device)
+            if type(method).observe is not Method.observe:
+                method.observe(seen.means(), ctx.at(step))
+            self._follow(method, step, ctx.few)
+            wait_for(self.device)
             times.append(time.perf_counter() - began)
-        return sorted(times[1:])[len(times[1:]) // 2]
+        return median(times[1:])
 
     # -- people ----------------------------------------------------------------------------------------------------
 
@@ -527,14 +568,6 @@ class Engine:
         if self.settings.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
-
-
-def _wait_for(device: torch.device) -> None:
-    """Until a device has done what it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
 
 
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:

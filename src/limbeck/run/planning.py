@@ -2,46 +2,258 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import gc
 import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+from torch import nn
+
+from limbeck.core import store
+from limbeck.core.bench import TEACHER_SEED, Bench, build_model
+from limbeck.core.disk import workspace
 from limbeck.core.engine import Engine
+from limbeck.core.errors import first_line
+from limbeck.core.method import Built, Data, Query
+from limbeck.core.optim import Optim
 from limbeck.core.recipe import Recipe, build
+from limbeck.core.task import Model, Task
+from limbeck.core.timing import Timed
 from limbeck.run.measures import peak_memory, sizes
 from limbeck.run.preparing import prepare
 
+WITHOUT = ("starting Python", "checkpoints", "the report and exports")
+"""What is in no part of a plan, however well the parts could be measured."""
+
+_ITEMS = 32  # how many test items are judged at most, to tell how long all of them take
+
 
 def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
-    """What a run will cost, from a few real steps: parameters, memory, time a step and in all, size of a cache."""
+    """What a run will cost, from a few real steps of all that it trains: parameters, memory, time, size of a cache.
+
+    ``parts`` are the rows of the run: ``part``, ``steps`` (of a stage of items: how many there are to do),
+    ``seconds_a_step``, ``seconds`` (``None`` where it cannot be told without doing it) and ``note``, which says why.
+    ``seconds`` is the sum of those that could be told, and ``without`` names all that is not in it.
+    """
     recipe = build(tree)
-    bench = prepare(recipe, None, say=lambda text: None, untaught=True)
+    began = time.perf_counter()
+    bench = _Trial.of(prepare(recipe, None, say=lambda text: None, untaught=True), steps)
     task, student, teacher = bench.task, bench.student, bench.teacher
-    engine = Engine(recipe.engine, recipe.seed)
+    parts = [Part("preparing", seconds=time.perf_counter() - began, note="data read, networks built")]
+    engine = Engine(recipe.engine, recipe.seed, workspace=workspace())
     engine.prepare(recipe.method)
     timed = engine.time_steps(recipe.method, steps)
-    rows = [
-        {"stage": s.name, "steps": s.steps, "batch_size": s.batch_size, "seconds_a_step": timed.get(s.name)}
-        for s in engine.stages
-    ]
-    whole = bool(timed) and all(s.name in timed for s in engine.stages if s.steps or s.items is not None)
+    parts += _teacher(recipe, bench)
+    judging = _judging(recipe, bench)
+    parts += [row for row in judging if row.part == "alone"]
+    parts += [Part.of(s.name, timed[s.name]) for s in engine.stages]
+    parts += [row for row in judging if row.part != "alone"]
+    if recipe.engine.eval_every:
+        parts.append(_validation(recipe, engine, bench))
     n = len(task.train)
     cache = task.cache_bytes() * n if teacher is not None else 0.0
     teach = None
     if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
         teach = {"steps": recipe.teach.steps, "batch_size": recipe.teach.batch_size}
+    told = [p.seconds for p in parts if p.seconds is not None]
     return {
         "recipe": recipe.name,
         "device": str(bench.device),
-        "stages": rows,
+        "parts": [dataclasses.asdict(p) for p in parts],
+        "stages": [
+            {
+                "stage": s.name,
+                "steps": s.steps,
+                "items": timed[s.name].items,
+                "batch_size": s.batch_size,
+                "seconds_a_step": timed[s.name].each if s.items is None else None,
+                "seconds": timed[s.name].seconds,
+            }
+            for s in engine.stages
+        ],
         "teacher_stage": teach,
         "student": sizes(student),
         "teacher": sizes(teacher),
-        "seconds": sum(timed[s.name] * (s.steps or 0) for s in engine.stages if s.name in timed) if whole else None,
+        "seconds": sum(told),
+        "without": [*(p.part for p in parts if p.seconds is None), *WITHOUT],
         "memory_mb": peak_memory(),
         "cache_mb": cache / 2**20,
         "items": n,
-        "advice": _advice(recipe, bool(timed), cache),
+        "advice": _advice(recipe, any(t.each is not None for t in timed.values()), cache),
     }
+
+
+@dataclass
+class Part:
+    """A row of a plan. See `plan`."""
+
+    part: str
+    steps: int | None = None
+    seconds_a_step: float | None = None
+    seconds: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(cls, name: str, timed: Timed) -> Part:
+        """A stage's row."""
+        return cls(name, timed.count, timed.each, timed.seconds, timed.note)
+
+
+@dataclass
+class _Trial(Bench):
+    """A bench on which a network is trained for a few steps, and these are timed.
+
+    Attributes:
+        few: how many steps.
+        found: a row for each network; ``None``: nothing is trained or timed.
+    """
+
+    few: int = 3
+    found: list[Part] | None = field(default_factory=list)
+
+    @classmethod
+    def of(cls, bench: Bench, few: int) -> _Trial:
+        """The same participants."""
+        return cls(**{f.name: getattr(bench, f.name) for f in dataclasses.fields(bench)}, few=few)
+
+    def train_network(
+        self,
+        model: Model,
+        data: Data,
+        optim: Optim,
+        name: str,
+        seed: int = TEACHER_SEED,
+        queries: dict[str, Query] | None = None,
+    ) -> Built:
+        """The network, hardly trained, and a row of what training it takes: nothing where it is remembered."""
+        built = build_model(model, self.task, seed, "student" if name == "alone" else name)
+        if self.found is not None:
+            folder = self.place_of(model, built, data, optim, name, seed, queries)
+            if store.is_complete(folder / "network"):
+                self.found.append(Part(name, 0, None, 0.0, "reused from the workspace"))
+            else:
+                method = self.unaided(built, data, optim, name, seed, queries)
+                engine = Engine(self.settings, seed)
+                engine.prepare(method)
+                timed = engine.time_steps(method, self.few)[name]
+                self.found.append(Part(name, timed.count, timed.each, timed.seconds, "trained once, then remembered"))
+        built.module.to(self.device).eval()
+        gc.collect()
+        return built
+
+
+def _teacher(recipe: Recipe, bench: _Trial) -> list[Part]:
+    """What the teacher takes before anything is distilled."""
+    if bench.teacher is None or recipe.teacher is None:
+        return []
+    if recipe.teacher.trained:
+        return [Part("teacher", 0, None, 0.0, "trained already")]
+    recipe.teacher.teach(bench, recipe.teach)
+    rows, bench.found = list(bench.found or ()), []
+    for i, row in enumerate(rows):
+        row.part = f"teacher {i + 1}" if len(rows) > 1 else "teacher"
+    return rows or [Part("teacher", note="not measured: its model trains it in a way of its own")]
+
+
+# ------------------------------------------------------------------------------------------------------------- judging
+
+
+class _First:
+    """The first items of a split."""
+
+    def __init__(self, data: Any, n: int) -> None:
+        self.data, self.n = data, n
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":  # not there yet, while it is copied
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+
+def _judging(recipe: Recipe, bench: _Trial) -> list[Part]:
+    """The student alone, and the judging of teacher, student and student alone."""
+    task = bench.task
+    own = [n for n in ("alone", "teacher_metrics", "judge") if getattr(type(task), n) is not getattr(Task, n)]
+    # a task that trains networks in order to judge says how in settings of its own
+    optims = {name: value for name, value in vars(task).items() if isinstance(value, Optim)}
+    if own and len(optims) != 1:
+        why = f"not measured: how {type(task).__name__} judges cannot be tried in part"
+        return [Part("alone", note=why), Part("judging", note=why)]
+
+    def judge(short: Task, quiet: _Trial) -> None:
+        artifact: Any = recipe.method.artifact()
+        artifact.task = short
+        short.teacher_metrics(quiet)
+        short.judge(artifact, quiet)
+        if not own:  # the student alone is a network to be judged, too
+            short.evaluate(bench.student, short.test, bench.teacher, device=bench.device)
+        short.extras(artifact, quiet)
+
+    if own:
+        return [
+            _scaled("alone", lambda short, quiet: short.alone(quiet), bench, optims),
+            _scaled("judging", judge, bench, optims),
+        ]
+    bench.train_network(bench.student_model, task.train, bench.train, "alone", bench.seed, bench.queries)
+    rows, bench.found = list(bench.found or ()), []
+    return [*rows, _scaled("judging", judge, bench, optims)]
+
+
+def _scaled(name: str, work: Callable[[Task, _Trial], Any], bench: _Trial, optims: dict[str, Optim]) -> Part:
+    """Work on few test items, and with few steps of what it trains, told as a whole: its time grows evenly with both."""
+    whole, steps = len(bench.task.test), next((o.steps for o in optims.values()), 0)
+    few, more = min(2, whole), min(_ITEMS, whole)
+
+    def seconds(items: int, trained: int) -> float:
+        short = copy.copy(bench.task)
+        short.test = _First(bench.task.test, items)
+        for key, optim in optims.items():
+            setattr(short, key, optim.with_(steps=trained))
+        quiet = dataclasses.replace(bench, task=short, found=None)
+        began = time.perf_counter()
+        with torch.random.fork_rng(devices=[]):
+            work(short, quiet)
+        return time.perf_counter() - began
+
+    try:
+        seconds(few, 1)
+        first = seconds(few, 1)
+        an_item = max(0.0, seconds(more, 1) - first) / max(1, more - few)
+        a_step = max(0.0, seconds(few, 1 + bench.few) - first) / bench.few if optims else 0.0
+    except Exception as error:  # on so few items and networks hardly trained a metric may be impossible
+        return Part(name, note=f"not measured: on {few} items alone it fails ({first_line(error)})")
+    rest = first + an_item * (whole - few) + a_step * (steps - 1 if steps else 0)
+    if not optims:
+        return Part(name, seconds=rest, note=f"{whole:,} test items")
+    return Part(name, steps, a_step, rest, f"{whole:,} test items; a step of all networks that it trains")
+
+
+def _validation(recipe: Recipe, engine: Engine, bench: _Trial) -> Part:
+    """The student judged every ``eval_every`` steps."""
+    every = recipe.engine.eval_every
+    times = sum(-(-s.steps // every) for s in engine.stages if s.steps)
+    if not isinstance(bench.student.module, nn.Module):
+        return Part("validation", 0, None, 0.0)
+    valid = copy.copy(bench.task)
+    valid.test = bench.task.valid
+    row = _scaled(
+        "validation",
+        lambda short, quiet: short.evaluate(bench.student, short.test, device=bench.device),
+        dataclasses.replace(bench, task=valid),
+        {},
+    )
+    if row.seconds is not None:
+        each, row.seconds = row.seconds, row.seconds * times
+        row.steps, row.seconds_a_step, row.note = times, each, f"every {every} steps, {len(valid.test):,} items"
+    return row
 
 
 def _advice(recipe: Recipe, timed: bool, cache: float) -> list[str]:

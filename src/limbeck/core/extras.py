@@ -7,10 +7,7 @@ from typing import Final
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "language": ("transformers", "datasets", "peft"),
     "diffusion": ("diffusers", "transformers"),
-    "graph": ("torch_geometric",),
-    "scene": ("gsplat",),
     "export": ("onnx", "onnxruntime", "onnxscript"),
-    "metrics": ("torchmetrics",),
     "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
     "ray": ("ray",),
 }

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torchvision.datasets import ImageFolder
 
 from limbeck.core.errors import ConfigError
 from limbeck.export import export
 from limbeck.run import run
+from limbeck.tasks.condensation import SetArtifact, Space
 from tests.tiny import tree_of
 
 
@@ -93,3 +96,31 @@ def test_a_synthetic_set_is_an_image_folder_and_parquet(tmp_path: Path) -> None:
     assert sorted(p.name for p in images.iterdir() if p.is_dir()) == [str(i) for i in range(10)]
     table = parquet.read_table(export(tmp_path / "run", "parquet", tmp_path / "parquet") / "data.parquet")
     assert table.num_rows == 10 and set(table.column_names) >= {"image", "label"}
+    # what the files cannot hold lies beside each
+    plain = export(tmp_path / "run", "safetensors", tmp_path / "plain")
+    abouts = [json.loads((p / "student.json").read_text()) for p in (plain, images, tmp_path / "parquet")]
+    shared = ("labels", "per_class", "step_size", "space")
+    assert all(about[key] == abouts[0][key] for about in abouts for key in shared)
+    assert abouts[0]["labels"] == [str(i) for i in range(10)] and abouts[0]["per_class"] == 1
+    assert abouts[1]["step_size"] == pytest.approx(float(load_file(plain / "student.safetensors")["step_size"]))
+    assert abouts[1]["pixels"] == abouts[2]["pixels"] == {"bits": 8, "range": [0, 1], "clipped": True}
+    assert abouts[1]["folders"] == [str(i) for i in range(10)]
+    read = ImageFolder(str(images))
+    assert len(read) == 10
+    for path, i in read.samples:
+        name = Path(path).relative_to(images).as_posix()
+        assert abouts[1]["folders"][abouts[1]["files"][name]["label"]] == read.classes[i]
+
+
+def test_soft_labels_go_with_the_images(tmp_path: Path) -> None:
+    class Task:
+        labels: ClassVar[list[str]] = ["b", "a"]
+        per_class, zca, space = 1, False, Space([0.5], [0.25])
+
+    soft = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
+    made = SetArtifact(Task(), torch.zeros(2, 1, 4, 4), soft, torch.tensor([0, 1]), None)  # type: ignore[arg-type]
+    written = made.export("images", tmp_path)
+    about = json.loads((tmp_path / "student.json").read_text())
+    assert written[-1] == tmp_path / "student.json" and about["step_size"] is None
+    assert about["files"]["b/00000.png"] == {"label": 0, "soft_label": [0.75, 0.25]}
+    assert about["folders"] == ["b", "a"] and about["space"] == {"mean": [0.5], "std": [0.25], "zca": False}

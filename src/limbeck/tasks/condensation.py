@@ -86,6 +86,11 @@ class Condensation(Classification):
 
     # ---------------------------------------------------------------------------------------------------------- data
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What a synthetic set can be exported as."""
+        return SetArtifact.formats
+
     def load(self, seed: int | None = None) -> None:
         """Read the data; every class must have as many items as are asked for."""
         super().load(seed)
@@ -361,8 +366,16 @@ class SetArtifact(Artifact):
 
     def export(self, form: str, folder: Path) -> list[Path]:
         """Write the set: ``safetensors``; ``images``, a folder of PNG files per class; or ``parquet`` (PNG bytes, label,
-        soft label), as image data sets lie on the Hugging Face hub."""
-        from limbeck.core.store import atomic_write, save_state_dict
+        soft label), as image data sets lie on the Hugging Face hub.
+
+        ``student.json`` lies beside each: class names, items per class, the space networks see, the learned step size;
+        beside ``images`` also each file's class and soft label, which folders cannot hold.
+
+        Raises:
+            ConfigError: an unknown format.
+            MissingExtra: pyarrow is not installed.
+        """
+        from limbeck.core.store import atomic_write, safe_name, save_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
         names = self.task.labels or []
@@ -378,21 +391,25 @@ class SetArtifact(Artifact):
             if self.lr is not None:
                 tensors["step_size"] = torch.tensor(self.lr)
             save_state_dict(folder / "student.safetensors", tensors)
-            atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
-            return [folder / "student.safetensors", folder / "student.json"]
+            return [folder / "student.safetensors", _write_about(folder, about)]
         if form not in self.formats:
             raise ConfigError.unknown("format", form, self.formats, "format of a data set")
         png = [_png(x) for x in self.task.space.leave(self.images)]
+        # what is in the files is no longer in the space: without this nobody could bring it back there
+        about["pixels"] = {"bits": 8, "range": [0, 1], "clipped": True}
+        soft = self.labels.tolist() if self.labels.is_floating_point() else None
         if form == "images":
-            written = []
+            written: list[Path] = []
+            files: dict[str, dict[str, Any]] = {}
             for i, (data, c) in enumerate(zip(png, self.ids.tolist(), strict=True)):
-                from limbeck.core.store import safe_name
-
                 path = folder / safe_name(names[c]) / f"{i:05d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 atomic_write(path, data)
                 written.append(path)
-            return written
+                files[path.relative_to(folder).as_posix()] = {"label": c} | ({"soft_label": soft[i]} if soft else {})
+            # readers of folders number classes by the folders' names in order, which need not be the order of the labels
+            about["folders"] = [safe_name(name) for name in names]
+            return [*written, _write_about(folder, {**about, "files": files})]
         from limbeck.core.errors import require
 
         pa = require("pyarrow", "language", "writing parquet")
@@ -401,11 +418,11 @@ class SetArtifact(Artifact):
             "image": [{"bytes": d, "path": f"{i:05d}.png"} for i, d in enumerate(png)],
             "label": self.ids.tolist(),
         }
-        if self.labels.is_floating_point():
-            columns["soft_label"] = self.labels.tolist()
+        if soft:
+            columns["soft_label"] = soft
         table = pa.table(columns).replace_schema_metadata({"limbeck": json.dumps(about)})
         atomic_write(folder / "data.parquet", lambda f: pq.write_table(table, f))
-        return [folder / "data.parquet"]
+        return [folder / "data.parquet", _write_about(folder, about)]
 
     def evaluate(self, bench: Bench) -> dict[str, float]:
         """Fresh networks trained on it."""
@@ -425,6 +442,13 @@ class SetArtifact(Artifact):
             "labels": self.task.labels,
             "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows],
         }
+
+
+def _write_about(folder: Path, about: dict[str, Any]) -> Path:
+    from limbeck.core.store import atomic_write
+
+    atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
+    return folder / "student.json"
 
 
 def _png(x: Tensor) -> bytes:

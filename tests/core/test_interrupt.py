@@ -15,9 +15,13 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 
 @pytest.fixture
 def installed():
+    # under nohup, or in the background of a script, some are ignored, and stay so
+    before = {n: signal.signal(getattr(signal, n), signal.default_int_handler) for n in interrupt.NAMES}
     interrupt.install()
     yield
     interrupt.uninstall()
+    for name, handler in before.items():
+        signal.signal(getattr(signal, name), handler)
 
 
 @pytest.mark.parametrize("name", interrupt.NAMES)
@@ -66,6 +70,7 @@ def test_a_second_ctrl_c_leaves_at_once():
     code = (
         "import os, signal, time\n"
         "from limbeck.core import interrupt\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "interrupt.install()\n"
         "os.kill(os.getpid(), signal.SIGINT)\n"
         "assert interrupt.requested() == signal.SIGINT\n"

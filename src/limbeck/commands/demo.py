@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from limbeck.commands import _common as common
@@ -26,6 +27,8 @@ def main(words: list[str]) -> int:
     parser.add_argument("--seeds", metavar="N", type=common.whole(1, "--seeds"), default=3, help="how many seeds (3)")
     parser.add_argument("--force", action="store_true", help="repeat it")
     args, _ = parser.read(words)
+    # networks this small gain nothing from threads, and beside other work threads that wait for each other take minutes
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
     from limbeck.compare import compare
     from limbeck.core import interrupt
     from limbeck.export import export

@@ -438,6 +438,8 @@ def evidence() -> dict[str, dict[str, Any]]:
         return found if isinstance(found, dict) else {}
     result: dict[str, dict[str, Any]] = {}
     for place in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        if place.name == "benchmarks":  # of the library, not of a paper
+            continue
         runs = [p for p in place.rglob("*.json") if p.name != "summary.json"]
         summary: Any = {}
         if (place / "summary.json").is_file():

@@ -632,8 +632,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _E,
-        "if watching:\n                method.observe(seen.means(), ctx.at(step))",
-        "if watching:\n                method.observe({n: float(v) for n, (v, _) in seen.items()}, ctx.at(step))",
+        "method.observe(seen.means(), stepper.ctx.at(step))",
+        "method.observe({n: float(v) for n, (v, _) in seen.items()}, stepper.ctx.at(step))",
         ENGINE,
         "observe sees sums",
     ),

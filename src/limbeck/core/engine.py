@@ -330,7 +330,6 @@ class Engine:
         self._show(stage.name, total, start)
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
-        watching = type(method).observe is not Method.observe
         saved_at, overdue, done = time.monotonic(), False, start
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
@@ -338,14 +337,8 @@ class Engine:
                 partial(self._save, method, index, step, stepper),
                 time.monotonic() - saved_at > 60 * settings.save_minutes,
             )
-            stepper.set_rates(step, total)
-            seen = stepper.take(step, micro)
-            self._settle(stepper)
-            for name, (sum_, count) in seen.items():
+            for name, (sum_, count) in self._take(stepper, step, total, micro).items():
                 self.meter.add(name, sum_, count)
-            if watching:
-                method.observe(seen.means(), ctx.at(step))
-            self._follow(method, step, total)
             done = step + 1
             self._advance(1)
             if done % settings.log_every == 0 or done == total:
@@ -371,12 +364,18 @@ class Engine:
                 f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
             )
 
-    @staticmethod
-    def _follow(method: Method, step: int, total: int) -> None:
-        """Averaged roles after a step."""
+    def _take(self, stepper: Stepper, step: int, total: int, micro: list[Batch], wait: bool = False) -> Seen:
+        """One step with all that belongs to it: rates, update, the guard's answer, what watches, what follows."""
+        method = stepper.method
+        stepper.set_rates(step, total)
+        seen = stepper.take(step, micro)
+        self._settle(stepper, wait)
+        if type(method).observe is not Method.observe:
+            method.observe(seen.means(), stepper.ctx.at(step))
         for role in method.roles.values():
             if role.mode == "averaged" and role.of in method.roles:
                 role.follow(method.roles[role.of], step, total)
+        return seen
 
     def _settle(self, stepper: Stepper, wait: bool = False) -> None:
         """Where the guard's answer came late and is bad: take that step again, which says what was wrong with it."""
@@ -527,12 +526,7 @@ class Engine:
         times = []
         for step, micro in enumerate(self.batches(stage, 0, ctx.few + 1)):
             began = time.perf_counter()
-            stepper.set_rates(step, ctx.few)
-            seen = stepper.take(step, micro)
-            self._settle(stepper, wait=True)
-            if type(method).observe is not Method.observe:
-                method.observe(seen.means(), ctx.at(step))
-            self._follow(method, step, ctx.few)
+            self._take(stepper, step, ctx.few, micro, wait=True)
             wait_for(self.device)
             times.append(time.perf_counter() - began)
         return median(times[1:])

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import limbeck
 from limbeck.core.errors import ConfigError, DataError, LimbeckError
+from limbeck.data.items import ArrayData
 
 
 def things() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor, torch.Tensor]:
@@ -97,3 +101,69 @@ def test_what_the_user_keeps_in_the_folder_stays(tmp_path: Path) -> None:
         limbeck.distill(teacher, student, (x, y), "kd", steps=1, out=tmp_path, quiet=True)
         assert (tmp_path / "result.json").is_file()
     assert (tmp_path / "thesis" / "years.txt").is_file() and (tmp_path / "students.csv").is_file()
+
+
+def test_the_caller_s_generators_stay_as_they_were(tmp_path: Path) -> None:
+    """Torch's, NumPy's and Python's: after a run, and after one that was refused or that fails on the way."""
+    teacher, student, x, y = things()
+    spoilt = x.clone()
+    spoilt[:, :, 0, 0] = 1e38
+    tries = [(x, "kd", {}), (spoilt, "kd", {"lr": 1e30}), (x, "kd", {"stepz": 1})]
+    for i, (given, method, settings) in enumerate(tries):
+        drawn = []
+        for call in (False, True):
+            torch.manual_seed(i), np.random.seed(i), random.seed(i)
+            if call:
+                with contextlib.suppress(LimbeckError):
+                    limbeck.distill(
+                        teacher, student, (given, y), method, steps=2, out=tmp_path / str(i), quiet=True, **settings
+                    )
+            drawn.append((torch.rand(1).item(), np.random.rand(), random.random()))
+        assert drawn[0] == drawn[1]
+
+
+def test_the_inner_loop_leaves_the_caller_s_generators() -> None:
+    _, student, x, y = things()
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    loss = lambda net, batch, ctx: nn.functional.cross_entropy(net(batch["x"]), batch["y"])  # noqa: E731
+    limbeck.fit(student, ArrayData(x, y), loss, limbeck.Optim(steps=2, batch_size=8), seed=0, scope="mine")
+    assert torch.equal(torch.rand(1), expected)
+
+
+def test_one_object_as_teacher_and_student_is_refused_with_the_copy_to_make() -> None:
+    teacher, _, x, y = things()
+    with pytest.raises(ConfigError, match=r"same object as the teacher \(4 tensors\).*student=copy\.deepcopy"):
+        limbeck.distill(teacher, teacher, (x, y), "kd", steps=1, quiet=True)
+    mixed = nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), teacher[3])
+    with pytest.raises(ConfigError, match=r"shares 2 tensors with the teacher: '3\.weight', '3\.bias'"):
+        limbeck.distill(teacher, mixed, (x, y), "kd", steps=1, quiet=True)
+
+
+def test_a_frozen_body_may_be_shared_and_keeps_its_statistics(tmp_path: Path) -> None:
+    """BatchNorm of frozen weights stands still, unless the setting lets it follow the data."""
+    _, _, x, y = things()
+    body = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 8), nn.BatchNorm1d(8, affine=False))
+    body.requires_grad_(False)
+    teacher = nn.Sequential(body, nn.Linear(8, 10))
+    student = nn.Sequential(body, nn.BatchNorm1d(8), nn.Linear(8, 10))
+    first = {k: v.clone() for k, v in student.state_dict().items()}
+    moved = {}
+    for keep in (True, False):
+        done = limbeck.distill(
+            teacher, student, (x, y), "kd", steps=3, keep_statistics=keep, out=tmp_path / str(keep), quiet=True
+        )
+        moved[keep] = {k for k, v in done.student.state_dict().items() if not torch.equal(v, first[k])}
+        assert any("2 layers with frozen weights keep" in n for n in done.result["notes"]) is keep
+    own = {f"1.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert moved[True] == own | {"2.weight", "2.bias"}
+    stats = {f"0.{i}.{k}" for i in (1, 3) for k in ("running_mean", "running_var", "num_batches_tracked")}
+    assert moved[False] == moved[True] | stats
+    assert all(torch.equal(v, first[k]) for k, v in student.state_dict().items())
+
+
+def test_a_student_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
+    teacher, student, x, y = things()
+    with pytest.raises(ConfigError, match=r"all of its parameters are frozen.*requires_grad_\(True\)"):
+        limbeck.distill(teacher, student.requires_grad_(False), (x, y), "kd", steps=1, out=tmp_path, quiet=True)

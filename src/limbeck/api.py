@@ -14,8 +14,9 @@ from torch import nn
 from limbeck.core.artifact import NetworkArtifact
 from limbeck.core.errors import ConfigError, DataError
 from limbeck.core.method import Built
+from limbeck.core.random import own_generators
 from limbeck.core.role import Contract
-from limbeck.core.signal import evaluating
+from limbeck.core.signal import evaluating, refuse_shared
 from limbeck.core.task import Model, Task
 from limbeck.data.columns import Target
 from limbeck.data.items import Splits
@@ -78,6 +79,7 @@ class Given(Model):
         return Built(fresh, self.contract, self.labels or task.labels, self)
 
 
+@own_generators()
 def distill(
     teacher: nn.Module | str | Mapping[str, Any] | None = None,
     student: nn.Module | str | Mapping[str, Any] | None = None,
@@ -91,12 +93,13 @@ def distill(
     overrides: Sequence[str] = (),
     **settings: Any,
 ) -> Distilled:
-    """Distil a teacher into a student.
+    """Distil a teacher into a student. The global random generators of torch, NumPy and Python stay as they were.
 
     Args:
         teacher: a module with trained weights, a name as in a recipe (``"timm:resnet50"``), or a recipe node. A module
             is used as it is, on the run's device, and comes back in its own mode.
-        student: likewise; a module is copied, the caller's stays as it was.
+        student: likewise; a module is copied, the caller's stays as it was. Its frozen weights (``requires_grad`` off)
+            stay frozen; it may share none that are trained with the teacher.
         data: arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a torch Dataset of ``(x, y)``, or a name as in a recipe
             (``"folder:birds"``). Pictures are [N, C, H, W]: uint8, or float in [0, 1].
         method: a method's name, or a recipe node with its settings.
@@ -144,6 +147,8 @@ def distill(
     if unknown:
         raise ConfigError.unknown(unknown[0], unknown[0], _train_settings() | {"task"}, "setting of limbeck.distill")
     tree["train"] = {**train, **settings}
+    if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
+        refuse_shared(student, teacher)
     models: dict[str, Given] = {}
     for role, value in (("teacher", teacher), ("student", student)):
         if isinstance(value, nn.Module):

@@ -26,7 +26,7 @@ from torch import Tensor
 from limbeck.core import interrupt, store
 from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
 from limbeck.core.method import Batch, Built, Stage
-from limbeck.core.random import Draws
+from limbeck.core.random import Draws, own_generators
 from limbeck.core.signal import Signal
 from limbeck.core.task import DENSE_OUTPUTS, Model, Task
 from limbeck.report.numbers import human
@@ -265,6 +265,7 @@ class _Source:
         return batch, here.signal("teacher", batch, self.features)
 
 
+@own_generators(0)
 def build_cache(
     tree: dict[str, Any],
     out: Path | None = None,

@@ -36,6 +36,7 @@ class Bench:
         seed, device, folder, settings: of this run.
         queries: augmentations of the recipe, applied to the baseline too.
         seconds: what each remembered stage cost when it was made.
+        notes: sentences about the participants, for the report.
     """
 
     task: Task
@@ -52,6 +53,7 @@ class Bench:
     progress: Any = None
     say: Callable[[str], None] = print
     seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def train_alone(self) -> dict[str, float]:
         """The student's architecture trained by the task's own loss: same data, steps, optimiser, seed, augmentations."""

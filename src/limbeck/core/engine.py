@@ -28,7 +28,7 @@ from limbeck.core.errors import ConfigError, Stopped, first_line
 from limbeck.core.guard import Guard
 from limbeck.core.method import Batch, Method, Stage
 from limbeck.core.optim import held_by
-from limbeck.core.random import Draws, key_of, seed_modules
+from limbeck.core.random import Draws, key_of, own_generators, seed_modules
 from limbeck.core.role import Role
 from limbeck.core.signal import evaluating
 from limbeck.core.step import Seen, Stepper, add_ons
@@ -134,6 +134,7 @@ class Engine:
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
+    @own_generators()
     def run(self, method: Method) -> None:
         """All stages, from where an earlier run was interrupted.
 
@@ -307,6 +308,9 @@ class Engine:
         optim = {n: o for n, o in stage.optim.items() if n in trained}
         if "student" in optim:
             optim |= {n: optim["student"] for n in sorted(trained - set(optim)) if n.startswith("projector:")}
+        for n, o in optim.items():
+            method.roles[n].keep_statistics = o.keep_statistics
+            method.roles[n].freeze()
         stepper = Stepper(method, stage, ctx, optim)
         if self.settings.guard:
             stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())

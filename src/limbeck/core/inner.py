@@ -12,15 +12,16 @@ from limbeck.core.batches import to_device
 from limbeck.core.errors import NonFinite
 from limbeck.core.method import Batch, Context, Data, Query, Term
 from limbeck.core.optim import Optim
-from limbeck.core.random import Draws, Stream, key_of, seed_modules
+from limbeck.core.random import Draws, Stream, key_of, own_generators, seed_modules
 from limbeck.core.role import Role
-from limbeck.core.signal import Signal
+from limbeck.core.signal import Signal, train_mode
 
 Loss = Callable[[nn.Module, Batch, Context], "Tensor | Term"]
 
 _LOOK_EVERY = 50  # steps between two looks at whether all was finite: looking waits for the device
 
 
+@own_generators()
 def fit(
     module: nn.Module,
     data: Data,
@@ -49,7 +50,7 @@ def fit(
         NonFinite: the loss is not finite, or the weights are not in the end.
     """
     device = torch.device(device)
-    module.to(device).train()
+    train_mode(module.to(device), optim.keep_statistics)
     params = [p for p in module.parameters() if p.requires_grad]
     opt = optim.build(params)
     stream = Stream(len(data), optim.batch_size, seed, scope)

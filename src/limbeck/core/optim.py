@@ -31,6 +31,8 @@ class Optim(Settings):
         warmup: steps of linear warm-up.
         clip: largest gradient norm of each role in each phase; ``null`` never clips.
         options: further arguments of the optimiser, passed as they are.
+        keep_statistics: layers with running statistics (BatchNorm) whose weights are frozen keep these statistics and
+            normalise by them; off, a frozen body goes on normalising by each batch, and its statistics follow the data.
     """
 
     def __init__(
@@ -45,6 +47,7 @@ class Optim(Settings):
         warmup: int = 0,
         clip: float | None = None,
         options: dict[str, Any] | None = None,
+        keep_statistics: bool = True,
     ) -> None:
         if steps < 0:
             raise ValueError("steps must be 0 or more")
@@ -64,6 +67,7 @@ class Optim(Settings):
         self.optimizer, self.weight_decay, self.momentum = optimizer.lower(), weight_decay, momentum
         self.schedule: Schedule = schedule
         self.warmup, self.clip, self.options = warmup, clip, dict(options or {})
+        self.keep_statistics = keep_statistics
 
     def rate(self, step: int, total: int | None = None) -> float:
         """The learning rate of step ``step`` (from 0) of ``total``: a pure function, so resuming is exact."""

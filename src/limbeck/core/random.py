@@ -7,9 +7,11 @@ replay of a cache are therefore exact by construction. Numbers come from SplitMi
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,3 +192,34 @@ def seed_modules(key: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key & ((1 << 63) - 1))
     elif device.type == "mps":
         torch.mps.manual_seed(key & ((1 << 63) - 1))
+
+
+@contextlib.contextmanager
+def own_generators(seed: int | None = None) -> Iterator[None]:
+    """Global generators (torch's on every device, NumPy's, Python's) come back as they were, whatever happens inside.
+
+    A run seeds them for what draws from nowhere else (dropout); to its caller they are somebody else's.
+
+    Args:
+        seed: what they begin with inside; ``None`` begins where they stand.
+    """
+    begun, first = torch.cuda.is_initialized(), torch.initial_seed()
+    states = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    devices = torch.cuda.get_rng_state_all() if begun else []
+    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    if seed is not None:
+        torch.manual_seed(seed)
+        np.random.seed(seed % 2**32)
+        random.seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(states[0])
+        np.random.set_state(states[1])
+        random.setstate(states[2])
+        if begun:
+            torch.cuda.set_rng_state_all(devices)
+        elif torch.cuda.is_available():  # begun inside, or to begin later: where torch.manual_seed had put them
+            torch.cuda.manual_seed_all(first)
+        if mps is not None:
+            torch.mps.set_rng_state(mps)

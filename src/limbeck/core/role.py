@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.core import distributed as dist
 from limbeck.core.errors import ConfigError, ShapeError
-from limbeck.core.signal import Signal, Tap
+from limbeck.core.signal import Signal, Tap, train_mode
 
 Mode = Literal["trained", "frozen", "averaged"]
 
@@ -152,6 +152,7 @@ class Role:
         self.tap: Tap | None = None
         self.wanted: tuple[str, ...] = ()  # what a recorded or remote role is asked to show at every call
         self.changed = False  # a frozen role that a stage's `begin` has changed must be in the checkpoint
+        self.keep_statistics = True  # as the optimiser's settings say
         self.compile = False
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
         self._plain: nn.Module | None = None
@@ -171,7 +172,7 @@ class Role:
         if not isinstance(self.module, nn.Module):
             return
         if self.mode == "trained":
-            self.module.train()
+            train_mode(self.module, self.keep_statistics)
         else:
             self.module.requires_grad_(False)
             self.module.train(self.batch_stats)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import TapError, nearest
+from limbeck.core.errors import ConfigError, TapError, nearest
 
 
 @dataclass
@@ -171,6 +171,89 @@ def evaluating(modules: Iterable[Any]) -> Iterator[None]:
     finally:
         for m, was in modes.items():
             m.training = was
+
+
+def frozen_statistics(module: nn.Module) -> list[nn.Module]:
+    """The submodules that keep running statistics (BatchNorm and its like) and whose weights are frozen.
+
+    Asked are their own weights; of layers without any, those of the nearest module around them that has some.
+    """
+    found: list[nn.Module] = []
+
+    def look(part: nn.Module, frozen: bool) -> None:
+        wanted = [p.requires_grad for p in part.parameters()]
+        frozen = not any(wanted) if wanted else frozen
+        if frozen and isinstance(getattr(part, "running_mean", None), Tensor):
+            found.append(part)
+        for child in part.children():
+            look(child, frozen)
+
+    look(module, False)
+    return found
+
+
+def train_mode(module: nn.Module, keep_statistics: bool = True) -> None:
+    """Training mode; with ``keep_statistics`` what `frozen_statistics` finds stays in evaluation mode."""
+    module.train()
+    for part in frozen_statistics(module) if keep_statistics else ():
+        part.eval()
+
+
+def shared_tensors(student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """What training the student would change in its teacher: (the student's name, the teacher's) of tensors in one memory.
+
+    Frozen weights may be shared: nobody moves them.
+    """
+    still = set(map(id, frozen_statistics(student)))
+    moving: dict[str, Tensor] = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    for path, part in student.named_modules():
+        if id(part) not in still and isinstance(getattr(part, "running_mean", None), Tensor):
+            moving |= {f"{path}.{n}".removeprefix("."): b for n, b in part.named_buffers(recurse=False)}
+    theirs: dict[int, list[tuple[int, int, str]]] = {}
+    for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if (extent := _extent(tensor)) is not None:
+            theirs.setdefault(extent[0], []).append((*extent[1:], name))
+    found = []
+    for name, tensor in moving.items():
+        if (extent := _extent(tensor)) is not None:
+            start, stop = extent[1:]
+            found += [(name, other) for a, b, other in theirs.get(extent[0], ()) if a < stop and start < b]
+    return found
+
+
+def _extent(tensor: Tensor) -> tuple[int, int, int] | None:
+    """Which storage a tensor lies in, and from which byte to which; ``None`` where it lies in no memory of its own."""
+    if tensor.device.type == "meta" or not tensor.numel() or type(tensor.data) is not Tensor:
+        return None
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return tensor.untyped_storage().data_ptr(), start, start + (last + 1) * tensor.element_size()
+
+
+def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher in whose memory training would move both.
+
+    Raises:
+        ConfigError: what is shared, and how to copy it.
+    """
+    found = shared_tensors(student, teacher)
+    if not found:
+        return
+    if student is teacher:
+        what = f"it is the same object as the teacher ({len(found)} tensors)"
+    else:
+        named = [f"{a!r}" if a == b else f"{a!r} is the teacher's {b!r}" for a, b in found[:5]]
+        rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        what = (
+            f"it shares {len(found)} tensor{'s' if len(found) > 1 else ''} with the teacher: {', '.join(named)}{rest}"
+        )
+    raise ConfigError(
+        "student",
+        f"{what}, so training it would change its teacher",
+        expected="a network with weights of its own",
+        remedy="give a copy, student=copy.deepcopy(net)"
+        + ("" if student is teacher else ", or freeze what both use: requires_grad_(False)"),
+    )
 
 
 def device_of(module: Any) -> torch.device:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.core.artifact import Artifact, NetworkArtifact
 from limbeck.core.errors import ConfigError, require
+from limbeck.core.random import own_generators
 from limbeck.core.store import atomic_write, check_writable
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
 
 
+@own_generators()
 def export(
     run_folder: Path, format: str = "safetensors", out: Path | None = None, checkpoint: Path | int | None = None
 ) -> Path:

@@ -12,6 +12,7 @@ from limbeck.core import distributed as dist
 from limbeck.core import store
 from limbeck.core.bench import Bench
 from limbeck.core.method import Method
+from limbeck.core.signal import evaluating
 
 
 class Best:
@@ -27,8 +28,8 @@ class Best:
         task, student = self.bench.task, self.bench.student
         if not isinstance(student.module, nn.Module):
             return {}
-        values = task.evaluate(student, task.valid, device=self.bench.device)
-        student.module.train()
+        with evaluating([student.module]):
+            values = task.evaluate(student, task.valid, device=self.bench.device)
         score = values.get(task.primary, math.nan)
         known = math.nan if self.known is None else float(self.known["score"])
         if not math.isnan(score) and (math.isnan(known) or (score > known if task.higher_is_better else score < known)):

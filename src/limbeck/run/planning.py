@@ -21,6 +21,7 @@ from limbeck.core.engine import Engine
 from limbeck.core.errors import first_line
 from limbeck.core.method import Built, Data, Query
 from limbeck.core.optim import Optim
+from limbeck.core.random import own_generators
 from limbeck.core.recipe import Recipe, build
 from limbeck.core.task import Model, Task
 from limbeck.core.timing import Timed
@@ -33,6 +34,7 @@ WITHOUT = ("starting Python", "checkpoints", "the report and exports")
 _ITEMS = 32  # how many test items are judged at most, to tell how long all of them take
 
 
+@own_generators(0)
 def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     """What a run will cost, from a few real steps of all that it trains: parameters, memory, time, size of a cache.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from limbeck.core import distributed as dist
 from limbeck.core.bench import TEACHER_SEED, Bench, build_model
@@ -17,6 +18,7 @@ from limbeck.core.engine import Engine
 from limbeck.core.errors import ConfigError
 from limbeck.core.method import Built, Setup
 from limbeck.core.recipe import Recipe
+from limbeck.core.signal import frozen_statistics, refuse_shared
 from limbeck.objectives.queries import accept_all
 
 
@@ -69,12 +71,23 @@ def prepare(
         if contract:
             say(f"teacher input: {contract}")
     _join(recipe, bench, bench.student, bench.teacher)
+    still = frozen_statistics(bench.student.module) if recipe.train.keep_statistics else []
+    if still:
+        who = (
+            "1 layer with frozen weights keeps its"
+            if len(still) == 1
+            else f"{len(still)} layers with frozen weights keep their"
+        )
+        bench.notes.append(f"student: {who} running statistics; train.keep_statistics=false lets them follow the data")
+        say(bench.notes[-1])
     return bench
 
 
 def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -> None:
     """Student and teacher matched to each other, and the method bound to them."""
     if teacher is not None:
+        if isinstance(student.module, nn.Module) and isinstance(teacher.module, nn.Module):
+            refuse_shared(student.module, teacher.module)
         bench.task.match(student, teacher)
     recipe.method.bind(
         Setup(
@@ -89,6 +102,16 @@ def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -
             shard=recipe.engine.shard,
         )
     )
+    learner = recipe.method.roles["student"]
+    if learner.mode == "trained" and not learner.parameters():
+        raise ConfigError(
+            "student",
+            "all of its parameters are frozen (requires_grad is off)"
+            if list(learner.module.parameters())
+            else "it has no parameters",
+            expected="something to train",
+            remedy="turn requires_grad on for what is to learn: net.requires_grad_(True)",
+        )
 
 
 def _rehearse(recipe: Recipe, bench: Bench) -> None:

@@ -20,6 +20,7 @@ from limbeck.core.engine import Engine
 from limbeck.core.errors import LimbeckError, Stopped, StorageError
 from limbeck.core.logs import check_loggers, make_loggers
 from limbeck.core.progress import Progress
+from limbeck.core.random import own_generators
 from limbeck.core.recipe import Recipe, build, dump
 from limbeck.export import check_format, export
 from limbeck.run.best import Best
@@ -94,7 +95,8 @@ def _run_in(
         progress = Progress(enabled=main and not quiet)
         say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:
-            return _run(recipe, tree, folder, progress, say, main)
+            with own_generators(recipe.seed):
+                return _run(recipe, tree, folder, progress, say, main)
         except Stopped as stopped:
             same = "the same command again without --force" if force else "the same command again"
             stopped.resume = stopped.resume or f"everything is saved; type {same} to go on in {folder}"
@@ -164,6 +166,6 @@ def _told(
         "labels": task.labels,
         "versions": versions(),
         "hardware": hardware(bench.device),
-        "notes": [*getattr(task, "notes", []), *getattr(method, "notes", [])],
+        "notes": [*getattr(task, "notes", []), *bench.notes, *getattr(method, "notes", [])],
         "exports": {},
     }

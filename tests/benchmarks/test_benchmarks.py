@@ -166,10 +166,10 @@ def test_the_engine_reads_one_number_a_step(monkeypatch: pytest.MonkeyPatch, tmp
 
     from benchmarks.image import Case, Pair
     from limbeck.core.engine import Engine
-    from limbeck.functional import _common, divergence
+    from limbeck.functional import _common, _pair
 
     monkeypatch.setattr(_common, "extremes", lambda x: None)
-    monkeypatch.setattr(divergence, "extremes", lambda x: None)
+    monkeypatch.setattr(_pair, "extremes", lambda x: None)
     tiny = {"kind": "small", "width": 4}
     pair = Pair(Case("sync", tiny, tiny, 8, 1, 4, 4, steps=12, rounds=1, warm=0), tmp_path)
     reads: list[int] = []

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from limbeck import functional as F
 from limbeck.functional import _kernels
-from limbeck.functional.chunked import Backend, Kind, _make_loss
+from limbeck.functional._closed_forms import Kind, make_loss
+from limbeck.functional.chunked import Backend
 
 KINDS = list(get_args(Kind))
 PATHS: tuple[Backend, Backend] = ("triton", "torch")
@@ -209,7 +210,7 @@ def test_nan_is_not_hidden() -> None:
 
 def test_a_label_outside_the_vocabulary_shows() -> None:
     """Where labels are on a GPU they are not looked at before."""
-    loss = _make_loss("cross_entropy", 0.5, 0.1, 1.0, "kl", True, 1.0, 1.0)
+    loss = make_loss("cross_entropy", 0.5, 0.1, 1.0, "kl", True, 1.0, 1.0)
     labels = torch.tensor([0, V, -100, V - 1])
     hard = _kernels.compare(loss, _kernels.Logits(draw(4, V, seed=1)), None, labels=labels)[1]
     assert hard.isnan().tolist() == [False, True, True, False]

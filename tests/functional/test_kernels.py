@@ -13,7 +13,8 @@ import torch
 
 from limbeck import functional as F
 from limbeck.core.errors import ConfigError
-from limbeck.functional.chunked import Kind, _kernels, _make_loss
+from limbeck.functional._closed_forms import Kind, make_loss
+from limbeck.functional.chunked import _kernels
 
 HERE = Path(__file__)
 CUDA = torch.device("cuda")
@@ -54,7 +55,7 @@ def test_compiles_for_gpus(
     logits, ids = torch.empty(n, words, dtype=torch.bfloat16), torch.arange(n)
     bias = torch.zeros(words)
     side = kernels.Logits(logits, ids, bias, 1.0, 30.0) if everything else kernels.Logits(logits)
-    loss = _make_loss(kind, 0.5, 0.1, 0.4, "kl", True, 1.0, 0.5 if everything else 0.0)
+    loss = make_loss(kind, 0.5, 0.1, 0.4, "kl", True, 1.0, 0.5 if everything else 0.0)
     given: dict[str, Any] = kernels.arguments(
         loss,
         side,

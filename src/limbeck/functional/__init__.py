@@ -4,34 +4,24 @@ from __future__ import annotations
 
 from . import augment, diffusion, feature, matching, metrics, relation, schedule, zca
 from .chunked import chunked_divergence, chunked_head, chunked_logits
+from .curriculum import ctkd, curriculum_temperature, reverse_gradient
 from .divergence import (
-    SelfKnowledge,
-    TargetNontarget,
     adaptive_kl,
     binary_kl,
-    cross_entropy,
-    ctkd,
-    curriculum_temperature,
-    dkd,
     entropy,
     jeffreys,
     jensen_shannon,
     kl,
-    masked_log_softmax,
-    nkd,
-    reverse_gradient,
     skew_kl,
     soft_cross_entropy,
-    sparse_kl,
     squared_error,
-    taid,
-    taid_target,
     total_variation,
-    uskd,
-    uskd_labels,
-    uskd_rank,
-    uskd_target,
 )
+from .interpolation import taid, taid_target
+from .labels import cross_entropy
+from .nontarget import TargetNontarget, dkd, masked_log_softmax, nkd
+from .self_knowledge import SelfKnowledge, uskd, uskd_labels, uskd_rank, uskd_target
+from .sparse import sparse_kl
 
 __all__ = [
     "SelfKnowledge",

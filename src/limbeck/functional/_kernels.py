@@ -28,7 +28,7 @@ import triton.language as tl
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .chunked import _Loss
+    from ._closed_forms import Loss
 
 BLOCK = 4096
 """Most words looked at together."""
@@ -319,7 +319,7 @@ ABSENT = {"t": None, "stride_t": 0, "rows_t": None, "bias_t": None, "scale_t": 1
 
 
 def arguments(
-    loss: _Loss,
+    loss: Loss,
     student: Logits,
     teacher: Logits | None,
     out: Tensor | None,
@@ -366,7 +366,7 @@ def arguments(
 
 
 def compare(
-    loss: _Loss,
+    loss: Loss,
     student: Logits,
     teacher: Logits | None,
     *,

@@ -15,18 +15,14 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, DataError, ShapeError
 from ._common import as_mask, check_classes, check_labels, check_pair, hard_labels, hide, keep, statistics_dtype
-from .divergence import cross_entropy
+from .labels import cross_entropy
+from .precision import widened
 
 Pair = tuple[Tensor, Tensor]
 
 
-def _wide(x: Tensor) -> Tensor:
-    """float64, except where the device has none."""
-    return x.to(torch.float32 if x.device.type == "mps" else torch.float64)
-
-
 def _total(values: Tensor, where: Tensor | None) -> Pair:
-    values = _wide(values.detach())
+    values = widened(values.detach())
     total = keep(values, where).sum()
     count = torch.full_like(total, values.numel()) if where is None else where.sum().to(total.dtype)
     return total, count
@@ -131,7 +127,7 @@ def calibration_table(logits: Tensor, labels: Tensor, *, bins: int = 15, where: 
     sums = torch.stack([torch.ones_like(confidence), confidence, (choice == ids).to(confidence.dtype)], -1)
     if where is not None:
         sums = sums * where.unsqueeze(-1)
-    sums = _wide(sums.detach().reshape(-1, 3))
+    sums = widened(sums.detach().reshape(-1, 3))
     return torch.zeros(bins, 3, dtype=sums.dtype, device=sums.device).index_add_(0, place, sums)
 
 
@@ -202,8 +198,8 @@ def moments(features: Tensor, *, shift: Tensor | None = None, where: Tensor | No
     if features.ndim != 2:
         raise ShapeError("features", given=list(features.shape), expected="[N, D]")
     where = as_mask(where, features.shape[:1])
-    x = _wide(features.detach())
-    shift = torch.zeros_like(x[:0].sum(0)) if shift is None else _wide(shift)
+    x = widened(features.detach())
+    shift = torch.zeros_like(x[:0].sum(0)) if shift is None else widened(shift)
     x = hide(x - shift, where)
     count = torch.full_like(x.sum(), len(x)) if where is None else where.sum().to(x.dtype)
     return Moments(count, x.sum(0), x.T @ x, shift)

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from limbeck.core.errors import ConfigError, DataError, ShapeError
 
+from .precision import widened
+
 __all__ = ["ZCA", "fit_zca"]
 
 
@@ -85,8 +87,7 @@ def fit_zca(x: Tensor, eps: float = 0.1, *, unbiased: bool = True) -> ZCA:
         raise ConfigError("eps", given=eps, expected=">= 0 (0.1 is usual)")
     if x.ndim < 2 or len(x) < 2:
         raise DataError("x", "whitening needs a covariance", given=tuple(x.shape), expected="[N, ...] with N >= 2")
-    wide = torch.float32 if x.device.type == "mps" else torch.float64
-    flat = x.detach().flatten(1).to(wide)
+    flat = widened(x.detach().flatten(1))
     if not bool(torch.isfinite(flat).all()):
         bad = (~torch.isfinite(flat)).any(1).nonzero().flatten().tolist()
         raise DataError("x", "some items are not finite", given=bad, expected="finite pixels")
@@ -96,7 +97,7 @@ def fit_zca(x: Tensor, eps: float = 0.1, *, unbiased: bool = True) -> ZCA:
     # symmetric and positive up to rounding, so the eigenvalues are the singular values
     values, vectors = torch.linalg.eigh(covariance)
     values = values.clamp_min(0.0)
-    if eps == 0 and bool((values <= values.max() * values.numel() * torch.finfo(wide).eps).any()):
+    if eps == 0 and bool((values <= values.max() * values.numel() * torch.finfo(flat.dtype).eps).any()):
         raise DataError(
             "x",
             f"the covariance of {len(flat)} items with {flat.shape[1]} values each has no inverse",

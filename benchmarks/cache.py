@@ -22,7 +22,7 @@ from torch import Tensor
 
 from benchmarks.harness import Check, Report, Row, Say, cpu_seconds, interleave, number, quiet, ratios, spread
 from limbeck.cache import Cache, build_cache
-from limbeck.core.recipe import build, check
+from limbeck.recipe.recipe import build, check
 from limbeck.run import prepare
 
 

@@ -212,7 +212,7 @@ class Ticks:
     """
 
     def __init__(self, first: int, last: int) -> None:
-        from limbeck.core.progress import Progress
+        from limbeck.engine.progress import Progress
 
         # plain lines, as in a batch job, into nothing: what showing progress costs is part of a step
         self._null = open(os.devnull, "w")  # noqa: SIM115 - closed in close
@@ -312,8 +312,8 @@ def _processor() -> str:
 
 def write(report: Report, folder: Path, seconds: float, before: dict[str, Any]) -> Path:
     """Keep a report as ``NAME.json``."""
-    from limbeck.core.store import atomic_write
     from limbeck.run.measures import versions
+    from limbeck.storage.store import atomic_write
 
     found = machine()
     loads = {"load_before": before.get("load"), "load_after": found.pop("load", None)}

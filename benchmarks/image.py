@@ -27,9 +27,9 @@ from torch.nn import functional as nnf
 from benchmarks import peers
 from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
 from limbeck.cache import build_cache
-from limbeck.core.engine import Engine
-from limbeck.core.logs import make_loggers
-from limbeck.core.recipe import Recipe, build, check
+from limbeck.engine.engine import Engine
+from limbeck.engine.logs import make_loggers
+from limbeck.recipe.recipe import Recipe, build, check
 from limbeck.run import prepare
 
 T, ALPHA, RATE = 4.0, 0.9, 0.01

@@ -23,9 +23,9 @@ from torch.nn import functional as nnf
 
 from benchmarks import peers
 from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
-from limbeck.core.engine import Engine
-from limbeck.core.logs import make_loggers
-from limbeck.core.recipe import Recipe, build, check
+from limbeck.engine.engine import Engine
+from limbeck.engine.logs import make_loggers
+from limbeck.recipe.recipe import Recipe, build, check
 from limbeck.run import prepare
 
 RATE, MIXED = 1e-3, 0.5

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.cli import COMMANDS
-from limbeck.core.card import Card, catalogue, evidence
-from limbeck.core.names import TABLES
-from limbeck.core.recipe import show
+from limbeck.grammar.card import Card, catalogue, evidence
+from limbeck.recipe.names import TABLES
+from limbeck.recipe.recipe import show
 from limbeck.report.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -405,7 +405,7 @@ def errors_table(*_: str) -> str:
     """The family of errors."""
     rows = [
         (f"`{node.name}`", first_sentence(node))
-        for node in parsed("limbeck.core.errors").body
+        for node in parsed("limbeck.errors").body
         if isinstance(node, ast.ClassDef) and any(ast.unparse(b) == "LimbeckError" for b in node.bases)
     ]
     return table(("error", "means"), rows)

@@ -17,10 +17,10 @@ from typing import Any
 import yaml
 
 from limbeck.compare import compare
-from limbeck.core.errors import LimbeckError
-from limbeck.core.recipe import check, dump, load_tree
-from limbeck.core.store import atomic_write
+from limbeck.errors import LimbeckError
+from limbeck.recipe.recipe import check, dump, load_tree
 from limbeck.report.statistics import paired, t_interval
+from limbeck.storage.store import atomic_write
 
 HERE = Path(__file__).resolve().parent
 KEPT = (

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.core.errors import ConfigError, DataError, LimbeckError
 from limbeck.data.items import ArrayData
+from limbeck.errors import ConfigError, DataError, LimbeckError
 
 
 def things() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor, torch.Tensor]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.core.names import TABLES
+from limbeck.recipe.names import TABLES
 
 FILE = Path(__file__).with_name("api_surface.json")
 
@@ -29,10 +29,10 @@ GRAMMAR = {
     "limbeck.cache": ("Cache", "Cached", "build_cache"),
     "limbeck.cache.remote": ("Endpoint", "Remote", "serve"),
     "limbeck.compare": ("compare",),
-    "limbeck.core.artifact": ("Artifact", "NetworkArtifact"),
-    "limbeck.core.card": ("Card", "catalogue", "evidence", "find_card", "find_method", "read_card", "recipes"),
-    "limbeck.core.component": ("Component", "Settings"),
-    "limbeck.core.errors": (
+    "limbeck.grammar.artifact": ("Artifact", "NetworkArtifact"),
+    "limbeck.grammar.card": ("Card", "catalogue", "evidence", "find_card", "find_method", "read_card", "recipes"),
+    "limbeck.grammar.component": ("Component", "Settings"),
+    "limbeck.errors": (
         "CacheMismatch",
         "CheckpointCorrupt",
         "ConfigError",
@@ -47,11 +47,11 @@ GRAMMAR = {
         "TeacherMismatch",
         "require",
     ),
-    "limbeck.core.method": ("Built", "Context", "Data", "Setup", "Share", "Stage"),
-    "limbeck.core.random": ("Draws", "key_of"),
-    "limbeck.core.recipe": ("build", "check", "describe", "dump", "load_tree"),
-    "limbeck.core.role": ("averaged",),
-    "limbeck.core.signal": ("through",),
+    "limbeck.grammar.method": ("Built", "Context", "Data", "Setup", "Share", "Stage"),
+    "limbeck.grammar.random": ("Draws", "key_of"),
+    "limbeck.recipe.recipe": ("build", "check", "describe", "dump", "load_tree"),
+    "limbeck.grammar.role": ("averaged",),
+    "limbeck.grammar.signal": ("through",),
     "limbeck.export": ("export",),
     "limbeck.report": ("write_report",),
     "limbeck.run": ("plan", "run"),

@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from limbeck import cli
-from limbeck.core import store
+from limbeck.storage import store
 
 TINY = [
     "train.steps=4",
@@ -218,7 +218,7 @@ def here(ready: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """In that folder; nothing may be executed there that was only to be read."""
     monkeypatch.chdir(ready)
     monkeypatch.syspath_prepend(str(ready))
-    monkeypatch.setattr("limbeck.core.interrupt.install", lambda: None)
+    monkeypatch.setattr("limbeck.engine.interrupt.install", lambda: None)
     monkeypatch.setenv("TMPDIR", str(ready))
     for name in ("RANK", "LOCAL_RANK", "LIMBECK_STATUS", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -628,11 +628,11 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(
                 raise store.StorageError(str(folder), "No space left on device", remedy="free some space")
         return real(folder, tree)
 
-    monkeypatch.setattr("limbeck.core.store.save_tree", full)
+    monkeypatch.setattr("limbeck.storage.store.save_tree", full)
     said = refused(words, capsys)
     assert "No space left on device" in said and "free some space" in said
     assert store.Checkpoints(out / "checkpoints").steps() == [1, 2]
-    monkeypatch.setattr("limbeck.core.store.save_tree", real)
+    monkeypatch.setattr("limbeck.storage.store.save_tree", real)
     assert cli.main(words) == 0
     mine, whole = (store.load_foreign(r / "student.safetensors") for r in (out, here / "done"))
     assert all(torch.equal(mine[k], whole[k]) for k in whole)
@@ -695,7 +695,7 @@ def test_another_run_in_the_folder(here: Path, tmp_path: Path, capsys: Any) -> N
 
 def test_two_runs_into_one_folder(here: Path, tmp_path: Path, capsys: Any) -> None:
     code = (
-        "import sys, time\nfrom limbeck.core.store import RunLock\n"
+        "import sys, time\nfrom limbeck.storage.store import RunLock\n"
         "RunLock(sys.argv[1]).acquire()\nprint('held', flush=True)\ntime.sleep(60)\n"
     )
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "o")], stdout=subprocess.PIPE, text=True)

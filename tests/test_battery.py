@@ -16,14 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from limbeck.core import store
-from limbeck.core.card import read_card
-from limbeck.core.context import RunContext
-from limbeck.core.errors import NonFinite
-from limbeck.core.method import Share, Terms
-from limbeck.core.recipe import check, dump, load_tree
-from limbeck.core.step import Stepper, add_ons, lazily
-from limbeck.core.unaided import Unaided
+from limbeck.engine.context import RunContext
+from limbeck.engine.step import Stepper, add_ons, lazily
+from limbeck.engine.unaided import Unaided
+from limbeck.errors import NonFinite
+from limbeck.grammar.card import read_card
+from limbeck.grammar.method import Share, Terms
+from limbeck.recipe.recipe import check, dump, load_tree
+from limbeck.storage import store
 from tests.tiny import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
 
 pytestmark = pytest.mark.parametrize("name", NAMES)
@@ -70,7 +70,7 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
 def test_card_is_read_as_it_is_written(name: str) -> None:
     import importlib
 
-    from limbeck.core.card import find_method
+    from limbeck.grammar.card import find_method
 
     module, cls, card = find_method(name)
     loaded = importlib.import_module(module)
@@ -257,7 +257,7 @@ def test_recipe_round_trip(name: str, tmp_path: Path) -> None:
 
 
 def test_whole_run_and_its_folder(name: str, tmp_path: Path) -> None:
-    from limbeck.core.recipe import build
+    from limbeck.recipe.recipe import build
     from limbeck.run import run as run_all
 
     tree = tree_of(name, "loggers=[jsonl, csv]")

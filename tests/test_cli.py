@@ -20,10 +20,10 @@ import pytest
 import limbeck
 from limbeck import cli
 from limbeck.commands import doctor
-from limbeck.core.card import catalogue, recipes
-from limbeck.core.errors import ConfigError, Stopped
-from limbeck.core.recipe import check
-from limbeck.core.values import read_yaml
+from limbeck.errors import ConfigError, Stopped
+from limbeck.grammar.card import catalogue, recipes
+from limbeck.recipe.recipe import check
+from limbeck.recipe.values import read_yaml
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, tuple[Any, ...]]]:
             setattr(module, part, record(part, answer))
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("limbeck.commands._common.print_outcome", record("print", None))
-    monkeypatch.setattr("limbeck.core.interrupt.install", lambda: None)
+    monkeypatch.setattr("limbeck.engine.interrupt.install", lambda: None)
     for name in ("RANK", "LOCAL_RANK", "LIMBECK_STATUS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
@@ -463,7 +463,7 @@ def test_endings(monkeypatch, capsys, error, status, said):
 
 def test_workers_that_die_while_we_stop_are_no_defect(monkeypatch, capsys):
     failing(monkeypatch, RuntimeError("DataLoader worker (pid 3) is killed by signal: Terminated."))
-    monkeypatch.setattr("limbeck.core.interrupt.requested", lambda: int(signal.SIGTERM))
+    monkeypatch.setattr("limbeck.engine.interrupt.requested", lambda: int(signal.SIGTERM))
     assert cli.main(["methods"]) == 143
     assert "type the same command again" in capsys.readouterr().err
 

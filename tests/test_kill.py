@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.core import store
+from limbeck.storage import store
 from tests.tiny import NAMES, differences, state_of, tiny
 
 KILLS = 50

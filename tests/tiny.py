@@ -10,16 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from limbeck.core import interrupt
-from limbeck.core.bench import Bench
-from limbeck.core.card import catalogue
-from limbeck.core.disk import workspace
-from limbeck.core.engine import Engine, EngineSettings
-from limbeck.core.errors import Stopped
-from limbeck.core.method import Method
-from limbeck.core.overrides import merge
-from limbeck.core.recipe import Recipe, build, check, load_tree
+from limbeck.engine import interrupt
+from limbeck.engine.bench import Bench
+from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.errors import Stopped
+from limbeck.grammar.card import catalogue
+from limbeck.grammar.method import Method
+from limbeck.recipe.overrides import merge
+from limbeck.recipe.recipe import Recipe, build, check, load_tree
 from limbeck.run import prepare
+from limbeck.storage.disk import workspace
 
 CARDS = {name: card for card in catalogue() for name in card.methods}
 NAMES = sorted(CARDS)

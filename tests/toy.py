@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.engine import Engine, EngineSettings
-from limbeck.core.method import Batch, Built, Context, Method, Objective, Query, Setup, Share, Term, Terms
-from limbeck.core.optim import Optim
-from limbeck.core.role import Role, averaged
-from limbeck.core.task import Task
 from limbeck.data.items import ArrayData
+from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.grammar.method import Batch, Built, Context, Method, Objective, Query, Setup, Share, Term, Terms
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.role import Role, averaged
+from limbeck.grammar.task import Task
 
 CLASSES, WIDTH = 3, 6
 

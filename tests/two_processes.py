@@ -8,8 +8,8 @@ from pathlib import Path
 
 import torch
 
-from limbeck.core import distributed as dist
-from limbeck.core import store
+from limbeck.engine import distributed as dist
+from limbeck.storage import store
 from tests.tiny import NAMES, state_of, tiny
 
 torch.set_num_threads(1)

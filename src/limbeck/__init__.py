@@ -10,44 +10,44 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from limbeck import functional
     from limbeck.api import distill
-    from limbeck.core.artifact import Artifact
-    from limbeck.core.card import Card, catalogue
-    from limbeck.core.engine import Engine, EngineSettings
-    from limbeck.core.errors import LimbeckError
-    from limbeck.core.inner import fit
-    from limbeck.core.method import Method, Objective, Query, Stage, Term, Terms
-    from limbeck.core.optim import Optim
-    from limbeck.core.recipe import Recipe
-    from limbeck.core.role import Contract, Role
-    from limbeck.core.signal import Signal, Tap
-    from limbeck.core.task import Model, Task
+    from limbeck.engine.engine import Engine, EngineSettings
+    from limbeck.engine.inner import fit
+    from limbeck.errors import LimbeckError
+    from limbeck.grammar.artifact import Artifact
+    from limbeck.grammar.card import Card, catalogue
+    from limbeck.grammar.method import Method, Objective, Query, Stage, Term, Terms
+    from limbeck.grammar.optim import Optim
+    from limbeck.grammar.role import Contract, Role
+    from limbeck.grammar.signal import Signal, Tap
+    from limbeck.grammar.task import Model, Task
     from limbeck.objectives.criterion import Criterion
+    from limbeck.recipe.recipe import Recipe
 
 # name -> where it lives; nothing is imported until it is asked for, so that the catalogue starts without torch
 _WHERE = {
-    "Artifact": "limbeck.core.artifact",
-    "Card": "limbeck.core.card",
-    "Contract": "limbeck.core.role",
+    "Artifact": "limbeck.grammar.artifact",
+    "Card": "limbeck.grammar.card",
+    "Contract": "limbeck.grammar.role",
     "Criterion": "limbeck.objectives.criterion",
-    "Engine": "limbeck.core.engine",
-    "EngineSettings": "limbeck.core.engine",
-    "LimbeckError": "limbeck.core.errors",
-    "Method": "limbeck.core.method",
-    "Model": "limbeck.core.task",
-    "Objective": "limbeck.core.method",
-    "Optim": "limbeck.core.optim",
-    "Query": "limbeck.core.method",
-    "Recipe": "limbeck.core.recipe",
-    "Role": "limbeck.core.role",
-    "Signal": "limbeck.core.signal",
-    "Stage": "limbeck.core.method",
-    "Tap": "limbeck.core.signal",
-    "Task": "limbeck.core.task",
-    "Term": "limbeck.core.method",
-    "Terms": "limbeck.core.method",
-    "catalogue": "limbeck.core.card",
+    "Engine": "limbeck.engine.engine",
+    "EngineSettings": "limbeck.engine.engine",
+    "LimbeckError": "limbeck.errors",
+    "Method": "limbeck.grammar.method",
+    "Model": "limbeck.grammar.task",
+    "Objective": "limbeck.grammar.method",
+    "Optim": "limbeck.grammar.optim",
+    "Query": "limbeck.grammar.method",
+    "Recipe": "limbeck.recipe.recipe",
+    "Role": "limbeck.grammar.role",
+    "Signal": "limbeck.grammar.signal",
+    "Stage": "limbeck.grammar.method",
+    "Tap": "limbeck.grammar.signal",
+    "Task": "limbeck.grammar.task",
+    "Term": "limbeck.grammar.method",
+    "Terms": "limbeck.grammar.method",
+    "catalogue": "limbeck.grammar.card",
     "distill": "limbeck.api",
-    "fit": "limbeck.core.inner",
+    "fit": "limbeck.engine.inner",
     "functional": "limbeck.functional",
 }
 

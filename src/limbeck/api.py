@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.errors import ConfigError, DataError
-from limbeck.core.method import Built
-from limbeck.core.random import own_generators
-from limbeck.core.role import Contract
-from limbeck.core.signal import evaluating, refuse_shared
-from limbeck.core.task import Model, Task
 from limbeck.data.columns import Target
 from limbeck.data.items import Splits
 from limbeck.data.sources import Source
+from limbeck.errors import ConfigError, DataError
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
+from limbeck.grammar.random import own_generators
+from limbeck.grammar.role import Contract
+from limbeck.grammar.signal import evaluating, refuse_shared
+from limbeck.grammar.task import Model, Task
 
 
 @dataclass
@@ -124,9 +124,9 @@ def distill(
     """
     import tempfile
 
-    from limbeck.core.card import recipe_path
-    from limbeck.core.recipe import apply, build, check
-    from limbeck.core.values import read_yaml_file
+    from limbeck.grammar.card import recipe_path
+    from limbeck.recipe.recipe import apply, build, check
+    from limbeck.recipe.values import read_yaml_file
     from limbeck.run import run_recipe
 
     name = method if isinstance(method, str) else str(method.get("use", "recipe"))
@@ -192,7 +192,7 @@ def _lent(teacher: Any) -> Iterator[None]:
 def _train_settings() -> set[str]:
     import inspect
 
-    from limbeck.core.optim import Optim
+    from limbeck.grammar.optim import Optim
 
     return set(inspect.signature(Optim.__init__).parameters) - {"self"}
 

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from limbeck.core import interrupt
-from limbeck.core.errors import ConfigError, LimbeckError, Stopped, StorageError
+from limbeck.engine import interrupt
+from limbeck.errors import ConfigError, LimbeckError, Stopped, StorageError
 
 COMMANDS: Final[dict[str, str]] = {
     "run": "run a recipe: distil, judge, report",

@@ -165,7 +165,7 @@ def test_the_engine_reads_one_number_a_step(monkeypatch: pytest.MonkeyPatch, tmp
     from torch.utils._python_dispatch import TorchDispatchMode
 
     from benchmarks.image import Case, Pair
-    from limbeck.core.engine import Engine
+    from limbeck.engine.engine import Engine
     from limbeck.functional import _common, _pair
 
     monkeypatch.setattr(_common, "extremes", lambda x: None)

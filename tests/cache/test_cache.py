@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from limbeck.cache import Cache, build_cache
-from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
-from limbeck.core.recipe import build, check, load_tree
+from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run import plan, prepare, run
 from tests.tiny import quiet, tiny, tree_of
 
@@ -38,7 +38,7 @@ def test_training_from_it_equals_training_online(recorded: Path, tmp_path: Path)
     online = tiny("kd", tmp_path / "online").run()
     recipe = build(cached(recorded))
     prepare(recipe, None, say=quiet)
-    from limbeck.core.engine import Engine
+    from limbeck.engine.engine import Engine
 
     Engine(recipe.engine, recipe.seed).run(recipe.method)
     a, b = (m.roles["student"].module.state_dict() for m in (online.method, recipe.method))
@@ -97,7 +97,7 @@ def test_size_is_asked_for_and_a_second_time_nothing_is_done(recorded: Path, tmp
 
 
 def test_the_size_is_agreed_to_before_a_teacher_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.core.task.Model.teach", lambda *args: pytest.fail("it trained"))
+    monkeypatch.setattr("limbeck.grammar.task.Model.teach", lambda *args: pytest.fail("it trained"))
     with pytest.raises(ConfigError, match="kB for 200 items"):
         build_cache(tree_of("kd", "teacher.hidden=[19]"), tmp_path / "new")
 
@@ -109,10 +109,10 @@ def test_a_recording_that_was_stopped_ends_as_one_that_was_not(
     monkeypatch.setattr("limbeck.cache.SHARD_ITEMS", 64)
     whole = build_cache(tree_of("kd"), tmp_path / "whole", yes=True)
     asked = iter([None, None, 15, 15])
-    monkeypatch.setattr("limbeck.core.interrupt.requested", lambda: next(asked))
+    monkeypatch.setattr("limbeck.engine.interrupt.requested", lambda: next(asked))
     with pytest.raises(Stopped):
         build_cache(tree_of("kd"), tmp_path / "stopped", yes=True)
-    monkeypatch.setattr("limbeck.core.interrupt.requested", lambda: None)
+    monkeypatch.setattr("limbeck.engine.interrupt.requested", lambda: None)
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "stopped").rglob("*.npy")}
     assert kept
     told = build_cache(tree_of("kd"), tmp_path / "stopped", yes=True)
@@ -158,7 +158,7 @@ def test_augmentations_are_replayed_or_refused(tmp_path: Path) -> None:
     build_cache(tree_of("kd", *views), folder, yes=True, views=2)
     recipe = build(cached(folder, *views, "train.steps=60", "train.batch_size=16"))
     prepare(recipe, None, say=quiet)
-    from limbeck.core.engine import Engine
+    from limbeck.engine.engine import Engine
 
     Engine(recipe.engine, recipe.seed).run(recipe.method)  # several epochs: every view is met, every checksum holds
 
@@ -173,8 +173,8 @@ def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
     cache = Cache(folder)
     z = cache.answer(batch).logits
     assert torch.allclose(z.logsumexp(-1), torch.zeros(z.shape[:-1]), atol=2e-3)
-    from limbeck.core.context import RunContext
-    from limbeck.core.method import Stage
+    from limbeck.engine.context import RunContext
+    from limbeck.grammar.method import Stage
 
     ctx = RunContext(online.engine, online.method, Stage("x", steps=0), online.engine.device)
     truth = ctx.signal("teacher", batch).logits.log_softmax(-1)
@@ -184,7 +184,7 @@ def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
 
 def test_a_remote_teacher_answers_like_the_module(tmp_path: Path) -> None:
     from limbeck.cache.remote import Endpoint, serve
-    from limbeck.core.signal import Signal
+    from limbeck.grammar.signal import Signal
 
     run_ = tiny("kd", tmp_path)
     built = run_.bench.teacher

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from limbeck.compare import compare
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.report.headline import headline
 from limbeck.report.summary import summarise
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.core.errors import DataError
 from limbeck.data.pictures import Blob, Unreadable, decode, fit, list_pictures, load_pictures
+from limbeck.errors import DataError
 from tests.data.picture_files import deep_png, encode, noise
 
 

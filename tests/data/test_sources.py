@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from limbeck.core.errors import ConfigError, DataError
 from limbeck.data.arrays import as_inputs, as_targets, from_datasets, read_names
 from limbeck.data.sources import Arrays, Digits, Folder, ImportedSource, TorchvisionSet
+from limbeck.errors import ConfigError, DataError
 from tests.data.picture_files import noise, write_folder
 
 

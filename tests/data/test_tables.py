@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.core.errors import DataError
 from limbeck.data.items import Splits
 from limbeck.data.tables import HuggingFaceSet, Jsonl, Parquet, Table
+from limbeck.errors import DataError
 from tests.data.picture_files import encode, noise
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from limbeck.core.errors import DataError
 from limbeck.data.text import (
     Document,
     PythonHelp,
@@ -24,6 +23,7 @@ from limbeck.data.text import (
     deal,
     passages,
 )
+from limbeck.errors import DataError
 
 
 def many(n: int, word: str = "text") -> list[Document]:
@@ -260,7 +260,7 @@ def test_hugging_face(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    from limbeck.core.errors import MissingExtra
+    from limbeck.errors import MissingExtra
 
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtra, match=r"limbeck\[language\]"):

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from docs import build
-from limbeck.core import card as cards
-from limbeck.core.card import catalogue
+from limbeck.grammar import card as cards
+from limbeck.grammar.card import catalogue
 
 
 def test_no_page_is_stale() -> None:

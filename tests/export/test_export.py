@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torchvision.datasets import ImageFolder
 
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.export import export
 from limbeck.run import run
 from limbeck.tasks.condensation import SetArtifact, Space
@@ -70,7 +70,7 @@ def test_a_checkpoint_in_the_middle_exports(tmp_path: Path) -> None:
 
     folder = tmp_path / "run"
     folder.mkdir()
-    from limbeck.core.recipe import dump
+    from limbeck.recipe.recipe import dump
 
     (folder / "config.yaml").write_text(dump(tree_of("kd", "engine.save_every=2", "engine.keep=9")))
     tiny("kd", folder, "engine.save_every=2", "engine.keep=9").run()

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import ConfigError, ShapeError
-from limbeck.core.random import Draws
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional import augment as A
+from limbeck.grammar.random import Draws
 
 F64 = torch.float64
 ALL = "color_crop_cutout_flip_scale_rotate"

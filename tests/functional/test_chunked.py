@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from limbeck import functional as F
-from limbeck.core.errors import ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.functional.chunked import Kind
 
 KINDS = list(get_args(Kind))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional import diffusion as D
 
 F64 = torch.float64

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from limbeck import functional as F
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.functional._closed_forms import Kind, make_loss
 from limbeck.functional.chunked import _kernels
 

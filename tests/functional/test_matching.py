@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
-from limbeck.core.random import Draws
+from limbeck.errors import ConfigError, DataError, ShapeError
 from limbeck.functional import augment, matching
+from limbeck.grammar.random import Draws
 from limbeck.networks import ConvNet
 
 F64 = torch.float64

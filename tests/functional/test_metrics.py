@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import ConfigError, DataError, ShapeError
 from limbeck.functional import metrics as M
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.functional import schedule as S
 
 

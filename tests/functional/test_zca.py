@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import ConfigError, DataError, ShapeError
 from limbeck.functional.zca import ZCA, fit_zca
 
 F64 = torch.float64

@@ -12,8 +12,8 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError  # noqa: E402
 from limbeck.data.text import deal  # noqa: E402
+from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
 from limbeck.models.causal_lm import CausalLm, HuggingFace  # noqa: E402
 from limbeck.tasks.causal import output_size  # noqa: E402
 from tests.tasks.texts import Some, small  # noqa: E402
@@ -161,7 +161,7 @@ def test_architectures_that_do_not_go(wrong: dict[str, Any]) -> None:
 
 
 def test_another_task_is_refused() -> None:
-    from limbeck.core.task import Task
+    from limbeck.grammar.task import Task
 
     with pytest.raises(ConfigError, match="task=language"):
         CausalLm().build(Task())

@@ -11,17 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.bench import build_model
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch
-from limbeck.core.method import Built
-from limbeck.core.recipe import check, load_tree, make
-from limbeck.core.role import Contract
-from limbeck.core.store import save_state_dict
-from limbeck.core.task import Model
 from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Splits
 from limbeck.data.sources import Source
+from limbeck.engine.bench import build_model
+from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Model
 from limbeck.models.classifier import Classifier
 from limbeck.models.ensemble import Ensemble, EnsembleOf
 from limbeck.models.from_run import FromRun
@@ -29,6 +27,8 @@ from limbeck.models.imported import ImportedModel
 from limbeck.models.libraries import Timm, Torchvision
 from limbeck.models.small import CifarResNetModel, ConvNetModel, MlpModel
 from limbeck.networks import cifar_resnet
+from limbeck.recipe.recipe import check, load_tree, make
+from limbeck.storage.store import save_state_dict
 from limbeck.tasks.classification import Classification
 
 

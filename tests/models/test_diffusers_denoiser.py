@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 diffusers = pytest.importorskip("diffusers")
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError  # noqa: E402
-from limbeck.core.method import Built, Setup  # noqa: E402
-from limbeck.core.optim import Optim  # noqa: E402
+from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
 from limbeck.functional import diffusion  # noqa: E402
+from limbeck.grammar.method import Built, Setup  # noqa: E402
+from limbeck.grammar.optim import Optim  # noqa: E402
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit  # noqa: E402
 from limbeck.models.diffusers_denoiser import (  # noqa: E402
     Diffusers,
@@ -337,7 +337,7 @@ def test_unknown_schedules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_guided_distillation_of_a_network_of_the_library(task: Generation, architecture: str, tmp_path: Path) -> None:
-    from limbeck.core.engine import Engine, EngineSettings
+    from limbeck.engine.engine import Engine, EngineSettings
 
     teacher, student = built(task, architecture), built(task, architecture, "auto", seed=3)
     method = GuidedDiffusion(start_steps=2, w_max=2.0)

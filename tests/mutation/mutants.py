@@ -13,8 +13,8 @@ CLASSIFIERS = ("tests/methods/classification",)
 TAID = ("tests/methods/language/test_taid.py",)
 GUIDED = ("tests/methods/diffusion/test_guided_diffusion.py",)
 SETS = ("tests/methods/condensation",)
-ENGINE = ("tests/core/test_engine.py",)
-GUARD = ("tests/core/test_guard.py",)
+ENGINE = ("tests/engine/test_engine.py",)
+GUARD = ("tests/engine/test_guard.py",)
 
 _D, _C, _S = "functional/divergence.py", "functional/chunked.py", "functional/schedule.py"
 _M = "functional/matching.py"
@@ -31,7 +31,7 @@ _GUIDE = "functional/diffusion/guidance.py"
 _ERRORS = "functional/diffusion/losses.py"
 _HALVING = "functional/diffusion/halving.py"
 _SAMPLERS = "functional/diffusion/samplers.py"
-_E, _STEP, _BATCHES = "core/engine.py", "core/step.py", "core/batches.py"
+_E, _STEP, _BATCHES = "engine/engine.py", "engine/step.py", "engine/batches.py"
 _KD, _NKD = "methods/classification/kd.py", "methods/classification/nkd_uskd.py"
 _TAID, _GUIDED, _MTT = (
     "methods/language/taid.py",
@@ -623,7 +623,7 @@ MUTANTS: list[Mutant] = [
         "the same dropout at every step",
     ),
     Mutant(
-        "core/context.py",
+        "engine/context.py",
         "made.draws = Draws(self.seed, (self.scope, step), self.device)",
         "made.draws = Draws(self.seed, (self.scope,), self.device)",
         ENGINE,
@@ -707,31 +707,31 @@ MUTANTS: list[Mutant] = [
         "the same dropout before and after a share",
     ),
     Mutant(
-        "core/guard.py",
+        "engine/guard.py",
         "elif not math.isfinite(total.item()):",
         "elif False:",
         GUARD,
         "nothing is checked",
     ),
     Mutant(
-        "core/guard.py",
+        "engine/guard.py",
         "opt.found_inf = (self._first >= 0).float()",
         "opt.found_inf = bad.float()",
         GUARD,
         "a late answer lets the steps after it through",
     ),
     Mutant(
-        "core/guard.py",
+        "engine/guard.py",
         "self._first = torch.where(bad, step, self._first)",
         "self._first = torch.where(bad, step + 1, self._first)",
         GUARD,
         "a late answer names the step after it",
     ),
     Mutant(
-        "core/optim.py",
+        "grammar/optim.py",
         "return grad if same else torch.empty_like(param, requires_grad=False).copy_(grad)",
         "return grad",
-        ("tests/core/test_optim.py",),
+        ("tests/grammar/test_optim.py",),
         "a foreign layout goes into a fused optimiser",
     ),
     Mutant(

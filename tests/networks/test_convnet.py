@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.networks import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
 
 POOL: list[Any] = [MLP, LeNet, AlexNet, VGG11, ResNet18, ResNet18AP]

@@ -7,7 +7,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional import diffusion as D
 from limbeck.networks import ResidualMLP
 

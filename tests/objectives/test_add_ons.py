@@ -9,9 +9,8 @@ import torch
 from torch import nn
 
 import limbeck.functional as F
-from limbeck.core.errors import ConfigError, ShapeError, TapError
-from limbeck.core.random import Draws
-from limbeck.core.recipe import build
+from limbeck.errors import ConfigError, ShapeError, TapError
+from limbeck.grammar.random import Draws
 from limbeck.objectives import (
     AttentionTransfer,
     Criterion,
@@ -26,6 +25,7 @@ from limbeck.objectives import (
     Supervised,
 )
 from limbeck.objectives.queries import accept_all
+from limbeck.recipe.recipe import build
 from tests.tiny import tiny, tree_of
 
 

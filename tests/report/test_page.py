@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.core.errors import DataError
+from limbeck.errors import DataError
 from limbeck.report import write_report
 from limbeck.report.figures import VARIABLES, Curve, curves, thin
 from limbeck.report.page import average, render, typeset

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.report import numbers
 from limbeck.report.headline import footnotes, headline
 from limbeck.report.metrics import metric_of

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import cli
-from limbeck.core.disk import workspace
-from limbeck.core.optim import Optim
-from limbeck.core.recipe import build
-from limbeck.core.task import Task
-from limbeck.core.timing import Timed, Trial
 from limbeck.data.items import ArrayData
+from limbeck.engine.timing import Timed, Trial
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.task import Task
 from limbeck.methods.condensation.mtt import Mtt
+from limbeck.recipe.recipe import build
 from limbeck.run import plan, planning, prepare
+from limbeck.storage.disk import workspace
 from tests.tiny import quiet, tiny, tree_of
 
 
@@ -62,7 +62,7 @@ def test_what_is_remembered_is_not_paid_for_again(tmp_path: Path) -> None:
     for part in ("teacher", "alone"):
         assert (found[part]["seconds"], found[part]["note"]) == (0.0, "reused from the workspace")
     weights = str(tmp_path / "net.safetensors")
-    from limbeck.core.store import save_state_dict
+    from limbeck.storage.store import save_state_dict
 
     save_state_dict(Path(weights), bench.teacher.module.state_dict())  # type: ignore[union-attr]
     found = rows(plan(tree_of("kd", f"teacher.checkpoint={weights}"), steps=1))
@@ -143,8 +143,8 @@ def test_work_is_scaled_by_items_and_steps(monkeypatch: pytest.MonkeyPatch) -> N
 def test_an_inner_loop_is_told_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     run = build(tree_of("kd"))
     prepare(run, None, say=quiet, untaught=True)
-    from limbeck.core.engine import Engine
-    from limbeck.core.method import Stage
+    from limbeck.engine.engine import Engine
+    from limbeck.grammar.method import Stage
 
     engine = Engine(run.engine, 0)
     stage = Stage("search", items=lambda ctx: ["a"], work=lambda item, ctx: None)
@@ -158,7 +158,7 @@ def test_an_inner_loop_is_told_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> No
         return net(batch["x"]).square().sum(1)
 
     clock, done = [0.0], []
-    monkeypatch.setattr("limbeck.core.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    monkeypatch.setattr("limbeck.engine.timing.time", SimpleNamespace(perf_counter=lambda: clock[0]))
     net = ctx.at(0).fit(
         nn.Linear(3, 1), data, loss, Optim(steps=50, batch_size=4), scope="s", each=lambda n, m: done.append(n)
     )

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from torch import nn
 
-from limbeck.core.bench import Bench
-from limbeck.core.errors import LimbeckError
-from limbeck.core.method import Built
-from limbeck.core.recipe import build, check, load_tree
-from limbeck.core.task import Model
+from limbeck.engine.bench import Bench
+from limbeck.errors import LimbeckError
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Model
+from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run import prepare
 from limbeck.tasks.language import Language
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
-from limbeck.core.recipe import check, load_tree
+from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
+from limbeck.recipe.recipe import check, load_tree
 from limbeck.run import read_result, run
 from tests.tiny import tree_of
 

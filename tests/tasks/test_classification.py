@@ -10,13 +10,13 @@ import torch
 from sklearn import metrics
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError, TeacherMismatch
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
-from limbeck.core.signal import Signal
 from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Part, Splits, choose, divide
 from limbeck.data.sources import Source
+from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.signal import Signal
 from limbeck.tasks.classification import Classification, match_classes
 
 
@@ -274,7 +274,7 @@ def test_judging_leaves_no_trace() -> None:
 
 
 def test_a_recorded_teacher_that_lacks_the_test_items_says_no_agreement() -> None:
-    from limbeck.core.errors import CacheMismatch
+    from limbeck.errors import CacheMismatch
 
     class Recorded:
         def answer(self, batch: Any, taps: Any) -> Signal:

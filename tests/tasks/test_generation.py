@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError, TeacherMismatch
-from limbeck.core.inner import fit
-from limbeck.core.method import Built
-from limbeck.core.optim import Optim
-from limbeck.core.signal import Signal
 from limbeck.data.items import ArrayData, Splits
 from limbeck.data.sources import Source, Target
+from limbeck.engine.inner import fit
+from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
+from limbeck.grammar.method import Built
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.signal import Signal
 from limbeck.models.denoiser import Denoiser
 from limbeck.networks import FeatureNet, ResidualMLP
 from limbeck.tasks.classification import Classification

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-from limbeck.core.errors import DataError, ShapeError, TeacherMismatch  # noqa: E402
-from limbeck.core.method import Built  # noqa: E402
-from limbeck.core.signal import Signal  # noqa: E402
+from limbeck.errors import DataError, ShapeError, TeacherMismatch  # noqa: E402
+from limbeck.grammar.method import Built  # noqa: E402
+from limbeck.grammar.signal import Signal  # noqa: E402
 from limbeck.models.causal_lm import CausalLm, HuggingFace  # noqa: E402
 from limbeck.tasks.causal import output_size  # noqa: E402
 from limbeck.tasks.language import Language  # noqa: E402

@@ -9,8 +9,8 @@ import pytest
 
 transformers = pytest.importorskip("transformers")
 
-from limbeck.core import store  # noqa: E402
-from limbeck.core.errors import TeacherMismatch  # noqa: E402
+from limbeck.errors import TeacherMismatch  # noqa: E402
+from limbeck.storage import store  # noqa: E402
 from limbeck.tasks.tokenizers import byte_pairs, shared_ids  # noqa: E402
 from tests.tasks.texts import Some, small  # noqa: E402
 

@@ -9,7 +9,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from limbeck.core.errors import ConfigError, DataError  # noqa: E402
+from limbeck.errors import ConfigError, DataError  # noqa: E402
 from limbeck.tasks.tokens import make_batch  # noqa: E402
 from tests.tasks.texts import Some, everything, small  # noqa: E402
 

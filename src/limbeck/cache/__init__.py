@@ -23,16 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core import interrupt, store
-from limbeck.core.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
-from limbeck.core.method import Batch, Built, Stage
-from limbeck.core.random import Draws, own_generators
-from limbeck.core.signal import Signal
-from limbeck.core.task import DENSE_OUTPUTS, Model, Task
+from limbeck.engine import interrupt
+from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.grammar.method import Batch, Built, Stage
+from limbeck.grammar.random import Draws, own_generators
+from limbeck.grammar.signal import Signal
+from limbeck.grammar.task import DENSE_OUTPUTS, Model, Task
 from limbeck.report.numbers import human
+from limbeck.storage import store
 
 if TYPE_CHECKING:
-    from limbeck.core.recipe import Recipe
+    from limbeck.recipe.recipe import Recipe
 
 SHARD_ITEMS = 4096
 
@@ -236,8 +237,8 @@ class _Source:
     """
 
     def __init__(self, recipe: Recipe, features: Sequence[str], untaught: bool = False) -> None:
-        from limbeck.core.context import RunContext
-        from limbeck.core.engine import Engine
+        from limbeck.engine.context import RunContext
+        from limbeck.engine.engine import Engine
         from limbeck.run import prepare
 
         self.taught = not untaught or (recipe.teacher is not None and recipe.teacher.trained)
@@ -254,7 +255,7 @@ class _Source:
 
     def show(self, ids: Tensor, view: int) -> tuple[Batch, Signal]:
         """The batch of these items in a view, and what the teacher says of it."""
-        from limbeck.core.batches import to_device
+        from limbeck.engine.batches import to_device
 
         batch = {**self.task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
         batch = to_device(batch, self.device)
@@ -291,7 +292,7 @@ def build_cache(
         ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
         StorageError: too little space, or an unwritable folder.
     """
-    from limbeck.core.recipe import build
+    from limbeck.recipe.recipe import build
 
     recipe = build(tree)
     if not recipe.method.needs_teacher:

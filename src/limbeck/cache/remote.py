@@ -14,10 +14,10 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, TeacherMismatch
-from limbeck.core.method import Batch, Built
-from limbeck.core.signal import Signal
-from limbeck.core.task import Model, Task
+from limbeck.errors import ConfigError, TeacherMismatch
+from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.signal import Signal
+from limbeck.grammar.task import Model, Task
 
 LARGEST = 1 << 30  # bytes of one request or answer
 

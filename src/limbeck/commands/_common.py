@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from limbeck.core.errors import ConfigError, nearest, shorten
-from limbeck.core.scalars import TOKEN, encodable, scalar
+from limbeck.errors import ConfigError, nearest, shorten
+from limbeck.recipe.scalars import TOKEN, encodable, scalar
 
 
 class Parser(argparse.ArgumentParser):

@@ -29,7 +29,8 @@ def main(words: list[str]) -> int:
     args, overrides = parser.read(words)
     if args.recipe is None:
         missing_recipe("cache")
-    from limbeck.core import interrupt, recipe
+    from limbeck.engine import interrupt
+    from limbeck.recipe import recipe
 
     tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
     from limbeck.cache import build_cache

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.commands import _common as common
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 
 TEXT = """Run several recipes over several seeds and put them in one table: means, intervals, paired differences, cost.
 
@@ -33,7 +33,8 @@ def main(words: list[str]) -> int:
     doubled = sorted({n for n in args.names if args.names.count(n) > 1})
     if doubled:
         raise ConfigError("RECIPE", f"{', '.join(doubled)} is named twice", remedy="name each recipe once")
-    from limbeck.core import interrupt, recipe
+    from limbeck.engine import interrupt
+    from limbeck.recipe import recipe
 
     for name in args.names:  # everything that is wrong is said before anything is run
         recipe.build(recipe.load_tree(name, overrides))

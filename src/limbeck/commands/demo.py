@@ -30,7 +30,7 @@ def main(words: list[str]) -> int:
     # networks this small gain nothing from threads, and beside other work threads that wait for each other take minutes
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     from limbeck.compare import compare
-    from limbeck.core import interrupt
+    from limbeck.engine import interrupt
     from limbeck.export import export
 
     interrupt.install()

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Literal
 
 from limbeck.commands import _common as common
-from limbeck.core.disk import workspace
-from limbeck.core.errors import first_line
-from limbeck.core.extras import EXTRAS
+from limbeck.errors import first_line
+from limbeck.recipe.extras import EXTRAS
+from limbeck.storage.disk import workspace
 
 TEXT = """Show versions, devices, threads, extras and folders, and what does not fit (then the exit status is 2)."""
 

@@ -20,7 +20,7 @@ def main(words: list[str]) -> int:
     )
     args, _ = parser.read(words)
     folder = common.run_folder(args.run)
-    from limbeck.core import interrupt
+    from limbeck.engine import interrupt
     from limbeck.export import export
 
     interrupt.install()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from limbeck.commands import _common as common
-from limbeck.core import card as cards
+from limbeck.grammar import card as cards
 
 TEXT = """List the methods: number, names, family, title, year, and what has been shown for each."""
 

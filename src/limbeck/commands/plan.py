@@ -22,7 +22,8 @@ def main(words: list[str]) -> int:
     args, overrides = parser.read(words)
     if args.recipe is None:
         missing_recipe("plan")
-    from limbeck.core import interrupt, recipe
+    from limbeck.engine import interrupt
+    from limbeck.recipe import recipe
 
     tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
     from limbeck.run import plan

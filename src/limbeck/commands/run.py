@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.commands import _common as common
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 
 TEXT = """Run a recipe: teacher, student alone, distillation, judgement, report.
 
@@ -42,7 +42,7 @@ def main(words: list[str]) -> int:
             options.print_help()
             return 0
         missing_recipe("run")
-    from limbeck.core import recipe
+    from limbeck.recipe import recipe
 
     tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
     if args.help:
@@ -58,7 +58,7 @@ def main(words: list[str]) -> int:
         from limbeck.commands._launch import launch
 
         return launch(["run", *words], devices)
-    from limbeck.core import interrupt
+    from limbeck.engine import interrupt
     from limbeck.run import run
 
     interrupt.install()
@@ -74,7 +74,7 @@ def missing_recipe(command: str) -> None:
     Raises:
         ConfigError: always.
     """
-    from limbeck.core.card import recipes
+    from limbeck.grammar.card import recipes
 
     raise ConfigError(
         "RECIPE", "is missing", remedy=f"limbeck {command} NAME; shipped: {', '.join(recipes()) or 'none'}"
@@ -83,7 +83,7 @@ def missing_recipe(command: str) -> None:
 
 def explain(tree: Mapping[str, Any], options: common.Parser) -> None:
     """Print every key of a recipe: type, value, what it does."""
-    from limbeck.core.recipe import describe
+    from limbeck.recipe.recipe import describe
 
     print(" ".join(options.format_usage().split()))
     print(f"\nSettings of {tree['name']}: key=value, and what it takes.\n")

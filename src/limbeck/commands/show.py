@@ -7,8 +7,8 @@ from typing import Any
 
 from limbeck.commands import _common as common
 from limbeck.commands.methods import as_json
-from limbeck.core import card as cards
-from limbeck.core.errors import LimbeckError
+from limbeck.errors import LimbeckError
+from limbeck.grammar import card as cards
 
 TEXT = """Show one method: the facts of its paper, its defaults, the claim that is checked, and its complete recipe."""
 
@@ -42,7 +42,7 @@ def _recipe_name(card: cards.Card, name: str) -> str:
 
 def _config(card: cards.Card, name: str) -> tuple[dict[str, Any] | None, str]:
     """The complete recipe; or why it can't be had here (a package that is not installed)."""
-    from limbeck.core import recipe
+    from limbeck.recipe import recipe
 
     try:
         return recipe.check(recipe.load_tree(_recipe_name(card, name))), ""
@@ -88,7 +88,7 @@ def _print_card(entry: cards.Entry) -> None:
         if tree is None:
             print(f"Its complete form can't be shown here: {why}")
         else:
-            from limbeck.core.recipe import dump
+            from limbeck.recipe.recipe import dump
 
             print(f"recipe {names[0]}, complete:\n")
             print(dump(tree), end="")

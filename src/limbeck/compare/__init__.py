@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
-from limbeck.core import interrupt
-from limbeck.core.errors import ConfigError, LimbeckError, Stopped, require
-from limbeck.core.recipe import build, check, load_tree
-from limbeck.core.store import RunLock, atomic_write, check_writable
+from limbeck.engine import interrupt
+from limbeck.errors import ConfigError, LimbeckError, Stopped, require
+from limbeck.recipe.recipe import build, check, load_tree
+from limbeck.storage.store import RunLock, atomic_write, check_writable
 
 Job = tuple[str, int, Path]
 """A recipe's name, a seed, and the run's folder."""

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError
-from limbeck.core.method import Batch
 from limbeck.data.columns import Target, read_targets, some
 from limbeck.data.items import ArrayData, Items, Kind, Splits, digest, to_unit
 from limbeck.data.pictures import fit, three_channels
+from limbeck.errors import DataError
+from limbeck.grammar.method import Batch
 
 Layout = Literal["auto", "first", "last"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError
 from limbeck.data.items import Kind
+from limbeck.errors import DataError
 
 Target = Literal["auto", "label", "labels", "number"]
 Where = Callable[[int], str]

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError
-from limbeck.core.method import Batch
-from limbeck.core.random import bits, key_of
+from limbeck.errors import DataError
+from limbeck.grammar.method import Batch
+from limbeck.grammar.random import bits, key_of
 
 Kind = Literal["label", "labels", "number"]
 """What an item is answered with: one class, several classes at once (yes or no each), or numbers."""

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import DataError
-from limbeck.core.method import Batch
 from limbeck.data.items import ArrayData, Items, digest, to_unit
+from limbeck.errors import DataError
+from limbeck.grammar.method import Batch
 
 log = logging.getLogger("limbeck.data")
 

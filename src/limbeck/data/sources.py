@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.core.component import Component
-from limbeck.core.errors import DataError, LimbeckError, nearest
 from limbeck.data.arrays import (
     Layout,
     as_inputs,
@@ -26,6 +24,8 @@ from limbeck.data.arrays import (
 from limbeck.data.columns import Target, read_targets, some
 from limbeck.data.items import SPLITS, ArrayData, Items, Kind, Part, Splits, as_path, choose
 from limbeck.data.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
+from limbeck.errors import DataError, LimbeckError, nearest
+from limbeck.grammar.component import Component
 
 
 class Source(Component):
@@ -455,7 +455,7 @@ class ImportedSource(Source):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """What the function returned, as splits."""
-        from limbeck.core.imports import imported
+        from limbeck.recipe.imports import imported
 
         made = imported(self.function, "task.data.function")
         try:

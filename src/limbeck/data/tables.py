@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from limbeck.core.errors import ConfigError, DataError, require
 from limbeck.data.arrays import read_names
 from limbeck.data.columns import Target, read_features, read_targets, some
 from limbeck.data.items import SPLITS, ArrayData, Splits, as_path
 from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
 from limbeck.data.sources import PictureSource, assemble
+from limbeck.errors import ConfigError, DataError, require
 
 
 class Rows:

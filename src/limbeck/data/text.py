@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from limbeck.core.component import Component
-from limbeck.core.errors import DataError, first_line, nearest, require
 from limbeck.data.items import SPLITS
+from limbeck.errors import DataError, first_line, nearest, require
+from limbeck.grammar.component import Component
 
 FEW = 20  # fewer documents than this cannot be dealt by document: they are cut into passages first
 

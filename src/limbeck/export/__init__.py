@@ -12,13 +12,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from limbeck.core.artifact import Artifact, NetworkArtifact
-from limbeck.core.errors import ConfigError, require
-from limbeck.core.random import own_generators
-from limbeck.core.store import atomic_write, check_writable
+from limbeck.errors import ConfigError, require
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
+from limbeck.grammar.random import own_generators
+from limbeck.storage.store import atomic_write, check_writable
 
 if TYPE_CHECKING:
-    from limbeck.core.task import Task
+    from limbeck.grammar.task import Task
 
 FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
 

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.errors import ConfigError, require
-from limbeck.core.method import Batch, Built
-from limbeck.core.signal import Signal
+from limbeck.errors import ConfigError, require
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
-    from limbeck.core.bench import Bench
+    from limbeck.engine.bench import Bench
 
 CALIBRATION_ITEMS = 256
 TOLERANCE = 1e-4  # largest difference to torch, relative to the largest output

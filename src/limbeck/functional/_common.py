@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
+from ..errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 
 Direction = Literal["forward", "reverse"]
 Variant = Literal["paper", "released"]

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 
 __all__ = [
     "DSAParams",
@@ -58,7 +58,7 @@ class Draw(Protocol):
 
 
 class _Streams(Protocol):
-    """What :func:`keyed_draw` needs of counter-based draws (``limbeck.core.random.Draws`` has it)."""
+    """What :func:`keyed_draw` needs of counter-based draws (``limbeck.grammar.random.Draws`` has it)."""
 
     def rand(self, stream: str, items: Tensor | int, shape: tuple[int, ...] = ()) -> Tensor:
         """Uniform floats in [0, 1), ``[N, *shape]``."""
@@ -106,7 +106,7 @@ def keyed_draw(draws: _Streams, items: Tensor | None = None, prefix: str = "dsa"
         prefix: keeps these streams apart from others; put the inner step's number here.
 
     Example:
-        >>> from limbeck.core.random import Draws
+        >>> from limbeck.grammar.random import Draws
         >>> draw = keyed_draw(Draws(0, ("train", 5)), torch.tensor([4, 9]))
         >>> torch.equal(draw("flip", (2,)), draw("flip", (2,)))
         True

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ..core.errors import ConfigError, ShapeError, TeacherMismatch
+from ..errors import ConfigError, ShapeError, TeacherMismatch
 from ._closed_forms import Kind, Loss, make_loss
 from ._common import (
     as_mask,

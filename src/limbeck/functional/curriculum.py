@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError
+from ..errors import ConfigError
 from ._common import choose
 from .divergence import kl, soft_cross_entropy
 

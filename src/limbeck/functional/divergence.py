@@ -23,7 +23,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError
 from ._common import (
     Direction,
     Variant,

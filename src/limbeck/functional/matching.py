@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import ConfigError, DataError, ShapeError
 
 __all__ = [
     "Trajectory",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, DataError, ShapeError
+from ..errors import ConfigError, DataError, ShapeError
 from ._common import as_mask, check_classes, check_labels, check_pair, hard_labels, hide, keep, statistics_dtype
 from .labels import cross_entropy
 from .precision import widened

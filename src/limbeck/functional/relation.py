@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..core.errors import DataError, ShapeError
+from ..errors import DataError, ShapeError
 from ._common import as_mask, check_pair, keep, statistics_dtype
 from .feature import unit
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-from ..core.errors import ConfigError
+from ..errors import ConfigError
 
 
 def _progress(step: float, total: float) -> float:

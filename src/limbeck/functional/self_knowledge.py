@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from ..core.errors import ConfigError, ShapeError
+from ..errors import ConfigError, ShapeError
 from ._common import (
     NEG_INF,
     Variant,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import ConfigError, DataError, ShapeError
 
 from .precision import widened
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, DataError, TeacherMismatch
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
 from limbeck.data.columns import some
+from limbeck.errors import ConfigError, DataError, TeacherMismatch
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
 from limbeck.tasks.classification import Classification, match_classes
 
 log = logging.getLogger("limbeck.models")

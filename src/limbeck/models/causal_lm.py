@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from limbeck.core.errors import ConfigError, first_line, require
-from limbeck.core.method import Built
-from limbeck.core.store import atomic_folder, load_state_dict, load_strict
-from limbeck.core.task import Model, Task
+from limbeck.errors import ConfigError, first_line, require
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Model, Task
+from limbeck.storage.store import atomic_folder, load_state_dict, load_strict
 from limbeck.tasks.causal import transformers_library
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenizers import load_tokenizer

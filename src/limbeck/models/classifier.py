@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
-from limbeck.core.task import Model, Task
 from limbeck.data.arrays import read_names
 from limbeck.data.items import as_path
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Model, Task
 from limbeck.models.adapting import (
     adapt,
     check_channels,
@@ -92,7 +92,7 @@ class Classifier(Model):
         module = self.make(task.shape, task.outputs)
         width = task.outputs
         if self.checkpoint is not None:
-            from limbeck.core.store import load_foreign, load_strict
+            from limbeck.storage.store import load_foreign, load_strict
 
             state = load_foreign(as_path(self.checkpoint, "checkpoint"))
             width = outputs_in(state, module, task.outputs)

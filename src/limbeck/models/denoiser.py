@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, DataError
-from limbeck.core.method import Built
-from limbeck.core.task import Model, Task
-from limbeck.core.weights import load_state_dict, load_strict
+from limbeck.errors import CheckpointCorrupt, ConfigError, DataError
 from limbeck.functional.diffusion import Kind
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Model, Task
 from limbeck.networks import ResidualMLP
+from limbeck.storage.weights import load_state_dict, load_strict
 from limbeck.tasks.generation import Generation
 
 

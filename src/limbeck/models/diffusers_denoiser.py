@@ -16,11 +16,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
-from limbeck.core.method import Built
-from limbeck.core.task import Model, Task
+from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Model, Task
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.schedules import (
     TIMESTEPS,
@@ -264,7 +264,7 @@ class Diffusers(Model):
         if where is not None and (where / "guidance.safetensors").is_file():
             self._load_extra(module, where)
         if self.checkpoint is not None:
-            from limbeck.core.weights import load_state_dict, load_strict
+            from limbeck.storage.weights import load_state_dict, load_strict
 
             load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
         return Built(module, labels=task.labels, model=self)
@@ -369,7 +369,7 @@ class Diffusers(Model):
             )
 
     def _load_extra(self, module: DiffusersDenoiser, where: Path) -> None:
-        from limbeck.core.weights import load_state_dict
+        from limbeck.storage.weights import load_state_dict
 
         extra = load_state_dict(where / "guidance.safetensors")
         unknown = sorted(set(extra) - set(module.extra_state_dict()))
@@ -383,7 +383,7 @@ class Diffusers(Model):
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """``student/`` as diffusers lays it out: the network, ``scheduler/``, and, where there is one, the guidance
         embedding (``guidance.safetensors``) and ``denoiser.json``, which say what diffusers has no field for."""
-        from limbeck.core.weights import save_state_dict
+        from limbeck.storage.weights import save_state_dict
 
         if not isinstance(module, DiffusersDenoiser):
             raise TypeError(f"a {type(module).__name__} is no network of diffusers")
@@ -418,7 +418,7 @@ class Diffusers(Model):
 
 def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
     """A saved student of a sampler's folder."""
-    from limbeck.core.weights import load_state_dict, load_strict
+    from limbeck.storage.weights import load_state_dict, load_strict
 
     diffusers = require("diffusers", "diffusion", "opening a student of diffusers")
     model = about["model"]

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
-from limbeck.core.signal import Signal
-from limbeck.core.task import Model, Task
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.signal import Signal
+from limbeck.grammar.task import Model, Task
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from limbeck.core.bench import Bench
-    from limbeck.core.optim import Optim
+    from limbeck.engine.bench import Bench
+    from limbeck.grammar.optim import Optim
 
 
 class Ensemble(nn.Module):

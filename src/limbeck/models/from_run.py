@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Built
-from limbeck.core.task import Model, Task
 from limbeck.data.items import as_path
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Model, Task
 from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
 from limbeck.models.classifier import Classifier
 from limbeck.tasks.classification import Classification
@@ -29,8 +29,8 @@ class FromRun(Classifier):
             ConfigError: the folder holds no student that can be rebuilt.
             TeacherMismatch: its classes are not the task's.
         """
-        from limbeck.core.recipe import make
-        from limbeck.core.store import load_foreign, load_strict
+        from limbeck.recipe.recipe import make
+        from limbeck.storage.store import load_foreign, load_strict
 
         if not isinstance(task, Classification):
             raise ConfigError("path", f"a classifier is no model for {type(task).__name__}", given=self.path)

@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import ConfigError, LimbeckError
-from limbeck.core.imports import imported
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError, LimbeckError
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Task
 from limbeck.models.adapting import adapt, check_channels
 from limbeck.models.classifier import Classifier
+from limbeck.recipe.imports import imported
 from limbeck.tasks.classification import Classification
 
 

@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from torch import nn
 
-from limbeck.core.errors import ConfigError, TeacherMismatch, require
-from limbeck.core.method import Built
-from limbeck.core.role import Contract
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError, TeacherMismatch, require
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Task
 from limbeck.models.classifier import Classifier, needs_pictures
 from limbeck.tasks.classification import Classification, match_classes
 

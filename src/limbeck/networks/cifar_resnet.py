@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as f
 
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 
 __all__ = ["CifarResNet"]
 

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 
 __all__ = ["MLP", "VGG11", "AlexNet", "ConvNet", "LeNet", "ResNet18", "ResNet18AP"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional.diffusion import KINDS, Kind, guidance_embedding
 
 __all__ = ["ResidualMLP"]

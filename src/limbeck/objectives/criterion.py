@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Batch, Objective
-from limbeck.core.random import Draws
-from limbeck.core.signal import Signal, Tap
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Objective
+from limbeck.grammar.random import Draws
+from limbeck.grammar.signal import Signal, Tap
 from limbeck.objectives.output import Supervised
 
 

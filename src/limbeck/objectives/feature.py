@@ -6,11 +6,11 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from limbeck.core.errors import ShapeError
-from limbeck.core.method import Batch, Context, Objective, Term
-from limbeck.core.signal import Signal
+from limbeck.errors import ShapeError
 from limbeck.functional.feature import attention_transfer, feature_distance
 from limbeck.functional.relation import gram
+from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.signal import Signal
 
 
 def places(f: Tensor) -> Tensor:

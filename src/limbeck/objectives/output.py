@@ -8,10 +8,10 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core.errors import ConfigError
-from limbeck.core.imports import imported
-from limbeck.core.method import Batch, Context, Objective, Term
-from limbeck.core.signal import Signal
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.signal import Signal
+from limbeck.recipe.imports import imported
 
 Kind = Literal[
     "forward",

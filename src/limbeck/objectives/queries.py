@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, LimbeckError
-from limbeck.core.imports import imported
-from limbeck.core.method import Batch, Context, Query
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+from limbeck.grammar.method import Batch, Context, Query
+from limbeck.grammar.task import Task
+from limbeck.recipe.imports import imported
 
 
 def accept_all(queries: Mapping[str, Query], task: Task) -> None:

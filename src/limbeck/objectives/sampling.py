@@ -12,11 +12,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from limbeck.core import distributed as dist
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Batch, Context, Data, Method, Query
-from limbeck.core.random import Draws
-from limbeck.core.signal import evaluating
+from limbeck.engine import distributed as dist
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Context, Data, Method, Query
+from limbeck.grammar.random import Draws
+from limbeck.grammar.signal import evaluating
 from limbeck.tasks.tokens import IGNORE, make_batch
 
 

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core import distributed as dist
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Batch, Context, Method
-from limbeck.core.role import Role
+from limbeck.engine import distributed as dist
+from limbeck.errors import ConfigError
 from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head, chunked_logits
+from limbeck.grammar.method import Batch, Context, Method
+from limbeck.grammar.role import Role
 from limbeck.tasks.causal import head_of
 from limbeck.tasks.tokens import IGNORE, shifted
 

@@ -14,8 +14,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
-from limbeck.core.errors import DataError
-from limbeck.core.logs import read_log
+from limbeck.engine.logs import read_log
+from limbeck.errors import DataError
 from limbeck.report import figures
 from limbeck.report.figures import Curve, Picture, variable_of
 from limbeck.report.headline import footnotes, headline
@@ -132,7 +132,7 @@ def render(folder: Path) -> str:
 
 def write(folder: Path) -> Path:
     """Write ``report.html`` into the folder and return its path."""
-    from limbeck.core.disk import atomic_write
+    from limbeck.storage.disk import atomic_write
 
     path = Path(folder) / "report.html"
     atomic_write(path, render(Path(folder)).encode())

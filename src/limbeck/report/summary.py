@@ -46,7 +46,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from limbeck.core.errors import ConfigError
+from limbeck.errors import ConfigError
 from limbeck.report.metrics import Metric, metric_of
 from limbeck.report.statistics import Estimate, estimate, mean, paired
 from limbeck.report.students import Student

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from limbeck.core.bench import Bench, build_model
+from limbeck.engine.bench import Bench, build_model
 from limbeck.run.folder import read_result
 from limbeck.run.planning import plan
 from limbeck.run.preparing import prepare

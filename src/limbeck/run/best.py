@@ -8,11 +8,11 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core import distributed as dist
-from limbeck.core import store
-from limbeck.core.bench import Bench
-from limbeck.core.method import Method
-from limbeck.core.signal import evaluating
+from limbeck.engine import distributed as dist
+from limbeck.engine.bench import Bench
+from limbeck.grammar.method import Method
+from limbeck.grammar.signal import evaluating
+from limbeck.storage import store
 
 
 class Best:

@@ -7,9 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from limbeck.core import store
-from limbeck.core.errors import CheckpointCorrupt, StorageError
-from limbeck.core.recipe import Recipe
+from limbeck.errors import CheckpointCorrupt, StorageError
+from limbeck.recipe.recipe import Recipe
+from limbeck.storage import store
 
 LEAVES = (
     *("config.yaml", "result.json", "report.html", "log.jsonl", "metrics.csv", "trackers.json", "tensorboard"),

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 import limbeck
-from limbeck.core import distributed as dist
-from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.method import Built
-from limbeck.core.task import Task
+from limbeck.engine import distributed as dist
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
+from limbeck.grammar.task import Task
 
 
 def sizes(built: Built | None) -> dict[str, float]:

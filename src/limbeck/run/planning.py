@@ -14,19 +14,19 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core import store
-from limbeck.core.bench import TEACHER_SEED, Bench, build_model
-from limbeck.core.disk import workspace
-from limbeck.core.engine import Engine
-from limbeck.core.errors import first_line
-from limbeck.core.method import Built, Data, Query
-from limbeck.core.optim import Optim
-from limbeck.core.random import own_generators
-from limbeck.core.recipe import Recipe, build
-from limbeck.core.task import Model, Task
-from limbeck.core.timing import Timed
+from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
+from limbeck.engine.engine import Engine
+from limbeck.engine.timing import Timed
+from limbeck.errors import first_line
+from limbeck.grammar.method import Built, Data, Query
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import own_generators
+from limbeck.grammar.task import Model, Task
+from limbeck.recipe.recipe import Recipe, build
 from limbeck.run.measures import peak_memory, sizes
 from limbeck.run.preparing import prepare
+from limbeck.storage import store
+from limbeck.storage.disk import workspace
 
 WITHOUT = ("starting Python", "checkpoints", "the report and exports")
 """What is in no part of a plan, however well the parts could be measured."""

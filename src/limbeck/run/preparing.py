@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.core import distributed as dist
-from limbeck.core.bench import TEACHER_SEED, Bench, build_model
-from limbeck.core.engine import Engine
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Built, Setup
-from limbeck.core.recipe import Recipe
-from limbeck.core.signal import frozen_statistics, refuse_shared
+from limbeck.engine import distributed as dist
+from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
+from limbeck.engine.engine import Engine
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built, Setup
+from limbeck.grammar.signal import frozen_statistics, refuse_shared
 from limbeck.objectives.queries import accept_all
+from limbeck.recipe.recipe import Recipe
 
 
 def prepare(

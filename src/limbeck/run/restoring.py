@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from limbeck.core.artifact import Artifact
-from limbeck.core.bench import Bench
-from limbeck.core.disk import workspace
-from limbeck.core.engine import Engine
-from limbeck.core.errors import ConfigError
-from limbeck.core.recipe import Recipe, build, check, load_tree
+from limbeck.engine.bench import Bench
+from limbeck.engine.engine import Engine
+from limbeck.errors import ConfigError
+from limbeck.grammar.artifact import Artifact
+from limbeck.recipe.recipe import Recipe, build, check, load_tree
 from limbeck.run.preparing import prepare
+from limbeck.storage.disk import workspace
 
 
 @dataclass

@@ -11,29 +11,29 @@ from pathlib import Path
 from typing import Any
 
 from limbeck import report
-from limbeck.core import distributed as dist
-from limbeck.core import store
-from limbeck.core.artifact import Artifact
-from limbeck.core.bench import Bench
-from limbeck.core.disk import workspace
-from limbeck.core.engine import Engine
-from limbeck.core.errors import LimbeckError, Stopped, StorageError
-from limbeck.core.logs import check_loggers, make_loggers
-from limbeck.core.progress import Progress
-from limbeck.core.random import own_generators
-from limbeck.core.recipe import Recipe, build, dump
+from limbeck.engine import distributed as dist
+from limbeck.engine.bench import Bench
+from limbeck.engine.engine import Engine
+from limbeck.engine.logs import check_loggers, make_loggers
+from limbeck.engine.progress import Progress
+from limbeck.errors import LimbeckError, Stopped, StorageError
 from limbeck.export import check_format, export
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.random import own_generators
+from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.run.best import Best
 from limbeck.run.folder import default_folder, empty, finished, read_result
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.preparing import prepare
+from limbeck.storage import store
+from limbeck.storage.disk import workspace
 
 
 def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:
     """Run a recipe and leave a run folder.
 
     Args:
-        tree: the resolved recipe (``limbeck.core.recipe.load_tree`` then ``check``).
+        tree: the resolved recipe (``limbeck.recipe.recipe.load_tree`` then ``check``).
         out: the run folder; ``runs/NAME-seedN`` when not given.
         force: repeat a finished run, or replace another run in that folder.
         quiet: no progress and no sentences.

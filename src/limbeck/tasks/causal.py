@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.core.errors import require
-from limbeck.core.method import Batch
+from limbeck.errors import require
+from limbeck.grammar.method import Batch
 
 
 def transformers_library(purpose: str) -> Any:

@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import functional as F
-from limbeck.core.artifact import Artifact, NetworkArtifact
-from limbeck.core.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
-from limbeck.core.method import Batch, Built, Data, Term
-from limbeck.core.signal import Signal, device_of, evaluating
-from limbeck.core.task import Task
 from limbeck.data.columns import Target
 from limbeck.data.items import Items, Kind, Part, check_items, choose, divide
 from limbeck.data.sources import Digits, Source
+from limbeck.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.functional.metrics import calibration_error, calibration_table
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
+from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.signal import Signal, device_of, evaluating
+from limbeck.grammar.task import Task
 
 if TYPE_CHECKING:
-    from limbeck.core.bench import Bench
+    from limbeck.engine.bench import Bench
 
 log = logging.getLogger("limbeck.data")
 

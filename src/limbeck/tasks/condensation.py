@@ -12,20 +12,20 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import functional as F
-from limbeck.core.artifact import Artifact
-from limbeck.core.errors import ConfigError, DataError
-from limbeck.core.method import Batch, Built
-from limbeck.core.optim import Optim
-from limbeck.core.random import Draws, key_of, seed_modules
 from limbeck.data.items import digest
 from limbeck.data.sources import Digits, Source
+from limbeck.errors import ConfigError, DataError
 from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from limbeck.core.bench import Bench
+    from limbeck.engine.bench import Bench
 
 Baseline = Literal["random", "kmeans", "herding"]
 
@@ -183,7 +183,7 @@ class Condensation(Classification):
         device: torch.device,
     ) -> nn.Module:
         """Train a network on a set held in the synthetic space, augmented."""
-        from limbeck.core.inner import fit
+        from limbeck.engine.inner import fit
 
         data = SetData(images.detach().cpu(), labels.detach().cpu())
         optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
@@ -238,7 +238,7 @@ class Space:
 
     def contract(self) -> Any:
         """The same as an input contract for real items."""
-        from limbeck.core.role import Contract
+        from limbeck.grammar.role import Contract
 
         if self.whitening is not None:
             return Contract(transform=self.whitening.apply)
@@ -375,7 +375,7 @@ class SetArtifact(Artifact):
             ConfigError: an unknown format.
             MissingExtra: pyarrow is not installed.
         """
-        from limbeck.core.store import atomic_write, safe_name, save_state_dict
+        from limbeck.storage.store import atomic_write, safe_name, save_state_dict
 
         folder.mkdir(parents=True, exist_ok=True)
         names = self.task.labels or []
@@ -410,7 +410,7 @@ class SetArtifact(Artifact):
             # readers of folders number classes by the folders' names in order, which need not be the order of the labels
             about["folders"] = [safe_name(name) for name in names]
             return [*written, _write_about(folder, {**about, "files": files})]
-        from limbeck.core.errors import require
+        from limbeck.errors import require
 
         pa = require("pyarrow", "language", "writing parquet")
         pq = require("pyarrow.parquet", "language", "writing parquet")
@@ -445,7 +445,7 @@ class SetArtifact(Artifact):
 
 
 def _write_about(folder: Path, about: dict[str, Any]) -> Path:
-    from limbeck.core.store import atomic_write
+    from limbeck.storage.store import atomic_write
 
     atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
     return folder / "student.json"

@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.errors import ConfigError, DataError, TeacherMismatch
-from limbeck.core.method import Batch, Built, Data, Term
-from limbeck.core.optim import Optim
-from limbeck.core.random import Draws
-from limbeck.core.signal import Signal
-from limbeck.core.store import remembered
-from limbeck.core.task import Task
-from limbeck.core.weights import fingerprint, load_strict
 from limbeck.data.sources import Digits, Source
+from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
 from limbeck.functional.metrics import frechet_distance, moments
+from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws
+from limbeck.grammar.signal import Signal
+from limbeck.grammar.task import Task
 from limbeck.networks import FeatureNet
+from limbeck.storage.store import remembered
+from limbeck.storage.weights import fingerprint, load_strict
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.sampler import (
     SamplerArtifact,
@@ -38,8 +38,8 @@ from limbeck.tasks.sampler import (
 from limbeck.tasks.schedules import describe_schedule, make_schedule
 
 if TYPE_CHECKING:
-    from limbeck.core.artifact import Artifact
-    from limbeck.core.bench import Bench
+    from limbeck.engine.bench import Bench
+    from limbeck.grammar.artifact import Artifact
 
 Draw = Callable[[float, int, Tensor, Tensor], "tuple[Tensor, float] | None"]
 """(w, steps, z [N, C, H, W], labels [N]) -> samples in [0, 1] and network calls a sample, or ``None`` if it cannot."""
@@ -377,7 +377,7 @@ class Generation(Task):
 
     def features(self, device: torch.device | str = "cpu") -> FeatureNet:
         """The classifier whose features the Fréchet distance is taken in: trained on real pictures only, remembered."""
-        from limbeck.core.inner import fit
+        from limbeck.engine.inner import fit
 
         key = str(device)
         if key not in self._features:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from limbeck import functional as F
-from limbeck.core.errors import CacheMismatch, DataError, TeacherMismatch
-from limbeck.core.method import Batch, Built, Data, Term
-from limbeck.core.signal import Signal, device_of, evaluating
-from limbeck.core.task import DENSE_OUTPUTS, Task
 from limbeck.data.text import PythonHelp, Texts, TextSource
+from limbeck.errors import CacheMismatch, DataError, TeacherMismatch
 from limbeck.functional._common import expect
+from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.signal import Signal, device_of, evaluating
+from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
 from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, vocabulary_size
 from limbeck.tasks.tokens import IGNORE, TokenData, shifted

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.artifact import NetworkArtifact
-from limbeck.core.errors import CheckpointCorrupt, ConfigError
-from limbeck.core.method import Built
-from limbeck.core.random import Draws
+from limbeck.errors import CheckpointCorrupt, ConfigError
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Predict, Schedule
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
+from limbeck.grammar.random import Draws
 from limbeck.tasks.schedules import describe_schedule, read_schedule
 
 if TYPE_CHECKING:
-    from limbeck.core.bench import Bench
+    from limbeck.engine.bench import Bench
     from limbeck.tasks.generation import Generation
 
 Sampler = Literal["deterministic", "stochastic"]
@@ -429,7 +429,7 @@ class SamplerArtifact(NetworkArtifact):
         ``sampler.json`` says how to sample: schedule, what the output means, which network takes how many steps, the
         range of w, the classes. Nothing in the folder needs limbeck to be read where the network is a library's.
         """
-        from limbeck.core.store import atomic_write
+        from limbeck.storage.store import atomic_write
 
         super().save(folder)
         model = self.built.model

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from limbeck.core.errors import ConfigError, require
+from limbeck.errors import ConfigError, require
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 

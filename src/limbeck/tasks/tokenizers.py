@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from limbeck.core.errors import ConfigError, TeacherMismatch, first_line, require
-from limbeck.core.store import remembered
 from limbeck.data.text import Texts
+from limbeck.errors import ConfigError, TeacherMismatch, first_line, require
+from limbeck.storage.store import remembered
 from limbeck.tasks.causal import transformers_library
 
 

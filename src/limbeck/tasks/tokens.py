@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from limbeck.core.errors import ConfigError, DataError, ShapeError
-from limbeck.core.method import Batch
 from limbeck.data.text import Document
+from limbeck.errors import ConfigError, DataError, ShapeError
+from limbeck.grammar.method import Batch
 from limbeck.tasks.tokenizers import pad_id, special_ids
 
 if TYPE_CHECKING:

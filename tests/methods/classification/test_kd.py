@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.core.context import RunContext
-from limbeck.core.method import Stage, Terms
+from limbeck.engine.context import RunContext
+from limbeck.grammar.method import Stage, Terms
 from limbeck.methods.classification.kd import Kd
 from tests.tiny import tiny
 from tests.toy import ToyTask, bound, engine

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core.context import RunContext
-from limbeck.core.method import Share, Stage, Terms
+from limbeck.engine.context import RunContext
+from limbeck.grammar.method import Share, Stage, Terms
 from limbeck.methods.classification.nkd_uskd import Nkd, Uskd, middle_of, pooled
 from tests.methods.classification.test_kd import first_step
 from tests.toy import bound, engine, learnt, network

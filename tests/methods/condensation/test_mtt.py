@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from limbeck.core.context import RunContext
+from limbeck.engine.context import RunContext
 from tests.tiny import Tiny, differences, tiny
 
 

@@ -12,14 +12,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.context import RunContext
-from limbeck.core.engine import Engine, EngineSettings
-from limbeck.core.errors import ConfigError, TeacherMismatch
-from limbeck.core.method import Built, Setup, Stage
-from limbeck.core.optim import Optim
-from limbeck.core.random import Draws
+from limbeck.engine.context import RunContext
+from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.errors import ConfigError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import XEps
+from limbeck.grammar.method import Built, Setup, Stage
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit
 from limbeck.networks.residual_mlp import ResidualMLP
 from limbeck.tasks.generation import Generation
@@ -324,8 +324,8 @@ def test_a_run_keeps_a_student_for_every_number_of_steps(task: Generation, tmp_p
 def test_interrupted_anywhere_it_ends_the_same(task: Generation, tmp_path: Path) -> None:
     import signal
 
-    from limbeck.core import interrupt
-    from limbeck.core.errors import Stopped
+    from limbeck.engine import interrupt
+    from limbeck.errors import Stopped
 
     class Stop:
         def __init__(self, after: int) -> None:

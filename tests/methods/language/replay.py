@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from limbeck.core import distributed as dist
-from limbeck.core import store
+from limbeck.engine import distributed as dist
+from limbeck.storage import store
 from tests.methods.language.test_taid import replayed
 
 if __name__ == "__main__":

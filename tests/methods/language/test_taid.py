@@ -18,20 +18,20 @@ from torch import Tensor, nn
 transformers = pytest.importorskip("transformers")
 
 import limbeck.functional as F  # noqa: E402
-from limbeck.core import store  # noqa: E402
-from limbeck.core.context import RunContext  # noqa: E402
-from limbeck.core.engine import Engine, EngineSettings  # noqa: E402
-from limbeck.core.errors import ConfigError, DataError  # noqa: E402
-from limbeck.core.method import Built, Setup, Stage, Terms  # noqa: E402
-from limbeck.core.optim import Optim  # noqa: E402
-from limbeck.core.random import Draws  # noqa: E402
-from limbeck.core.step import Stepper  # noqa: E402
 from limbeck.data.text import Document, TextSource  # noqa: E402
+from limbeck.engine.context import RunContext  # noqa: E402
+from limbeck.engine.engine import Engine, EngineSettings  # noqa: E402
+from limbeck.engine.step import Stepper  # noqa: E402
+from limbeck.errors import ConfigError, DataError  # noqa: E402
 from limbeck.functional.schedule import linear  # noqa: E402
+from limbeck.grammar.method import Built, Setup, Stage, Terms  # noqa: E402
+from limbeck.grammar.optim import Optim  # noqa: E402
+from limbeck.grammar.random import Draws  # noqa: E402
 from limbeck.methods.language.taid import CARD, Taid  # noqa: E402
 from limbeck.models.causal_lm import CausalLm  # noqa: E402
 from limbeck.objectives.sampling import OnPolicy, Replay, _Words  # noqa: E402
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence, Tokens  # noqa: E402
+from limbeck.storage import store  # noqa: E402
 from limbeck.tasks.language import Language  # noqa: E402
 
 KINDS = ["taid", "forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd"]
@@ -414,7 +414,7 @@ def test_an_empty_mask_is_refused() -> None:
 
 
 def test_another_task_is_refused() -> None:
-    from limbeck.core.task import Task
+    from limbeck.grammar.task import Task
 
     with pytest.raises(ConfigError, match="task=language"):
         Taid().accept(Task())
@@ -567,7 +567,7 @@ def replayed() -> Taid:
 
 
 def test_samplers_that_cannot_work_are_refused() -> None:
-    from limbeck.core.method import Query
+    from limbeck.grammar.method import Query
 
     with pytest.raises(ValueError, match="sampler"):
         Taid(sampler=Query())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...core.errors import ShapeError
+from ...errors import ShapeError
 from ..precision import widened
 
 

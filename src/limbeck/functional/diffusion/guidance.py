@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.errors import ConfigError, ShapeError
+from ...errors import ConfigError, ShapeError
 from ..precision import widest
 from ._precision import expand, result_dtype
 from .predictions import Kind, XEps, to_x_eps

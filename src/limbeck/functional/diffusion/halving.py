@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ...core.errors import ConfigError
+from ...errors import ConfigError
 from ..precision import widest
 from ._precision import expand, result_dtype
 from .predictions import Kind, Predict, ddim_jump, invert_jump, read

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.errors import ConfigError, ShapeError
+from ...errors import ConfigError, ShapeError
 from .._common import choose
 from ..precision import widest
 from ._precision import as_wide, expand, result_dtype

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ...core.errors import ConfigError
+from ...errors import ConfigError
 from ..precision import widest
 from ._precision import as_wide
 

@@ -15,8 +15,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 import limbeck.functional as F
-from limbeck.core.card import Card
-from limbeck.core.method import Batch, Context, Method, Term, Terms
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Context, Method, Term, Terms
 
 CARD = Card(
     number=None,

@@ -22,13 +22,13 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core.card import Card
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Batch, Context, Method, Setup, Share, Term, Terms
-from limbeck.core.random import key_of, seed_modules
-from limbeck.core.role import Role
-from limbeck.core.signal import Tap
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Context, Method, Setup, Share, Term, Terms
+from limbeck.grammar.random import key_of, seed_modules
+from limbeck.grammar.role import Role
+from limbeck.grammar.signal import Tap
+from limbeck.grammar.task import Task
 from limbeck.tasks.classification import Classification
 
 CARD = Card(

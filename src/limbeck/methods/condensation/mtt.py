@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.core.card import Card
-from limbeck.core.errors import ConfigError
-from limbeck.core.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
-from limbeck.core.optim import Optim
-from limbeck.core.random import Draws, key_of, seed_modules
-from limbeck.core.role import Role
-from limbeck.core.store import hash_tree
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError
 from limbeck.functional.augment import dsa, keyed_draw
 from limbeck.functional.matching import flat_parameters, flat_step_loss, syn_batches, trajectory_gradient, unflatten
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws, key_of, seed_modules
+from limbeck.grammar.role import Role
+from limbeck.grammar.task import Task
 from limbeck.objectives.queries import Augment
+from limbeck.storage.store import hash_tree
 from limbeck.tasks.condensation import Condensation, LearnedLabels, SetArtifact, StepSize, SyntheticSet
 
 CARD = Card(

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from limbeck.core.card import Card
-from limbeck.core.optim import Optim
+from limbeck.grammar.card import Card
+from limbeck.grammar.optim import Optim
 from limbeck.methods.condensation.mtt import Gradient, LabelKind, Mtt
 
 CARD = Card(

@@ -23,15 +23,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.artifact import Artifact
-from limbeck.core.card import Card
-from limbeck.core.errors import ConfigError, TeacherMismatch
-from limbeck.core.method import Batch, Context, Method, Setup, Stage, Term, Terms
-from limbeck.core.optim import Optim
-from limbeck.core.role import Role
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Predict, Weight, XEps
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Context, Method, Setup, Stage, Term, Terms
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.role import Role
+from limbeck.grammar.task import Task
 from limbeck.tasks.generation import Generation, fresh_ids
 from limbeck.tasks.sampler import SamplerArtifact, Students, classifier_free, conditional, reading
 

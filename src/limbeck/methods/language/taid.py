@@ -19,13 +19,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.core.card import Card
-from limbeck.core.errors import ConfigError, DataError
-from limbeck.core.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
-from limbeck.core.role import Role
-from limbeck.core.task import Task
+from limbeck.errors import ConfigError, DataError
 from limbeck.functional.chunked import Backend
 from limbeck.functional.schedule import TaidState, cosine, taid_alpha, taid_check, taid_update
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
+from limbeck.grammar.role import Role
+from limbeck.grammar.task import Task
 from limbeck.objectives.sampling import OnPolicy
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence
 from limbeck.tasks.language import Language

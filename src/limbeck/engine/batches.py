@@ -1,0 +1,112 @@
+"""The batches of a stage: which items a step takes is a function of its number, whoever fetches them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from limbeck.engine import distributed as dist
+from limbeck.engine import interrupt
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Data, Stage
+from limbeck.grammar.random import Stream
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """The batch with its tensors on a device."""
+    if device.type == "cpu":
+        return batch
+    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def pieces(stage: Stage, accumulate: int) -> int:
+    """The number of micro-batches a step has, over all processes.
+
+    Raises:
+        ConfigError: a batch is smaller than the parts it must be cut into.
+    """
+    parts = dist.world() * accumulate
+    if stage.batch_size < parts and stage.data is not None:
+        raise ConfigError(
+            "train.batch_size",
+            f"stage {stage.name!r} cuts {stage.batch_size} items over {dist.world()} processes x {accumulate} micro-batches",
+            expected=f"at least {parts}",
+        )
+    return parts
+
+
+def batches(
+    stage: Stage, seed: int, start: int, total: int, *, device: torch.device, accumulate: int = 1, workers: int = 0
+) -> Iterator[list[Batch]]:
+    """This process's micro-batches of the steps ``start`` to ``total - 1``, one list a step, on the device.
+
+    Args:
+        stage: its data, batch size and scope.
+        seed: the run's seed.
+        start, total: the steps.
+        device: where the tensors go.
+        accumulate: micro-batches a step.
+        workers: loader processes; any number gives the same batches.
+
+    Raises:
+        ConfigError: the batch is smaller than the parts it must be cut into.
+    """
+    parts = pieces(stage, accumulate)
+    n = len(stage.data) if stage.data is not None else stage.batch_size * max(1, total)
+    stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and stage.data is not None)
+    plan = _Plan(stage.data, stream, dist.rank(), accumulate, parts, start, total)
+    return _fetched(plan, device, 0 if stage.data is None else workers)
+
+
+def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[Batch]]:
+    if workers == 0:
+        for i in range(len(plan)):
+            yield [to_device(b, device) for b in plan[i]]
+        return
+    loader = torch.utils.data.DataLoader(
+        plan,
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=device.type == "cuda",
+        prefetch_factor=2,
+        worker_init_fn=interrupt.outlive_first,
+    )
+    try:
+        for micro in loader:
+            yield [to_device(b, device) for b in micro]
+    except RuntimeError as error:
+        # who was asked to stop may lose its workers first; the loop sees that batches ended early, saves and stops
+        if interrupt.requested() is None or "worker" not in str(error):
+            raise
+
+
+class _Plan(torch.utils.data.Dataset[list[Batch]]):
+    """Step by step, the micro-batches of this process: a pure function of the step's number."""
+
+    def __init__(
+        self, data: Data | None, stream: Stream, rank: int, accumulate: int, parts: int, start: int, total: int
+    ) -> None:
+        self.data, self.stream = data, stream
+        self.rank, self.accumulate, self.parts = rank, accumulate, parts
+        self.start, self.total = start, total
+
+    def __len__(self) -> int:
+        return max(0, self.total - self.start)
+
+    def __getitem__(self, index: int) -> list[Batch]:
+        ids, views = self.stream.items(self.start + index)
+        if self.parts == 1:
+            return [self._fetch(ids, views)]
+        low = self.rank * self.accumulate
+        pieces = list(zip(ids.tensor_split(self.parts), views.tensor_split(self.parts), strict=True))
+        return [self._fetch(i, v) for i, v in pieces[low : low + self.accumulate]]
+
+    def _fetch(self, ids: Tensor, views: Tensor) -> Batch:
+        batch = dict(self.data.fetch(ids)) if self.data is not None else {}
+        batch["item"], batch["view"] = ids, views
+        return batch
+
+
+__all__ = ["batches", "pieces", "to_device"]

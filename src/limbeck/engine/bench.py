@@ -1,0 +1,145 @@
+"""The participants of a run and its budget, and networks trained on the task's own labels: teachers and baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from limbeck.engine import distributed as dist
+from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.turns import take_turn
+from limbeck.engine.unaided import Unaided
+from limbeck.errors import LimbeckError
+from limbeck.grammar.method import Built, Data, Method, Query, Setup
+from limbeck.grammar.optim import Optim, settings_of
+from limbeck.grammar.random import key_of, seed_modules
+from limbeck.grammar.task import Model, Task
+from limbeck.storage import store
+from limbeck.storage.disk import workspace
+
+TEACHER_SEED = 0
+"""Teachers are trained from this seed whatever the run's seed is, so that runs and methods share them."""
+
+
+@dataclass
+class Bench:
+    """What judging and teaching may use: the participants, the budget, and stages that are remembered.
+
+    Attributes:
+        task, student, teacher: the participants; ``teacher`` is ``None`` for a method without one.
+        student_model: the student's Model component, to build it afresh.
+        train: the student's budget.
+        seed, device, folder, settings: of this run.
+        queries: augmentations of the recipe, applied to the baseline too.
+        seconds: what each remembered stage cost when it was made.
+        notes: sentences about the participants, for the report.
+    """
+
+    task: Task
+    student: Built
+    teacher: Built | None
+    student_model: Model
+    train: Optim
+    seed: int
+    device: torch.device
+    folder: Path | None
+    settings: EngineSettings
+    method: Method | None = None
+    queries: dict[str, Query] = field(default_factory=dict)
+    progress: Any = None
+    say: Callable[[str], None] = print
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def train_alone(self) -> dict[str, float]:
+        """The student's architecture trained by the task's own loss: same data, steps, optimiser, seed, augmentations."""
+        built = self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, self.queries)
+        return self.task.evaluate(built, self.task.test, self.teacher, device=self.device)
+
+    def train_network(
+        self,
+        model: Model,
+        data: Data,
+        optim: Optim,
+        name: str,
+        seed: int = TEACHER_SEED,
+        queries: dict[str, Query] | None = None,
+    ) -> Built:
+        """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
+        built = build_model(model, self.task, seed, "student" if name == "alone" else name)
+        folder = self.place_of(model, built, data, optim, name, seed, queries)
+        lock = take_turn(folder, folder / "network", self.say, name)
+        if lock is not None:
+            self.say(f"{name}: training it ({optim.steps} steps)")
+            with lock:
+                method = self.unaided(built, data, optim, name, seed, queries)
+                engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
+                engine.run(method)
+                if dist.rank() == 0:
+                    store.save_tree(
+                        folder / "network",
+                        {"state": dict(built.module.state_dict()), "seconds": sum(engine.seconds.values())},
+                    )
+                    engine.discard_checkpoints()
+                dist.barrier()
+        else:
+            self.say(f"{name}: reused from the workspace")
+        saved = store.load_tree(folder / "network")
+        store.load_strict(built.module, saved["state"], name)
+        self.seconds[name] = float(saved["seconds"])
+        built.module.to(self.device).eval()
+        return built
+
+    def place_of(
+        self,
+        model: Model,
+        built: Built,
+        data: Data,
+        optim: Optim,
+        name: str,
+        seed: int,
+        queries: dict[str, Query] | None,
+    ) -> Path:
+        """Where in the workspace a network is remembered that `train_network` trains; in it, ``network``."""
+        key = store.hash_tree(
+            {
+                "model": model.config
+                or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
+                "task": {k: v for k, v in self.task.config.items() if k not in ("data", *self.task.judging)},
+                "data": data.fingerprint,
+                "optim": settings_of(optim),
+                "queries": {n: q.config for n, q in (queries or {}).items()},
+                "seed": seed,
+                "format": 1,
+            }
+        )[:20]
+        return workspace() / f"{name}-{key}"
+
+    def unaided(
+        self, built: Built, data: Data, optim: Optim, name: str, seed: int, queries: dict[str, Query] | None
+    ) -> Method:
+        """The method that trains a network by the task's own loss, bound to it."""
+        method = Unaided(data, name)
+        method.bind(Setup(self.task, built, None, optim, seed, queries=dict(queries or {}), device=self.device))
+        return method
+
+
+def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
+    """A model built with its own key of randomness: the same seed gives the same first weights in every run."""
+    with torch.random.fork_rng(devices=[]):
+        seed_modules(key_of(seed, "init", name), torch.device("cpu"))
+        try:
+            built = model.build(task)
+        except LimbeckError as error:  # a model does not know which role it was to play
+            head = error.argument.split(".")[0]
+            if error.argument == "model":
+                error.argument = name
+            elif head in (model.config or {}):
+                error.argument = f"{name}.{error.argument}"
+            raise
+    built.model = built.model or model
+    return built

@@ -1,0 +1,119 @@
+"""What a step may ask of the engine while it runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.engine.inner import Loss, fit
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Data, Method, Query, Stage
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws
+from limbeck.grammar.role import Role
+from limbeck.grammar.signal import Signal, through
+from limbeck.storage import store
+
+if TYPE_CHECKING:
+    from limbeck.engine.engine import Engine
+
+
+class RunContext:
+    """What a step may ask (see ``limbeck.grammar.method.Context``). One per micro-batch; cheap."""
+
+    def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
+        self._engine, self._method, self.task = engine, method, method.task
+        self.stage, self.step, self.total = stage.name, 0, stage.steps or 0
+        self.seed, self.device = engine.seed, device
+        self.roles = method.roles
+        self.scope = stage.scope
+        self.draws = Draws(engine.seed, (stage.scope,), device)
+        self.signals: dict[str, Signal] = {}
+        self.added = False  # whether the recipe's add-ons have had this micro-batch's signals
+
+    def at(self, step: int) -> RunContext:
+        """The context of one micro-batch of one step."""
+        made = object.__new__(RunContext)  # copy.copy goes through pickle's protocol, and this is done every step
+        made.__dict__.update(self.__dict__)
+        made.step, made.signals = step, {}
+        made.draws = Draws(self.seed, (self.scope, step), self.device)
+        return made
+
+    def _role(self, name: str) -> Role:
+        try:
+            return self.roles[name]
+        except KeyError:
+            raise ConfigError.unknown("role", name, self.roles, "role") from None
+
+    def _graph(self, role: Role, grad: bool | None) -> contextlib.AbstractContextManager[Any]:
+        wanted = role.mode == "trained" if grad is None else grad
+        return contextlib.nullcontext() if wanted and torch.is_grad_enabled() else torch.no_grad()
+
+    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
+        """Call a role's module: with a graph when it is trained, without otherwise, unless ``grad`` says."""
+        r = self._role(role)
+        with self._graph(r, grad), self._engine.autocast():
+            return _plain(r.call(*args, **kwargs))
+
+    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
+        """Feed a batch to a role through its contract; outputs in the task's class order, and tapped activations."""
+        r = self._role(role)
+        answer = getattr(r.module, "answer", None)
+        if answer is not None:
+            signal: Signal = answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
+        else:
+            tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
+            feed = r.feed or self.task.feed
+            fed = batch
+            if "x" in batch and isinstance(batch["x"], Tensor):
+                fed = {**batch, "x": r.contract.inputs(batch["x"])}
+            with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
+                out = r.contract.outputs(feed(r.call, fed))
+            signal = Signal(out, dict(tap.acts) if tap else {})
+        self.signals[role] = signal
+        return signal
+
+    def through(self, role: str) -> contextlib.AbstractContextManager[nn.Module]:
+        """Graph to the role's input, parameters frozen, evaluation mode."""
+        return through(self._role(role).module)
+
+    def artifact(self, stage: str, item: str) -> Any:
+        """What an item of an earlier stage left."""
+        return store.load_tree(self._engine.item_folder(self._method, stage, item))
+
+    def items(self, stage: str) -> list[str]:
+        """The ids of an earlier stage's items."""
+        for s in self._engine.stages:
+            if s.name == stage and s.items is not None:
+                return list(s.items(self))
+        raise ConfigError.unknown("stage", stage, [s.name for s in self._engine.stages], "stage of items")
+
+    def fit(
+        self,
+        module: nn.Module,
+        data: Data,
+        loss: Loss,
+        optim: Optim,
+        *,
+        scope: str,
+        queries: Sequence[Query] = (),
+        each: Callable[[int, nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """The one inner loop (`limbeck.engine.inner.fit`), with this run's seed and device."""
+        return fit(
+            module, data, loss, optim, seed=self.seed, scope=scope, device=self.device, queries=queries, each=each
+        )
+
+
+def _plain(out: Any) -> Any:
+    """Float32 outputs under autocast: losses and statistics are never taken in a lower precision."""
+    if isinstance(out, Tensor) and out.dtype in (torch.bfloat16, torch.float16):
+        return out.float()
+    return out
+
+
+__all__ = ["RunContext"]

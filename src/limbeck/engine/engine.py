@@ -1,0 +1,607 @@
+"""The one loop. It never knows a method: it gives a method its context, and does what its terms say.
+
+A run is its stages, each remembered. A step: the items of the batch are a function of the step's number
+(``limbeck.engine.batches``); the method's step yields phases; each phase is one backward pass of the weighted sum of its
+terms divided by the global counts, one sum of gradients over processes, one check that everything is finite
+(``limbeck.engine.guard``), one clip per role and one optimiser step of the roles that its terms may update
+(``limbeck.engine.step``). Here are the stages, what is saved of them, and what people see.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.engine import distributed as dist
+from limbeck.engine import interrupt
+from limbeck.engine.batches import batches, pieces, to_device
+from limbeck.engine.context import RunContext
+from limbeck.engine.guard import Guard
+from limbeck.engine.step import Seen, Stepper, add_ons
+from limbeck.engine.timing import Timed, Trial, median, wait_for
+from limbeck.errors import ConfigError, Stopped, first_line
+from limbeck.grammar.component import Settings
+from limbeck.grammar.method import Batch, Method, Stage
+from limbeck.grammar.optim import held_by
+from limbeck.grammar.random import Draws, key_of, own_generators, seed_modules
+from limbeck.grammar.role import Role
+from limbeck.grammar.signal import evaluating
+from limbeck.storage import store
+
+Precision = Literal["fp32", "bf16"]
+
+
+class EngineSettings(Settings):
+    """Where and how the loop runs. Nothing here changes what is learnt, up to rounding.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
+        devices: processes on this machine; above 1 the command relaunches itself under torchrun.
+        accumulate: micro-batches per optimiser step; the batch is cut, the result is the same.
+        precision: ``fp32``, or ``bf16`` for the forward passes (losses and statistics stay in float32).
+        workers: loader processes; 0 fetches in the loop. Any number gives the same batches.
+        compile: compile the networks with torch.compile.
+        save_every: steps between checkpoints; 0 saves by the clock alone.
+        save_minutes: minutes between checkpoints.
+        keep: how many checkpoints are kept.
+        log_every: steps between log lines.
+        eval_every: steps between evaluations on the validation split; 0 evaluates at the end alone.
+        guard: stop before a step that is not finite.
+        shard: roles (``student``, ``teacher``, ...) whose parameters, gradients and optimiser state are split over the
+            processes, for networks too large for one device; with one process nothing is split.
+    """
+
+    def __init__(
+        self,
+        device: str = "auto",
+        devices: int = 1,
+        accumulate: int = 1,
+        precision: Precision = "fp32",
+        workers: int = 0,
+        compile: bool = False,
+        save_every: int = 0,
+        save_minutes: float = 5.0,
+        keep: int = 2,
+        log_every: int = 20,
+        eval_every: int = 0,
+        guard: bool = True,
+        shard: tuple[str, ...] = (),
+    ) -> None:
+        for name, value, low in (
+            ("devices", devices, 1),
+            ("accumulate", accumulate, 1),
+            ("workers", workers, 0),
+            ("save_every", save_every, 0),
+            ("keep", keep, 1),
+            ("log_every", log_every, 1),
+            ("eval_every", eval_every, 0),
+        ):
+            if value < low:
+                raise ValueError(f"{name} must be {low} or more")
+        if not save_minutes > 0:
+            raise ValueError("save_minutes must be above 0")
+        self.device, self.devices, self.accumulate = device, devices, accumulate
+        self.precision: Precision = precision
+        self.workers, self.compile = workers, compile
+        self.save_every, self.save_minutes, self.keep = save_every, save_minutes, keep
+        self.log_every, self.eval_every, self.guard = log_every, eval_every, guard
+        self.shard = tuple(shard)
+
+
+class Engine:
+    """Runs a method's stages, remembers where it was, and stops before anything is spoilt.
+
+    Args:
+        settings: where and how to run.
+        seed: the run's seed: every draw's key begins with it.
+        folder: where checkpoints and items go; ``None`` keeps nothing (an inner run, a test).
+        workspace: where remembered items go, shared between runs.
+        logs: called with (stage, step, values) every ``log_every`` steps.
+        progress: shows how far it is (``limbeck.engine.progress.Progress``).
+        evaluate: called every ``eval_every`` steps; returns metrics on the validation split.
+        say: prints a sentence.
+    """
+
+    def __init__(
+        self,
+        settings: EngineSettings | None = None,
+        seed: int = 0,
+        folder: Path | None = None,
+        workspace: Path | None = None,
+        logs: Any = None,
+        progress: Any = None,
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self.settings = settings or EngineSettings()
+        self.seed, self.folder, self.workspace = seed, folder, workspace
+        self.logs, self.progress, self.evaluate = logs, progress, evaluate
+        self.say = say or (lambda text: None)
+        self.device = dist.pick_device(self.settings.device)
+        dist.start(self.device)
+        self.stages: list[Stage] = []
+        self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.seconds: dict[str, float] = {}  # wall time of each stage
+        self.meter = Seen()
+        self._mark = ("", 0.0)
+        self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
+
+    # -- the run ---------------------------------------------------------------------------------------------------
+
+    @own_generators()
+    def run(self, method: Method) -> None:
+        """All stages, from where an earlier run was interrupted.
+
+        Raises:
+            NonFinite: a value was infinite or NaN; nothing was updated by it.
+            Stopped: a signal asked to stop; everything is saved.
+        """
+        self.prepare(method)
+        found = self.checkpoints.latest() if self.checkpoints else None
+        saved = found[1] if found else None
+        reached = int(saved["stage"]) if saved else 0
+        for index, stage in enumerate(self.stages):
+            ctx = RunContext(self, method, stage, self.device)
+            if saved is not None and index == reached and not saved["begun"]:
+                # saved between two stages: the next one's `setup` builds on these weights, as it did then
+                self._restore(method, saved, {})
+                saved = None
+            if stage.setup is not None:
+                stage.setup(ctx)
+                self.place(method)
+            if index < reached:
+                continue
+            if stage.items is not None:
+                self.run_items(method, stage, ctx)
+            else:
+                self._run_steps(method, stage, ctx, saved if index == reached else None, index)
+            if stage.finish is not None:
+                stage.finish(ctx)
+            self.optimisers = {}
+            self._save(method, index + 1, 0, None)
+        if saved is not None and reached >= len(self.stages):
+            self._restore(method, saved, {})
+        self._whole(method)
+
+    def restore(self, method: Method, saved: Any) -> None:
+        """Bring a bound method to where a checkpoint stands, without running on."""
+        self.prepare(method)
+        for stage in self.stages[: int(saved["stage"]) + bool(saved["begun"])]:
+            if stage.setup is not None:
+                stage.setup(RunContext(self, method, stage, self.device))
+                self.place(method)
+        self._restore(method, saved, {})
+        self._whole(method)
+
+    def rehearse(self, method: Method) -> None:
+        """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here.
+
+        Optimisers are tried too, on parameters without numbers, and whether batches can be cut as they must.
+        """
+        self.place(method)
+        self._prepare_objectives(method)
+        self.stages = method.stages()
+        names = [s.name for s in self.stages]
+        if len(set(names)) != len(names):
+            raise ValueError(f"stage names must be unique: {names}")
+        for stage in self.stages:
+            pieces(stage, self.settings.accumulate)
+            for name, optim in stage.optim.items():
+                found = method.roles[name].parameters() if name in method.roles else {}
+                if found:
+                    optim.build(
+                        [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in found.values()]
+                    )
+        for name in self.settings.shard:
+            if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
+                networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
+                raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
+
+    def prepare(self, method: Method) -> None:
+        """All but the work: what `rehearse` checks, and large roles split."""
+        self.rehearse(method)
+        for name, role in method.roles.items():
+            paths = method.student_taps if name == "student" else method.teacher_taps if name == "teacher" else ()
+            if paths:
+                role.want(tuple(paths))
+            role.compile = self.settings.compile
+        if dist.world() > 1:
+            for name, role in method.roles.items():
+                if isinstance(role.module, nn.Module):
+                    dist.same_everywhere(store.fingerprint(role.module), f"the first state of role {name!r}")
+        for name in self.settings.shard:
+            method.roles[name].shard = True
+        for role in method.roles.values():
+            if role.mode == "averaged" and role.of in method.roles and method.roles[role.of].shard:
+                role.shard = True  # an average is taken piece by piece, so it is cut alike
+            if role.shard and dist.world() > 1 and isinstance(role.module, nn.Module):
+                role.split()
+
+    def _whole(self, method: Method) -> None:
+        """Sharded roles as plain modules again, for judging and saving."""
+        for role in method.roles.values():
+            before = role.module
+            if role.join():
+                for built in (method.setup.student, method.setup.teacher):
+                    if built is not None and built.module is before:
+                        built.module = role.module
+
+    def place(self, method: Method) -> None:
+        """Every role on the device, its mode set."""
+        for role in method.roles.values():
+            if isinstance(role.module, nn.Module):
+                role.module.to(self.device)
+                role.freeze()
+            elif hasattr(role.module, "to"):
+                role.module.to(self.device)
+
+    def _prepare_objectives(self, method: Method) -> None:
+        """One dry batch: objectives check shapes and make their projectors, which become roles."""
+        objectives = add_ons(method)
+        if not objectives:
+            return
+        for name, objective in objectives.items():
+            objective.name = name
+            if objective.needs_teacher and "teacher" not in method.roles:
+                raise ConfigError(f"objectives.{name}", "it needs a teacher, and this run has none")
+            if isinstance(method.roles["student"].module, nn.Module):
+                method.roles["student"].taps(tuple(objective.student_taps))
+            if objective.teacher_taps:
+                method.roles["teacher"].want(tuple(objective.teacher_taps))
+        ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
+        batch = to_device(method.task.example(2), self.device)
+        with evaluating(r.module for r in method.roles.values()), torch.no_grad():
+            student = ctx.signal("student", batch)
+            teacher = ctx.signal("teacher", batch) if "teacher" in method.roles else None
+        for name, objective in objectives.items():
+            seed_modules(key_of(self.seed, "projector", name), self.device)
+            projector = objective.prepare(student, teacher, batch)
+            if projector is not None:
+                method.roles[objective.projector] = Role(projector.to(self.device), "trained")
+
+    # -- stages of items -------------------------------------------------------------------------------------------
+
+    def item_folder(self, method: Method, stage: str, item: str) -> Path:
+        """Where an item of a stage is stored."""
+        found = next((s for s in self.stages if s.name == stage), None)
+        root = self.folder / "items" / stage if self.folder else None
+        if found is not None and found.remember is not None and self.workspace is not None:
+            root = self.workspace / f"{stage}-{found.remember}"
+        if root is None:
+            raise ConfigError("engine.folder", "a stage of items needs a folder to keep them in")
+        return root / store.safe_name(item)
+
+    def run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
+        """The items of a stage that are not there yet; processes share them out."""
+        assert stage.items is not None and stage.work is not None
+        ids = list(stage.items(ctx))
+        mine = ids[dist.rank() :: dist.world()]
+        done = [i for i in mine if store.is_complete(self.item_folder(method, stage.name, i))]
+        self._show(stage.name, len(mine), len(done))
+        self._mark = (stage.name, time.perf_counter())
+        for item in mine:
+            if item in done:
+                continue
+            if interrupt.requested() is not None:  # processes work on unequal lists here: each stops by itself
+                raise Stopped(interrupt.requested() or 0)
+            # what is remembered is shared by runs of every seed, so its draws know the item alone
+            seed = self.seed if stage.remember is None else 0
+            seed_modules(key_of(seed, stage.name, item), self.device)
+            inner = ctx.at(0)
+            inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
+            store.save_tree(self.item_folder(method, stage.name, item), stage.work(item, inner))
+            self._advance(1)
+        self._tick()
+        dist.barrier()
+
+    # -- stages of steps -------------------------------------------------------------------------------------------
+
+    def _stepper(self, method: Method, stage: Stage, ctx: RunContext) -> Stepper:
+        """The stage's optimisers and its guard. A projector is optimised as the student is."""
+        trained = {n for n, r in method.roles.items() if r.mode == "trained" and r.parameters()}
+        optim = {n: o for n, o in stage.optim.items() if n in trained}
+        if "student" in optim:
+            optim |= {n: optim["student"] for n in sorted(trained - set(optim)) if n.startswith("projector:")}
+        for n, o in optim.items():
+            method.roles[n].keep_statistics = o.keep_statistics
+            method.roles[n].freeze()
+        stepper = Stepper(method, stage, ctx, optim)
+        if self.settings.guard:
+            stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())
+        self.optimisers = stepper.optimisers
+        return stepper
+
+    def _run_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
+        total, settings = int(stage.steps or 0), self.settings
+        stepper = self._stepper(method, stage, ctx)
+        start, begun, self.meter = 0, False, Seen()
+        if saved is not None:
+            self._restore(method, saved, self.optimisers)
+            start, begun = int(saved["step"]), bool(saved["begun"])
+            self.meter = Seen({n: (s, c) for n, (s, c) in saved["meter"].items()})
+        if stage.begin is not None and not begun:
+            stage.begin(ctx)
+            self.place(method)
+            # `begin` may have replaced modules: the optimisers must hold the parameters that will be trained
+            stepper = self._stepper(method, stage, ctx)
+        frozen = self._fingerprints(method)
+        self._show(stage.name, total, start)
+        if self.logs is not None and dist.rank() == 0:
+            self.logs.resume(stage.name, start + 1)
+        saved_at, overdue, done = time.monotonic(), False, start
+        self._mark = (stage.name, time.perf_counter())
+        for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
+            overdue = self._poll(
+                partial(self._save, method, index, step, stepper),
+                time.monotonic() - saved_at > 60 * settings.save_minutes,
+            )
+            for name, (sum_, count) in self._take(stepper, step, total, micro).items():
+                self.meter.add(name, sum_, count)
+            done = step + 1
+            self._advance(1)
+            if done % settings.log_every == 0 or done == total:
+                self._settle(stepper, wait=True)
+                values, self.meter = self.meter.means(), Seen()
+                self._log(stage.name, done, {**stepper.rates(step, total), **values})
+                if self.progress is not None:
+                    self.progress.advance(0, **values)
+            if settings.eval_every and self.evaluate is not None and (done % settings.eval_every == 0 or done == total):
+                self._settle(stepper, wait=True)
+                self._log(stage.name, done, {f"valid/{k}": v for k, v in self.evaluate(done).items()})
+            due = settings.save_every and done % settings.save_every == 0
+            if self.checkpoints and done < total and (due or overdue):
+                self._save(method, index, done, stepper)
+                saved_at = time.monotonic()
+        if done < total:  # a signal took the loader's processes first, so there was no next batch: this is no end
+            self._poll(partial(self._save, method, index, done, stepper))
+            raise RuntimeError(f"the batches of stage {stage.name!r} ended at step {done} of {total}")
+        self._tick()
+        changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
+        if changed:
+            raise RuntimeError(
+                f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
+            )
+
+    def _take(self, stepper: Stepper, step: int, total: int, micro: list[Batch], wait: bool = False) -> Seen:
+        """One step with all that belongs to it: rates, update, the guard's answer, what watches, what follows."""
+        method = stepper.method
+        stepper.set_rates(step, total)
+        seen = stepper.take(step, micro)
+        self._settle(stepper, wait)
+        if type(method).observe is not Method.observe:
+            method.observe(seen.means(), stepper.ctx.at(step))
+        for role in method.roles.values():
+            if role.mode == "averaged" and role.of in method.roles:
+                role.follow(method.roles[role.of], step, total)
+        return seen
+
+    def _settle(self, stepper: Stepper, wait: bool = False) -> None:
+        """Where the guard's answer came late and is bad: take that step again, which says what was wrong with it."""
+        guard = stepper.guard
+        bad = guard.found(wait) if guard is not None else None
+        if guard is None or bad is None:
+            return
+        guard.late = False
+        for micro in self.batches(stepper.stage, bad, bad + 1):
+            stepper.take(bad, micro)
+        guard.not_repeated(bad)
+
+    def batches(self, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
+        """This process's micro-batches of a stage's steps, on the device."""
+        found = self.settings
+        return batches(
+            stage, self.seed, start, total, device=self.device, accumulate=found.accumulate, workers=found.workers
+        )
+
+    # -- state -----------------------------------------------------------------------------------------------------
+
+    def _fingerprints(self, method: Method) -> dict[str, str]:
+        return {
+            n: store.fingerprint(r.module)
+            for n, r in method.roles.items()
+            if r.mode == "frozen" and not r.batch_stats and isinstance(r.module, nn.Module)
+        }
+
+    def _tick(self) -> None:
+        """Book the time since the last mark to its stage: loops alone, no imports and no checkpoints read."""
+        name, since = self._mark
+        now = time.perf_counter()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - since
+        self._mark = (name, now)
+
+    def _save(self, method: Method, index: int, step: int, stepper: Stepper | None) -> None:
+        """A checkpoint before ``step`` of a stage; without a stepper the stage has not begun."""
+        if stepper is not None:
+            self._settle(stepper, wait=True)
+        if self.checkpoints is None:
+            return
+        if stepper is not None:
+            self._tick()
+        done = sum(max(1, s.steps or 1) for s in self.stages[:index]) + step
+        roles = {
+            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
+            for n, r in method.roles.items()
+            if r.mode != "frozen" or r.changed
+        }
+        optimisers = {n: _optimiser_state(o) for n, o in self.optimisers.items()}
+        tree = {
+            "stage": index,
+            "stage_name": self.stages[index].name if index < len(self.stages) else "",
+            "step": step,
+            "begun": stepper is not None,
+            "seed": self.seed,
+            "roles": roles,
+            "optimisers": optimisers,
+            "state": method.state,
+            "meter": dict(self.meter),
+            "seconds": self.seconds,
+        }
+        if dist.world() > 1:
+            dist.same_everywhere(store.hash_tree(_without_tensors(method.state)), "the method's state")
+        if dist.rank() == 0:
+            self.checkpoints.save(done, tree)
+        dist.barrier()
+
+    def _restore(self, method: Method, saved: Any, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+        for name, state in saved["roles"].items():
+            role = method.roles.get(name)
+            if role is None:
+                raise ConfigError(
+                    "checkpoint",
+                    f"it holds a role {name!r} that this method does not have",
+                    expected=f"roles {sorted(method.roles)}",
+                    remedy="use --force, or the recipe that made it",
+                )
+            own = role.module.state_dict()
+            if dist.world() > 1 and role.shard:
+                state = {k: dist.scattered(v, own[k]) for k, v in state.items()}
+            store.load_strict(role.module, state, f"role {name!r} of the checkpoint")
+            role.changed = role.mode == "frozen"
+            role.freeze()
+        for name, opt in optimisers.items():
+            if name in saved["optimisers"]:
+                _restore_optimiser(opt, saved["optimisers"][name])
+        method.state = saved["state"]
+        self.seconds = dict(saved["seconds"])
+        self.place(method)
+
+    def discard_checkpoints(self) -> None:
+        """Remove the checkpoints of a stage whose result is kept elsewhere."""
+        if self.checkpoints is not None:
+            self.checkpoints.clear()
+
+    def time_steps(self, method: Method, steps: int) -> dict[str, Timed]:
+        """What each stage will take, told from a few steps, or from one item; for ``limbeck plan``.
+
+        What an item trains is trained for those few steps alone. A stage that needs what items leave is tried on what
+        that one left; where this is not to be done, it says why.
+        """
+        found: dict[str, Timed] = {}
+        left: dict[str, Any] = {}
+        for stage in self.stages:
+            ctx = Trial(self, method, stage, self.device, left, steps)
+            try:
+                if stage.setup is not None:
+                    stage.setup(ctx)
+                    self.place(method)
+                if stage.items is not None:
+                    found[stage.name] = self._time_items(stage, ctx)
+                else:
+                    found[stage.name] = Timed(self._time(method, stage, ctx), int(stage.steps or 0))
+                    if left and stage.steps:
+                        found[stage.name].note = f"on stand-ins for what {' and '.join(left)} will leave"
+            except Exception as error:
+                if not left:  # nothing stood in for anything: the run would meet this too
+                    raise
+                why = f"not measured: it needs what {' and '.join(left)} will leave ({first_line(error)})"
+                found[stage.name] = Timed(None, int(stage.steps or 0), note=why)
+        return found
+
+    def _time_items(self, stage: Stage, ctx: Trial) -> Timed:
+        assert stage.items is not None and stage.work is not None
+        missing, total = ctx.missing(stage), len(stage.items(ctx))
+        if not missing:
+            return Timed(0.0, 0, total, "remembered from an earlier run")
+        item, seed = missing[0], self.seed if stage.remember is None else 0
+        seed_modules(key_of(seed, stage.name, item), self.device)
+        inner = ctx.at(0)
+        inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
+        began = time.perf_counter()
+        ctx.left[stage.name] = stage.work(item, inner)
+        wait_for(self.device)
+        seconds = time.perf_counter() - began + sum(inner.beyond)
+        there = total - len(missing)
+        note = "a step is an item" + (f"; {there} more are remembered from an earlier run" if there else "")
+        return Timed(max(0.0, seconds), len(missing), total, note)
+
+    def _time(self, method: Method, stage: Stage, ctx: Trial) -> float | None:
+        if not stage.steps:
+            return 0.0
+        if stage.begin is not None:
+            stage.begin(ctx)
+            self.place(method)
+        stepper = self._stepper(method, stage, ctx)
+        times = []
+        for step, micro in enumerate(self.batches(stage, 0, ctx.few + 1)):
+            began = time.perf_counter()
+            self._take(stepper, step, ctx.few, micro, wait=True)
+            wait_for(self.device)
+            times.append(time.perf_counter() - began)
+        return median(times[1:])
+
+    # -- people ----------------------------------------------------------------------------------------------------
+
+    def _poll(self, save: Callable[[], None], overdue: bool = False) -> bool:
+        """Stop where a signal asked for it. Returns whether any process finds it time to save."""
+        asked = interrupt.requested()
+        if dist.world() > 1:
+            both = torch.tensor([float(asked or 0), float(overdue)], device=self.device)
+            number, clock = dist.largest_over_ranks(both).tolist()
+            asked, overdue = int(number) or None, bool(clock)
+        if asked is not None:
+            save()
+            raise Stopped(asked)
+        return overdue
+
+    def _log(self, stage: str, step: int, values: dict[str, float]) -> None:
+        if self.logs is not None and dist.rank() == 0:
+            self.logs.log(stage, step, values)
+
+    def _show(self, name: str, total: int, done: int) -> None:
+        if self.progress is not None:
+            self.progress.stage(name, total, done)
+
+    def _advance(self, n: int) -> None:
+        if self.progress is not None:
+            self.progress.advance(n)
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The precision of forward passes."""
+        if self.settings.precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    params = held_by(opt)
+    return [
+        {k: dist.gathered(v) if isinstance(v, Tensor) else v for k, v in opt.state.get(p, {}).items()} for p in params
+    ]
+
+
+def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
+    """Assign state directly: ``load_state_dict`` would cast it to the parameters' dtype (engine notes)."""
+    params = held_by(opt)
+    if len(params) != len(saved):
+        raise ConfigError(
+            "checkpoint",
+            f"the optimiser's state is for {len(saved)} tensors, the role has {len(params)}",
+            remedy="use --force, or the recipe that made it",
+        )
+    # step counters live where torch makes them: on the CPU unless the optimiser is capturable or fused
+    waits = not (opt.defaults.get("capturable") or opt.defaults.get("fused"))
+    for p, state in zip(params, saved, strict=True):
+        if state:
+            opt.state[p] = {
+                k: _lay(v, p) if isinstance(v, Tensor) and not (k == "step" and waits) else v for k, v in state.items()
+            }
+
+
+def _lay(value: Tensor, p: nn.Parameter) -> Tensor:
+    value = value.to(p.device)
+    return dist.scattered(value, p) if value.shape == p.shape else value
+
+
+def _without_tensors(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        return {str(k): _without_tensors(v) for k, v in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return [_without_tensors(v) for v in tree]
+    return "<tensor>" if isinstance(tree, Tensor) else tree

@@ -1,0 +1,201 @@
+"""What stops a step that is not finite, before it has updated anything, and says what it was.
+
+On a CPU one number is read a step. On a GPU reading would make the host wait for the device at every step; there, where
+the optimisers can be told on the device to leave everything as it is (``found_inf``, which torch's fused optimisers heed),
+the answer is looked at when it has arrived. Until then no later step updates anything either, and the step, which is a
+function of its number, is taken again to be described.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from limbeck.engine import distributed as dist
+from limbeck.errors import NonFinite
+from limbeck.grammar.method import Batch, Method, Stage
+from limbeck.storage import store
+
+if TYPE_CHECKING:
+    from limbeck.engine.step import Seen
+
+LATE_ON = ("cuda",)
+"""Devices on which reading a number waits for everything that was asked before it."""
+
+HEEDING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
+"""Optimisers whose fused form skips its step where ``found_inf`` is set."""
+
+
+class Guard:
+    """Stops before a step that is not finite.
+
+    Args:
+        method: what is run.
+        stage: its stage.
+        seed: the run's seed, for the record.
+        device: where the numbers are.
+        folder: the run's folder; the record of a failure goes to ``failure`` in it.
+        optimisers: of the stage. If all of them can be told on the device, a device of ``LATE_ON`` is not waited for.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        stage: Stage,
+        seed: int,
+        device: torch.device,
+        folder: Path | None,
+        optimisers: Iterable[torch.optim.Optimizer] = (),
+    ) -> None:
+        self.method, self.stage, self.seed, self.folder = method, stage, seed, folder
+        heeding = all(isinstance(o, HEEDING) and o.defaults.get("fused") for o in optimisers)
+        # what moves beside the optimisers would move on a bad step before anybody knew of it
+        moving = any(r.mode == "averaged" or r.shard for r in method.roles.values())
+        watching = type(method).observe is not Method.observe
+        # processes would have to agree on the step they take again, and so wait for each other at every step
+        alone = dist.world() == 1
+        self.late = device.type in LATE_ON and heeding and alone and not moving and not watching
+        self._first = torch.full((), -1, dtype=torch.int64, device=device)  # the first bad step; -1: none so far
+        self._arrived: tuple[Tensor, Any] | None = None  # a copy of it on its way to the host
+
+    def check(
+        self,
+        step: int,
+        earlier: int,
+        losses: Sequence[Tensor],
+        norms: Mapping[str, Tensor],
+        optimisers: Iterable[torch.optim.Optimizer],
+        batches: Sequence[Batch],
+        seen: Seen,
+    ) -> None:
+        """One phase, between its backward passes and its update.
+
+        Args:
+            step: the step's number.
+            earlier: phases of this step that have updated something already.
+            losses: the loss of each micro-batch.
+            norms: the gradient norm of each role that the phase updates.
+            optimisers: theirs.
+            batches, seen: for the record.
+
+        Raises:
+            NonFinite: the phase is not finite; where the answer comes late, `found` gives it instead.
+        """
+        values = [n.float() for n in norms.values()]
+        if losses:
+            values.append(dist.sum_over_ranks(sum(losses[1:], losses[0]).float()))
+        if not values:
+            return
+        total = sum(values[1:], values[0])  # one number decides
+        if self.late:
+            bad = (self._first < 0) & ~torch.isfinite(total)
+            self._first = torch.where(bad, step, self._first)
+            for opt in optimisers:
+                opt.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
+        elif not math.isfinite(total.item()):
+            self._report(step, earlier, norms, batches, seen)
+
+    def found(self, wait: bool = False) -> int | None:
+        """The first step that was not finite, as far as it is known without waiting for the device; ``None``: none."""
+        if not self.late:
+            return None
+        if wait or self._first.device.type == "cpu":
+            self._arrived = None
+            first = int(self._first)
+            return first if first >= 0 else None
+        if self._arrived is None:
+            here = torch.empty((), dtype=torch.int64, pin_memory=True).copy_(self._first, non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+            self._arrived = (here, event)
+            return None
+        here, event = self._arrived
+        if not event.query():
+            return None
+        self._arrived = None
+        return int(here) if int(here) >= 0 else None
+
+    def not_repeated(self, step: int) -> NoReturn:
+        """A step that was not finite, and is finite when it is taken again."""
+        raise NonFinite(
+            f"stage {self.stage.name}",
+            f"step {step} was not finite, but is when it is taken again: the device does not repeat itself; "
+            "nothing was updated by the first attempt",
+            remedy="go on from the last checkpoint, and watch the device's memory",
+        )
+
+    def _report(
+        self, step: int, earlier: int, norms: Mapping[str, Tensor], batches: Sequence[Batch], seen: Seen
+    ) -> NoReturn:
+        method, stage = self.method, self.stage
+        means = seen.means()
+        bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
+        bad_roles = {
+            r: [
+                n
+                for n, p in method.roles[r].parameters().items()
+                if p.grad is not None and not bool(torch.isfinite(p.grad).all())
+            ][:5]
+            for r in norms
+            if not bool(torch.isfinite(norms[r]))
+        }
+        items = torch.cat([b["item"].reshape(-1) for b in batches]).tolist()
+        bad_inputs = [
+            k
+            for b in batches
+            for k, v in b.items()
+            if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())
+        ]
+        # every process is here, for what decided was summed over them: they tell each other what they hold
+        told = dist.told_by_all((bad_terms, items, bad_inputs))
+        # statistics of the whole batch carry NaN everywhere, so a process whose input is not finite speaks first
+        writer = max(range(len(told)), key=lambda r: (bool(told[r][2]), bool(told[r][0]), -r))
+        bad_terms = list(dict.fromkeys(n for terms, _, _ in told for n in terms))
+        _, items, bad_inputs = told[writer]
+        states = {
+            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
+            for n, r in method.roles.items()
+            if r.mode == "trained"
+        }
+        where = ""
+        if self.folder is not None:
+            where = f"; the batch and the weights before it are in {self.folder / 'failure'}"
+        if self.folder is not None and dist.rank() == writer:
+            store.save_tree(
+                self.folder / "failure",
+                {
+                    "stage": stage.name,
+                    "step": step,
+                    "earlier_phases": earlier,
+                    "seed": self.seed,
+                    "terms": means,
+                    "gradients": bad_roles,
+                    "batches": [
+                        {k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches
+                    ],
+                    "roles": states,
+                    "state": method.state,
+                },
+            )
+        said = f"step {step} of stage {stage.name!r} is not finite: "
+        said += f"term {', '.join(bad_terms)}" if bad_terms else "the gradient"
+        if bad_roles:
+            said += "; gradient of " + ", ".join(f"role {r!r} ({', '.join(names)})" for r, names in bad_roles.items())
+        if bad_inputs:
+            said += f"; the batch itself is not finite in {sorted(set(bad_inputs))}"
+        kept = "nothing was updated"
+        if earlier:
+            kept += f" by this phase; {earlier} before it in the same step had updated what they may"
+        raise NonFinite(
+            f"stage {stage.name}",
+            f"{said}; items {items[:16]}{'...' if len(items) > 16 else ''}; {kept}{where}",
+            remedy="lower train.lr, set train.clip=1, or look at those items",
+        )
+
+
+__all__ = ["Guard"]

@@ -1,0 +1,324 @@
+"""One optimiser step: a method's phases over all micro-batches, each with its backward pass, its check and its update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from limbeck.engine import distributed as dist
+from limbeck.engine.context import RunContext
+from limbeck.engine.guard import Guard
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Batch, Method, Objective, Share, Stage, Term, Terms, as_phases
+from limbeck.grammar.optim import Optim, held_by, lay_out
+from limbeck.grammar.random import key_of, seed_modules
+
+
+class Seen(dict[str, tuple[Tensor, "Tensor | float"]]):
+    """What one step showed, over all micro-batches and processes: name -> (sum, count)."""
+
+    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+        """Add to what is there under that name."""
+        if name in self:
+            before, n = self[name]
+            total, count = before + total, n + count
+        self[name] = (total, count)
+
+    def means(self) -> dict[str, float]:
+        """The means as numbers. Reading them waits for the device."""
+        return {name: float(total) / max(1.0, float(count)) for name, (total, count) in self.items()}
+
+
+class Stepper:
+    """Takes the steps of one stage.
+
+    Args:
+        method: bound to its participants.
+        stage: the stage of steps.
+        ctx: its context.
+        optim: how each trained role is optimised.
+
+    Attributes:
+        optimisers: one a role.
+        guard: what stops a step that is not finite; ``None`` lets everything pass.
+    """
+
+    guard: Guard | None = None
+
+    def __init__(self, method: Method, stage: Stage, ctx: RunContext, optim: dict[str, Optim]) -> None:
+        self.method, self.stage, self.ctx = method, stage, ctx
+        self.device = ctx.device
+        self.optim = optim
+        self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
+        self._held = {n: held_by(o) for n, o in self.optimisers.items()}
+        self._laid_out: dict[str, bool] = {}  # whether autograd lays a role's gradients out as its parameters
+        # counts are summed in double precision, where the device has it
+        self._wide = torch.float32 if self.device.type == "mps" else torch.float64
+
+    def set_rates(self, step: int, total: int) -> None:
+        """The learning rates of a step."""
+        for name, opt in self.optimisers.items():
+            rate = self.optim[name].rate(step, total)
+            for group in opt.param_groups:
+                group["lr"] = rate
+
+    def rates(self, step: int, total: int) -> dict[str, float]:
+        """The learning rates of a step, as they are logged."""
+        return {f"lr/{n}" if len(self.optim) > 1 else "lr": o.rate(step, total) for n, o in self.optim.items()}
+
+    def take(self, step: int, micro: Sequence[Batch]) -> Seen:
+        """One optimiser step over its micro-batches, which hold what the stage's data gave.
+
+        Raises:
+            NonFinite: a value was infinite or NaN; the step updated nothing.
+        """
+        method, stage, many = self.method, self.stage, len(micro)
+        single = many == 1 and dist.world() == 1
+        contexts = [self.ctx.at(step) for _ in micro]
+        phases: list[Generator[Terms | Share, Any, None]] = []
+        batches: list[Batch] = []
+        function = stage.step or method.step
+        queries = [*method.setup.queries.values(), *stage.queries]
+        for given, ctx in zip(micro, contexts, strict=True):
+            batch = given
+            for query in queries:
+                batch = query(batch, ctx)
+            batches.append(batch)
+            phases.append(lazily(function, batch, ctx))
+        known = {} if single else self._known(batches)
+        seen = Seen()
+        turn = earlier = 0  # earlier: phases that have updated something
+        answers: list[Any] = [None] * many
+        while True:
+            shares: list[Share] = []
+            held: list[Terms] = []
+            touched: dict[str, None] = {}
+            losses: list[Tensor] = []
+            self._clear()
+            ended = 0
+            for j, phase in enumerate(phases):
+                # dropout and its like draw from the global generator: keyed by step, turn and micro-batch
+                seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, dist.rank() * many + j), self.device)
+                try:
+                    terms = phase.send(answers[j])
+                except StopIteration:
+                    ended += 1
+                    continue
+                if isinstance(terms, Share):
+                    shares.append(terms)
+                    continue
+                self._add_objectives(terms, batches[j], contexts[j])
+                touched.update((r, None) for t in terms.values() for r in t.to)
+                if single:
+                    losses.append(self._backward(terms, *self._tally(terms, seen)))
+                elif all(_global_count(n, t, known, batches[j]) is not None for n, t in terms.items()):
+                    totals, _ = self._tally(terms, seen)
+                    shared = {n: _global_count(n, t, known, batches[j]) for n, t in terms.items()}
+                    losses.append(self._backward(terms, totals, shared))
+                else:
+                    held.append(terms)
+            turn += 1
+            if ended == many:
+                break
+            answers = [None] * many
+            if shares:
+                if len(shares) != many:
+                    raise RuntimeError(
+                        "the micro-batches of one step disagree on what they share; this is a defect of the method"
+                    )
+                answers = [_sum_shares(shares)] * many
+                continue
+            if ended:
+                raise RuntimeError(
+                    "the micro-batches of one step yielded different numbers of phases; this is a defect of the method"
+                )
+            if held:
+                if len(held) != many:
+                    raise RuntimeError(
+                        "a term has one value an item in some micro-batches and not in others; name it in `counts`"
+                    )
+                counts = self._sum_counts(held)
+                losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
+            self._update(list(touched), step, earlier, losses, batches, seen)
+            earlier += bool(touched)
+        return self._over_processes(seen) if dist.world() > 1 else seen
+
+    # -- counts ----------------------------------------------------------------------------------------------------
+
+    def _known(self, batches: list[Batch]) -> dict[str, Any]:
+        """Global counts that the batches alone tell: what the method names, and the number of items."""
+        local: dict[str, Any] = {}
+        for batch in batches:
+            for name, n in {**self.method.counts(batch), "": len(batch["item"])}.items():
+                local[name] = local.get(name, 0) + n
+        if dist.world() > 1:
+            # where processes hold unequal parts, a shape may look per item in one and not in the other: nobody guesses
+            sizes = {len(b["item"]) for b in batches}
+            size = float(max(sizes)) if len(sizes) == 1 else -1.0
+            names = sorted(local)
+            values = [*(local[n] for n in names), size, size * size, float(size < 0)]
+            packed = torch.stack([torch.as_tensor(v, dtype=self._wide, device=self.device) for v in values])
+            dist.sum_over_ranks(packed)
+            local = {n: packed[i] for i, n in enumerate(names)}
+            # one micro-batch has no graphs to free early: nothing is read, and its counts are summed when seen
+            first, squares, uneven = packed[-3:].tolist() if len(batches) > 1 else (0, 0, 1)
+            if uneven or first * first != squares * dist.world():
+                del local[""]
+        return local
+
+    def _sum_counts(self, held: list[Terms]) -> dict[str, Tensor]:
+        names = sorted({n for terms in held for n in terms})
+        packed = torch.zeros(len(names), dtype=self._wide, device=self.device)
+        for terms in held:
+            for i, n in enumerate(names):
+                if n in terms:
+                    packed[i] += terms[n].n()
+        dist.sum_over_ranks(packed)
+        return {n: packed[i] for i, n in enumerate(names)}
+
+    def _tally(self, terms: Terms, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Add what is shown to ``seen``. Returns each term's total, with its graph, and how many values count in it."""
+        totals = {n: t.total() for n, t in terms.items()}
+        own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
+        with torch.no_grad():
+            for n, t in terms.items():
+                seen.add(n, totals[n].detach() if t.show is None else t.shown(), own[n])
+            for n, (total, count) in terms.metrics.items():
+                seen.add(n, self._scalar(total), count)
+        return totals, own
+
+    def _scalar(self, value: Tensor | float) -> Tensor:
+        if isinstance(value, Tensor):
+            return value.detach().to(self.device, torch.float32)
+        return torch.full((), float(value), device=self.device)  # filled there: copying it would synchronise
+
+    def _over_processes(self, seen: Seen) -> Seen:
+        names = sorted(seen)
+        values = [v for n in names for v in seen[n]]
+        packed = torch.stack([torch.as_tensor(v, device=self.device).to(self._wide) for v in values])
+        dist.sum_over_ranks(packed)
+        return Seen({n: (packed[2 * i].float(), packed[2 * i + 1]) for i, n in enumerate(names)})
+
+    # -- phases ----------------------------------------------------------------------------------------------------
+
+    def _clear(self) -> None:
+        for params in self._held.values():
+            for p in params:
+                p.grad = None
+
+    def _add_objectives(self, terms: Terms, batch: Batch, ctx: RunContext) -> None:
+        """Add-ons: evaluated once a micro-batch, after the first phase that showed the student's signal."""
+        extra = self.method.setup.objectives
+        clash = sorted(set(extra) & set(terms))
+        if clash:
+            raise ConfigError(
+                f"objectives.{clash[0]}", "the method already has a term of that name", remedy="choose another name"
+            )
+        if not extra or "student" not in ctx.signals or ctx.added:
+            return
+        ctx.added = True
+        teacher = ctx.signals.get("teacher")
+        for name, objective in extra.items():
+            if objective.needs_teacher and teacher is None:
+                teacher = ctx.signal("teacher", batch)
+            terms[name] = objective(ctx.signals["student"], teacher, batch, ctx)
+
+    def _backward(self, terms: Terms, totals: dict[str, Tensor], counts: dict[str, Any]) -> Tensor:
+        """The backward pass of the weighted sum of totals, each divided by its count. Returns the loss, detached."""
+        loss: Tensor | None = None
+        for name, term in terms.items():
+            count, weight = counts[name], term.weight
+            if isinstance(count, Tensor) or isinstance(weight, Tensor):
+                scale = count.clamp(min=1).to(term.values.dtype) if isinstance(count, Tensor) else max(1, count)
+                part = totals[name] * weight / scale
+            else:
+                part = totals[name] * (weight / max(1, count))
+            loss = part if loss is None else loss + part
+        if loss is None:  # a phase of metrics alone
+            return torch.zeros((), device=self.device)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    def _lay_out(self, role: str) -> None:
+        """Gradients in their parameters' layout; whether anything is to be done for that shows at the first update."""
+        if self._laid_out.get(role):
+            return
+        found = [(p, p.grad) for p in self._held[role] if p.grad is not None]
+        mended = [(p, g, lay_out(p, g)) for p, g in found]
+        self._laid_out[role] = all(g is new for _, g, new in mended)
+        for p, _, new in mended:
+            p.grad = new
+
+    def _update(
+        self, touched: list[str], step: int, earlier: int, losses: list[Tensor], batches: list[Batch], seen: Seen
+    ) -> None:
+        roles = self.method.roles
+        missing = [r for r in touched if r not in self.optimisers]
+        if missing:
+            raise ConfigError(
+                "stage.optim",
+                f"stage {self.stage.name!r} updates {missing}, which no optimiser holds",
+                expected="an optimiser for every role that a term may update",
+            )
+        for r in touched:
+            if not roles[r].shard:
+                dist.sum_gradients(self._held[r])
+        for r in touched:
+            self._lay_out(r)
+        grads = {r: [p.grad for p in self._held[r] if p.grad is not None] for r in touched}
+        norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
+        if self.guard is not None:
+            self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], batches, seen)
+        for r in touched:
+            clip = self.optim[r].clip
+            if clip is not None and r in norms:
+                scale = (clip / (norms[r] + 1e-6)).clamp(max=1.0)
+                torch._foreach_mul_(grads[r], scale)
+            self.optimisers[r].step()
+
+
+def lazily(
+    function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext
+) -> Generator[Terms | Share, Any, None]:
+    """The phases of one micro-batch; nothing runs before the first is asked for, so that graphs are freed in turn."""
+    yield from as_phases(function(batch, ctx))
+
+
+def add_ons(method: Method) -> dict[str, Objective]:
+    """The method's own objectives (when it is a mapping of them) and the recipe's add-ons."""
+    own = getattr(method, "objectives", None)
+    mine = dict(own) if isinstance(own, dict) else {}
+    clash = sorted(set(mine) & set(method.setup.objectives))
+    if clash:
+        raise ConfigError(
+            f"objectives.{clash[0]}", "the method already has an objective of that name", remedy="choose another name"
+        )
+    return {**mine, **method.setup.objectives}
+
+
+def _sum_shares(shares: list[Share]) -> dict[str, Tensor]:
+    """The sums over micro-batches and processes."""
+    return {n: dist.sum_over_ranks(torch.stack([s[n].detach() for s in shares]).sum(0)) for n in shares[0]}
+
+
+def _global_count(name: str, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
+    """The count of a term over everything, where this micro-batch alone tells it; ``None``: all must be seen first.
+
+    Told are what the method names, and one value an item. Of anything else the number may differ from one micro-batch
+    to the next: masks, sums already taken, padded lengths, pairs of items.
+    """
+    if name in known and name:
+        return known[name]
+    plain = term.where is None and term.count is None and term.values.ndim == 1
+    return known.get("") if plain and len(term.values) == len(batch["item"]) else None
+
+
+def _norm(grads: Iterable[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tuple(grads))))
+
+
+__all__ = ["Seen", "Stepper", "add_ons", "lazily"]

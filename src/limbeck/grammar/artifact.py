@@ -1,0 +1,91 @@
+"""What a run makes: a network, an adapter, a data set, a sampler, a scene, a corpus."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from limbeck.grammar.method import Built
+
+if TYPE_CHECKING:
+    from limbeck.engine.bench import Bench
+    from limbeck.grammar.task import Task
+
+
+class Artifact:
+    """Something that can be saved, judged and exported.
+
+    Attributes:
+        kind: ``network``, ``dataset``, ``sampler``... as shown in reports.
+        formats: what ``export`` can write.
+    """
+
+    kind: ClassVar[str] = "artifact"
+    formats: tuple[str, ...] = ()
+
+    def save(self, folder: Path) -> None:
+        """Write it alone, in its native format, into a folder that exists."""
+        raise TypeError(f"{type(self).__name__} must define save")
+
+    def evaluate(self, bench: Bench) -> dict[str, float]:
+        """Its metrics on the test split."""
+        raise TypeError(f"{type(self).__name__} must define evaluate")
+
+    def size(self) -> dict[str, float]:
+        """Parameters, bytes and the like."""
+        return {}
+
+
+class NetworkArtifact(Artifact):
+    """The student network.
+
+    Args:
+        task: what it is for.
+        built: the network with its contract and labels.
+    """
+
+    kind: ClassVar[str] = "network"
+    formats: tuple[str, ...] = ("safetensors", "onnx", "onnx-int8", "hub")
+
+    def __init__(self, task: Task, built: Built) -> None:
+        self.task, self.built = task, built
+
+    def save(self, folder: Path) -> None:
+        """``student.safetensors`` (or the library's folder ``student/``), with labels and preprocessing beside it."""
+        from limbeck.storage.store import atomic_write
+
+        self.built.model.save(self.built.module, folder, self.built.labels)
+        atomic_write(folder / "student.json", json.dumps(self.about(), indent=2).encode())
+
+    def about(self) -> dict[str, Any]:
+        """What must be known to use the network elsewhere: class names, preprocessing, how it is built, its task."""
+        return {
+            "labels": self.built.labels,
+            "preprocessing": self.built.contract.as_config(),
+            "model": _node(self.built.model),
+            "task": self.task.describe(),
+        }
+
+    def evaluate(self, bench: Bench) -> dict[str, float]:
+        """The task's metrics on the test split, with agreement where there is a teacher."""
+        return self.task.evaluate(self.built, self.task.test, bench.teacher, device=bench.device)
+
+    def size(self) -> dict[str, float]:
+        """Parameters and bytes of parameters and buffers."""
+        tensors = [*self.built.module.parameters(), *self.built.module.buffers()]
+        return {
+            "parameters": float(sum(p.numel() for p in self.built.module.parameters())),
+            "bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
+        }
+
+
+def _node(model: Any) -> dict[str, Any] | None:
+    """A model as a recipe node; ``None`` for what can't stand in a recipe (a module that the caller holds)."""
+    from limbeck.recipe.hints import Mismatch
+    from limbeck.recipe.schema import node_of
+
+    try:
+        return node_of(model)
+    except (Mismatch, AttributeError):
+        return None

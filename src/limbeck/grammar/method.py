@@ -1,0 +1,383 @@
+"""The grammar every paper is written in: terms, objectives, queries, stages, and the method that joins them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.component import Component
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import Draws
+from limbeck.grammar.role import Contract, Role
+from limbeck.grammar.signal import Signal
+
+if TYPE_CHECKING:
+    from limbeck.grammar.artifact import Artifact
+    from limbeck.grammar.task import Task
+
+Batch = dict[str, Any]
+"""What is asked: tensors by name, first axis the items. ``item`` (int64 [N]) and ``view`` (int64 [N]) are always there."""
+
+
+class Term:
+    """Named per-item values, and which roles they may update.
+
+    The engine computes ``weight * sum(values where `where`) / count``, with the count taken over all micro-batches and
+    processes, so that accumulating or distributing changes nothing.
+
+    Args:
+        values: per-item values of any shape, at least float32. A sum already taken is a scalar with ``count``.
+        to: the roles this term may update. Its graph must reach no other trained role (detach by construction).
+        weight: its weight in the sum.
+        where: which values count, broadcastable to ``values``; ``None`` counts all.
+        count: for a sum already taken: over how many items (trajectory matching: 1).
+        show: for a surrogate whose value means nothing: what is logged, guarded and given to ``observe`` beside it;
+            a scalar, or per-item values like ``values``.
+    """
+
+    __slots__ = ("count", "show", "to", "values", "weight", "where")
+
+    def __init__(
+        self,
+        values: Tensor,
+        to: str | Sequence[str] = ("student",),
+        weight: float | Tensor = 1.0,
+        where: Tensor | None = None,
+        count: int | None = None,
+        show: Tensor | None = None,
+    ) -> None:
+        self.values = values
+        self.to = (to,) if isinstance(to, str) else tuple(to)
+        self.weight = weight
+        self.where = where
+        self.count = count
+        self.show = show
+
+    def total(self) -> Tensor:
+        """The sum of the values that count (a scalar with graph)."""
+        if self.where is None:
+            return self.values.sum()
+        # torch.where, not a product: a masked NaN must not poison the sum
+        return torch.where(
+            self.where.bool(), self.values, torch.zeros((), dtype=self.values.dtype, device=self.values.device)
+        ).sum()
+
+    def n(self) -> Tensor | int:
+        """How many values count, in this micro-batch."""
+        if self.count is not None:
+            return self.count
+        if self.where is None:
+            return self.values.numel()
+        return self.where.bool().expand_as(self.values).sum()
+
+    def shown(self) -> Tensor:
+        """What is logged for it: a detached scalar sum that is divided by the same count."""
+        if self.show is None:
+            return self.total().detach()
+        show = self.show.detach().float()
+        if show.ndim == 0:
+            return show * self.n()
+        return show.sum() if self.where is None else torch.where(self.where.bool(), show, torch.zeros_like(show)).sum()
+
+
+class Terms(dict[str, Term]):
+    """One phase: everything that is summed into one backward pass, by name.
+
+    Args:
+        metrics: further quantities to log, each a pair (sum, count).
+        **terms: the terms.
+    """
+
+    def __init__(
+        self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] | None = None, /, **terms: Term
+    ) -> None:
+        super().__init__(terms)
+        self.metrics = dict(metrics or {})
+
+
+class Share(dict[str, Tensor]):
+    """Statistics that a step needs of the whole batch before it can go on: ``sums = yield Share(name=tensor)``.
+
+    Each tensor is summed over all micro-batches and processes, detached, and the sums come back from the ``yield`` (a
+    count is a tensor like any other). So a term that centres on the batch is the same however the batch is cut.
+    """
+
+
+class Context(Protocol):
+    """What a step may ask of the engine.
+
+    Attributes:
+        step, total: the number of the optimiser step within the stage, and how many there are.
+        stage: the stage's name.
+        seed, draws: the run's seed, and keyed randomness of this step.
+        device: where the batch lies.
+        task: what the student is for.
+        roles: every participant by name.
+        signals: what `signal` has shown in this micro-batch, by role.
+    """
+
+    step: int
+    total: int
+    stage: str
+    seed: int
+    device: torch.device
+    task: Task
+    roles: dict[str, Role]
+    draws: Draws
+    signals: dict[str, Signal]
+
+    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
+        """Call a role's module. Trained roles build a graph, others do not, unless ``grad`` says otherwise."""
+
+    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
+        """Feed a batch to a role as the task does, through its contract, and show outputs and tapped activations."""
+
+    def through(self, role: str) -> AbstractContextManager[nn.Module]:
+        """Graph to the role's input, its parameters frozen, in evaluation mode."""
+
+    def artifact(self, stage: str, item: str) -> Any:
+        """What an item of an earlier stage left."""
+
+    def items(self, stage: str) -> list[str]:
+        """The ids of an earlier stage's items."""
+
+    def fit(
+        self,
+        module: nn.Module,
+        data: Data,
+        loss: Callable[[nn.Module, Batch, Context], Tensor | Term],
+        optim: Optim,
+        *,
+        scope: str,
+        queries: Sequence[Query] = (),
+        each: Callable[[int, nn.Module], None] | None = None,
+    ) -> nn.Module:
+        """Train a network in memory, inside a step or an item (see `limbeck.engine.inner.fit`)."""
+
+
+class Objective(Component):
+    """What is matched: a function from (student signal, teacher signal, batch, context) to a Term.
+
+    Attributes:
+        student_taps, teacher_taps: modules whose activations it needs.
+        needs_teacher: whether a teacher signal must exist.
+    """
+
+    kind: ClassVar[str] = "objective"
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+    needs_teacher: ClassVar[bool] = True
+    name: str = ""
+
+    def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
+        """Check shapes on one dry batch; return the projector to train, if there is one (it becomes a role)."""
+        return None
+
+    def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
+        """The term of one batch."""
+        raise TypeError(f"{type(self).__name__} must define __call__")
+
+    @property
+    def projector(self) -> str:
+        """The name of the role that holds its projector."""
+        return f"projector:{self.name}"
+
+
+class Query(Component):
+    """What is asked: a function (batch, context) -> batch that passes it through or changes it.
+
+    A query draws from ``ctx.draws`` keyed by ``batch["item"]`` (and ``batch["view"]`` where a cache must replay it).
+    """
+
+    kind: ClassVar[str] = "query"
+
+    def accept(self, task: Task) -> None:
+        """Refuse a task whose batches the query cannot change: asked when the data are read, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is expected.
+        """
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch to use."""
+        raise TypeError(f"{type(self).__name__} must define __call__")
+
+
+class Data(Protocol):
+    """Items that can be fetched by number. Randomness lives in queries, so fetching is a pure function."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as one batch of tensors, without ``item`` and ``view``."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash: what the data is, not where it lies."""
+
+
+@dataclass
+class Stage:
+    """A piece of a run that is remembered.
+
+    A stage of ``steps`` loops over ``data`` with an optimiser per role; a stage of ``items`` does work item by item,
+    one atomic folder each (searches, mining, scoring, generation, experts).
+
+    Attributes:
+        name: unique within the method.
+        steps: number of optimiser steps.
+        data: what is iterated; ``None``: no data, the batch holds ids alone (noise, prompts).
+        batch_size: items per optimiser step over everything.
+        optim: how each trained role is optimised.
+        queries: applied to each batch in order.
+        setup: builds structure from artifacts; runs at every start, resumed or not.
+        begin: changes values, once, at step 0.
+        finish: runs once after the last step or item.
+        step: the step function, if not the method's own.
+        items: the ids of the work to do.
+        work: does one item and returns a tree of values and tensors that is stored.
+        remember: for items: a key under which the artifacts are shared by every run (``None``: this run alone).
+        shuffle: permute the data each epoch.
+        scope: what the keys of draws hold in place of the name: a baseline shares the batches of what it is compared to.
+    """
+
+    name: str
+    steps: int | None = None
+    data: Data | None = None
+    batch_size: int = 1
+    optim: dict[str, Optim] = field(default_factory=dict)
+    queries: Sequence[Query] = ()
+    setup: Callable[[Context], None] | None = None
+    begin: Callable[[Context], None] | None = None
+    finish: Callable[[Context], None] | None = None
+    step: Callable[[Batch, Context], Terms | Iterator[Terms | Share]] | None = None
+    items: Callable[[Context], Sequence[str]] | None = None
+    work: Callable[[str, Context], Any] | None = None
+    remember: str | None = None
+    shuffle: bool = True
+    scope: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.steps is None) == (self.items is None):
+            raise ValueError(f"stage {self.name!r} needs either steps or items")
+        self.scope = self.scope or self.name
+
+
+@dataclass
+class Built:
+    """A model as a recipe builds it: the module, its input contract, its labels, and where it came from."""
+
+    module: Any
+    contract: Contract = field(default_factory=Contract)
+    labels: list[str] | None = None
+    model: Any = None  # the Model component, which knows the native format
+
+
+@dataclass
+class Setup:
+    """Everything a method is bound to before it runs."""
+
+    task: Task
+    student: Built
+    teacher: Built | None
+    train: Optim
+    seed: int = 0
+    objectives: dict[str, Objective] = field(default_factory=dict)
+    queries: dict[str, Query] = field(default_factory=dict)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    shard: Sequence[str] = ()  # roles that are split over the processes
+
+
+class Method(Component):
+    """One paper: roles, stages, and a step from a batch to terms.
+
+    A plain method sets its hyperparameters in ``__init__`` and defines ``step``. Adaptive state lives in ``self.state``
+    (numbers, strings, tensors, nested), is read in ``step`` and moves only in ``observe``.
+
+    Attributes:
+        needs_teacher: whether a teacher must be given or trained.
+        student_taps, teacher_taps: modules whose activations ``step`` reads.
+        coupled: why items of a batch are coupled by the mathematics (then accumulating is not invariant); empty if not.
+    """
+
+    kind: ClassVar[str] = "method"
+    needs_teacher: ClassVar[bool] = True
+    coupled: str = ""
+    student_taps: tuple[str, ...] = ()
+    teacher_taps: tuple[str, ...] = ()
+
+    roles: dict[str, Role]
+    state: dict[str, Any]
+    setup: Setup
+
+    def accept(self, task: Task) -> None:
+        """Refuse a task that the method is not for: asked as soon as the data are read, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is expected.
+        """
+
+    def bind(self, setup: Setup) -> None:
+        """Take the participants. Override to add roles; call this first."""
+        self.setup = setup
+        self.state = {}
+        self.roles = {
+            "student": Role(
+                setup.student.module, "trained", contract=setup.student.contract, shard="student" in setup.shard
+            )
+        }
+        if setup.teacher is not None:
+            self.roles["teacher"] = Role(
+                setup.teacher.module, "frozen", contract=setup.teacher.contract, shard="teacher" in setup.shard
+            )
+        elif self.needs_teacher:
+            raise ConfigError(
+                "teacher",
+                f"{type(self).__name__} needs a teacher",
+                remedy="set teacher=NAME, or teacher.checkpoint=FILE; without a checkpoint a stage trains it",
+            )
+
+    @property
+    def task(self) -> Task:
+        """What the student is for."""
+        return self.setup.task
+
+    def stages(self) -> list[Stage]:
+        """What is done, in order. By default one stage that trains every trained role on the task's training data."""
+        train = self.setup.train
+        optim = {name: train for name, role in self.roles.items() if role.mode == "trained"}
+        return [Stage("distil", steps=train.steps, data=self.task.train, batch_size=train.batch_size, optim=optim)]
+
+    def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms | Share]:
+        """From a batch to terms. A step with several phases yields one Terms a phase.
+
+        It may also yield a `Share` and receives its sums over the whole batch.
+        """
+        raise TypeError(f"{type(self).__name__} must define step, or give every stage its own")
+
+    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
+        """For terms whose ``where`` is known before the forward pass: how many values will count in this micro-batch.
+
+        Naming a term here lets the engine free each micro-batch's graph at once when accumulating.
+        """
+        return {}
+
+    def observe(self, seen: dict[str, float], ctx: Context) -> None:
+        """Move adaptive state, once per optimiser step, from means over everything (all micro-batches and processes)."""
+
+    def artifact(self) -> Artifact:
+        """What the run made. By default the student network."""
+        from limbeck.grammar.artifact import NetworkArtifact
+
+        return NetworkArtifact(self.setup.task, self.setup.student)
+
+
+def as_phases(result: Terms | Iterable[Terms | Share]) -> Iterator[Terms | Share]:
+    """A step's result as an iterator of phases."""
+    return iter([result]) if isinstance(result, Terms) else iter(result)

@@ -1,0 +1,264 @@
+"""What one forward pass shows: outputs and named activations, captured without editing the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ConfigError, TapError, nearest
+
+
+@dataclass
+class Signal:
+    """The output of one call and the activations that were tapped.
+
+    Attributes:
+        out: what the model returned (a tensor, or a library's output object).
+        acts: tapped activations, by the path they were asked for.
+        meta: anything the source adds (a cache's storage tolerance, a sparse teacher's tail rule).
+    """
+
+    out: Any
+    acts: dict[str, Tensor] = field(default_factory=dict)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def logits(self) -> Tensor:
+        """The output as a tensor of at least float32: itself, its ``logits``, or its ``sample``."""
+        out = self.out
+        for name in ("logits", "sample"):
+            if not isinstance(out, Tensor):
+                found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
+                out = found if isinstance(found, Tensor) else out
+        if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
+            out = out[0]
+        if not isinstance(out, Tensor):
+            raise TapError(
+                "signal.logits",
+                f"the model returned {type(self.out).__name__}, in which no logits were found",
+                expected="a tensor, or an object with .logits or .sample",
+            )
+        return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+
+
+def module_at(module: nn.Module, path: str) -> nn.Module:
+    """The submodule that ``named_modules()`` calls ``path``; TapError with the nearest names otherwise."""
+    known = dict(module.named_modules())
+    if path in known:
+        return known[path]
+    names = [n for n in known if n]
+    close = nearest(path, names, 5) or [n for n in names if path.split(".")[-1] in n][:5]
+    raise TapError(
+        f"tap {path!r}",
+        f"{type(module).__name__} has no module of that name",
+        remedy=f"did you mean {', '.join(map(repr, close))}?" if close else f"known: {', '.join(names[:20])}",
+    )
+
+
+class Tap:
+    """Records what named modules see or return during a forward pass.
+
+    Hooks are set once (before any ``torch.compile``); they record only inside ``with tap:``.
+
+    Args:
+        module: the model, unedited.
+        paths: module names as ``named_modules()`` spells them; ``name:in`` records the first input instead of the
+            output. The empty name is the model itself.
+
+    Raises:
+        TapError: a path names no module (nearest names are listed), or showed nothing during the pass.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+        >>> tap = Tap(net, ["0", "2:in"])
+        >>> with tap:
+        ...     _ = net(torch.zeros(5, 4))
+        >>> tap.acts["0"].shape, tap.acts["2:in"].shape
+        (torch.Size([5, 3]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
+        self.module = module
+        self.paths: tuple[str, ...] = ()
+        self.acts: dict[str, Tensor] = {}
+        self.recording = False
+        self._handles: list[Any] = []
+        self.add(paths)
+
+    def add(self, paths: Iterable[str]) -> None:
+        """Set hooks on further paths; a path that is already tapped is left alone."""
+        fresh = [p for p in dict.fromkeys(paths) if p not in self.paths]
+        targets = [(p, module_at(self.module, p.removesuffix(":in"))) for p in fresh]
+        if fresh:
+            # an in-place activation downstream would overwrite what was recorded
+            for child in self.module.modules():
+                if getattr(child, "inplace", False) is True:
+                    child.inplace = False  # type: ignore[assignment]
+        for path, target in targets:
+            if path.endswith(":in"):
+                self._handles.append(target.register_forward_pre_hook(self._input_hook(path), with_kwargs=True))
+            else:
+                self._handles.append(target.register_forward_hook(self._output_hook(path)))
+        self.paths = (*self.paths, *fresh)
+
+    def _output_hook(self, path: str) -> Any:
+        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
+            if self.recording:
+                self.acts[path] = out[0] if isinstance(out, (tuple, list)) else out
+
+        return hook
+
+    def _input_hook(self, path: str) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.recording:
+                self.acts[path] = args[0] if args else next(iter(kwargs.values()))
+
+        return hook
+
+    def __enter__(self) -> Tap:
+        self.acts = {}
+        self.recording = True
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.recording = False
+        if exc[0] is None:
+            missing = [p for p in self.paths if not isinstance(self.acts.get(p), Tensor)]
+            if missing:
+                raise TapError(
+                    f"tap {missing[0]!r}",
+                    "the module did not run, or returned no tensor, in this forward pass",
+                    remedy="tap a module that the forward pass uses; with torch.compile, tap before compiling",
+                )
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self.paths = [], ()
+
+
+@contextmanager
+def through(module: nn.Module) -> Iterator[nn.Module]:
+    """Graph to the input, parameters frozen, evaluation mode; everything restored afterwards."""
+    wanted = [p for p in module.parameters() if p.requires_grad]
+    training = {m: m.training for m in module.modules()}
+    for p in wanted:
+        p.requires_grad_(False)
+    module.eval()
+    try:
+        yield module
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+        for m, was in training.items():
+            m.training = was
+
+
+@contextmanager
+def evaluating(modules: Iterable[Any]) -> Iterator[None]:
+    """Evaluation mode for a while; every submodule's own mode is restored. What is no module is left alone."""
+    modes = {m: m.training for top in modules if isinstance(top, nn.Module) for m in top.modules()}
+    for m in modes:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, was in modes.items():
+            m.training = was
+
+
+def frozen_statistics(module: nn.Module) -> list[nn.Module]:
+    """The submodules that keep running statistics (BatchNorm and its like) and whose weights are frozen.
+
+    Asked are their own weights; of layers without any, those of the nearest module around them that has some.
+    """
+    found: list[nn.Module] = []
+
+    def look(part: nn.Module, frozen: bool) -> None:
+        wanted = [p.requires_grad for p in part.parameters()]
+        frozen = not any(wanted) if wanted else frozen
+        if frozen and isinstance(getattr(part, "running_mean", None), Tensor):
+            found.append(part)
+        for child in part.children():
+            look(child, frozen)
+
+    look(module, False)
+    return found
+
+
+def train_mode(module: nn.Module, keep_statistics: bool = True) -> None:
+    """Training mode; with ``keep_statistics`` what `frozen_statistics` finds stays in evaluation mode."""
+    module.train()
+    for part in frozen_statistics(module) if keep_statistics else ():
+        part.eval()
+
+
+def shared_tensors(student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """What training the student would change in its teacher: (the student's name, the teacher's) of tensors in one memory.
+
+    Frozen weights may be shared: nobody moves them.
+    """
+    still = set(map(id, frozen_statistics(student)))
+    moving: dict[str, Tensor] = {n: p for n, p in student.named_parameters() if p.requires_grad}
+    for path, part in student.named_modules():
+        if id(part) not in still and isinstance(getattr(part, "running_mean", None), Tensor):
+            moving |= {f"{path}.{n}".removeprefix("."): b for n, b in part.named_buffers(recurse=False)}
+    theirs: dict[int, list[tuple[int, int, str]]] = {}
+    for name, tensor in (*teacher.named_parameters(), *teacher.named_buffers()):
+        if (extent := _extent(tensor)) is not None:
+            theirs.setdefault(extent[0], []).append((*extent[1:], name))
+    found = []
+    for name, tensor in moving.items():
+        if (extent := _extent(tensor)) is not None:
+            start, stop = extent[1:]
+            found += [(name, other) for a, b, other in theirs.get(extent[0], ()) if a < stop and start < b]
+    return found
+
+
+def _extent(tensor: Tensor) -> tuple[int, int, int] | None:
+    """Which storage a tensor lies in, and from which byte to which; ``None`` where it lies in no memory of its own."""
+    if tensor.device.type == "meta" or not tensor.numel() or type(tensor.data) is not Tensor:
+        return None
+    last = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return tensor.untyped_storage().data_ptr(), start, start + (last + 1) * tensor.element_size()
+
+
+def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher in whose memory training would move both.
+
+    Raises:
+        ConfigError: what is shared, and how to copy it.
+    """
+    found = shared_tensors(student, teacher)
+    if not found:
+        return
+    if student is teacher:
+        what = f"it is the same object as the teacher ({len(found)} tensors)"
+    else:
+        named = [f"{a!r}" if a == b else f"{a!r} is the teacher's {b!r}" for a, b in found[:5]]
+        rest = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        what = (
+            f"it shares {len(found)} tensor{'s' if len(found) > 1 else ''} with the teacher: {', '.join(named)}{rest}"
+        )
+    raise ConfigError(
+        "student",
+        f"{what}, so training it would change its teacher",
+        expected="a network with weights of its own",
+        remedy="give a copy, student=copy.deepcopy(net)"
+        + ("" if student is teacher else ", or freeze what both use: requires_grad_(False)"),
+    )
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module's first tensor lives; the CPU for what has none."""
+    if isinstance(module, nn.Module):
+        for tensor in (*module.parameters(), *module.buffers()):
+            return tensor.device
+    return torch.device("cpu")

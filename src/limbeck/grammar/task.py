@@ -1,0 +1,161 @@
+"""What the student is for: data, how a batch is fed to a model, the supervised loss, the metrics."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.grammar.component import Component
+from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.signal import Signal
+
+if TYPE_CHECKING:
+    from limbeck.engine.bench import Bench
+    from limbeck.grammar.artifact import Artifact
+    from limbeck.grammar.optim import Optim
+
+
+DENSE_OUTPUTS = 2048
+"""Up to so many outputs a position of a text is recorded whole; above, its likeliest tokens."""
+
+
+class Task(Component):
+    """A family of uses. One file per family under ``limbeck.tasks``.
+
+    Attributes:
+        primary: name of the main metric.
+        higher_is_better: its direction.
+        train: the student's training data; ``teacher_train`` the teacher's (often more); ``valid`` chooses; ``test``
+            only judges.
+        labels: class names in the task's order, or ``None``.
+        onnx_names: the tensors of a batch that are inputs of an exported graph.
+        judging: settings that only judge: a teacher trained under other values of them is the same teacher.
+    """
+
+    kind: ClassVar[str] = "task"
+    primary: str = "loss"
+    higher_is_better: bool = False
+    labels: list[str] | None = None
+    onnx_names: tuple[str, ...] = ("x",)
+    judging: tuple[str, ...] = ()
+    train: Data
+    teacher_train: Data
+    valid: Data
+    test: Data
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """What a student of this task can be exported as."""
+        from limbeck.grammar.artifact import NetworkArtifact
+
+        return NetworkArtifact.formats
+
+    def load(self, seed: int | None = None) -> None:
+        """Read and check the data. Idempotent.
+
+        ``seed`` chooses subsets, never the test split; ``None`` keeps those of an earlier call (0 at the first).
+        """
+        raise TypeError(f"{type(self).__name__} must define load")
+
+    def feed(self, module: Any, batch: Batch) -> Any:
+        """How a batch goes into a model."""
+        return module(batch["x"])
+
+    def supervised(self, signal: Signal, batch: Batch) -> Term:
+        """The loss against the data's own labels, per item."""
+        raise TypeError(f"{type(self).__name__} must define supervised")
+
+    def counts(self, batch: Batch) -> int | Tensor | None:
+        """How many values the supervised term will count, where that is known from the batch alone."""
+        return None
+
+    def evaluate(
+        self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
+    ) -> dict[str, float]:
+        """Metrics of a network on a split; agreement with the teacher where one is given."""
+        raise TypeError(f"{type(self).__name__} must define evaluate")
+
+    def default_student(self) -> dict[str, Any]:
+        """The recipe node of the student when none is named."""
+        raise TypeError(f"{type(self).__name__} has no default student: name one")
+
+    def default_teacher(self) -> dict[str, Any]:
+        """The recipe node of the teacher when none is named."""
+        raise TypeError(f"{type(self).__name__} has no default teacher: name one")
+
+    def alone(self, bench: Bench) -> dict[str, float]:
+        """Metrics of the baseline without distillation at equal budget. By default the student trained by itself."""
+        return bench.train_alone()
+
+    def teacher_metrics(self, bench: Bench) -> dict[str, float]:
+        """Metrics of the teacher; empty where the method has none."""
+        if bench.teacher is None:
+            return {}
+        recorded = getattr(bench.teacher.module, "metrics", None)
+        if isinstance(recorded, dict):  # a cache knows its training items only, and what its teacher scored
+            return recorded
+        return self.evaluate(bench.teacher, self.test, device=bench.device)
+
+    def judge(self, artifact: Artifact, bench: Bench) -> dict[str, float]:
+        """Metrics of what the run made."""
+        return artifact.evaluate(bench)
+
+    def match(self, student: Built, teacher: Built) -> None:
+        """Check that teacher and student speak of the same thing; raise TeacherMismatch, or adapt and say so."""
+
+    def describe(self) -> dict[str, Any]:
+        """Plain facts that travel with a network (in ``student.json``), so that its answers can be read elsewhere."""
+        return {}
+
+    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
+        """Further entries of ``result.json`` (calibration bins, pictures), for the report."""
+        return {}
+
+    def cache_bytes(self) -> float:
+        """Bytes a recorded teacher takes per training item: two for each output value; 0 where none can be recorded."""
+        return 2.0 * len(self.labels or [0])
+
+    def example(self, n: int = 2) -> Batch:
+        """A few training items as a batch, for dry runs and exports."""
+        ids = torch.arange(min(n, len(self.train)))
+        return {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+
+    @property
+    def fingerprint(self) -> str:
+        """A content hash of the data a student or teacher is trained on."""
+        return self.train.fingerprint
+
+
+class Model(Component):
+    """A way to get a network: a library's, the user's, an earlier run's.
+
+    Attributes:
+        checkpoint: weights to load, or ``None``.
+    """
+
+    kind: ClassVar[str] = "model"
+    paths: ClassVar[tuple[str, ...]] = ("path", "checkpoint", "labels")
+    checkpoint: str | None = None
+
+    def build(self, task: Task) -> Built:
+        """The network for a task, weights loaded where a checkpoint or pretrained weights are named."""
+        raise TypeError(f"{type(self).__name__} must define build")
+
+    @property
+    def trained(self) -> bool:
+        """Whether ``build`` returns trained weights (then no teacher stage is needed). Asked after ``build``."""
+        return self.checkpoint is not None
+
+    def teach(self, bench: Bench, optim: Optim) -> Built:
+        """A teacher without trained weights, trained on the task's own labels: a remembered stage."""
+        return bench.train_network(self, bench.task.teacher_train, optim, "teacher")
+
+    def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
+        """Write the network alone in its own native format: by default ``student.safetensors``."""
+        from pathlib import Path
+
+        from limbeck.storage.store import save_state_dict
+
+        save_state_dict(Path(folder) / "student.safetensors", module.state_dict())

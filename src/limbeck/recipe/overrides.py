@@ -1,0 +1,202 @@
+"""Recipes found by name or path, and dotted overrides merged into them. Nothing is checked yet, and no torch is needed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from limbeck.errors import ConfigError, nearest, shorten
+from limbeck.grammar.card import recipe_path, recipes
+from limbeck.recipe.scalars import TOKEN, encodable
+from limbeck.recipe.values import DEPTH, read_value, read_yaml_file
+
+_SHIPPED = Path(__file__).resolve().parents[1]
+
+LIMITS = ("student_items", "student_documents")
+"""Settings of a task that a shipped recipe chose for its own small data: whoever names other data gets all of it."""
+
+
+def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+    """A recipe as a plain tree, with overrides merged. Nothing is imported or checked yet.
+
+    Where other ``task.data`` is named, a shipped recipe's own ``LIMITS`` are let go: they belong to the data it ships with.
+
+    Args:
+        name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
+        overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
+        seed: takes the place of the recipe's.
+
+    Raises:
+        ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
+    """
+    path = find_recipe(name_or_path)
+    tree = read_yaml_file(path)
+    if not isinstance(tree, dict):
+        what = "is empty" if tree is None else "holds no settings"
+        raise ConfigError(str(path), what, expected="keys such as task: and method:")
+    tree = {"name": path.stem, **tree} if "name" not in tree else tree
+    tokens = list(overrides)
+    if path.is_relative_to(_SHIPPED):
+        _let_limits_go(tree.get("task"), tokens)
+    merge(tree, tokens)
+    if seed is not None:
+        tree["seed"] = seed
+    return tree
+
+
+def merge(tree: dict[str, Any], overrides: Iterable[str]) -> None:
+    """Merge overrides into a tree, in place and in any order: of the same key the last one counts.
+
+    ``teacher=timm:resnet18`` makes a new teacher, so it comes before ``teacher.checkpoint=...`` wherever it was typed;
+    ``loggers=[csv]`` comes before ``loggers+=wandb``.
+
+    Raises:
+        ConfigError: an override is none, or does not fit what is there.
+    """
+    for token in sorted(overrides, key=_depth):
+        apply(tree, token)
+
+
+def _depth(token: str) -> tuple[int, bool]:
+    parts, append, _ = split_override(token)
+    return len(parts), append
+
+
+def _let_limits_go(task: Any, overrides: Iterable[str]) -> None:
+    if not isinstance(task, dict):
+        return
+    for parts, _, value in map(split_override, overrides):
+        if parts == ["task", "data"] and _name(value) != _name(task.get("data")):
+            for limit in LIMITS:
+                task.pop(limit, None)
+
+
+def _name(node: Any) -> Any:
+    return node.get("use") if isinstance(node, dict) else node
+
+
+def find_recipe(name_or_path: str | Path) -> Path:
+    """The file of a recipe: a shipped one by name, a YAML file, or the ``config.yaml`` of a run folder.
+
+    Raises:
+        ConfigError: there is none; the nearest names are listed.
+    """
+    text = str(name_or_path)
+    if not text or not encodable(text) or "\0" in text:
+        raise ConfigError("recipe", given=text, expected="the name of a recipe, a YAML file or a run folder")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError as error:
+        raise ConfigError("recipe", str(error), given=text) from None
+    looks_like_path = (
+        isinstance(name_or_path, Path) or os.sep in text or "/" in text or path.suffix in (".yaml", ".yml")
+    )
+    try:
+        if path.is_dir() and (looks_like_path or (path / "config.yaml").is_file()):
+            if (path / "config.yaml").is_file():
+                return path / "config.yaml"
+            raise ConfigError("recipe", f"the folder {shorten(text)} holds no config.yaml", expected="a run folder")
+        if path.is_file() and looks_like_path:
+            return path
+        if looks_like_path:
+            beside = (
+                [p.name for p in path.parent.iterdir() if p.suffix in (".yaml", ".yml")] if path.parent.is_dir() else []
+            )
+            close = nearest(path.name, beside) or nearest(path.stem, recipes())
+            remedy = (
+                f"did you mean {' or '.join(repr(c) for c in close)}?" if close else "shipped recipes: limbeck methods"
+            )
+            raise ConfigError("recipe", f"there is no file {shorten(text)}", remedy=remedy)
+    except OSError as error:
+        raise ConfigError("recipe", f"{shorten(text)} cannot be read: {error.strerror or error}") from None
+    return recipe_path(text)
+
+
+def split_override(token: str) -> tuple[list[str], bool, Any]:
+    """An override as (parts of its key, whether it appends, value).
+
+    Raises:
+        ConfigError: it is none, its key has an empty part, or its value is missing.
+    """
+    if not encodable(token):
+        raise ConfigError("override", given=token, expected="UTF-8 text")
+    match = TOKEN.match(token)
+    if match is None:
+        raise ConfigError(
+            short(token) or "override", "is no setting", expected="key=value", remedy="for example train.steps=200"
+        )
+    key, text = token[: match.end() - 1], token[match.end() :]
+    append = key.endswith("+")
+    key = key.removesuffix("+")
+    parts = key.split(".")
+    if not all(parts):
+        raise ConfigError(short(key), "has an empty part", expected="names joined by single dots")
+    if len(parts) > DEPTH:
+        raise ConfigError(short(key), f"has {len(parts)} parts", expected=f"at most {DEPTH}")
+    if not text.strip():
+        raise ConfigError(key, "has no value", remedy=f"write {key}=null for nothing, {key}='\"\"' for empty text")
+    if len(parts) > 1 and parts[-1] == "use" and not append:
+        parts = parts[:-1]  # method.use=nkd is method=nkd: another component keeps no settings of the old one
+    return parts, append, read_value(text, key)
+
+
+def apply(tree: dict[str, Any], token: str) -> None:
+    """Merge one override into a tree, in place."""
+    parts, append, value = split_override(token)
+    node: Any = tree
+    for i, part in enumerate(parts[:-1]):
+        path = ".".join(parts[: i + 1])
+        child = _get(node, part, path)
+        if child is None:
+            child = {}
+        elif isinstance(child, str):
+            child = {"use": child}
+        elif not isinstance(child, (dict, list)):
+            raise ConfigError(path, f"is {shorten(child)}, it has no part {parts[i + 1]!r}")
+        _set(node, part, child, path)
+        node = child
+    last, path = parts[-1], ".".join(parts)
+    if not append:
+        if isinstance(node, dict):
+            node.pop(f"{last}+", None)
+        _set(node, last, value, path)
+        return
+    items = value if isinstance(value, list) else [value]
+    present = _get(node, last, path)
+    if isinstance(present, list):
+        present.extend(items)
+    elif present is not None:
+        raise ConfigError(path, f"is {shorten(present)}, += appends to lists", remedy=f"write {path}=[...]")
+    elif isinstance(node, dict) and last not in node:
+        node.setdefault(f"{last}+", []).extend(items)  # to be appended to the default, once that is known
+    else:
+        _set(node, last, items, path)
+
+
+def _get(node: Any, part: str, path: str) -> Any:
+    if isinstance(node, dict):
+        return node.get(part)
+    return node[_index(node, part, path)] if part != str(len(node)) else None
+
+
+def _set(node: Any, part: str, value: Any, path: str) -> None:
+    if isinstance(node, dict):
+        node[part] = value
+    elif part == str(len(node)):
+        node.append(value)
+    else:
+        node[_index(node, part, path)] = value
+
+
+def _index(items: list[Any], part: str, path: str) -> int:
+    if not part.isascii() or not part.isdigit() or len(part) > 9 or int(part) >= len(items):
+        expected = f"a position from 0 to {len(items)}" if items else "position 0"
+        raise ConfigError(path, f"the list has {len(items)} entries", given=part, expected=expected)
+    return int(part)
+
+
+def short(path: str) -> str:
+    """A dotted path as it may stand in a message."""
+    return path if len(path) <= 120 and path.isprintable() else shorten(path)

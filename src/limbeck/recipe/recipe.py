@@ -1,0 +1,227 @@
+"""The recipe: one YAML and dotted overrides over constructor signatures.
+
+A recipe is a plain tree. ``load_tree`` reads and merges it, ``check`` fills in every default and lists everything that
+is wrong at once, ``build`` makes the objects, ``dump`` writes it so that it reads back the same, ``describe`` explains.
+
+How trees are read and merged is in ``limbeck.recipe.overrides``, what a signature says in ``limbeck.recipe.schema``, how trees
+are resolved along signatures in ``limbeck.recipe.resolving``.
+
+A component (task, method, model, source, query, objective) is written flat, ``{use: name, argument: value, ...}``, or
+as ``name``, or ``name:rest``, where ``rest`` goes to the first parameter of the constructor. Only the classes that a
+recipe names are imported, from tables of names; no class path is ever read from a recipe. The one way to a user's own
+code is ``import:package.module:function``, which runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from limbeck.grammar.component import Component, Settings
+from limbeck.recipe.overrides import apply, load_tree
+from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise_all
+from limbeck.recipe.schema import Param, find_class, schema, summary
+from limbeck.recipe.values import read_value, write_yaml
+
+if TYPE_CHECKING:
+    from limbeck.engine.engine import EngineSettings
+    from limbeck.grammar.method import Method, Objective, Query
+    from limbeck.grammar.optim import Optim
+    from limbeck.grammar.task import Model, Task
+
+
+class Recipe(Settings):
+    """A run: what the student is for, how it is distilled, from whom, and for how long.
+
+    Args:
+        task: what the student is for: data, loss, metrics.
+        method: the paper; what is matched and how.
+        student: what is trained; left out, the task's default.
+        teacher: what is learnt from; left out, the task's default where the method needs one. Without a checkpoint a
+            stage trains it.
+        train: how the student is optimised.
+        teach: how a teacher without a checkpoint is trained.
+        objectives: further terms to add to the method's own, by name.
+        queries: changes to the batch, by name, in order.
+        engine: where and how the loop runs.
+        seed: number of the random draws.
+        loggers: where measurements go: csv, jsonl, tensorboard; wandb, mlflow, trackio by name.
+        export: formats to write at the end: safetensors, onnx, onnx-int8, hub.
+        name: what the recipe is called in reports.
+    """
+
+    def __init__(
+        self,
+        *,
+        task: Task,
+        method: Method,
+        student: Model | None = None,
+        teacher: Model | None = None,
+        train: Optim,
+        teach: Optim,
+        objectives: dict[str, Objective],
+        queries: dict[str, Query],
+        engine: EngineSettings,
+        seed: int = 0,
+        loggers: tuple[str, ...] = ("csv", "jsonl", "tensorboard"),
+        export: tuple[str, ...] = (),
+        name: str = "recipe",
+    ) -> None:
+        if seed < 0:
+            raise ValueError("seed must be 0 or more")
+        if not NAME.fullmatch(name.replace(".", "_")):
+            raise ValueError("name must be letters, digits, '-', '_' and '.', beginning with a letter")
+        self.task, self.method, self.student, self.teacher = task, method, student, teacher
+        self.train, self.teach = train, teach
+        self.objectives, self.queries = dict(objectives), dict(queries)
+        self.engine, self.seed = engine, seed
+        self.loggers, self.export, self.name = list(loggers), list(export), name
+
+    @staticmethod
+    def _hinted() -> dict[str, Any]:
+        """What the constructor's hints mean."""
+        from limbeck.engine.engine import EngineSettings
+        from limbeck.grammar.method import Method, Objective, Query
+        from limbeck.grammar.optim import Optim
+        from limbeck.grammar.task import Model, Task
+
+        return {c.__name__: c for c in (EngineSettings, Method, Objective, Query, Optim, Model, Task)}
+
+
+def check(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved tree: every default filled in, every value of its type, student and teacher named.
+
+    Checking a resolved tree changes nothing. Imports the classes that the recipe names, and no other.
+
+    Raises:
+        ConfigError: something is wrong; all of it is listed (`RecipeErrors` where it is more than one thing).
+    """
+    checker = Checker()
+    found = checker.recipe(Recipe, tree)
+    raise_all(checker.problems)
+    return found
+
+
+def build(tree: Mapping[str, Any]) -> Recipe:
+    """The objects of a recipe. Each instance's ``config`` is its resolved node.
+
+    Raises:
+        ConfigError: see `check`; or a constructor refused a value, with the dotted path.
+    """
+    resolved = check(tree)
+    recipe = Builder().settings(Recipe, resolved, "")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def make(base: type[Component], node: Any, path: str) -> Any:
+    """A single component from its node (``name``, ``name:rest`` or a mapping), checked and built.
+
+    Args:
+        base: the class it must be a subclass of.
+        node: the recipe node.
+        path: what errors call it.
+
+    Raises:
+        ConfigError: it is wrong.
+    """
+    checker = Checker()
+    found = checker.component(base, node, path)
+    raise_all(checker.problems)
+    assert found is not None
+    return Builder().component(base, found, path)
+
+
+def dump(tree: Mapping[str, Any]) -> str:
+    """A tree as YAML that reads back as the same tree."""
+    return write_yaml(dict(tree))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a recipe's help.
+
+    Attributes:
+        key: the dotted path, as an override spells it.
+        type: what it takes, in words.
+        value: the recipe's value, as an override would write it.
+        doc: its sentence in the docstring.
+    """
+
+    key: str
+    type: str
+    value: str
+    doc: str
+
+
+def describe(tree: Mapping[str, Any]) -> list[Row]:
+    """Every key of a resolved recipe with its type, value and explanation."""
+    rows: list[Row] = []
+    _walk(Recipe, tree, "", rows)
+    return rows
+
+
+def _walk(cls: type, node: Mapping[str, Any], path: str, rows: list[Row]) -> None:
+    for name, param in schema(cls).items():
+        if name not in node:
+            continue
+        key, value = f"{path}.{name}" if path else name, node[name]
+        if param.kind == "leaf":
+            rows.append(Row(key, param.words, show(value), param.doc))
+        elif value is None or param.kind in ("list", "dict"):
+            empty = "null" if value is None else "[]" if param.kind == "list" else "{}"
+            if not value:
+                rows.append(Row(key, param.words, empty, param.doc))
+                continue
+            pairs = value.items() if isinstance(value, Mapping) else enumerate(value)
+            for inner_key, inner in pairs:
+                _describe_entry(param, inner, f"{key}.{inner_key}", rows)
+        else:
+            _describe_entry(param, value, key, rows)
+
+
+def _describe_entry(param: Param, node: Any, key: str, rows: list[Row]) -> None:
+    if node is None:
+        rows.append(Row(key, param.words, "null", "removed"))
+    elif param.inner == "component":
+        cls = find_class(param.base, node["use"], key)
+        rows.append(Row(key, param.base.kind, node["use"], summary(cls)))
+        _walk(cls, node, key, rows)
+    else:
+        _walk(param.base, node, key, rows)
+
+
+def show(value: Any) -> str:
+    """A leaf as an override would write it."""
+    if isinstance(value, str):
+        return value if read_back(value) else write_yaml([value])[2:].strip()
+    if value is None or isinstance(value, bool):
+        return str(value).lower() if value is not None else "null"
+    if isinstance(value, list):
+        return "[" + ", ".join(show(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {show(v)}" for k, v in value.items()) + "}"
+    return repr(value)
+
+
+def read_back(text: str) -> bool:
+    """Whether a text may stand after ``key=`` as it is."""
+    if not text or text != text.strip() or not text.isprintable() or text[:1] in "[{\"'":
+        return False
+    return isinstance(read_value(text, ""), str)
+
+
+__all__ = [
+    "Recipe",
+    "RecipeErrors",
+    "Row",
+    "apply",
+    "build",
+    "check",
+    "describe",
+    "dump",
+    "load_tree",
+    "make",
+    "show",
+]

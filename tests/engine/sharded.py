@@ -1,0 +1,186 @@
+"""What two processes do with sharded roles; started by torchrun from test_sharded. Each case leaves a state or a text."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.distributed.tensor import DTensor
+
+from limbeck.engine import distributed as dist
+from limbeck.engine import interrupt
+from limbeck.engine.step import Stepper
+from limbeck.errors import NonFinite, Stopped
+from limbeck.grammar.method import Batch, Context, Method, Term, Terms
+from limbeck.grammar.role import Role
+from limbeck.objectives import FeatureMatch
+from limbeck.storage import store
+from tests.tiny import StopAfter
+from tests.toy import Toy, bound, engine, learnt, network
+
+torch.set_num_threads(1)
+root = Path(sys.argv[-1])  # the folder torchrun was given; importing the cases for a comparison needs none
+
+
+class Idle(Method):
+    """Half of the student never gets a gradient; a scalar term, uneven parts, a sum with its own count."""
+
+    def bind(self, setup: Any) -> None:
+        super().bind(setup)
+        self.roles["student"].module.spare = nn.Linear(2, 2)
+        with torch.no_grad():
+            self.roles["student"].module.spare.weight.fill_(1.0)
+            self.roles["student"].module.spare.bias.fill_(1.0)
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        module = self.roles["student"].module
+        z = nn.Sequential(*list(module.children())[:5])(batch["x"])
+        picked = batch["item"] % 4 == 0
+        return Terms(
+            item=Term(z.square().sum(1)),
+            scalar=Term(z.sum() * 0.1, count=len(z)),
+            some=Term(z[picked].square().sum(), count=int(picked.sum())),
+            several=Term(z.abs()),
+        )
+
+
+def hints() -> dict[str, Any]:
+    return {"hint": FeatureMatch("2", "2", weight=0.5)}
+
+
+def sharded(folder: Path | None, stop: int | None = None, evaluate: Any = None, **settings: Any) -> Method:
+    method = bound(Toy(), objectives=hints(), clip=0.5)
+    run = engine(folder, None if stop is None else StopAfter(stop), evaluate, shard=("student", "teacher"), **settings)
+    run.run(method)
+    return method
+
+
+def case_equal() -> Any:
+    method = bound(Toy(), objectives=hints(), clip=0.5)
+    run = engine(shard=("student", "teacher"))
+    seen: list[Any] = []
+    take = Stepper.take
+
+    def watched(self: Stepper, step: int, micro: Any) -> Any:
+        seen.extend(type(p) for n in ("student", "teacher", "mean") for p in self.method.roles[n].module.parameters())
+        return take(self, step, micro)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "take", watched)
+        run.run(method)
+    assert seen and all(t is DTensor for t in seen), "the roles were not split"
+    assert not any(isinstance(p, DTensor) for r in method.roles.values() for p in r.module.parameters())
+    assert method.setup.student.module is method.roles["student"].module
+    assert method.setup.student.module(torch.zeros(2, 6)).shape == (2, 3)
+    return learnt(method)
+
+
+def case_accumulate() -> Any:
+    return learnt(sharded(None, accumulate=2))
+
+
+def case_resume() -> Any:
+    try:
+        sharded(root / "resume-run", stop=3)
+        raise AssertionError("nothing stopped it")
+    except Stopped as stopped:
+        assert stopped.signum == signal.SIGTERM
+    interrupt.clear()
+    return learnt(sharded(root / "resume-run"))
+
+
+def case_restore() -> Any:
+    method = bound(Toy(), objectives=hints(), clip=0.5)
+    run = engine(root / "resume-run", shard=("student", "teacher"))
+    assert run.checkpoints is not None
+    found = run.checkpoints.latest()
+    assert found is not None
+    run.restore(method, found[1])
+    return learnt(method)
+
+
+def case_judged() -> Any:
+    from tests.engine.test_engine import best_of
+
+    best, method = best_of(root / "judged-run", ("student", "teacher"))
+    assert best.metrics["step"] > 0
+    dist.barrier()
+    return {"best": store.load_tree(root / "judged-run" / "best"), **learnt(method)}
+
+
+def case_idle() -> Any:
+    method = bound(Idle(), batch_size=5, weight_decay=0.1)
+    engine().run(method)
+    return learnt(method)
+
+
+def case_idle_parts() -> Any:
+    method = bound(Idle(), batch_size=7, weight_decay=0.1)
+    engine(accumulate=2).run(method)
+    return learnt(method)
+
+
+def case_nan() -> Any:
+    method = bound(Toy())
+    items: Any = method.task.train
+    items.x[13] = float("nan")
+    where = root / "nan-run"
+    try:
+        engine(where, shard=("student",)).run(method)
+    except NonFinite as error:
+        said = str(error)
+    assert "term ce" in said and "13" in said, said
+    dist.same_everywhere(said, "the error")
+    dist.barrier()
+    failure = store.load_tree(where / "failure")
+    assert any(13 in b["item"].tolist() for b in failure["batches"])
+    return {"roles": failure["roles"]}
+
+
+def case_clock() -> Any:
+    """One process finds it time to save; both do."""
+    method = bound(Toy())
+    run = engine(root / "clock-run", save_minutes=1e-9 if dist.rank() else 1e9)
+    saved: list[int] = []
+    save = run._save
+    run._save = lambda m, i, s, begun=False: (saved.append(s), save(m, i, s, begun))[1]  # type: ignore[method-assign, assignment, func-returns-value]
+    run.run(method)
+    assert saved == [1, 2, 3, 4, 5, 6, 7, 0], saved
+    return {}
+
+
+def case_frozen_split_alone() -> Any:
+    """A wide role in several layers of its own, split and joined without a run."""
+    torch.manual_seed(0)
+    net = nn.Sequential(network(9), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    role = Role(net, "trained", shard=True)
+    role.split()
+    role.split()
+    assert role.join() and not role.join()
+    assert all(torch.equal(before[k], v) for k, v in role.module.state_dict().items())
+    assert all(p.requires_grad for p in role.module.parameters())
+    return {}
+
+
+if __name__ == "__main__":
+    dist.start(torch.device("cpu"))
+    for name, case in list(globals().items()):
+        if not name.startswith("case_"):
+            continue
+        try:
+            state = case()
+            dist.same_everywhere(store.hash_tree(state), name)
+            if dist.rank() == 0:
+                store.save_tree(root / name, state)
+        except Exception:
+            (root / f"{name}-{dist.rank()}.txt").write_text(traceback.format_exc())
+        interrupt.clear()
+        dist.barrier()
+    dist.stop()

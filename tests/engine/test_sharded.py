@@ -1,0 +1,97 @@
+"""Two processes (gloo): replicated and sharded roles follow one process, through accumulation, stops and judging."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.core import sharded as cases
+
+from limbeck.storage import store
+from tests.engine.test_engine import best_of
+from tests.tiny import differences
+from tests.toy import Toy, bound, engine, learnt
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes left what came of every case."""
+    folder = tmp_path_factory.mktemp("sharded")
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "LIMBECK_PROGRESS": "0"}
+    env["PYTHONPATH"] = os.pathsep.join([str(root), *filter(None, [env.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += ["-m", "tests.engine.sharded", str(folder)]
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return folder
+
+
+def left(two: Path, name: str) -> Any:
+    """What a case left; its traceback where it failed."""
+    for rank in (0, 1):
+        failed = two / f"{name}-{rank}.txt"
+        assert not failed.exists(), failed.read_text()
+    return store.load_tree(two / name)
+
+
+def alone(**settings: Any) -> Any:
+    method = bound(Toy(), objectives=cases.hints(), clip=0.5)
+    engine(**settings).run(method)
+    return learnt(method)
+
+
+def test_sharded_roles_follow_one_process(two: Path) -> None:
+    assert not differences(alone(), left(two, "case_equal"), tolerance=1e-5)
+
+
+def test_sharded_roles_accumulate(two: Path) -> None:
+    assert not differences(alone(), left(two, "case_accumulate"), tolerance=1e-5)
+
+
+def test_a_sharded_run_stops_and_goes_on_bit_for_bit(two: Path) -> None:
+    assert not differences(left(two, "case_equal"), left(two, "case_resume"))
+    assert not differences(left(two, "case_equal"), left(two, "case_restore"))
+
+
+def test_a_checkpoint_of_two_processes_is_read_by_one(two: Path) -> None:
+    left(two, "case_resume")
+    method = bound(Toy(), objectives=cases.hints(), clip=0.5)
+    run = engine(two / "resume-run")
+    assert run.checkpoints is not None
+    found = run.checkpoints.latest()
+    assert found is not None
+    run.restore(method, found[1])
+    assert not differences(left(two, "case_equal"), learnt(method))
+
+
+def test_the_best_sharded_student_is_whole(two: Path, tmp_path: Path) -> None:
+    best, method = best_of(tmp_path, ())
+    found = left(two, "case_judged")
+    assert not differences(store.load_tree(best.folder), found.pop("best"), tolerance=1e-5)
+    assert not differences(learnt(method), found, tolerance=1e-5)
+
+
+@pytest.mark.parametrize(("name", "size"), [("case_idle", 5), ("case_idle_parts", 7)])
+def test_uneven_parts_odd_terms_and_idle_parameters_follow_one_process(two: Path, name: str, size: int) -> None:
+    method = bound(cases.Idle(), batch_size=size, weight_decay=0.1)
+    engine().run(method)
+    found = left(two, name)
+    assert not differences(learnt(method), found, tolerance=1e-5)
+    assert float(found["roles"]["student"]["spare.weight"].min()) == 1.0, "no gradient anywhere, so no decay"
+
+
+def test_what_is_not_finite_in_one_process_is_named_by_all(two: Path) -> None:
+    assert set(left(two, "case_nan")["roles"]) == {"student"}
+
+
+def test_one_clock_saves_for_all(two: Path) -> None:
+    left(two, "case_clock")
+
+
+def test_splitting_and_joining_a_role(two: Path) -> None:
+    left(two, "case_frozen_split_alone")

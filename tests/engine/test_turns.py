@@ -1,0 +1,59 @@
+"""Remembered stages between runs: who makes them, who waits, and how waiting ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from limbeck.engine import interrupt
+from limbeck.engine.turns import take_turn
+from limbeck.errors import Stopped
+from limbeck.storage import store
+
+
+@pytest.fixture(autouse=True)
+def _no_request() -> Iterator[None]:
+    interrupt.clear()
+    yield
+    interrupt.clear()
+
+
+def test_a_stage_is_made_once_and_then_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher-1"
+    turn = take_turn(folder, folder / "network", print, "teacher")
+    assert turn is not None
+    with turn:
+        store.save_tree(folder / "network", {"w": 1})
+    assert take_turn(folder, folder / "network", print, "teacher") is None
+    store.RunLock(folder).acquire().release()
+
+
+def test_whoever_comes_second_waits_and_takes_it(tmp_path: Path) -> None:
+    folder, said = tmp_path / "teacher-2", []
+    lock = store.RunLock(folder).acquire()
+
+    def finish() -> None:
+        time.sleep(0.2)
+        store.save_tree(folder / "network", {"w": 1})
+        lock.release()
+
+    maker = threading.Thread(target=finish)
+    maker.start()
+    try:
+        assert take_turn(folder, folder / "network", said.append, "teacher") is None
+    finally:
+        maker.join()
+    assert said == ["teacher: another run is making it; waiting"]
+
+
+def test_waiting_ends_where_a_signal_asks_for_it(tmp_path: Path) -> None:
+    folder = tmp_path / "teacher-3"
+    with store.RunLock(folder):
+        interrupt.request(2)
+        with pytest.raises(Stopped) as stopped:
+            take_turn(folder, folder / "network", lambda text: None, "teacher")
+    assert stopped.value.signum == 2

@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -130,6 +131,27 @@ def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) ->
                 else:
                     assert not reached, f"term {term_name!r} reaches role {role!r}, which it does not declare"
     assert seen
+
+
+def test_items_leave_every_role_alone(name: str, tmp_path: Path) -> None:
+    """Every role holds a statistic that a pass in training mode moves, as BatchNorm's are: the engine looks at them."""
+    run = tiny(name, tmp_path)
+    engine, method = run.engine, run.method
+    engine.prepare(method)
+    for stage in engine.stages:
+        ctx = RunContext(engine, method, stage, engine.device)
+        if stage.setup is not None:
+            stage.setup(ctx)
+            engine.place(method)
+        if stage.items is None:
+            continue
+        for role in method.roles.values():
+            if isinstance(role.module, torch.nn.Module) and "passes" not in dict(role.module.named_buffers()):
+                role.module.register_buffer("passes", torch.zeros(()), persistent=False)
+                role.module.register_forward_pre_hook(lambda m, _: m.training and m.passes.add_(1.0))
+        for item in stage.items(ctx):
+            shutil.rmtree(engine.item_folder(method, stage.name, item), ignore_errors=True)  # whoever left it there
+        engine.run_items(method, stage, ctx)
 
 
 def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:

@@ -124,6 +124,10 @@ class TeacherMismatch(LimbeckError):
     """The teacher's classes, vocabulary, tokenizer or input do not fit the student's."""
 
 
+class MethodError(LimbeckError):
+    """A method, or an objective of one, breaks a rule of the grammar: its stage, term and role are named."""
+
+
 class CacheMismatch(LimbeckError):
     """A recorded teacher does not belong to this teacher, data, preprocessing or view."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
 import traceback
@@ -16,8 +17,8 @@ from torch.distributed.tensor import DTensor
 from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
 from limbeck.engine.step import Stepper
-from limbeck.errors import NonFinite, Stopped
-from limbeck.grammar.method import Batch, Context, Method, Term, Terms
+from limbeck.errors import MethodError, NonFinite, Stopped
+from limbeck.grammar.method import Batch, Context, Method, Share, Term, Terms
 from limbeck.grammar.role import Role
 from limbeck.objectives import FeatureMatch
 from limbeck.storage import store
@@ -167,6 +168,105 @@ def case_frozen_split_alone() -> Any:
     assert all(torch.equal(before[k], v) for k, v in role.module.state_dict().items())
     assert all(p.requires_grad for p in role.module.parameters())
     return {}
+
+
+def case_norm_one_step() -> Any:
+    method = bound(Toy(), student=network(norm=True), steps=1)
+    engine().run(method)
+    return learnt(method)
+
+
+def case_norm() -> Any:
+    method = bound(Toy(), student=network(norm=True))
+    engine().run(method)
+    return learnt(method)
+
+
+def case_norm_resume() -> Any:
+    for stop in (3, None):
+        method = bound(Toy(), student=network(norm=True))
+        with contextlib.suppress(Stopped):
+            engine(root / "norm-run", None if stop is None else StopAfter(stop)).run(method)
+        interrupt.clear()
+    return learnt(method)
+
+
+def case_buffers() -> Any:
+    """Each process moves some buffers by itself; two of them only after others were found to move."""
+    net = nn.Module()
+    rank = float(dist.rank())
+    given = {"mean": torch.zeros(3), "low": torch.zeros(2, dtype=torch.bfloat16), "count": torch.tensor(0)}
+    given |= {"mask": torch.tensor([float("-inf"), 0.1]), "late": torch.tensor([1.0, 3.0]), "replaced": torch.zeros(2)}
+    given |= {"flag": torch.tensor(False), "third": torch.tensor([1.0 / 3])}
+    for name, value in given.items():
+        net.register_buffer(name, value)
+    buffers = dist.Buffers([net])
+    for _ in range(2):
+        net.mean.add_(torch.tensor([1.0, 2.0, 0.0]) * (1 + 2 * rank))
+        net.low.add_(rank + 1)
+        net.count.add_(1)
+        net.flag.fill_(True)
+        net.replaced = torch.full((2,), rank)
+        buffers.agree()
+    net.late[0] = 5.0 + rank
+    buffers.agree()
+    assert float(net.late[0]) == 5.0 + rank, "it is not looked for at every step"
+    buffers.agree(look=True)
+    return dict(net.state_dict())
+
+
+class Torn(Method):
+    """Processes that do not do the same."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def bind(self, setup: Any) -> None:
+        super().bind(setup)
+        self.roles["other"] = Role(nn.Linear(3, 3), "trained")
+        with torch.no_grad():
+            for p in self.roles["other"].module.parameters():
+                p.fill_(0.5)
+        self.state = {"queue": torch.zeros(2), "n": 0}
+
+    def step(self, batch: Batch, ctx: Context) -> Any:
+        odd = dist.rank() == 1
+        z = ctx.signal("student", batch).logits
+        mine = Term(z.square().sum(1))
+        if self.how == "share" and odd:
+            yield Share(q=torch.ones(3))
+        if self.how == "other share":
+            yield Share(q=torch.ones(2 + odd))
+        if self.how == "role":
+            to = "other" if odd else "student"
+            yield Terms(a=Term(ctx.call("other", z.detach()).sum(1) if odd else z.sum(1), to))
+            return
+        if self.how == "metric":
+            yield Terms({"seen": (1.0, 1)} if odd else {}, a=mine)
+            return
+        if self.how == "mask":
+            mine.where = torch.ones(len(z), dtype=torch.bool) if odd else None
+        yield Terms(a=mine)
+        if self.how == "phase" and odd:
+            yield Terms(b=Term(ctx.call("other", z.detach()).sum(1), "other"))
+
+    def observe(self, seen: dict[str, float], ctx: Context) -> None:
+        if self.how == "state":
+            self.state["queue"] = self.state["queue"] + dist.rank()
+        if self.how == "weights":
+            with torch.no_grad():
+                self.roles["other"].module.bias.add_(float(dist.rank()))
+
+
+def case_torn() -> Any:
+    said = {}
+    for how in ("share", "other share", "role", "metric", "mask", "phase", "state", "weights"):
+        try:
+            engine(root / f"torn-{how}").run(bound(Torn(how), batch_size=8))
+        except MethodError as error:
+            said[how] = str(error)
+        dist.barrier()
+    return said
 
 
 if __name__ == "__main__":

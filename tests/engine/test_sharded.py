@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.core import sharded as cases
+import torch
 
 from limbeck.storage import store
+from tests.engine import sharded as cases
 from tests.engine.test_engine import best_of
 from tests.tiny import differences
-from tests.toy import Toy, bound, engine, learnt
+from tests.toy import Toy, bound, engine, learnt, network
 
 
 @pytest.fixture(scope="module")
@@ -95,3 +96,48 @@ def test_one_clock_saves_for_all(two: Path) -> None:
 
 def test_splitting_and_joining_a_role(two: Path) -> None:
     left(two, "case_frozen_split_alone")
+
+
+def test_statistics_of_a_batch_agree_in_every_process_and_go_on_bit_for_bit(two: Path) -> None:
+    method = bound(Toy(), student=network(norm=True), steps=1)
+    engine().run(method)
+    one, both = learnt(method)["roles"], left(two, "case_norm_one_step")["roles"]
+    for role in ("student", "mean"):
+        # the mean over two equal parts is the mean of the whole; the variance within parts is not that of the whole
+        assert not differences(one[role]["1.running_mean"], both[role]["1.running_mean"], tolerance=1e-6)
+        assert differences(one[role]["1.running_var"], both[role]["1.running_var"], tolerance=1e-6)
+        assert int(both[role]["1.num_batches_tracked"]) == 1
+    # (that processes agree is asserted there, of every case)
+    assert not differences(left(two, "case_norm"), left(two, "case_norm_resume"))
+
+
+def test_buffers_that_move_are_averaged_and_others_are_left_alone(two: Path) -> None:
+    found = left(two, "case_buffers")
+    assert found["mean"].tolist() == [4.0, 8.0, 0.0]  # (1 + 3) / 2 a step, and twice that
+    assert found["low"].tolist() == [3.0, 3.0]
+    assert int(found["count"]) == 2 and bool(found["flag"])
+    assert found["mask"].tolist() == [float("-inf"), pytest.approx(0.1)]
+    assert found["late"].tolist() == [5.5, 3.0]
+    assert found["replaced"].tolist() == [0.5, 0.5]
+    assert float(found["third"]) == float(torch.tensor(1.0 / 3))
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ("share", "process 0: updates 'student' by a | process 1: shares q [3] float32"),
+        ("other share", "process 0: shares q [2] float32 | process 1: shares q [3] float32"),
+        ("role", "process 0: updates 'student' by a | process 1: updates 'other' by a"),
+        ("metric", "process 1: updates 'student' by a, shows seen"),
+        ("mask", ""),
+        ("phase", "process 0: the step is over | process 1: updates 'other' by b"),
+        ("state", "self.state is not the same in every process: queue, expected state that moves in observe alone"),
+        ("weights", "role 'other' is not the same in every process: bias"),
+    ],
+)
+def test_processes_that_disagree_are_told_apart_and_none_hangs(two: Path, how: str, said: str) -> None:
+    found = left(two, "case_torn")
+    if not said:
+        assert how not in found, "a mask in one process alone changes nothing that processes must share"
+    else:
+        assert said.replace(" by a", " by a (counts known after the pass)") in found[how] or said in found[how]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,16 +20,24 @@ def launched() -> bool:
     return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
+_hosts: Any = None  # the group in which processes speak without their devices; None: the default one does
+
+
 def start(device: torch.device) -> None:
     """Join the other processes, once."""
+    global _hosts
     if launched() and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        # numbers that the host reads would make it wait for everything that its device was asked before
+        _hosts = dist.new_group(backend="gloo") if device.type == "cuda" else None
 
 
 def stop() -> None:
     """Leave the group."""
+    global _hosts
     if dist.is_initialized():
         dist.destroy_process_group()
+    _hosts = None
 
 
 def rank() -> int:
@@ -69,11 +78,13 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def largest_over_ranks(tensor: Tensor) -> Tensor:
-    """The largest value over processes, in place."""
-    if world() > 1:
-        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor
+def largest_over_ranks(values: Sequence[int]) -> list[int]:
+    """The largest value over processes, of each of some numbers that the host holds."""
+    if world() == 1:
+        return list(values)
+    held = torch.tensor(values, dtype=torch.int64)
+    dist.all_reduce(held, op=dist.ReduceOp.MAX, group=_hosts)
+    return [int(n) for n in held.tolist()]
 
 
 def sum_gradients(params: Sequence[nn.Parameter]) -> None:
@@ -113,15 +124,87 @@ def told_by_all(value: Any) -> list[Any]:
     if world() == 1:
         return [value]
     told: list[Any] = [None] * world()
-    dist.all_gather_object(told, value)
+    dist.all_gather_object(told, value, group=_hosts)
     return told
+
+
+def disagreement(text: str) -> list[str]:
+    """What every process says, in the order of their numbers, where they do not all say the same; empty where they do.
+
+    Two numbers go over the wire; the texts only where they differ.
+    """
+    if world() == 1:
+        return []
+    key = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "little")
+    most, least = largest_over_ranks((key, -key))
+    return [] if most == -least else told_by_all(text)
 
 
 def same_everywhere(text: str, what: str) -> None:
     """Raise unless every process holds the same text (a fingerprint): replicas that drift are a defect, not noise."""
-    told = told_by_all(text)
-    if any(t != text for t in told):
+    told = disagreement(text)
+    if told:
         raise RuntimeError(f"{what} differs between processes: {told}")
+
+
+class Buffers:
+    """Buffers that forward passes move (BatchNorm's running statistics), kept the same in every process.
+
+    A process sees its own part of the batch, so its statistics are its own. `agree` replaces them by their mean: of a
+    moving average of means that is the moving average of the whole batch's mean. Whole numbers (counters, flags) are
+    averaged too and rounded: where processes agree on them they stay. What no pass has moved is left alone.
+
+    Args:
+        modules: whose buffers; they are alike in every process now.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module]) -> None:
+        found = {
+            (id(m), name): (m, name)
+            for top in modules
+            for m in top.modules()
+            for name, b in m._buffers.items()
+            if b is not None and b.layout is torch.strided and not b.is_complex()
+        }
+        self._places = list(found.values()) if world() > 1 else []
+        self._agreed = [b.detach().clone() for b in map(_at, self._places)]
+        self._moving: list[int] | None = None  # places in the list; None: not looked for yet
+
+    @torch.no_grad()
+    def agree(self, look: bool = False) -> None:
+        """The mean over processes, in every buffer that moves.
+
+        Args:
+            look: look for those that move again: found are those that the first step has moved.
+        """
+        if not self._places:
+            return
+        if self._moving is None or look:
+            known = self._moving or []
+            pairs = [(_at(place), then) for place, then in zip(self._places, self._agreed, strict=True)]
+            moved = [
+                int(i in known or (now.shape == then.shape and not torch.equal(now, then)))
+                for i, (now, then) in enumerate(pairs)
+            ]
+            self._moving = [i for i, any_ in enumerate(largest_over_ranks(moved)) if any_]
+        if not self._moving:
+            return
+        held = [_at(self._places[i]) for i in self._moving]
+        before = torch.cat([self._agreed[i].reshape(-1).double() for i in self._moving])
+        now = torch.cat([b.reshape(-1).double() for b in held])
+        change = torch.where(now == before, 0.0, now - before)
+        dist.all_reduce(change)
+        mean = before + change / world()
+        for i, buffer, part in zip(self._moving, held, mean.split([b.numel() for b in held]), strict=True):
+            buffer.copy_((part if buffer.is_floating_point() else part.round()).view_as(buffer))
+            self._agreed[i].copy_(buffer)
+
+
+def _at(place: tuple[nn.Module, str]) -> Tensor:
+    """The buffer in a place: asked for each time, for some modules put another tensor there."""
+    found = place[0]._buffers[place[1]]
+    assert found is not None
+    return found
 
 
 def shard(module: nn.Module) -> nn.Module:

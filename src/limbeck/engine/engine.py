@@ -24,9 +24,10 @@ from limbeck.engine import interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
 from limbeck.engine.guard import Guard
+from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.step import Seen, Stepper, add_ons
 from limbeck.engine.timing import Timed, Trial, median, wait_for
-from limbeck.errors import ConfigError, Stopped, first_line
+from limbeck.errors import ConfigError, MethodError, Stopped, first_line
 from limbeck.grammar.component import Settings
 from limbeck.grammar.method import Batch, Method, Stage
 from limbeck.grammar.optim import held_by
@@ -128,6 +129,7 @@ class Engine:
         dist.start(self.device)
         self.stages: list[Stage] = []
         self.optimisers: dict[str, torch.optim.Optimizer] = {}
+        self.notes: list[str] = []  # what a reader of the result must know
         self.seconds: dict[str, float] = {}  # wall time of each stage
         self.meter = Seen()
         self._mark = ("", 0.0)
@@ -286,6 +288,7 @@ class Engine:
         done = [i for i in mine if store.is_complete(self.item_folder(method, stage.name, i))]
         self._show(stage.name, len(mine), len(done))
         self._mark = (stage.name, time.perf_counter())
+        still: Still | None = Still(method.roles)
         for item in mine:
             if item in done:
                 continue
@@ -296,7 +299,11 @@ class Engine:
             seed_modules(key_of(seed, stage.name, item), self.device)
             inner = ctx.at(0)
             inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
-            store.save_tree(self.item_folder(method, stage.name, item), stage.work(item, inner))
+            made = stage.work(item, inner)
+            if still is not None:  # the first one tells, before anything of it is kept
+                still.check(stage.name, item)
+                still = None
+            store.save_tree(self.item_folder(method, stage.name, item), made)
             self._advance(1)
         self._tick()
         dist.barrier()
@@ -363,10 +370,17 @@ class Engine:
             self._poll(partial(self._save, method, index, done, stepper))
             raise RuntimeError(f"the batches of stage {stage.name!r} ended at step {done} of {total}")
         self._tick()
+        self._agree(method, stepper)
+        idle = sorted(set(stepper.optimisers) - stepper.moved)
+        if idle and total and start == 0:  # of a stage that was resumed, the beginning is not known
+            self.note(f"stage {stage.name!r} has an optimiser for {', '.join(map(repr, idle))}, and no term trained it")
         changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
         if changed:
-            raise RuntimeError(
-                f"frozen roles changed during stage {stage.name!r}: {changed}; this is a defect of the method"
+            raise MethodError(
+                f"stage {stage.name}",
+                f"frozen roles changed during it: {changed}",
+                expected="roles that stand still where no optimiser of the stage moves them",
+                remedy="change them in the stage's `begin`, or make them trained or averaged",
             )
 
     def _take(self, stepper: Stepper, step: int, total: int, micro: list[Batch], wait: bool = False) -> Seen:
@@ -409,6 +423,11 @@ class Engine:
             if r.mode == "frozen" and not r.batch_stats and isinstance(r.module, nn.Module)
         }
 
+    def _agree(self, method: Method, stepper: Stepper) -> None:
+        """What is saved or judged is the same in every process, bit for bit."""
+        stepper.buffers.agree(look=True)
+        same_roles(stepper.stage.name, method.roles)
+
     def _tick(self) -> None:
         """Book the time since the last mark to its stage: loops alone, no imports and no checkpoints read."""
         name, since = self._mark
@@ -424,6 +443,7 @@ class Engine:
             return
         if stepper is not None:
             self._tick()
+            self._agree(method, stepper)
         done = sum(max(1, s.steps or 1) for s in self.stages[:index]) + step
         roles = {
             n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
@@ -444,7 +464,7 @@ class Engine:
             "seconds": self.seconds,
         }
         if dist.world() > 1:
-            dist.same_everywhere(store.hash_tree(_without_tensors(method.state)), "the method's state")
+            same_state(str(tree["stage_name"]), method.state)
         if dist.rank() == 0:
             self.checkpoints.save(done, tree)
         dist.barrier()
@@ -542,13 +562,17 @@ class Engine:
         """Stop where a signal asked for it. Returns whether any process finds it time to save."""
         asked = interrupt.requested()
         if dist.world() > 1:
-            both = torch.tensor([float(asked or 0), float(overdue)], device=self.device)
-            number, clock = dist.largest_over_ranks(both).tolist()
-            asked, overdue = int(number) or None, bool(clock)
+            number, clock = dist.largest_over_ranks((asked or 0, int(overdue)))
+            asked, overdue = number or None, bool(clock)
         if asked is not None:
             save()
             raise Stopped(asked)
         return overdue
+
+    def note(self, sentence: str) -> None:
+        """Say something that belongs into the report too."""
+        self.notes.append(sentence)
+        self.say(f"note: {sentence}")
 
     def _log(self, stage: str, step: int, values: dict[str, float]) -> None:
         if self.logs is not None and dist.rank() == 0:
@@ -597,11 +621,3 @@ def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) 
 def _lay(value: Tensor, p: nn.Parameter) -> Tensor:
     value = value.to(p.device)
     return dist.scattered(value, p) if value.shape == p.shape else value
-
-
-def _without_tensors(tree: Any) -> Any:
-    if isinstance(tree, dict):
-        return {str(k): _without_tensors(v) for k, v in tree.items()}
-    if isinstance(tree, (list, tuple)):
-        return [_without_tensors(v) for v in tree]
-    return "<tensor>" if isinstance(tree, Tensor) else tree

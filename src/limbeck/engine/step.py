@@ -11,7 +11,8 @@ from torch import Tensor
 from limbeck.engine import distributed as dist
 from limbeck.engine.context import RunContext
 from limbeck.engine.guard import Guard
-from limbeck.errors import ConfigError
+from limbeck.engine.rules import Routing, same_phase
+from limbeck.errors import ConfigError, MethodError
 from limbeck.grammar.method import Batch, Method, Objective, Share, Stage, Term, Terms, as_phases
 from limbeck.grammar.optim import Optim, held_by, lay_out
 from limbeck.grammar.random import key_of, seed_modules
@@ -43,6 +44,7 @@ class Stepper:
 
     Attributes:
         optimisers: one a role.
+        moved: the roles that some phase has sent a gradient so far.
         guard: what stops a step that is not finite; ``None`` lets everything pass.
     """
 
@@ -54,6 +56,11 @@ class Stepper:
         self.optim = optim
         self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
         self._held = {n: held_by(o) for n, o in self.optimisers.items()}
+        self.moved: set[str] = set()
+        self.routing = Routing(stage.name, method.roles, self._held)
+        # who is in training mode moves its buffers, each process by its own part of the batch
+        moving = [r.module for r in method.roles.values() if r.mode == "trained" or r.batch_stats]
+        self.buffers = dist.Buffers(moving)
         self._laid_out: dict[str, bool] = {}  # whether autograd lays a role's gradients out as its parameters
         # counts are summed in double precision, where the device has it
         self._wide = torch.float32 if self.device.type == "mps" else torch.float64
@@ -93,22 +100,21 @@ class Stepper:
         turn = earlier = 0  # earlier: phases that have updated something
         answers: list[Any] = [None] * many
         while True:
-            shares: list[Share] = []
+            found: list[Terms | Share | None] = []
             held: list[Terms] = []
             touched: dict[str, None] = {}
             losses: list[Tensor] = []
             self._clear()
-            ended = 0
             for j, phase in enumerate(phases):
                 # dropout and its like draw from the global generator: keyed by step, turn and micro-batch
                 seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, dist.rank() * many + j), self.device)
                 try:
                     terms = phase.send(answers[j])
                 except StopIteration:
-                    ended += 1
+                    found.append(None)
                     continue
+                found.append(terms)
                 if isinstance(terms, Share):
-                    shares.append(terms)
                     continue
                 self._add_objectives(terms, batches[j], contexts[j])
                 touched.update((r, None) for t in terms.values() for r in t.to)
@@ -121,29 +127,33 @@ class Stepper:
                 else:
                     held.append(terms)
             turn += 1
-            if ended == many:
+            if dist.world() > 1:
+                same_phase(stage.name, step, found, bool(held))
+            if all(f is None for f in found):
                 break
             answers = [None] * many
+            shares = [f for f in found if isinstance(f, Share)]
+            if len(shares) not in (0, many) or None in found:
+                raise MethodError(
+                    f"stage {stage.name}",
+                    f"the micro-batches of step {step} do not come to the same phase: some share or go on, others do not",
+                    expected="the same phases and Shares, whatever items a micro-batch holds",
+                )
             if shares:
-                if len(shares) != many:
-                    raise RuntimeError(
-                        "the micro-batches of one step disagree on what they share; this is a defect of the method"
-                    )
                 answers = [_sum_shares(shares)] * many
                 continue
-            if ended:
-                raise RuntimeError(
-                    "the micro-batches of one step yielded different numbers of phases; this is a defect of the method"
-                )
             if held:
                 if len(held) != many:
-                    raise RuntimeError(
-                        "a term has one value an item in some micro-batches and not in others; name it in `counts`"
+                    raise MethodError(
+                        f"stage {stage.name}",
+                        f"a term of step {step} has one value an item in some micro-batches and not in others",
+                        remedy="name it in the method's `counts`, or give it the same shape everywhere",
                     )
                 counts = self._sum_counts(held)
                 losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
             self._update(list(touched), step, earlier, losses, batches, seen)
             earlier += bool(touched)
+        self.buffers.agree()
         return self._over_processes(seen) if dist.world() > 1 else seen
 
     # -- counts ----------------------------------------------------------------------------------------------------
@@ -182,6 +192,7 @@ class Stepper:
     def _tally(self, terms: Terms, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Add what is shown to ``seen``. Returns each term's total, with its graph, and how many values count in it."""
         totals = {n: t.total() for n, t in terms.items()}
+        self.routing.check(terms, totals)
         own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
         with torch.no_grad():
             for n, t in terms.items():
@@ -271,6 +282,7 @@ class Stepper:
             self._lay_out(r)
         grads = {r: [p.grad for p in self._held[r] if p.grad is not None] for r in touched}
         norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
+        self.moved.update(norms)
         if self.guard is not None:
             self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], batches, seen)
         for r in touched:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, MethodError
 from limbeck.grammar.component import Component
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
@@ -97,6 +97,14 @@ class Terms(dict[str, Term]):
     def __init__(
         self, metrics: Mapping[str, tuple[Tensor | float, Tensor | float]] | None = None, /, **terms: Term
     ) -> None:
+        for name, term in terms.items():
+            if not isinstance(term, Term):
+                raise MethodError(
+                    f"term {name!r}",
+                    given=type(term).__name__,
+                    expected="a Term",
+                    remedy="metrics come first and without a name: Terms({name: (sum, count)}, kd=Term(...))",
+                )
         super().__init__(terms)
         self.metrics = dict(metrics or {})
 

@@ -255,7 +255,7 @@ class Replay(OnPolicy):
         """Keep what was written by all processes; now and then look at the validation loss."""
         state = self.state
         fresh = self._fresh if self._step == ctx.step else []
-        if _anywhere(bool(fresh), ctx.device):
+        if dist.largest_over_ranks([int(bool(fresh))])[0]:
             texts = gather(torch.cat(fresh) if fresh else None, ctx.device)
             old: Tensor = state["texts"]
             state["texts"] = (torch.cat([old, texts]) if len(old) else texts)[-self.capacity :].clone()
@@ -290,12 +290,6 @@ class First:
     def fingerprint(self) -> str:
         """The data's, and how many."""
         return f"{self.data.fingerprint}-{self.n}"
-
-
-def _anywhere(flag: bool, device: torch.device) -> bool:
-    if dist.world() == 1:
-        return flag
-    return bool(dist.largest_over_ranks(torch.tensor([float(flag)], device=device)).item())
 
 
 def gather(rows: Tensor | None, device: torch.device) -> Tensor:

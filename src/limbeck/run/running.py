@@ -127,7 +127,7 @@ def _distil(
     metrics = {"teacher": task.teacher_metrics(bench), "student": task.judge(artifact, bench), "alone": alone}
     if best.metrics:
         metrics["best"] = best.metrics
-    result = _told(recipe, bench, artifact, metrics, engine.seconds)
+    result = _told(recipe, bench, artifact, metrics, engine)
     result["wall_seconds"] = time.perf_counter() - began
     result.update(task.extras(artifact, bench))
     if main:
@@ -143,7 +143,7 @@ def _distil(
 
 
 def _told(
-    recipe: Recipe, bench: Bench, artifact: Artifact, metrics: dict[str, dict[str, float]], seconds: dict[str, float]
+    recipe: Recipe, bench: Bench, artifact: Artifact, metrics: dict[str, dict[str, float]], engine: Engine
 ) -> dict[str, Any]:
     """What ``result.json`` says of a run, but for how long it took in all and what the task adds."""
     task, method = bench.task, recipe.method
@@ -159,13 +159,13 @@ def _told(
         "sizes": {"student": artifact.size(), "teacher": sizes(bench.teacher)},
         "latency_ms": {"student": latency(task, artifact), "teacher": latency(task, bench.teacher)},
         "cost": {
-            "seconds": {**bench.seconds, **seconds},
+            "seconds": {**bench.seconds, **engine.seconds},
             "peak_memory_mb": peak_memory(),
         },
         "items": {"train": len(task.train), "teacher_train": len(task.teacher_train), "test": len(task.test)},
         "labels": task.labels,
         "versions": versions(),
         "hardware": hardware(bench.device),
-        "notes": [*getattr(task, "notes", []), *bench.notes, *getattr(method, "notes", [])],
+        "notes": [*getattr(task, "notes", []), *bench.notes, *getattr(method, "notes", []), *engine.notes],
         "exports": {},
     }

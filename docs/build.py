@@ -11,24 +11,23 @@ import argparse
 import ast
 import html
 import json
-import math
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from docs.evidence import all_comparisons, clauses_table
+from docs.markdown import table
 from limbeck.cli import COMMANDS
 from limbeck.grammar.card import Card, catalogue, evidence
 from limbeck.recipe.names import TABLES
 from limbeck.recipe.recipe import show
-from limbeck.report.statistics import t_interval
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-EVIDENCE = ROOT / "evidence"
 SOURCE = ROOT / "src"
 PACKAGED = SOURCE / "limbeck" / "evidence.json"
 """What an installed limbeck knows of the evidence."""
@@ -111,14 +110,6 @@ def documented(docstring: str) -> dict[str, str]:
     return found
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in lines
-    )
-
-
 # ------------------------------------------------------------------------------------------- parts made from the Cards
 
 
@@ -135,13 +126,7 @@ def published(card: Card) -> str:
 def status(card: Card) -> str:
     """What the evidence says of a Card's claim."""
     shown = evidence().get(card.slug)
-    if shown is None:
-        return "none yet"
-    return (
-        f"{shown['status']} ({shown['runs']} comparison{'s' if shown['runs'] != 1 else ''})"
-        if shown["runs"]
-        else shown["status"]
-    )
+    return "none yet" if shown is None else str(shown["said"])
 
 
 def methods_table(*_: str) -> str:
@@ -163,7 +148,8 @@ def methods_table(*_: str) -> str:
     base = len(cards) - done
     return (
         f"{table(head, rows)}\n\n{done} of the {SYSTEMS} systems, and {base} that they build on (–). Evidence: what the "
-        "comparisons under `evidence/` say of the claim that each paper's Card states."
+        "comparisons under `evidence/` show of the claim that each paper's Card states, clause by clause in "
+        "[docs/methods.md](docs/methods.md)."
     )
 
 
@@ -203,8 +189,8 @@ def entry(card: Card) -> str:
         lines.append(table(("part", "where it comes from"), card.provenance.items()))
     if card.exceptions:
         lines.append(table(("row of the battery that does not hold", "why"), card.exceptions.items()))
-    lines += [comparison(path, level=4) for path in evidence_files(card.slug)]
-    return "\n\n".join(lines)
+    lines.append(clauses_table(card.slug))
+    return "\n\n".join(filter(None, lines))
 
 
 def settings_in_words(values: Mapping[str, Any]) -> str:
@@ -214,123 +200,6 @@ def settings_in_words(values: Mapping[str, Any]) -> str:
         for name, value in values.items()
     ]
     return "; ".join(said) or "none"
-
-
-# ---------------------------------------------------------------------------------------- parts made from the evidence
-
-
-def evidence_files(slug: str = "") -> list[Path]:
-    """The comparisons of a slug, or all."""
-    if not EVIDENCE.is_dir():
-        return []
-    return sorted(p for p in EVIDENCE.glob(f"{slug or '*'}/*.json") if p.name != "summary.json")
-
-
-def comparison(path: Path, level: int = 3) -> str:
-    """One JSON as a paragraph and tables: mean and 95 % interval over seeds, and what was checked."""
-    record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if "statistics" not in record:
-        return ""
-    name, metric = record["name"], record["primary"]
-    better = "higher" if record.get("higher_is_better") else "lower"
-    rows = []
-    for label, who in record["statistics"].items():
-        if "student" in who:
-            cells = [interval(who.get(part)) for part in ("student", "alone", "teacher")]
-            rows.append(
-                (f"`{' '.join(map(str, record['rows'][label]))}`" if label in record["rows"] else label, *cells)
-            )
-    parts = [
-        f"{'#' * level} {name}",
-        f"{record['say']} {len(record['seeds'])} seeds; **{metric}**, {better} is better; mean [95 % interval].",
-        table(("recipe", "student", "alone, at equal budget", "teacher"), rows),
-    ]
-    extra = baselines(record)
-    if extra:
-        parts.append(table(("baseline", metric), extra))
-    parts += grids(record)
-    if record.get("checks"):
-        parts.append("\n".join(f"- {check['said']}" for check in record["checks"]))
-    for label, seeds in (record.get("failed") or {}).items():
-        parts.append(f"{label} failed for seeds {', '.join(seeds)}.")
-    parts.append(f"{machine(record)} Made by `{record['made_by']}`.")
-    return "\n\n".join(parts)
-
-
-def interval(found: Mapping[str, Any] | None) -> str:
-    """Mean and interval as text."""
-    if not found:
-        return ""
-    values = [found[k] for k in ("mean", "low", "high")]
-    if any(v is None for v in values[1:]) or found["n"] < 2:
-        return number(values[0])
-    return f"{number(values[0])} [{number(values[1])}, {number(values[2])}]"
-
-
-def number(value: float | None) -> str:
-    """Four figures."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:.4g}"
-
-
-def baselines(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Further rows to be beaten (random images, k-means), once each: they are the same for every recipe."""
-    found: dict[str, dict[int, float]] = {}
-    for results in record["runs"].values():
-        for result in results:
-            for name, metrics in (result.get("baselines") or {}).items():
-                value = metrics.get(record["primary"])
-                if value is not None:
-                    found.setdefault(name, {})[result["seed"]] = value
-    return [(name, mean_of(list(values.values()))) for name, values in found.items()]
-
-
-def mean_of(values: list[float]) -> str:
-    """Mean and interval over seeds."""
-    e = t_interval(values)
-    return interval({"mean": e.mean, "low": e.low, "high": e.high, "n": e.n})
-
-
-def grids(record: Mapping[str, Any]) -> list[str]:
-    """Metrics of samplers, `NAME_wW_nN`: one table a metric, student and teacher at each number of steps."""
-    cells: dict[str, dict[tuple[str, str, float], dict[int, list[float]]]] = {}
-    for label, results in record["runs"].items():
-        for result in results:
-            for who in ("student", "teacher"):
-                for key, value in (result["metrics"].get(who) or {}).items():
-                    found = re.fullmatch(r"(.+)_w([\d.]+)_n(\d+)", key)
-                    if found and value is not None:
-                        name, w, n = found[1], float(found[2]), int(found[3])
-                        cells.setdefault(name, {}).setdefault((label, who, w), {}).setdefault(n, []).append(value)
-    made = []
-    for name, rows in cells.items():
-        steps = sorted({n for row in rows.values() for n in row})
-        body = [
-            (label, who, f"{w:g}", *(mean_of(row[n]) if n in row else "" for n in steps))
-            for (label, who, w), row in sorted(rows.items(), key=lambda item: (item[0][2], item[0][0], item[0][1]))
-        ]
-        head = ("recipe", "who", "guidance w", *(f"{n} step{'s' if n > 1 else ''}" for n in steps))
-        made.append(f"{name.replace('_', ' ')}:\n\n{table(head, body)}")
-    return made
-
-
-def machine(record: Mapping[str, Any]) -> str:
-    """Where it was run, in words."""
-    runs = [r for results in record["runs"].values() for r in results]
-    if not runs:
-        return ""
-    hardware, seconds = runs[0].get("hardware") or {}, sum(r.get("wall_seconds") or 0.0 for r in runs)
-    where = (
-        hardware.get("accelerator")
-        or f"{hardware.get('machine', 'one machine')}, {hardware.get('threads', '?')} thread(s)"
-    )
-    torch = (runs[0].get("versions") or {}).get("torch", "")
-    return f"{len(runs)} runs, {seconds / 60:.0f} minutes in all, on {where}{f', torch {torch}' if torch else ''}."
-
-
-def all_evidence(*_: str) -> str:
-    """Every comparison there is."""
-    parts = [part for part in map(comparison, evidence_files()) if part]
-    return "\n\n".join(parts) or "No comparison has been committed yet: `python evidence/run.py` makes them."
 
 
 # -------------------------------------------------------------------------------------------- parts made from the code
@@ -414,7 +283,7 @@ def errors_table(*_: str) -> str:
 PARTS: dict[str, Callable[..., str]] = {
     "methods": methods_table,
     "gallery": gallery,
-    "evidence": all_evidence,
+    "evidence": all_comparisons,
     "names": names_table,
     "settings": settings_table,
     "commands": commands_table,

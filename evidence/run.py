@@ -1,33 +1,44 @@
-"""Make the evidence again: `python evidence/run.py [NAME ...] [--device cuda] [--work DIR]`.
+"""Run the evidence, one row at a time: `python evidence/run.py NAME:ROW`, or `--next` for the first that is not finished.
 
-Every comparison of ``list.yaml`` (or those named) is run by ``limbeck compare`` and condensed to one JSON beside this file:
-seeds, versions, hardware, every run's metrics and cost, means, 95 % intervals over seeds, paired differences, and whether
-each claim holds. Finished runs are reused, so an interrupted list goes on. No network is needed.
+A row is one recipe in one comparison of ``list.yaml``, with all its seeds. It is run by ``limbeck compare`` in the folder
+``--work``, where finished seeds are reused and an interrupted one goes on; then the comparison's JSON beside this file is
+written with what is finished, and ``summary.json`` with every claim, clause by clause. Without arguments the rows are
+listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold, without running any.
+
+Data sets that do not come with limbeck lie below ``--data`` (list.yaml says which, and where they are from).
+No network is needed.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
+import os
 import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from limbeck.compare import compare
-from limbeck.errors import LimbeckError
+from limbeck.compare.claims import conclude
+from limbeck.engine import interrupt
+from limbeck.errors import ConfigError, DataError, LimbeckError, Stopped
 from limbeck.recipe.recipe import check, dump, load_tree
-from limbeck.report.statistics import paired, t_interval
+from limbeck.report.statistics import t_interval
 from limbeck.storage.store import atomic_write
 
 HERE = Path(__file__).resolve().parent
+DATA = "{data}"
+"""What stands in the list for the folder ``--data``."""
 KEPT = (
     "seed",
     "metrics",
     "baselines",
-    "table",
     "sizes",
     "latency_ms",
     "cost",
@@ -38,66 +49,236 @@ KEPT = (
 )
 
 
+@dataclass
+class Row:
+    """One recipe of a comparison.
+
+    Attributes:
+        name: the comparison's.
+        label: the row's.
+        words: the recipe and its settings, those of all rows among them.
+        entry: the comparison's entry in the list.
+    """
+
+    name: str
+    label: str
+    words: list[str]
+    entry: dict[str, Any]
+
+    @property
+    def seeds(self) -> range:
+        """The seeds it is run with."""
+        first = int(self.entry.get("first_seed", 0))
+        return range(first, first + int(self.entry["seeds"]))
+
+    @property
+    def file(self) -> Path:
+        """The comparison's JSON."""
+        return HERE / f"{self.name}.json"
+
+    def finished(self, record: Mapping[str, Any]) -> list[int]:
+        """The seeds that a comparison's JSON holds of this very row."""
+        known = record.get("rows", {}).get(self.label)
+        if known is None or [known[0], *sorted(known[1:])] != [self.words[0], *sorted(self.words[1:])]:
+            return []
+        return [r["seed"] for r in record["runs"].get(self.label, []) if r["seed"] in self.seeds]
+
+    def hours(self, record: Mapping[str, Any]) -> tuple[float, str]:
+        """CPU hours of all its seeds, and how they are known: ``measured`` where it is finished, else ``planned``."""
+        if len(self.finished(record)) == len(self.seeds):
+            spent = [r["cost"].get("cpu_seconds") or r.get("wall_seconds", 0.0) for r in record["runs"][self.label]]
+            return sum(spent) / 3600, "measured"
+        return len(self.seeds) * float(self.entry.get("seconds", 0.0)) / 3600, "planned"
+
+
+def read_list() -> tuple[dict[str, Any], list[Row]]:
+    """The list, and its rows in order."""
+    found = yaml.safe_load((HERE / "list.yaml").read_text(encoding="utf-8"))
+    rows = []
+    for name, entry in found["comparisons"].items():
+        for label, (recipe, *own) in entry["rows"].items():
+            rows.append(Row(name, label, [recipe, *entry.get("set", []), *own], entry))
+    return found, rows
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A comparison's JSON; empty where there is none yet."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
 def main(words: list[str]) -> int:
-    """Run what is named, or everything."""
+    """Run the command line; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="entries of list.yaml; all when none is named")
+    parser.add_argument("row", nargs="?", help="NAME:ROW, or NAME where it has one row only")
+    parser.add_argument("--next", action="store_true", help="the first row that is not finished")
+    parser.add_argument("--derive", action="store_true", help="write the JSON files anew from the runs they hold")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--seeds", type=int, help="another number of seeds")
-    parser.add_argument("--work", type=Path, default=Path("runs/evidence"), help="where the runs are kept")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/evidence"), help="where the runs are kept (%(default)s)"
+    )
+    data = os.environ.get("LIMBECK_EVIDENCE_DATA", "data")
+    parser.add_argument("--data", type=Path, default=Path(data), help="where data sets lie (%(default)s)")
     args = parser.parse_args(words)
-    entries: dict[str, dict[str, Any]] = yaml.safe_load((HERE / "list.yaml").read_text())
-    unknown = [n for n in args.names if n not in entries]
-    if unknown:
-        print(f"no such evidence: {', '.join(unknown)}; known: {', '.join(entries)}", file=sys.stderr)
+    interrupt.install()
+    try:
+        listed, rows = read_list()
+        if args.derive:
+            derive(listed, rows)
+        elif args.next:
+            todo = [r for r in rows if len(r.finished(read_record(r.file))) < len(r.seeds)]
+            if not todo:
+                print("every row is finished")
+                return 0
+            run(todo[0], listed, rows, args.work, args.data, args.device)
+        elif args.row is None:
+            print("\n".join(overview(rows)))
+        else:
+            run(find(rows, args.row), listed, rows, args.work, args.data, args.device)
+    except LimbeckError as error:
+        print(error.line(), file=sys.stderr)
         return 2
-    worst = 0
-    for name in args.names or list(entries):
-        try:
-            one(name, entries[name], args.work, args.device, args.seeds)
-        except LimbeckError as error:
-            print(f"{name}: {error.line()}", file=sys.stderr)
-            worst = 2
-    for slug in {n.split("/")[0] for n in entries}:
-        summarise(HERE / slug)
-    return worst
+    except Stopped as stopped:
+        print("stopped; the same command goes on, finished seeds are kept", file=sys.stderr)
+        return 128 + stopped.signum
+    return 0
 
 
-def one(name: str, entry: dict[str, Any], work: Path, device: str, seeds: int | None) -> None:
-    """One comparison, run and condensed."""
-    folder = work / name.replace("/", "-")
+def find(rows: list[Row], asked: str) -> Row:
+    """The row that is called NAME:ROW, or the only one of NAME.
+
+    Raises:
+        ConfigError: there is none, or NAME has several.
+    """
+    exact = [r for r in rows if f"{r.name}:{r.label}" == asked]
+    named = exact or [r for r in rows if r.name == asked]
+    if not named:
+        raise ConfigError.unknown("row", asked, [f"{r.name}:{r.label}" for r in rows], "row")
+    if len(named) > 1:
+        raise ConfigError("row", f"{asked} has several", expected=", ".join(f"{r.name}:{r.label}" for r in named))
+    return named[0]
+
+
+def overview(rows: list[Row]) -> Iterator[str]:
+    """A line a row, and the sums."""
+    sums = {"measured": 0.0, "planned": 0.0}
+    width = max(len(f"{r.name}:{r.label}") for r in rows)
+    for row in rows:
+        record = read_record(row.file)
+        done, (hours, how) = len(row.finished(record)), row.hours(record)
+        sums[how] += hours
+        yield f"{f'{row.name}:{row.label}':{width}}  {done:2} of {len(row.seeds):2} seeds  {hours:5.2f} CPU hours {how}"
+    yield f"finished: {sums['measured']:.1f} CPU hours; to do: {sums['planned']:.1f} CPU hours planned"
+
+
+def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Path, device: str) -> None:
+    """One row with all its seeds, then the JSON files."""
+    check_data(row, listed.get("data", {}), data)
+    folder = work / row.name / row.label
     folder.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for label, (recipe, *overrides) in entry["rows"].items():
-        tree = check(load_tree(recipe, [*overrides, f"engine.device={device}"]))
-        path = folder / f"{label}.yaml"
-        path.write_text(dump({**tree, "name": label}))
-        paths.append(str(path))
-    found = compare(paths, seeds=seeds or int(entry["seeds"]), out=folder / "runs")
-    rows = {label: list(row.values()) for label, row in found["rows"].items()}
-    primary, higher = found["primary"], found["higher_is_better"]
-    record: dict[str, Any] = {
-        "name": name,
-        "say": entry["say"],
-        "made_by": f"python evidence/run.py {name}",
-        "rows": entry["rows"],
-        "primary": primary,
-        "higher_is_better": higher,
-        "seeds": found["seeds"],
-        "statistics": {label: statistics(results, primary) for label, results in rows.items() if results},
-        "checks": [verdict(rows, *c, primary=primary, higher=higher) for c in entry["check"]],
-        "failed": found["failed"],
-        "runs": {label: [{k: r[k] for k in KEPT if k in r} for r in results] for label, results in rows.items()},
+    recipe, *settings = [word.replace(DATA, str(data.resolve())) for word in row.words]
+    tree = check(load_tree(recipe, [*settings, f"engine.device={device}"]))
+    path = folder / f"{row.label}.yaml"
+    path.write_text(dump({**tree, "name": row.label}), encoding="utf-8")
+    found = compare([str(path)], seeds=len(row.seeds), first_seed=row.seeds[0], out=folder / "runs")
+    for label, seeds in found["failed"].items():
+        for seed, problem in seeds.items():
+            print(f"{row.name}:{label}, seed {seed} failed: {problem}", file=sys.stderr)
+    record = read_record(row.file)
+    results = [{k: r[k] for k in KEPT if k in r} for r in found["rows"][row.label].values()]
+    record.setdefault("rows", {})[row.label] = row.words
+    record.setdefault("runs", {})[row.label] = results
+    record["failed"] = {**record.get("failed", {}), row.label: found["failed"].get(row.label, {})}
+    record |= {k: found[k] for k in ("task", "primary", "higher_is_better")}
+    write_record(row, record, rows)
+    derive(listed, rows)
+
+
+def check_data(row: Row, known: Mapping[str, Any], folder: Path) -> None:
+    """The data sets that a row names must be those that the list describes.
+
+    Raises:
+        DataError: a file is missing, or has another content.
+    """
+    for word in row.words:
+        if DATA not in word:
+            continue
+        name = word.split(f"{DATA}/")[1].split("/")[0].split(".")[0]
+        for file, digest in known[name]["files"].items():
+            path = folder / file
+            if not path.is_file():
+                raise DataError(str(path), f"{row.name} needs it", remedy=f"{known[name]['from']}; --data says where")
+            if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+                raise DataError(str(path), "holds other data than the list describes", remedy=known[name]["from"])
+
+
+# ------------------------------------------------------------------------------------------------ what is made of the runs
+
+
+def derive(listed: dict[str, Any], rows: list[Row]) -> None:
+    """Every comparison's JSON anew from its runs, and ``summary.json``."""
+    for name in listed["comparisons"]:
+        own = [r for r in rows if r.name == name]
+        record = read_record(own[0].file)
+        if record:
+            write_record(own[0], record, rows)
+    labels = {name: list(entry["rows"]) for name, entry in listed["comparisons"].items()}
+    records = {name: read_record(HERE / f"{name}.json") for name in labels}
+    summary = conclude(listed["claims"], labels, {name: r for name, r in records.items() if r})
+    atomic_write(HERE / "summary.json", (json.dumps(finite(summary), indent=1) + "\n").encode())
+    for slug, claim in summary["claims"].items():
+        print(f"{slug}: {claim['said']}")
+
+
+def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
+    """A comparison's JSON: what was run, the runs one a line, means and intervals."""
+    order = [r.label for r in rows if r.name == row.name]
+    runs = {label: record["runs"][label] for label in order if record["runs"].get(label)}
+    kind, names = called(row.words)
+    about = {
+        "name": row.name,
+        "say": row.entry["say"],
+        "before": row.entry.get("before", ""),
+        "made_by": f"python evidence/run.py {row.name}:ROW",
+        "rows": {label: record["rows"][label] for label in runs},
+        "primary": record["primary"],
+        "higher_is_better": record["higher_is_better"],
+        "student_is": kind,
+        "called": names,
+        "seeds": sorted({r["seed"] for results in runs.values() for r in results}),
+        "failed": {label: seeds for label, seeds in record.get("failed", {}).items() if seeds},
+        "statistics": {label: statistics(results, record["primary"]) for label, results in runs.items()},
     }
-    target = HERE / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write(target, (json.dumps(finite(record), indent=1) + "\n").encode())
-    for c in record["checks"]:
-        print(f"{name}: {c['said']}")
+    text = json.dumps(finite(about), indent=1)[:-2] + ',\n "runs": {\n'
+    blocks = []
+    for label, results in runs.items():
+        lines = ",\n".join(f"   {json.dumps(finite(r))}" for r in results)
+        blocks.append(f"  {json.dumps(label)}: [\n{lines}\n  ]")
+    row.file.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(row.file, (text + ",\n".join(blocks) + "\n }\n}\n").encode())
+
+
+def called(words: list[str]) -> tuple[str, dict[str, str]]:
+    """What the student of a row is, and how it, the baseline and the teacher are called in tables."""
+    recipe, *settings = words
+    task = check(load_tree(recipe, settings))["task"]
+    if task["use"] == "condensation":
+        count = f"{task['per_class']} a class"
+        return "dataset", {
+            "student": f"synthetic images, {count}",
+            "alone": f"random real images, {count}",
+            "teacher": "all real images",
+        }
+    if task["use"] == "generation":
+        return "sampler", {
+            "student": "student",
+            "alone": "DDIM in as many steps",
+            "teacher": f"DDIM in {task['times_more']} times as many steps",
+        }
+    return "network", {"student": "student", "alone": "student alone, at equal budget", "teacher": "teacher"}
 
 
 def statistics(results: list[dict[str, Any]], primary: str) -> dict[str, Any]:
-    """Means and intervals of the main metric for student, alone and teacher, and the student's difference to alone."""
+    """Means and intervals of the main metric for student, baseline and teacher."""
     found = {}
     for who in ("student", "alone", "teacher"):
         values = [r["metrics"][who][primary] for r in results if primary in r["metrics"].get(who, {})]
@@ -105,55 +286,6 @@ def statistics(results: list[dict[str, Any]], primary: str) -> dict[str, Any]:
             e = t_interval(values)
             found[who] = {"mean": e.mean, "low": e.low, "high": e.high, "n": len(values)}
     return found
-
-
-def verdict(
-    rows: dict[str, list[dict[str, Any]]], row: str, over: str, metric: str, *, primary: str, higher: bool
-) -> dict[str, Any]:
-    """Whether a row is better than another, paired by seed."""
-    name = primary if metric == "primary" else metric
-    better_is_higher = (
-        higher if metric == "primary" else metric not in ("cross_entropy", "nll", "ece", "perplexity", "kl", "rmse")
-    )
-    one_ = {str(r["seed"]): r["metrics"]["student"][name] for r in rows[row]}
-    if over == "alone":
-        other = {str(r["seed"]): r["metrics"]["alone"][name] for r in rows[row]}
-    else:
-        other = {str(r["seed"]): r["metrics"]["student"][name] for r in rows[over]}
-    e = paired(one_, other)
-    if e is None:
-        return {"row": row, "over": over, "metric": name, "holds": None, "said": f"{row} over {over}: no common seed"}
-    sign = 1 if better_is_higher else -1
-    low, high = sorted((sign * e.low, sign * e.high))
-    holds = "n=1" if e.n < 2 else "confirmed" if low > 0 else "contradicted" if high < 0 else "not shown"
-    said = f"{row} better than {over} in {name}: {holds} ({e.mean:+.4g} [{e.low:+.4g}, {e.high:+.4g}], {e.n} seeds)"
-    return {
-        "row": row,
-        "over": over,
-        "metric": name,
-        "mean": e.mean,
-        "low": e.low,
-        "high": e.high,
-        "n": e.n,
-        "holds": holds,
-        "said": said,
-    }
-
-
-def summarise(folder: Path) -> None:
-    """``summary.json``: the verdict over every check below a slug."""
-    checks = []
-    for path in sorted(folder.glob("*.json")):
-        if path.name != "summary.json":
-            checks += json.loads(path.read_text()).get("checks", [])
-    if not checks:
-        return
-    held = [c["holds"] == "confirmed" for c in checks]
-    status = "confirmed" if all(held) else "partly" if any(held) else "not reproduced"
-    atomic_write(
-        folder / "summary.json",
-        (json.dumps({"status": status, "checks": [c["said"] for c in checks]}, indent=1) + "\n").encode(),
-    )
 
 
 def finite(tree: Any) -> Any:

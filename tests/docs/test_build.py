@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -43,30 +42,6 @@ def test_every_marked_part_is_made() -> None:
         kinds = re.findall(r"^<!-- (\w+)", text, re.MULTILINE)
         assert set(kinds) <= set(build.PARTS), page
         assert len(kinds) == len(re.findall(r"^<!-- /(\w+) -->$", text, re.MULTILINE)), page
-
-
-def test_figures_come_from_the_json(tmp_path: Path) -> None:
-    run = {"seed": 0, "metrics": {"student": {"accuracy": 0.5, "fid_w1_n4": 2.0}}, "wall_seconds": 60.0}
-    run["baselines"] = {"k-means": {"accuracy": 0.25}}
-    record = {
-        "name": "x/y",
-        "say": "What is said.",
-        "made_by": "a command",
-        "rows": {"row": ["kd", "train.steps=1"]},
-        "primary": "accuracy",
-        "higher_is_better": True,
-        "seeds": [0, 1],
-        "statistics": {"row": {"student": {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 2}}},
-        "checks": [{"said": "row better than alone: not shown"}],
-        "runs": {"row": [run]},
-    }
-    path = tmp_path / "y.json"
-    path.write_text(json.dumps(record))
-    text = build.comparison(path)
-    assert "| `kd train.steps=1` | 0.5 [0.4, 0.6] |" in text
-    assert "| k-means | 0.25 |" in text
-    assert "| row | student | 1 | 2 |" in text
-    assert "not shown" in text
 
 
 def test_the_site_has_no_dead_links_and_asks_for_nothing_elsewhere(tmp_path: Path) -> None:

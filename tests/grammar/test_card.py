@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -173,14 +174,15 @@ def test_installed_packages_offer_methods_by_an_entry_point(folder, tmp_path, mo
 
 def test_evidence_is_read_from_the_checkout(tmp_path, monkeypatch):
     monkeypatch.setattr(cards, "_evidence_folder", lambda: tmp_path)
-    (tmp_path / "kd" / "seeds").mkdir(parents=True)
-    (tmp_path / "kd" / "seeds" / "1.json").write_text("{}")
-    assert cards.evidence() == {"kd": {"status": "measured", "runs": 1}}
-    (tmp_path / "kd" / "summary.json").write_text('{"status": "confirmed"}')
-    assert cards.evidence() == {"kd": {"status": "confirmed", "runs": 1}}
-    (tmp_path / "kd" / "summary.json").write_text("{")
-    with pytest.raises(ConfigError, match="is not JSON"):
-        cards.evidence()
+    assert cards.evidence() == {}
+    known = {"status": "partly", "said": "1 of 2 clauses confirmed, 1 not checked", "comparisons": ["kd/digits"]}
+    clause = {"says": "It gains.", "status": "confirmed", "checks": []}
+    (tmp_path / "summary.json").write_text(json.dumps({"claims": {"kd": {**known, "clauses": [clause], "beside": []}}}))
+    assert cards.evidence() == {"kd": {**known, "clauses": {"It gains.": "confirmed"}}}
+    for text in ("{", "[]", '{"claims": {"kd": {}}}'):
+        (tmp_path / "summary.json").write_text(text)
+        with pytest.raises(ConfigError, match="is no summary of the evidence"):
+            cards.evidence()
 
 
 def test_cards_are_frozen_values():

@@ -43,5 +43,5 @@ def main(words: list[str]) -> int:
 
 def as_json(entry: cards.Entry, shown: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """One method's facts for other tools."""
-    known = shown.get(entry.card.slug, {"status": "none", "runs": 0})
+    known = shown.get(entry.card.slug, {"status": "none", "said": "none yet", "clauses": {}, "comparisons": []})
     return {**entry.card.as_dict(), "evidence": known, "module": entry.module, "package": entry.package}

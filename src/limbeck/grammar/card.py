@@ -423,11 +423,11 @@ def _evidence_folder() -> Path | None:
 
 
 def evidence() -> dict[str, dict[str, Any]]:
-    """What has been shown for each Card: ``{slug: {"status": words, "runs": count}}``.
+    """What has been shown for each Card: ``{slug: {"status": a word, "said": in words, "clauses": {says: status},
+    "comparisons": [names]}}``.
 
-    Read from the checkout's ``evidence/`` where there is one, else from the summary that was packaged. Under
-    ``evidence/SLUG/`` every JSON file is one run, except ``summary.json``, whose ``status`` (``confirmed``, ``partly``,
-    ``not reproduced``) is the verdict on the Card's claim.
+    Read from ``evidence/summary.json`` of the checkout where there is one, else from what was packaged. The status follows
+    from the claim's clauses: ``confirmed``, ``contradicted``, ``partly``, ``not shown`` or ``not checked``.
     """
     folder = _evidence_folder()
     if folder is None:
@@ -436,21 +436,24 @@ def evidence() -> dict[str, dict[str, Any]]:
             return {}
         found = json.loads(packaged.read_text(encoding="utf-8"))
         return found if isinstance(found, dict) else {}
-    result: dict[str, dict[str, Any]] = {}
-    for place in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
-        if place.name == "benchmarks":  # of the library, not of a paper
-            continue
-        runs = [p for p in place.rglob("*.json") if p.name != "summary.json"]
-        summary: Any = {}
-        if (place / "summary.json").is_file():
-            try:
-                summary = json.loads((place / "summary.json").read_text(encoding="utf-8"))
-            except ValueError as error:
-                raise ConfigError(str(place / "summary.json"), f"is not JSON: {error}") from None
-        status = summary.get("status") if isinstance(summary, dict) else None
-        if status or runs:
-            result[place.name] = {"status": str(status or "measured"), "runs": len(runs)}
-    return result
+    path = folder / "summary.json"
+    if not path.is_file():
+        return {}
+    try:
+        claims = json.loads(path.read_text(encoding="utf-8"))["claims"]
+        return {
+            slug: {
+                **{k: claims[slug][k] for k in ("status", "said", "comparisons")},
+                "clauses": {c["says"]: c["status"] for c in claims[slug]["clauses"]},
+            }
+            for slug in sorted(claims)
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            str(path),
+            f"is no summary of the evidence: {error}",
+            remedy="python evidence/run.py --derive writes it anew",
+        ) from None
 
 
 def describe_value(value: Any) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Key = TypeVar("Key", bound=Hashable)
-Kind = Literal["seeds", "items", "none"]
+Kind = Literal["seeds", "items", "seeds and items", "none"]
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Estimate:
         low, high: the ends of the interval; both equal to ``mean`` when there is none.
         n: how many runs.
         kind: what the interval covers: ``seeds`` (Student's t over runs), ``items`` (Wilson's score interval over the
-            test items of one run), ``none``.
+            test items of one run), ``seeds and items`` (a bootstrap over both), ``none``.
     """
 
     mean: float

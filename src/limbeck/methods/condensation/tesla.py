@@ -65,7 +65,7 @@ CARD = Card(
     },
     exceptions={"at_equality": "the student is a data set: there is no teacher network it could equal"},
     notes="The published learning rate of the images belongs to the half gradient: with the paper's it acts twice as strongly. "
-    "Over 30 inner steps (digits-10 below) the two-pass gradient ends below the exact one: there, not memory alone differs.",
+    "Over 30 inner steps (tesla/digits-10) the two-pass gradient ends below the exact one: there, not memory alone differs.",
 )
 
 

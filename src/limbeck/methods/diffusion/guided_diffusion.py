@@ -60,7 +60,7 @@ CARD = Card(
         "encoder": "paper; the start at u = 0 is reconstructed",
         "guidance input": "diffusers' embedding, scale - 1 times 1000",
     },
-    claim="In 1, 2 and 4 steps, with half the network calls a step, the student ends nearer to the many-step guided teacher "
+    claim="In 1, 2 and 4 steps, with half the network calls a guided step, the student ends nearer to the many-step guided teacher "
     "than DDIM with guidance does: at most half its squared error, for each guidance weight, with one network for all.",
     recipe="guided-diffusion",
     tiny={

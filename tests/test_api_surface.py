@@ -45,6 +45,7 @@ GRAMMAR = {
         "StorageError",
         "TapError",
         "TeacherMismatch",
+        "Untrusted",
         "require",
     ),
     "limbeck.grammar.method": ("Built", "Context", "Data", "Setup", "Share", "Stage"),

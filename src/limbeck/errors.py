@@ -140,6 +140,17 @@ class StorageError(LimbeckError):
     """A folder cannot be written, is in use by another run, or is full."""
 
 
+class Untrusted(LimbeckError):
+    """A folder would run code, or send data to another machine, that this workspace does not know."""
+
+    def __init__(self, place: str, acts: str) -> None:
+        super().__init__(
+            place,
+            f"opening it would do what this workspace has not done before: {acts}",
+            remedy="if you trust whoever made it, add --trust (in Python: with limbeck.trusting()); it is remembered",
+        )
+
+
 class MissingExtra(LimbeckError):
     """An optional dependency is not installed."""
 

@@ -8,7 +8,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from safetensors.torch import load, save
@@ -29,6 +29,8 @@ class Remote(Model):
         url: its address, ``http://host:port``.
         timeout: seconds until an answer is given up.
     """
+
+    address: ClassVar[str] = "url"
 
     def __init__(self, url: str, timeout: float = 60.0) -> None:
         if not url.startswith(("http://", "https://")):

@@ -16,6 +16,9 @@ from typing import Any, NoReturn
 from limbeck.errors import ConfigError, nearest, shorten
 from limbeck.recipe.scalars import TOKEN, encodable, scalar
 
+TRUST = "let a run's folder run the code it names and send data where it says; remembered"
+"""What ``--trust`` does, in the help of every command that opens folders."""
+
 
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are ConfigErrors, and which takes ``key=value`` words anywhere.

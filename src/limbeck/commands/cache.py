@@ -26,16 +26,19 @@ def main(words: list[str]) -> int:
         "--feature", metavar="MODULE", action="append", default=[], help="a module of the teacher to keep too"
     )
     parser.add_argument("--yes", action="store_true", help="write it without asking")
+    parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
     if args.recipe is None:
         missing_recipe("cache")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
+    from limbeck.storage.trust import trusting
 
-    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
-    from limbeck.cache import build_cache
+    with trusting(args.trust):
+        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+        from limbeck.cache import build_cache
 
-    interrupt.install()
-    found = build_cache(tree, args.out, args.yes, args.top, args.views, args.feature)
+        interrupt.install()
+        found = build_cache(tree, args.out, args.yes, args.top, args.views, args.feature)
     common.table([(k.replace("_", " "), v) for k, v in found.items()], ["cache", "value"])
     return 0

@@ -27,6 +27,7 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument("--force", action="store_true", help="repeat finished runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
     if not args.names:
         raise ConfigError("RECIPE", "is missing", remedy="name at least one: limbeck compare kd nkd --seeds 5")
@@ -35,16 +36,17 @@ def main(words: list[str]) -> int:
         raise ConfigError("RECIPE", f"{', '.join(doubled)} is named twice", remedy="name each recipe once")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
+    from limbeck.storage.trust import trusting
 
-    for name in args.names:  # everything that is wrong is said before anything is run
-        recipe.build(recipe.load_tree(name, overrides))
     out = args.out or Path("runs") / ("compare-" + "-".join(Path(n).stem for n in args.names))
-    from limbeck.compare import compare
+    settings = {name: getattr(args, name) for name in ("seeds", "engine", "workers", "force")}
+    with trusting(args.trust):
+        for name in args.names:  # everything that is wrong is said before anything is run
+            recipe.build(recipe.load_tree(name, overrides))
+        from limbeck.compare import compare
 
-    interrupt.install()
-    found = compare(
-        args.names, overrides, seeds=args.seeds, out=out, engine=args.engine, workers=args.workers, force=args.force
-    )
+        interrupt.install()
+        found = compare(args.names, overrides, out=out, **settings)
     if args.json:
         common.print_json(found)
     else:

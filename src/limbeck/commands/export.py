@@ -18,12 +18,15 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", metavar="FILE", type=common.folder_or_file("--checkpoint"), help="a checkpoint of the run"
     )
+    parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, _ = parser.read(words)
     folder = common.run_folder(args.run)
     from limbeck.engine import interrupt
     from limbeck.export import export
+    from limbeck.storage.trust import trusting
 
     interrupt.install()
     out = args.out or folder / "export" / args.format
-    print(export(folder, args.format, out, checkpoint=args.checkpoint))
+    with trusting(args.trust):
+        print(export(folder, args.format, out, checkpoint=args.checkpoint))
     return 0

@@ -19,17 +19,20 @@ def main(words: list[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
     parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
     if args.recipe is None:
         missing_recipe("plan")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
+    from limbeck.storage.trust import trusting
 
-    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
-    from limbeck.run import plan
+    with trusting(args.trust):
+        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+        from limbeck.run import plan
 
-    interrupt.install()
-    found = plan(tree)
+        interrupt.install()
+        found = plan(tree)
     if args.json:
         common.print_json(found)
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -29,6 +30,7 @@ def parser() -> common.Parser:
     made.add_argument(
         "--force", action="store_true", help="repeat a finished run, or replace another one in the folder"
     )
+    made.add_argument("--trust", action="store_true", help=common.TRUST)
     made.add_argument("--print-config", action="store_true", help="print the complete recipe and stop")
     return made
 
@@ -42,6 +44,13 @@ def main(words: list[str]) -> int:
             options.print_help()
             return 0
         missing_recipe("run")
+    from limbeck.storage.trust import trusting
+
+    with trusting(args.trust):
+        return _run(args, overrides, options, words)
+
+
+def _run(args: argparse.Namespace, overrides: list[str], options: common.Parser, words: list[str]) -> int:
     from limbeck.recipe import recipe
 
     tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))

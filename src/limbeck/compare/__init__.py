@@ -15,6 +15,7 @@ from limbeck.engine import interrupt
 from limbeck.errors import ConfigError, LimbeckError, Stopped, require
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.storage.store import RunLock, atomic_write, check_writable
+from limbeck.storage.trust import is_trusting
 
 Job = tuple[str, int, Path]
 """A recipe's name, a seed, and the run's folder."""
@@ -152,6 +153,7 @@ def _runner(
             "--out",
             str(folder),
             *again,
+            *(["--trust"] if is_trusting() else []),
         ]
 
     def here(jobs: list[Job]) -> Iterator[tuple[Job, str]]:
@@ -180,16 +182,16 @@ def _runner(
             "LIMBECK_PROGRESS": "0",
         }
 
-        def one(job: Job) -> tuple[Job, str]:
+        def one(job: Job, words: list[str]) -> tuple[Job, str]:
             if interrupt.requested() is not None:
                 return job, "stopped"
-            done = subprocess.run(command(job), env=env, capture_output=True, text=True, check=False)
+            done = subprocess.run(words, env=env, capture_output=True, text=True, check=False)
             return job, "" if done.returncode == 0 else (
                 done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
             )[-1]
 
         with ThreadPoolExecutor(workers) as pool:
-            yield from pool.map(one, jobs)
+            yield from pool.map(one, jobs, [command(job) for job in jobs])  # threads know nothing of --trust
         asked = interrupt.requested()
         if asked is not None:
             raise Stopped(asked, "type the same command again to go on; finished runs are kept")

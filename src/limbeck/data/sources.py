@@ -450,6 +450,8 @@ class ImportedSource(Source):
         memory_mb: how much may be kept in memory; beyond, items are asked for each time.
     """
 
+    code: ClassVar[str] = "function"
+
     def __init__(self, function: str, options: dict[str, Any] | None = None, memory_mb: int = 1024) -> None:
         self.function, self.options, self.memory_mb = function, dict(options or {}), memory_mb
 

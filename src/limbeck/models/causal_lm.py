@@ -17,7 +17,7 @@ from limbeck.errors import ConfigError, first_line, require
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Model, Task
 from limbeck.storage.store import atomic_folder, load_state_dict, load_strict
-from limbeck.tasks.causal import transformers_library
+from limbeck.tasks.causal import needs_code, transformers_library
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenizers import load_tokenizer
 
@@ -149,7 +149,10 @@ class HuggingFace(Model):
                 remedy="pip install gguf",
             )
         place = self._place()
-        options: dict[str, Any] = {"revision": self.revision} if self.revision else {}
+        # named, or the library asks on the terminal whether code from the folder may be run
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if self.revision:
+            options["revision"] = self.revision
         if self.gguf_file is not None:
             options["gguf_file"] = self.gguf_file
         self.tokenizer = load_tokenizer(place, **options)
@@ -165,6 +168,8 @@ class HuggingFace(Model):
                 module = transformers.AutoModelForCausalLM.from_config(config)
                 module = module if self.dtype == "auto" else module.to(getattr(torch, self.dtype))
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            if "trust_remote_code" in str(error):
+                raise needs_code("hf.name", self.name) from None
             raise ConfigError(
                 "hf.name",
                 f"transformers cannot load it as a causal language model: {first_line(error)}",

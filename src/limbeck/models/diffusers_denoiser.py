@@ -487,7 +487,7 @@ def condition_count(net: nn.Module, classes: int) -> int | None:
 def encode_prompts(where: Path, texts: list[str]) -> Tensor:
     """Hidden states [K, L, D] of a pipeline's own frozen text encoder."""
     transformers = require("transformers", "diffusion", "a pipeline's text encoder")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(where / "tokenizer"))
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(where / "tokenizer"), trust_remote_code=False)
     encoder = transformers.CLIPTextModel.from_pretrained(str(where / "text_encoder"), use_safetensors=True).eval()
     length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
     tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")

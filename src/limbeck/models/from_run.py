@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from limbeck.data.items import as_path
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Model, Task
 from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
@@ -28,6 +28,7 @@ class FromRun(Classifier):
         Raises:
             ConfigError: the folder holds no student that can be rebuilt.
             TeacherMismatch: its classes are not the task's.
+            Untrusted: it is made by code that this workspace has not run before.
         """
         from limbeck.recipe.recipe import make
         from limbeck.storage.store import load_foreign, load_strict
@@ -46,22 +47,24 @@ class FromRun(Classifier):
                 f"{folder / 'student.json'} does not say how its network is built",
                 remedy="name the network yourself, with checkpoint=" + str(folder / "student.safetensors"),
             )
-        if node.get("use") == "import":  # a folder that somebody sent must not run code
+        bare = {"checkpoint": None, "labels": None, "pretrained": False, "weights": None}
+        model = make(Model, {k: bare.get(k, v) for k, v in node.items()}, "model", folder / "student.json")
+        if isinstance(model, FromRun):
             raise ConfigError(
                 "path",
-                f"the student was made by {node.get('function')}, which is not run unasked",
-                remedy=f"use import:{node.get('function')} with checkpoint={folder / 'student.safetensors'}",
+                f"{folder / 'student.json'} names another run's network ({shorten(model.path)}) in place of its own",
+                remedy="name the network yourself, with checkpoint=" + str(folder / "student.safetensors"),
             )
-        bare = {"checkpoint": None, "labels": None, "pretrained": False, "weights": None}
-        model = make(Model, {k: bare.get(k, v) for k, v in node.items()}, "student.json")
         if not isinstance(model, Classifier):
-            raise ConfigError("path", f"the student is a {node.get('use')}, no classifier", given=self.path)
+            raise ConfigError("path", f"the student is a {shorten(node.get('use'))}, no classifier", given=self.path)
         check_input(about, task, f"the student of {folder}")
         names = [str(n) for n in about.get("labels") or []] or None
         width = len(names) if names else int(about["outputs"])
         module = model.make(tuple(int(s) for s in about["input"]), width)
         load_strict(module, load_foreign(folder / "student.safetensors"), str(folder))
-        built = Built(module, contract_from(about, task), names, self)
+        built = Built(
+            module, contract_from(about, task), names, model
+        )  # a student that begins here says how it is made
         check_channels(built.contract, task)
         adapt(built, task, width, about, f"the student of {folder}")
         task.rehearse(built)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -31,6 +31,8 @@ class ImportedModel(Classifier):
         channels: channels the network takes; ``null`` keeps the data's.
         normalise: normalise by the training data's statistics where no mean and std are given.
     """
+
+    code: ClassVar[str] = "function"
 
     def __init__(
         self,

@@ -17,6 +17,12 @@ from limbeck.tasks.classification import Classification, match_classes
 Head = Literal["auto", "new", "own"]
 
 
+_LOADING = frozenset(
+    ("checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "weights", "weights_backbone")
+)
+"""Arguments of timm and torchvision that load files past limbeck's own reader, which runs nothing of what it reads."""
+
+
 class LibraryModel(Classifier):
     """Base of the models of picture libraries.
 
@@ -36,6 +42,12 @@ class LibraryModel(Classifier):
     def _library(self, name: str, head: Head, size: int | None, options: dict[str, Any] | None) -> None:
         if size is not None and size < 1:
             raise ValueError("size must be 1 or more, or null")
+        loading = sorted(set(options or {}) & _LOADING)
+        if loading:
+            raise ValueError(
+                f"options may not hold {', '.join(loading)}: weights are named by checkpoint, pretrained or weights, "
+                "which check what they load"
+            )
         self.name, self.head, self.size, self.options = name, head, size, dict(options or {})
         self.own: list[str] | None = None  # names of the pretrained head, once it is kept
 

@@ -123,6 +123,8 @@ class ImportedObjective(Objective):
         teacher_taps: modules of the teacher whose activations it reads.
     """
 
+    code: ClassVar[str] = "function"
+
     def __init__(
         self,
         function: str,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -255,6 +256,8 @@ class ImportedQuery(Query):
     Args:
         function: ``package.module:function``.
     """
+
+    code: ClassVar[str] = "function"
 
     def __init__(self, function: str) -> None:
         self.function = imported(function, "function")

@@ -18,15 +18,8 @@ LIMITS = ("student_items", "student_documents")
 """Settings of a task that a shipped recipe chose for its own small data: whoever names other data gets all of it."""
 
 
-def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
-    """A recipe as a plain tree, with overrides merged. Nothing is imported or checked yet.
-
-    Where other ``task.data`` is named, a shipped recipe's own ``LIMITS`` are let go: they belong to the data it ships with.
-
-    Args:
-        name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
-        overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
-        seed: takes the place of the recipe's.
+def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+    """A recipe as a plain tree, with overrides merged: `limbeck.recipe.recipe.load_tree` before trust is asked for.
 
     Raises:
         ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
@@ -44,6 +37,14 @@ def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
     if seed is not None:
         tree["seed"] = seed
     return tree
+
+
+def is_run_folder(file: Path) -> bool:
+    """Whether a recipe's file is the configuration of a run: ``config.yaml``, as every run's folder holds it.
+
+    A run's folder is data. A recipe under another name is a program that the user chose to run.
+    """
+    return file.name == "config.yaml"
 
 
 def merge(tree: dict[str, Any], overrides: Iterable[str]) -> None:

@@ -9,17 +9,19 @@ are resolved along signatures in ``limbeck.recipe.resolving``.
 A component (task, method, model, source, query, objective) is written flat, ``{use: name, argument: value, ...}``, or
 as ``name``, or ``name:rest``, where ``rest`` goes to the first parameter of the constructor. Only the classes that a
 recipe names are imported, from tables of names; no class path is ever read from a recipe. The one way to a user's own
-code is ``import:package.module:function``, which runs it.
+code is ``import:package.module:function``, which runs it; whether a folder that somebody sent may say so is decided by
+``limbeck.storage.trust``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.grammar.component import Component, Settings
-from limbeck.recipe.overrides import apply, load_tree
+from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree
 from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise_all
 from limbeck.recipe.schema import Param, find_class, schema, summary
 from limbeck.recipe.values import read_value, write_yaml
@@ -89,6 +91,31 @@ class Recipe(Settings):
         return {c.__name__: c for c in (EngineSettings, Method, Objective, Query, Optim, Model, Task)}
 
 
+def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+    """A recipe as a plain tree, with overrides merged. Nothing of it is run yet.
+
+    Where other ``task.data`` is named, a shipped recipe's own limits (`limbeck.recipe.overrides.LIMITS`) are let go: they
+    belong to the data it ships with.
+
+    Args:
+        name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
+        overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
+        seed: takes the place of the recipe's.
+
+    Raises:
+        ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
+        Untrusted: a run's folder would have code run, or data sent, that is not known here. See ``limbeck.storage.trust``.
+    """
+    from limbeck.storage.trust import admit_tree
+
+    tokens = list(overrides)
+    tree = read_tree(name_or_path, tokens, seed)
+    file = find_recipe(name_or_path)
+    if is_run_folder(file):
+        admit_tree(tree, file, tokens)
+    return tree
+
+
 def check(tree: Mapping[str, Any]) -> dict[str, Any]:
     """The resolved tree: every default filled in, every value of its type, student and teacher named.
 
@@ -115,19 +142,24 @@ def build(tree: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def make(base: type[Component], node: Any, path: str) -> Any:
-    """A single component from its node (``name``, ``name:rest`` or a mapping), checked and built.
+def make(base: type[Component], node: Any, path: str, place: Path) -> Any:
+    """A single component from its node (``name``, ``name:rest`` or a mapping) in a file of a run, checked and built.
 
     Args:
         base: the class it must be a subclass of.
         node: the recipe node.
         path: what errors call it.
+        place: the file.
 
     Raises:
         ConfigError: it is wrong.
+        Untrusted: it would run code, or send data, that is not known here.
     """
-    checker = Checker()
+    from limbeck.storage.trust import acts_of, admit
+
+    checker = Checker(build=False)
     found = checker.component(base, node, path)
+    admit(acts_of(checker.met), str(place))
     raise_all(checker.problems)
     assert found is not None
     return Builder().component(base, found, path)

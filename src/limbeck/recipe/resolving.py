@@ -57,10 +57,21 @@ def raise_all(problems: Sequence[LimbeckError]) -> None:
 
 
 class Checker:
-    """Walks a tree along the signatures and collects what is wrong."""
+    """Walks a tree along the signatures and collects what is wrong.
 
-    def __init__(self) -> None:
+    Args:
+        build: tasks and methods may be built to ask for their defaults. Without it no constructor is run, so that nothing
+            that a tree names can happen; a student or teacher that the tree does not name stays open.
+
+    Attributes:
+        problems: what is wrong.
+        met: every component that was resolved: (path, class, resolved node).
+    """
+
+    def __init__(self, build: bool = True) -> None:
+        self.build = build
         self.problems: list[LimbeckError] = []
+        self.met: list[tuple[str, type[Component], dict[str, Any]]] = []
         self.refused = False  # a constructor refused its values
 
     def recipe(self, cls: type, tree: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +100,7 @@ class Checker:
         """The node of the student or teacher that the task offers; ``None`` where none is needed or known."""
         if isinstance(given, str) or (isinstance(given, Mapping) and "use" in given):
             return None
-        if self.problems or not found.get("task") or not found.get("method"):
+        if not self.build or self.problems or not found.get("task") or not found.get("method"):
             return None
         try:
             task: Any = Builder().component(params["task"].base, found["task"], "task")
@@ -184,7 +195,9 @@ class Checker:
             except LimbeckError as error:
                 self.problems.append(error)
                 return None
-        return {"use": name, **self.arguments(cls, arguments, path, name)}
+        node = {"use": name, **self.arguments(cls, arguments, path, name)}
+        self.met.append((path, cls, node))
+        return node
 
     def arguments(self, cls: type, given: Mapping[str, Any], path: str, label: str) -> dict[str, Any]:
         """The arguments of a constructor, defaults filled in."""

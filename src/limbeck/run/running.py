@@ -27,6 +27,7 @@ from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.preparing import prepare
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
+from limbeck.storage.trust import remember
 
 
 def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -92,6 +93,7 @@ def _run_in(
             if force:
                 empty(folder)
             store.atomic_write(config, text.encode())
+            remember(tree)
         progress = Progress(enabled=main and not quiet)
         say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:

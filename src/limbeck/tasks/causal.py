@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from limbeck.errors import require
+from limbeck.errors import ConfigError, require
 from limbeck.grammar.method import Batch
 
 
@@ -15,6 +15,16 @@ def transformers_library(purpose: str) -> Any:
     """The library; an error that names the extra where it is not installed."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # its threads and forked loader processes do not mix
     return require("transformers", "language", purpose)
+
+
+def needs_code(argument: str, name: str) -> ConfigError:
+    """The error for a model or tokenizer that brings its own code, which a library would run if it were told to."""
+    return ConfigError(
+        argument,
+        "is described by Python code that comes with it, and limbeck runs no such code",
+        given=name,
+        remedy="take a model that transformers knows, or load it yourself and hand it over: limbeck.distill(teacher=MODULE)",
+    )
 
 
 def call(module: Any, batch: Batch) -> Any:

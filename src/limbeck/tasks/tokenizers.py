@@ -9,15 +9,17 @@ from typing import Any
 from limbeck.data.text import Texts
 from limbeck.errors import ConfigError, TeacherMismatch, first_line, require
 from limbeck.storage.store import remembered
-from limbeck.tasks.causal import transformers_library
+from limbeck.tasks.causal import needs_code, transformers_library
 
 
 def load_tokenizer(name: str, **options: Any) -> Any:
     """A tokenizer of the Hub or of a local folder, with a readable error where there is none."""
     transformers = transformers_library("tokenizers of the Hugging Face Hub")
     try:
-        return transformers.AutoTokenizer.from_pretrained(name, **options)
+        return transformers.AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
     except (OSError, ValueError, KeyError, TypeError) as error:
+        if "trust_remote_code" in str(error):
+            raise needs_code("task.tokenizer", name) from None
         raise ConfigError(
             "task.tokenizer",
             f"transformers cannot load it: {first_line(error)}",

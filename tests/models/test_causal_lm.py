@@ -143,6 +143,30 @@ def test_wrong_names_are_answered(tmp_path: Path) -> None:
         len(small(tokenizer=str(tmp_path)).train)
 
 
+@pytest.mark.parametrize("where", ["config.json", "tokenizer_config.json"])
+def test_code_in_a_folder_is_not_run_and_not_asked_about(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = CausalLm(layers=1, width=16, heads=2)
+    model.save(model.build(small()).module, tmp_path)
+    folder = tmp_path / "student"
+    about = json.loads((folder / where).read_text())
+    about["auto_map"] = {
+        "AutoConfig": "theirs.Config",
+        "AutoModelForCausalLM": "theirs.Net",
+        "AutoTokenizer": ["theirs.Tokenizer", None],
+    }
+    about |= {"model_type": "theirs"} if where == "config.json" else {"tokenizer_class": "Tokenizer"}
+    (folder / where).write_text(json.dumps(about))
+    ran = tmp_path / "ran"
+    (folder / "theirs.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *a: pytest.fail("a script would hang here"))
+    with pytest.raises(ConfigError, match="limbeck runs no such code") as caught:
+        HuggingFace(str(folder)).build(small())
+    assert "trust_remote_code" not in str(caught.value)  # no setting of ours is called so
+    assert not ran.exists() and "[y/N]" not in "".join(capfd.readouterr())
+
+
 def test_positions_are_checked(tmp_path: Path) -> None:
     task = small()
     model = CausalLm(layers=1, width=16, heads=2)

@@ -15,7 +15,7 @@ from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Splits
 from limbeck.data.sources import Source
 from limbeck.engine.bench import build_model
-from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch, Untrusted
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
@@ -323,7 +323,7 @@ def test_folders_that_hold_no_student(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not say how"):
         FromRun(str(tmp_path)).build(task)
     rewritten(model={"use": "import", "function": "os:getcwd"})
-    with pytest.raises(ConfigError, match="not run unasked"):
+    with pytest.raises(Untrusted, match=r"calls os:getcwd\(\)"):
         FromRun(str(tmp_path)).build(task)
     rewritten(model={"use": "no-such-model"})
     with pytest.raises(ConfigError):
@@ -442,6 +442,20 @@ def test_torchvision_weights_by_their_own_names(monkeypatch: pytest.MonkeyPatch)
 def test_names_and_options_that_a_library_does_not_know(model: Model, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         model.build(task_of(ABC, (3, 32, 32)))
+
+
+@pytest.mark.parametrize(
+    ("library", "name"),
+    [
+        (Timm, "checkpoint_path"),  # some versions unpickle it
+        (Timm, "pretrained_cfg"),
+        (Timm, "pretrained_cfg_overlay"),
+        (Torchvision, "weights"),
+    ],
+)
+def test_weights_do_not_come_in_by_the_side_door(library: type[Model], name: str) -> None:
+    with pytest.raises(ValueError, match=f"options may not hold {name}: weights are named by checkpoint"):
+        library("resnet18", options={name: "sent.pth"})  # type: ignore[call-arg]
 
 
 def test_a_transformer_of_fixed_size_gets_its_size() -> None:

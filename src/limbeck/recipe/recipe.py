@@ -142,14 +142,14 @@ def build(tree: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
-def make(base: type[Component], node: Any, path: str, place: Path) -> Any:
-    """A single component from its node (``name``, ``name:rest`` or a mapping) in a file of a run, checked and built.
+def make(base: type[Component], node: Any, path: str, place: Path | None = None) -> Any:
+    """A single component from its node (``name``, ``name:rest`` or a mapping), checked and built.
 
     Args:
         base: the class it must be a subclass of.
         node: the recipe node.
         path: what errors call it.
-        place: the file.
+        place: the file of a run's folder that says so; ``None`` where it is the user's own word.
 
     Raises:
         ConfigError: it is wrong.
@@ -159,7 +159,8 @@ def make(base: type[Component], node: Any, path: str, place: Path) -> Any:
 
     checker = Checker(build=False)
     found = checker.component(base, node, path)
-    admit(acts_of(checker.met), str(place))
+    if place is not None:
+        admit(acts_of(checker.met), str(place))
     raise_all(checker.problems)
     assert found is not None
     return Builder().component(base, found, path)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from limbeck.grammar.task import Model, Task
     from limbeck.objectives.criterion import Criterion
     from limbeck.recipe.recipe import Recipe
-    from limbeck.storage.trust import trusting
+    from limbeck.recipe.trust import trusting
 
 # name -> where it lives; nothing is imported until it is asked for, so that the catalogue starts without torch
 _WHERE = {
@@ -50,7 +50,7 @@ _WHERE = {
     "distill": "limbeck.api",
     "fit": "limbeck.engine.inner",
     "functional": "limbeck.functional",
-    "trusting": "limbeck.storage.trust",
+    "trusting": "limbeck.recipe.trust",
 }
 
 __all__ = [

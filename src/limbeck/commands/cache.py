@@ -32,7 +32,7 @@ def main(words: list[str]) -> int:
         missing_recipe("cache")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
-    from limbeck.storage.trust import trusting
+    from limbeck.recipe.trust import trusting
 
     with trusting(args.trust):
         tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))

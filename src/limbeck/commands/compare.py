@@ -36,7 +36,7 @@ def main(words: list[str]) -> int:
         raise ConfigError("RECIPE", f"{', '.join(doubled)} is named twice", remedy="name each recipe once")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
-    from limbeck.storage.trust import trusting
+    from limbeck.recipe.trust import trusting
 
     out = args.out or Path("runs") / ("compare-" + "-".join(Path(n).stem for n in args.names))
     settings = {name: getattr(args, name) for name in ("seeds", "engine", "workers", "force")}

@@ -23,7 +23,7 @@ def main(words: list[str]) -> int:
     folder = common.run_folder(args.run)
     from limbeck.engine import interrupt
     from limbeck.export import export
-    from limbeck.storage.trust import trusting
+    from limbeck.recipe.trust import trusting
 
     interrupt.install()
     out = args.out or folder / "export" / args.format

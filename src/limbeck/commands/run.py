@@ -44,7 +44,7 @@ def main(words: list[str]) -> int:
             options.print_help()
             return 0
         missing_recipe("run")
-    from limbeck.storage.trust import trusting
+    from limbeck.recipe.trust import trusting
 
     with trusting(args.trust):
         return _run(args, overrides, options, words)

@@ -14,8 +14,8 @@ from typing import Any, Literal
 from limbeck.engine import interrupt
 from limbeck.errors import ConfigError, LimbeckError, Stopped, require
 from limbeck.recipe.recipe import build, check, load_tree
+from limbeck.recipe.trust import is_trusting
 from limbeck.storage.store import RunLock, atomic_write, check_writable
-from limbeck.storage.trust import is_trusting
 
 Job = tuple[str, int, Path]
 """A recipe's name, a seed, and the run's folder."""

@@ -37,7 +37,7 @@ class Component(_Recorded):
         paths: arguments that may name a file or folder of this machine. A relative one that exists is written into the
             resolved recipe whole, so that it means the same from wherever that is run again.
         code: the argument that names the user's own code, which is run when the component is built or used; none by
-            default. A folder that somebody sent may not have it run unasked: see ``limbeck.storage.trust``.
+            default. A folder that somebody sent may not have it run unasked: see ``limbeck.recipe.trust``.
         address: likewise the argument that names another machine, to which data are sent.
         given: the positional and named arguments of the constructor, as they came.
         config: the resolved recipe node from which the instance was built, set by the recipe; ``{}`` when built by hand.

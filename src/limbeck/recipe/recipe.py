@@ -10,7 +10,7 @@ A component (task, method, model, source, query, objective) is written flat, ``{
 as ``name``, or ``name:rest``, where ``rest`` goes to the first parameter of the constructor. Only the classes that a
 recipe names are imported, from tables of names; no class path is ever read from a recipe. The one way to a user's own
 code is ``import:package.module:function``, which runs it; whether a folder that somebody sent may say so is decided by
-``limbeck.storage.trust``.
+``limbeck.recipe.trust``.
 """
 
 from __future__ import annotations
@@ -104,9 +104,9 @@ def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
 
     Raises:
         ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
-        Untrusted: a run's folder would have code run, or data sent, that is not known here. See ``limbeck.storage.trust``.
+        Untrusted: a run's folder would have code run, or data sent, that is not known here. See ``limbeck.recipe.trust``.
     """
-    from limbeck.storage.trust import admit_tree
+    from limbeck.recipe.trust import admit_tree
 
     tokens = list(overrides)
     tree = read_tree(name_or_path, tokens, seed)
@@ -155,7 +155,7 @@ def make(base: type[Component], node: Any, path: str, place: Path | None = None)
         ConfigError: it is wrong.
         Untrusted: it would run code, or send data, that is not known here.
     """
-    from limbeck.storage.trust import acts_of, admit
+    from limbeck.recipe.trust import acts_of, admit
 
     checker = Checker(build=False)
     found = checker.component(base, node, path)

@@ -21,13 +21,13 @@ from limbeck.export import check_format, export
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
+from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
 from limbeck.run.folder import default_folder, empty, finished, read_result
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.preparing import prepare
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
-from limbeck.storage.trust import remember
 
 
 def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:

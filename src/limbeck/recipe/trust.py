@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from limbeck.engine.usercode import UserCode, user_code
 from limbeck.errors import StorageError, Untrusted, shorten
 from limbeck.grammar.component import Component
 from limbeck.recipe.overrides import split_override
 from limbeck.recipe.resolving import Checker
 from limbeck.storage.disk import atomic_write, workspace
+from limbeck.storage.usercode import UserCode, user_code
 
 _TRUSTING: ContextVar[bool] = ContextVar("limbeck_trusting", default=False)
 

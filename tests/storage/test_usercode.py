@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.engine.usercode import user_code
+from limbeck.storage.usercode import user_code
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ import pytest
 import limbeck
 from limbeck import cli
 from limbeck.errors import Untrusted
+from limbeck.recipe import trust
 from limbeck.recipe.names import TABLES
 from limbeck.recipe.recipe import check, load_tree
-from limbeck.storage import trust
 
 SHORT = [
     "train.steps=1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sklearn import metrics
 from torch import Tensor, nn
 
+from limbeck.data import items
 from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Part, Splits, choose, divide
 from limbeck.data.sources import Source
@@ -78,6 +80,49 @@ def test_a_choice_is_stratified(counts: list[int], share: float) -> None:
     assert bool(((got - fair).abs() < 1 + present.sum()).all())
     assert torch.equal(ids, choose(y, count, "key"))
     assert count == len(y) or len({tuple(choose(y, count, seed).tolist()) for seed in range(9)}) > 1
+
+
+def quotas_one_by_one(room: Tensor, sizes: Tensor, count: int) -> Tensor:
+    """The obvious way: look at all classes for every single item."""
+    count = min(count, int(room.sum()))
+    least = (room > 0).long() if count >= int((room > 0).sum()) else torch.zeros_like(room)
+    share = sizes.double() * (count / max(1, int(sizes.sum())))
+    quota = share.floor().long().clamp(min=least, max=room)
+    while int(quota.sum()) < count:
+        quota[int(torch.where(quota < room, share - quota, torch.full_like(share, -torch.inf)).argmax())] += 1
+    while int(quota.sum()) > count:
+        quota[int(torch.where(quota > least, quota - share, torch.full_like(share, -torch.inf)).argmax())] -= 1
+    return quota
+
+
+@pytest.mark.parametrize("leave", [0, 1, 3])
+def test_quotas_are_those_of_looking_at_all_classes_for_each_item(leave: int) -> None:
+    g = torch.Generator().manual_seed(leave)
+    for classes, most in ((1, 9), (7, 2), (7, 40), (40, 3), (40, 400)):
+        sizes = torch.randint(0, most, (classes,), generator=g)
+        room = (sizes - leave).clamp_min(0)
+        for count in {0, 1, classes // 2, classes, int(sizes.sum()) // 3, int(sizes.sum())}:
+            assert torch.equal(items._quotas(room, sizes, count), quotas_one_by_one(room, sizes, count))
+
+
+def test_many_classes_cost_as_many_times_more() -> None:
+    """100,000 classes of two items each, and one class that must give all the others lack."""
+    many = torch.arange(200_000) % 100_000
+    lopsided = torch.cat([torch.arange(50_000), torch.zeros(150_000, dtype=torch.long)])
+    began = time.process_time()
+    for y in (many, lopsided):
+        rest, part = divide(ArrayData(torch.zeros(len(y), 1), y), 0.3, "test")
+        assert len(part) == 60_000 and len(rest.y.unique()) == len(y.unique())
+    assert time.process_time() - began < 5.0  # a second or less; with a look at all classes for each, many minutes
+
+
+def test_a_source_with_many_classes_is_read_at_once() -> None:
+    y = torch.arange(200_000) % 100_000
+    task = Classification(Held(torch.zeros(len(y), 2), y))
+    began = time.process_time()
+    task.load()
+    assert time.process_time() - began < 8.0
+    assert not any("no training item" in note for note in task.notes)
 
 
 def test_dividing_leaves_each_class_an_item() -> None:

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from limbeck.errors import ConfigError, TeacherMismatch
+from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Model, Task
+from limbeck.tasks.classification import match_classes
 
 LARGEST = 1 << 30  # bytes of one request or answer
 
@@ -54,13 +55,8 @@ class Remote(Model):
         endpoint = Endpoint(self.url, self.timeout)
         about = endpoint.about()
         labels = about.get("labels")
-        if labels is not None and task.labels is not None and list(labels) != list(task.labels):
-            missing = [name for name in task.labels if name not in labels]
-            if missing:
-                raise TeacherMismatch(
-                    "teacher.labels", f"the endpoint has no class {', '.join(map(repr, missing[:8]))}", given=labels
-                )
-            endpoint.classes = [labels.index(name) for name in task.labels]
+        if labels is not None and task.labels is not None:
+            endpoint.classes = match_classes(labels, task.labels)
         return Built(endpoint, labels=task.labels, model=self)
 
 
@@ -74,7 +70,7 @@ class Endpoint:
 
     def __init__(self, url: str, timeout: float = 60.0) -> None:
         self.url, self.timeout = url, timeout
-        self.classes: list[int] | None = None
+        self.classes: tuple[int, ...] | None = None
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Endpoint:
@@ -112,7 +108,7 @@ class Endpoint:
         found = load(self._ask("/answer" + (f"?taps={','.join(taps)}" if taps else ""), save(tensors)))
         logits = found.pop("logits").to(self.device)
         if self.classes is not None:
-            logits = logits[..., self.classes]
+            logits = logits[..., list(self.classes)]
         return Signal(logits, {k: v.to(self.device) for k, v in found.items()}, {"source": self.url})
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -201,28 +202,39 @@ def choose(y: Tensor, count: int, *key: Any, leave: int = 0) -> Tensor:
     )  # who comes first where shares are equal
     quota = torch.empty_like(sizes)
     quota[turn] = _quotas((sizes - leave).clamp_min(0)[turn], sizes[turn], count)
-    rank = torch.empty(n, dtype=torch.int64)
-    mine = where[order]
-    for c in range(len(classes)):
-        ids = order[mine == c]
-        rank[ids] = torch.arange(len(ids))
+    mine, grouped = where[order].sort(stable=True)
+    rank = torch.empty_like(where)
+    rank[order[grouped]] = torch.arange(n) - (sizes.cumsum(0) - sizes)[mine]
     return (rank < quota[where]).nonzero()[:, 0]
 
 
 def _quotas(room: Tensor, sizes: Tensor, count: int) -> Tensor:
     """How many of each class: in proportion to ``sizes``, at most ``room``, at least one where there is enough."""
-    total = int(room.sum())
-    count = min(count, total)
+    count = min(count, int(room.sum()))
     least = (room > 0).long() if count >= int((room > 0).sum()) else torch.zeros_like(room)
     share = sizes.double() * (count / max(1, int(sizes.sum())))
     quota = share.floor().long().clamp(min=least, max=room)
-    while int(quota.sum()) < count:  # largest remainder first, then whoever has room
-        lack = torch.where(quota < room, share - quota, torch.full_like(share, -torch.inf))
-        quota[int(lack.argmax())] += 1
-    while int(quota.sum()) > count:
-        over = torch.where(quota > least, quota - share, torch.full_like(share, -torch.inf))
-        quota[int(over.argmax())] -= 1
-    return quota
+    lack = count - int(quota.sum())
+    if lack > 0:
+        return _step(quota, share, room, lack)
+    return -_step(-quota, -share, -least, -lack)
+
+
+def _step(quota: Tensor, share: Tensor, most: Tensor, times: int) -> Tensor:
+    """``quota`` raised by one so many times, each time where ``share`` is missed most and ``most`` is not reached."""
+    values, wanted, ends = quota.tolist(), share.tolist(), most.tolist()
+    heap = [
+        (value - want, i) for i, (value, want, end) in enumerate(zip(values, wanted, ends, strict=True)) if value < end
+    ]
+    heapq.heapify(heap)
+    for _ in range(times):
+        _, i = heap[0]
+        values[i] += 1
+        if values[i] < ends[i]:
+            heapq.heapreplace(heap, (values[i] - wanted[i], i))
+        else:
+            heapq.heappop(heap)
+    return torch.tensor(values, dtype=quota.dtype)
 
 
 def divide(data: Items, fraction: float, *key: Any) -> tuple[Items, Items]:

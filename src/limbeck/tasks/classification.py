@@ -149,7 +149,8 @@ class Classification(Task):
                 remedy="set task.size to bring pictures to one size",
             )
         if splits.kind == "label":
-            missing = [n for i, n in enumerate(self.labels) if not bool((train.y == i).any())]
+            seen = torch.bincount(train.y, minlength=len(self.labels)).tolist()
+            missing = [name for name, count in zip(self.labels, seen, strict=True) if not count]
             if missing:
                 self.notes.append(f"no training item has the class {', '.join(missing[:10])}")
         if splits.kind == "number":

@@ -129,8 +129,8 @@ class Condensation(Classification):
         y = self.teacher_train.y
         rng = Draws(seed, ("condensation", how)).numpy("choice")
         chosen: list[int] = []
-        for c in range(self.outputs):
-            ids = (y == c).nonzero()[:, 0].numpy()
+        sizes = torch.bincount(y, minlength=self.outputs).tolist()
+        for ids in (part.numpy() for part in y.argsort(stable=True).split(sizes)):
             if how == "random":
                 chosen += rng.choice(ids, self.per_class, replace=False).tolist()
                 continue

@@ -89,6 +89,41 @@ def test_linear_schedule_integrates_beta() -> None:
     torch.testing.assert_close(schedule.alpha(u), torch.tensor(expected, dtype=F64))
 
 
+def test_linear_schedule_is_finite_at_both_ends() -> None:
+    u = torch.tensor([0.0, 1e-9, 1e-6, 1.0], dtype=F64, requires_grad=True)
+    for schedule in (D.LinearSchedule(), D.LinearSchedule(1.0, 9000.0)):
+        logsnr = schedule.logsnr(u)
+        assert logsnr[0].item() == pytest.approx(20.0, abs=1e-6) and logsnr[-1] < -10
+        assert torch.isfinite(logsnr).all() and torch.isfinite(torch.autograd.grad(logsnr.sum(), u)[0]).all()
+        assert (schedule.alpha(1.0) >= 0) and (schedule.sigma(0.0) > 0)
+    # by the definition: log SNR = log(alpha^2 / (1 - alpha^2)) with log alpha^2 = -(4.5 u^2 + u)
+    rate = torch.tensor([4.5 * t * t + t for t in (1e-6, 0.3, 1.0)], dtype=F64)
+    expected = -rate - torch.log1p(-torch.exp(-rate))
+    torch.testing.assert_close(D.LinearSchedule(1.0, 10.0).logsnr(torch.tensor([1e-6, 0.3, 1.0], dtype=F64)), expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+def test_nothing_is_lost_at_the_ends(schedule: D.Schedule, kind: D.Kind) -> None:
+    """At u = 0 and u = 1, where alpha or sigma vanish or nearly do, every function answers with finite numbers."""
+    z, noise = normal(0, 2, 4), normal(1, 2, 4)
+    predict = lambda z, lam: torch.cat([wavy(z, lam.clamp(-30, 30))] * (1 + (kind == "both")), 1)  # noqa: E731
+    ends = schedule.logsnr(torch.tensor([0.0, 1.0]))
+    got = D.to_x_eps(predict(z, ends), z, ends, kind)
+    for x in (*got, D.diffuse(*got, ends)):
+        assert torch.isfinite(x).all()
+    if math.isfinite(ends[0]):  # of schedules without bounds more is asked than they know
+        for steps in (1, 3):
+            for target in D.two_step_target(
+                predict, z, D.halving_times(torch.tensor([0, steps - 1]), steps), schedule, kind
+            ):
+                assert torch.isfinite(target).all()
+    assert torch.isfinite(D.encode(predict, z, 2, schedule, kind)).all()
+    for variance in (0.0, 0.5, 1.0):
+        down = D.ancestral_step(got.x, z, noise, ends[1].expand(2), ends[0].expand(2), variance=variance)
+        assert torch.isfinite(down).all()
+
+
 def test_discrete_schedule_reads_a_scheduler_at_its_timesteps() -> None:
     diffusers = pytest.importorskip("diffusers")
     scheduler = diffusers.DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012)

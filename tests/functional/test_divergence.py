@@ -738,3 +738,35 @@ def test_compiles_without_a_graph_break() -> None:
 def test_vmap() -> None:
     s, t, _ = draw(4)
     torch.testing.assert_close(torch.func.vmap(F.kl)(s, t), F.kl(s, t))
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("nontarget", ["zipf", "uniform", "teacher"])
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_uskd_of_a_class_ruled_out_is_uskd_without_that_class(soft: bool, nontarget: Any, variant: Any) -> None:
+    g = torch.Generator().manual_seed(4)
+    z, w, t = (torch.randn(5, 6, generator=g, dtype=torch.float64) for _ in range(3))
+    y: Tensor = torch.tensor([0, 1, 2, 4, 5])
+    if soft:
+        y = torch.zeros(5, 6, dtype=torch.float64).scatter(1, torch.stack([y, (y + 1) % 3], 1), 0.5)
+        y = y / y.sum(1, keepdim=True)
+    left = torch.tensor([0, 1, 2, 4, 5])  # class 3 is ruled out
+    less = y[:, left] if soft else torch.tensor([0, 1, 2, 3, 4])
+    inf = float("-inf")
+    ruled = torch.tensor([False, False, False, True, False, False])
+    whole = z.masked_fill(ruled, inf).requires_grad_()
+    settings: dict[str, Any] = {"nontarget": nontarget, "variant": variant}
+    got = F.uskd(whole, y, w.masked_fill(ruled, inf), teacher=t, **settings)
+    want = F.uskd(z[:, left], less, w[:, left], teacher=t[:, left], **settings)
+    for a, b in zip(got[:2], want[:2], strict=True):
+        torch.testing.assert_close(a, b)
+    slope = torch.autograd.grad(sum(part.sum() for part in got), whole)[0]
+    assert torch.isfinite(slope).all() and not slope[:, 3].any()
+
+
+def test_uskd_with_nothing_beside_the_target() -> None:
+    z = torch.tensor([[1.0, float("-inf"), float("-inf")]], requires_grad=True)
+    parts = F.uskd(z, torch.tensor([0]), rank_source="final")
+    assert parts.nontarget.item() == 0.0 and parts.target.item() == 0.0
+    assert torch.isfinite(torch.autograd.grad(sum(part.sum() for part in parts), z)[0]).all()
+    assert F.masked_log_softmax(torch.zeros(1, 2), torch.tensor([[0, 1]])).tolist() == [[-float("inf")] * 2]

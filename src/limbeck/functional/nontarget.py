@@ -28,6 +28,8 @@ from ._pair import Pair, relative
 def masked_log_softmax(logits: Tensor, drop: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
     """Log-softmax over the classes that are not dropped; dropped classes hold minus infinity and get no gradient.
 
+    Where no class is left, all hold minus infinity.
+
     Args:
         logits: ``[..., C]``.
         drop: class ids ``[..., k]`` to leave out, or a boolean mask ``[..., C]`` (True is left out).
@@ -41,7 +43,9 @@ def masked_log_softmax(logits: Tensor, drop: Tensor, *, temperature: float | Ten
     if drop.dtype != torch.bool:
         drop = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, drop, True)
     temperature = as_temperature(temperature, logits.shape[:-1], dtype)
-    return cool(logits.to(dtype).masked_fill(drop, NEG_INF), temperature).log_softmax(-1)
+    left = logits.to(dtype).masked_fill(drop, NEG_INF)
+    gone = left.detach().amax(-1, keepdim=True) == NEG_INF  # no class is left: no distribution, and no NaN either
+    return cool(left.masked_fill(gone, 0.0), temperature).log_softmax(-1).masked_fill(gone, NEG_INF)
 
 
 class TargetNontarget(NamedTuple):

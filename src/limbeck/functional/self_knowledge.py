@@ -102,6 +102,8 @@ def uskd_rank(
     """Place of each class ``[..., C]`` in USKD's ranking: 0 for the likeliest, target classes included; no gradient.
 
     The score (eq. 12) adds the weak head's and the final head's probability, each divided by its non-target mass.
+    Classes that the final head rules out with minus infinity come last.
+
     ``variant="released"`` repeats the published code, which takes log-probabilities for the final head and adds 1e-6
     to the masses.
 
@@ -131,7 +133,7 @@ def uskd_rank(
                 score = score + (log_s - _split_mass(log_s, drop)).exp()
             else:
                 score = score + log_s / (1 - keep(log_s, drop).sum(-1, keepdim=True) + 1e-6)
-        return _places(score)
+        return _places(score.masked_fill(torch.isneginf(final), NEG_INF))
 
 
 def _split_mass(log_p: Tensor, drop: Tensor) -> Tensor:
@@ -168,7 +170,8 @@ def uskd(
 
     ``target``: cross-entropy to the student's own smoothed target probability (`uskd_target`). ``nontarget``:
     cross-entropy, over the non-target classes, to Zipf weights 1/place (`uskd_rank`). ``weak``: label-smoothed
-    cross-entropy of the weak head.
+    cross-entropy of the weak head. Non-target classes that the model rules out with minus infinity take no part; a
+    target class that it rules out makes its item's value infinite.
 
     Args:
         student: logits ``[..., C]``, C >= 2 (3 for soft labels).
@@ -218,17 +221,18 @@ def uskd(
     own = log_q.gather(-1, ids)
     target = -torch.where(label != 0, label * own, torch.zeros_like(own)).sum(-1)
 
+    out = torch.isneginf(z)  # a class that the model rules out takes no part: neither a weight nor a place
     if nontarget == "uniform":
         order = torch.zeros_like(z)
     elif nontarget == "teacher":
         if teacher is None:
             raise ConfigError("teacher", given=None, expected="the teacher's logits, since nontarget='teacher'")
         check_pair(student, teacher)
-        order = _places(hide(teacher.detach().to(dtype), where)).to(dtype)
+        order = _places(hide(teacher.detach().to(dtype), where).masked_fill(out, NEG_INF)).to(dtype)
     else:
         order = uskd_rank(z, w, drop, source=rank_source, variant=variant).to(dtype)
-    weight = (1.0 / (order + 1.0)).masked_fill(drop, 0.0)
-    weight = weight / weight.sum(-1, keepdim=True)
+    weight = (1.0 / (order + 1.0)).masked_fill(drop | out, 0.0)
+    weight = weight / weight.sum(-1, keepdim=True).clamp_min(torch.finfo(dtype).tiny)
     others = -expect(weight, masked_log_softmax(z, drop))
 
     if weak is None or w is None:

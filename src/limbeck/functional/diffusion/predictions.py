@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple, get_args
 
@@ -75,6 +76,9 @@ def to_x_eps(
         clip_x: clamp x to [-1, 1] and let eps follow. For sampling only: in a training target it biases the target.
         channel_dim: where ``"both"`` is split.
 
+    At a log-SNR of plus infinity there is no noise to be read, at minus infinity no sample: that one is 0 then, unless
+    the network says it itself.
+
     Raises:
         ConfigError: for an unknown kind. ShapeError: if ``out`` does not fit ``z``.
 
@@ -97,7 +101,7 @@ def to_x_eps(
     z, out = z.to(wide), out.to(wide)
     eps: Tensor | None = None
     if kind == "eps":
-        x, eps = (z - sigma * out) / alpha, out
+        x, eps = (z - sigma * out) / _divisor(alpha), out
     elif kind == "x":
         x = out
     elif kind == "v":
@@ -109,8 +113,13 @@ def to_x_eps(
     if clip_x:
         x, eps = x.clamp(-1.0, 1.0), None
     if eps is None:
-        eps = (z - alpha * x) / sigma
+        eps = (z - alpha * x) / _divisor(sigma)
     return XEps(x.to(dtype), eps.to(dtype))
+
+
+def _divisor(coefficient: Tensor) -> Tensor:
+    """A coefficient to divide by; where it is exactly 0 nothing is known of the quotient, which becomes 0."""
+    return torch.where(coefficient == 0, math.inf, coefficient)
 
 
 def from_x_eps(x: Tensor, eps: Tensor, logsnr: Tensor, kind: Kind, *, channel_dim: int = 1) -> Tensor:
@@ -160,11 +169,11 @@ def invert_jump(z: Tensor, z_s: Tensor, logsnr: Tensor, logsnr_s: Tensor) -> XEp
     # towards less noise
     ratio = expand(torch.exp(0.5 * (F.softplus(lam) - F.softplus(lam_s))), z)
     x = (z_s - ratio * z) / (alpha_s - ratio * alpha)
-    eps = (z - alpha * x) / sigma
+    eps = (z - alpha * x) / _divisor(sigma)
     # towards more noise
     mirrored = expand(torch.exp(0.5 * (F.softplus(-lam) - F.softplus(-lam_s))), z)
     eps_up = (z_s - mirrored * z) / (sigma_s - mirrored * sigma)
-    x_up = (z - sigma * eps_up) / alpha
+    x_up = (z - sigma * eps_up) / _divisor(alpha)
     down = expand(lam_s >= lam, z)
     return XEps(torch.where(down, x, x_up).to(dtype), torch.where(down, eps, eps_up).to(dtype))
 

@@ -193,8 +193,7 @@ def ancestral_step(
     r, rest = torch.exp(lam - lam_s), -torch.expm1(lam - lam_s)
     ratio = torch.exp(0.5 * (F.softplus(-lam) - F.softplus(-lam_s)))  # alpha_s / alpha
     alpha_s = alpha_sigma(lam_s)[0]
-    log_sigma2 = (1.0 - variance) * F.logsigmoid(-lam_s) + variance * F.logsigmoid(-lam)
-    spread = torch.sqrt(rest) * torch.exp(0.5 * log_sigma2)
+    spread = torch.sqrt(rest) * alpha_sigma(lam_s)[1] ** (1.0 - variance) * alpha_sigma(lam)[1] ** variance
     mean = expand(r * ratio, z) * z.to(wide) + expand(rest * alpha_s, z) * x.to(wide)
     return (mean + expand(spread, z) * noise.to(wide)).to(dtype)
 

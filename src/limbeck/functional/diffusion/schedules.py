@@ -85,9 +85,16 @@ class CosineSchedule(Schedule):
         return ((torch.atan(torch.exp(-0.5 * as_wide(logsnr))) - b) / a).clamp(0.0, 1.0)
 
 
+_CLEANEST = 20.0
+"""Log-SNR at which a schedule that would reach infinity is held: a noise of 5e-5."""
+
+
 @dataclass(frozen=True)
 class LinearSchedule(Schedule):
     """The continuous schedule of linearly growing beta: ``log alpha = -u^2 (beta_max - beta_min)/4 - u beta_min/2``.
+
+    At ``u = 0`` there would be no noise at all, and nothing to divide by: the log-SNR is held at 20, its value at
+    ``u = 2e-8`` by default, as the cosine schedule's is.
 
     Source: Song et al. 2021 (arXiv 2011.13456), VP-SDE.
 
@@ -108,10 +115,11 @@ class LinearSchedule(Schedule):
             raise ConfigError("schedule.beta_min", given=self.beta_min, expected=f"in (0, beta_max = {self.beta_max}]")
 
     def logsnr(self, u: Tensor | float) -> Tensor:
-        """``-log(exp(-log alpha^2) - 1)``."""
+        """``-log(exp(-log alpha^2) - 1)``, at most 20."""
         u = as_wide(u)
         rate = 0.5 * u * u * (self.beta_max - self.beta_min) + u * self.beta_min  # -log alpha^2
-        return -torch.log(torch.expm1(rate))
+        rate = rate.clamp_min(math.log1p(math.exp(-_CLEANEST)))
+        return -(rate + torch.log(-torch.expm1(-rate)))  # exp(rate) itself would overflow
 
     def time(self, logsnr: Tensor | float) -> Tensor:
         """The positive root of the quadratic ``-log alpha^2 = softplus(-lambda)``."""

@@ -165,8 +165,8 @@ MUTANTS: list[Mutant] = [
     Mutant(_SELF, "soft = own + values - center", "soft = own + values", DIVERGENCE, "uskd: not centred"),
     Mutant(
         _SELF,
-        "weight = (1.0 / (order + 1.0)).masked_fill(drop, 0.0)",
-        "weight = (1.0 / (order + 2.0)).masked_fill(drop, 0.0)",
+        "weight = (1.0 / (order + 1.0)).masked_fill(drop | out, 0.0)",
+        "weight = (1.0 / (order + 2.0)).masked_fill(drop | out, 0.0)",
         DIVERGENCE,
         "uskd: ranks off by one",
     ),

@@ -77,16 +77,17 @@ class FeatureMatch(Objective):
         return nn.Linear(a.shape[2], b.shape[2]) if self.projects else None
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
-        """The distance of each item."""
+        """The distance of each item; of tokens, where the batch says which of them count, of each that does."""
         s, t = _both(self, student, teacher)
         a, b = places(s), places(t)  # [N, L, D]
         if self.projects:
             a = ctx.call(self.projector, a)
-        if self.distance == "squared":
-            values = feature_distance(a, b, dims=2)
-        else:
-            values = feature_distance(a, b, metric="cosine").mean(1)
-        return Term(values, to=("student", self.projector) if self.projects else "student", weight=self.weight)
+        values = feature_distance(a, b, metric="cosine" if self.distance == "cosine" else "l2")  # [N, L]
+        where = batch.get("where")
+        if s.ndim != 3 or not isinstance(where, Tensor) or where.shape != values.shape:
+            where, values = None, values.mean(1)
+        to = ("student", self.projector) if self.projects else "student"
+        return Term(values, to=to, weight=self.weight, where=where)
 
 
 class AttentionTransfer(Objective):

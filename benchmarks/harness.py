@@ -285,10 +285,12 @@ def machine() -> dict[str, Any]:
     """The machine, as far as it matters for a figure; nothing that names it."""
     import torch
 
+    from limbeck.run.measures import processor
+
     found: dict[str, Any] = {
         "system": platform.system(),
         "machine": platform.machine(),
-        "processor": _processor(),
+        "processor": processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
     }
@@ -298,16 +300,6 @@ def machine() -> dict[str, Any]:
     except (AttributeError, OSError, ValueError):
         pass
     return found
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown"
 
 
 def write(report: Report, folder: Path, seconds: float, before: dict[str, Any]) -> Path:

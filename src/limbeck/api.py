@@ -125,6 +125,7 @@ def distill(
     import tempfile
 
     from limbeck.grammar.card import recipe_path
+    from limbeck.recipe.overrides import LIMITS, note_gone
     from limbeck.recipe.recipe import apply, build, check
     from limbeck.recipe.values import read_yaml_file
     from limbeck.run import run_recipe
@@ -135,11 +136,14 @@ def distill(
     if not isinstance(method, str):
         tree["method"] = dict(method)
     task = settings.pop("task", None)
+    gone: dict[str, Any] = {}
     if task is not None:
         tree["task"] = task
     if data is not None:
         # the recipe's own settings (how few items its student sees) are about its own data
         own = tree["task"] if isinstance(tree["task"], Mapping) else {"use": tree["task"]}
+        if task is None:
+            gone = {limit: own[limit] for limit in LIMITS if limit in own and not isinstance(teacher, nn.Module)}
         named = {"data": data} if isinstance(data, (str, Mapping)) else {}
         tree["task"] = {**(own if task is not None else {"use": own["use"]}), **named}
     train = dict(tree.get("train") or {})
@@ -157,6 +161,7 @@ def distill(
             tree[role] = value if isinstance(value, str) else dict(value)
     for token in overrides:
         apply(tree, token)
+    note_gone(tree, gone)
     checked = check(tree)
     recipe = build(checked)
     for role, model in models.items():

@@ -399,7 +399,18 @@ def test_a_shipped_recipes_limits_stay_with_its_own_data(tmp_path):
     assert load_tree("kd", ["task.data=digits"])["task"]["student_items"] == 200
     mine = tmp_path / "mine.yaml"
     mine.write_text("task: {use: classification, data: digits, student_items: 50}\nmethod: kd\n")
-    assert load_tree(mine, ["task.data=folder:birds"])["task"]["student_items"] == 50
+    own = load_tree(mine, ["task.data=folder:birds"])
+    assert own["task"]["student_items"] == 50 and "notes" not in own
+
+
+def test_what_a_recipe_lets_go_with_its_data_is_noted():
+    (said,) = load_tree("kd", ["task.data=arrays:birds"])["notes"]
+    assert "task.student_items=200 was let go" in said and "knows no more than it" in said
+    (said,) = load_tree("taid", ["task.data=text:books", "notes=[mine]"])["notes"][1:]
+    assert "task.student_documents=60" in said
+    for given in (["task.data=digits"], ["task.data=folder:birds", "task.student_items=7"], ["train.steps=3"]):
+        assert "notes" not in load_tree("kd", given)
+    assert not load_tree("uskd", ["task=language"]).get("notes")
 
 
 # ------------------------------------------------------------------------------------------------ building

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
         raise ConfigError(str(path), what, expected="keys such as task: and method:")
     tree = {"name": path.stem, **tree} if "name" not in tree else tree
     tokens = list(overrides)
-    if path.is_relative_to(_SHIPPED):
-        _let_limits_go(tree.get("task"), tokens)
+    gone = _let_limits_go(tree.get("task"), tokens) if path.is_relative_to(_SHIPPED) else {}
     merge(tree, tokens)
+    note_gone(tree, gone)
     if seed is not None:
         tree["seed"] = seed
     return tree
@@ -65,13 +65,32 @@ def _depth(token: str) -> tuple[int, bool]:
     return len(parts), append
 
 
-def _let_limits_go(task: Any, overrides: Iterable[str]) -> None:
+def _let_limits_go(task: Any, overrides: Iterable[str]) -> dict[str, Any]:
+    """Take the limits out of a recipe's task where other data is named; what they were."""
     if not isinstance(task, dict):
-        return
+        return {}
     for parts, _, value in map(split_override, overrides):
         if parts == ["task", "data"] and _name(value) != _name(task.get("data")):
-            for limit in LIMITS:
-                task.pop(limit, None)
+            return {limit: task.pop(limit) for limit in LIMITS if limit in task}
+    return {}
+
+
+def note_gone(tree: dict[str, Any], gone: Mapping[str, Any]) -> None:
+    """Say in a recipe's ``notes`` which limits were let go with its data, and what that means for the teacher.
+
+    Args:
+        tree: the recipe, all overrides merged; a limit that is set in it was not let go.
+        gone: the limits that the shipped recipe had.
+    """
+    task = tree.get("task")
+    for limit, value in gone.items():
+        if not (isinstance(task, Mapping) and limit in task):
+            said = (
+                f"other data is named than the recipe's own, whose task.{limit}={value} was let go: the student learns "
+                f"from all there is, and a teacher that is trained here knows no more than it; task.{limit}=N gives the "
+                "student less"
+            )
+            tree["notes"] = [*(tree.get("notes") or []), said]
 
 
 def _name(node: Any) -> Any:

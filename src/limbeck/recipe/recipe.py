@@ -51,6 +51,7 @@ class Recipe(Settings):
         loggers: where measurements go: csv, jsonl, tensorboard; wandb, mlflow, trackio by name.
         export: formats to write at the end: safetensors, onnx, onnx-int8, hub.
         name: what the recipe is called in reports.
+        notes: sentences about the recipe, for its reports.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Recipe(Settings):
         loggers: tuple[str, ...] = ("csv", "jsonl", "tensorboard"),
         export: tuple[str, ...] = (),
         name: str = "recipe",
+        notes: tuple[str, ...] = (),
     ) -> None:
         if seed < 0:
             raise ValueError("seed must be 0 or more")
@@ -79,6 +81,7 @@ class Recipe(Settings):
         self.objectives, self.queries = dict(objectives), dict(queries)
         self.engine, self.seed = engine, seed
         self.loggers, self.export, self.name = list(loggers), list(export), name
+        self.notes = list(notes)
 
     @staticmethod
     def _hinted() -> dict[str, Any]:
@@ -95,7 +98,7 @@ def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
     """A recipe as a plain tree, with overrides merged. Nothing of it is run yet.
 
     Where other ``task.data`` is named, a shipped recipe's own limits (`limbeck.recipe.overrides.LIMITS`) are let go: they
-    belong to the data it ships with.
+    belong to the data it ships with, and a sentence in the recipe's ``notes`` says so.
 
     Args:
         name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import platform
 import resource
+import subprocess
 import sys
 import time
+from functools import lru_cache
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,6 +66,8 @@ def peak_memory() -> float:
 def versions() -> dict[str, str]:
     """The versions that a result depends on."""
     found = {"limbeck": limbeck.__version__, "python": platform.python_version()}
+    if commit():
+        found["commit"] = commit()
     for name in ("torch", "torchvision", "numpy", "timm", "transformers", "diffusers", "safetensors"):
         try:
             found[name] = metadata.version(name)
@@ -71,11 +76,45 @@ def versions() -> dict[str, str]:
     return found
 
 
+@lru_cache(maxsize=1)
+def commit() -> str:
+    """The commit that limbeck is run from, with ``+`` behind it where its sources have been changed since; empty for an
+    installed package, and where git cannot be asked."""
+    package = Path(limbeck.__file__).resolve().parent
+    root = package.parents[1]
+    if not ((root / ".git").exists() and (root / "pyproject.toml").is_file()):
+        return ""
+    try:
+        asked = [["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", str(package)]]
+        said = [
+            subprocess.run(
+                ["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True
+            ).stdout
+            for words in asked
+        ]
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return said[0].strip() + ("+" if said[1].strip() else "")
+
+
+@lru_cache(maxsize=1)
+def processor() -> str:
+    """The processor's model name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or "unknown"
+
+
 def hardware(device: torch.device) -> dict[str, Any]:
     """The machine, as far as it matters for a figure."""
     found: dict[str, Any] = {
         "device": str(device),
         "machine": platform.machine(),
+        "cpu": processor(),
         "threads": torch.get_num_threads(),
         "processes": dist.world(),
     }

@@ -110,7 +110,9 @@ def _run_in(
 def _run(
     recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool
 ) -> tuple[dict[str, Any], Artifact]:
-    began = time.perf_counter()
+    began = time.perf_counter(), time.process_time()
+    for note in recipe.notes:
+        say(note)
     bench = prepare(recipe, folder, progress, say)
     alone = bench.task.alone(bench)
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
@@ -118,7 +120,13 @@ def _run(
 
 
 def _distil(
-    recipe: Recipe, folder: Path, bench: Bench, alone: dict[str, float], logs: Any, main: bool, began: float
+    recipe: Recipe,
+    folder: Path,
+    bench: Bench,
+    alone: dict[str, float],
+    logs: Any,
+    main: bool,
+    began: tuple[float, float],
 ) -> tuple[dict[str, Any], Artifact]:
     task, method, progress, say = bench.task, recipe.method, bench.progress, bench.say
     best = Best(bench, method, folder)
@@ -130,7 +138,8 @@ def _distil(
     if best.metrics:
         metrics["best"] = best.metrics
     result = _told(recipe, bench, artifact, metrics, engine)
-    result["wall_seconds"] = time.perf_counter() - began
+    result["wall_seconds"] = time.perf_counter() - began[0]
+    result["cost"]["cpu_seconds"] = time.process_time() - began[1]
     result.update(task.extras(artifact, bench))
     if main:
         artifact.save(folder)
@@ -168,6 +177,12 @@ def _told(
         "labels": task.labels,
         "versions": versions(),
         "hardware": hardware(bench.device),
-        "notes": [*getattr(task, "notes", []), *bench.notes, *getattr(method, "notes", []), *engine.notes],
+        "notes": [
+            *recipe.notes,
+            *getattr(task, "notes", []),
+            *bench.notes,
+            *getattr(method, "notes", []),
+            *engine.notes,
+        ],
         "exports": {},
     }

@@ -18,11 +18,13 @@ import torch
 from safetensors.torch import load_file
 
 from limbeck.engine.context import RunContext
+from limbeck.engine.stages import learners
 from limbeck.engine.step import Stepper, add_ons, lazily
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import NonFinite
 from limbeck.grammar.card import read_card
 from limbeck.grammar.method import Share, Terms
+from limbeck.grammar.role import cast
 from limbeck.recipe.recipe import check, dump, load_tree
 from limbeck.storage import store
 from tests.tiny import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
@@ -52,6 +54,7 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
         if stage.begin is not None:
             stage.begin(ctx)
             engine.place(method)
+        cast(method.roles, tuple(learners(stage, method.roles)))
         batch = next(iter(engine.batches(stage, 0, 1)))[0]
         micro = ctx.at(0)
         for query in [*method.setup.queries.values(), *stage.queries]:
@@ -84,7 +87,7 @@ def test_card_is_read_as_it_is_written(name: str) -> None:
 def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
     whole = tiny(name, tmp_path / "whole").run()
     total = sum(
-        s.steps or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device)))
+        s.total or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device)))
         for s in whole.engine.stages
     )  # type: ignore[misc]
     rng = random.Random(name)
@@ -163,14 +166,18 @@ def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
         if isinstance(r.module, torch.nn.Module)
     }
     run.engine.run(run.method)
+    learn = {n for stage in run.engine.stages for n in stage.optim if stage.items is None}
+    begun = any(stage.begin is not None for stage in run.engine.stages)
     for role_name, role in run.method.roles.items():
         if role_name not in before or not isinstance(role.module, torch.nn.Module):
             continue
-        if role.mode == "frozen" and not role.changed:
-            assert not differences(before[role_name], dict(role.module.state_dict())), role_name
+        if role_name not in learn and role.of is None:
+            assert (begun and role_name != "teacher") or not differences(
+                before[role_name], dict(role.module.state_dict())
+            )
             assert not role.module.training
             assert all(p.grad is None for p in role.module.parameters())
-        if role.mode == "trained":
+        if role_name in learn:
             still = [
                 n for n, p in role.module.named_parameters() if p.requires_grad and torch.equal(p, before[role_name][n])
             ]
@@ -187,9 +194,7 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch
         m, stage = self.method, self.stage
         calls[0] += 1
         if calls[0] == 3:
-            poisoned.before = {
-                n: copy.deepcopy(r.module.state_dict()) for n, r in m.roles.items() if r.mode == "trained"
-            }  # type: ignore[attr-defined]
+            poisoned.before = {n: copy.deepcopy(r.module.state_dict()) for n, r in m.roles.items() if r.learns}  # type: ignore[attr-defined]
             inner = stage.step or m.step
 
             def spoilt(batch: Any, c: Any) -> Any:
@@ -214,7 +219,7 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch
         engine.run(method)
     said = str(caught.value)
     assert "step" in said and "term" in said and "role" in said and "items" in said
-    now = {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.mode == "trained"}
+    now = {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.learns}
     assert not differences(poisoned.before, now)  # type: ignore[attr-defined]
     failure = store.load_tree(tmp_path / "failure")
     assert failure["batches"] and failure["roles"]
@@ -232,7 +237,7 @@ def test_at_equality(name: str, tmp_path: Path) -> None:
     twin = copy.deepcopy(teacher.module)
     student.module, student.contract = twin.requires_grad_(True), teacher.contract
     student.module.eval()
-    student.freeze = lambda: None  # type: ignore[method-assign]  # evaluation mode on both sides: dropout would differ
+    twin.train = lambda mode=True: twin  # type: ignore[method-assign, assignment]  # no dropout on either side: it would differ
     run.bench.student.module = twin
     for terms, _ in first_phases(run):
         for term_name, term in terms.items():

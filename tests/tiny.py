@@ -130,8 +130,8 @@ def differences(a: Any, b: Any, path: str = "", tolerance: float = 0.0) -> list[
 
 
 def trained(run: Tiny) -> dict[str, list[torch.nn.Parameter]]:
-    """The parameters of every trained role."""
-    return {n: list(r.parameters().values()) for n, r in run.method.roles.items() if r.mode == "trained"}
+    """The parameters of every role that learns in the present stage."""
+    return {n: list(r.parameters().values()) for n, r in run.method.roles.items() if r.learns}
 
 
 def settings(**changes: Any) -> EngineSettings:

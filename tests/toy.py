@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.items import ArrayData
+from limbeck.engine.context import RunContext
 from limbeck.engine.engine import Engine, EngineSettings
-from limbeck.grammar.method import Batch, Built, Context, Method, Objective, Query, Setup, Share, Term, Terms
+from limbeck.engine.stages import learners
+from limbeck.grammar.method import Batch, Built, Context, Method, Objective, Query, Setup, Share, Stage, Term, Terms
 from limbeck.grammar.optim import Optim
-from limbeck.grammar.role import Role, averaged
+from limbeck.grammar.role import Role, averaged, cast
 from limbeck.grammar.task import Task
 
 CLASSES, WIDTH = 3, 6
@@ -133,6 +135,12 @@ def bound(method: Method | None = None, **given: Any) -> Method:
 def engine(folder: Path | None = None, progress: Any = None, evaluate: Any = None, **settings: Any) -> Engine:
     """An engine on the CPU."""
     return Engine(EngineSettings(device="cpu", **settings), 0, folder, progress=progress, evaluate=evaluate)
+
+
+def within(run: Engine, method: Method, stage: Stage) -> Any:
+    """The context of a stage, its learners learning, for a step that is taken by hand."""
+    cast(method.roles, tuple(learners(stage, method.roles)))
+    return RunContext(run, method, stage, run.device)
 
 
 def learnt(method: Method) -> dict[str, Any]:

@@ -161,7 +161,7 @@ def case_frozen_split_alone() -> Any:
     torch.manual_seed(0)
     net = nn.Sequential(network(9), nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    role = Role(net, "trained", shard=True)
+    role = Role(net, shard=True)
     role.split()
     role.split()
     assert role.join() and not role.join()
@@ -223,7 +223,8 @@ class Torn(Method):
 
     def bind(self, setup: Any) -> None:
         super().bind(setup)
-        self.roles["other"] = Role(nn.Linear(3, 3), "trained")
+        self.roles["other"] = Role(nn.Linear(3, 3))
+        self.learners = ("student", "other")
         with torch.no_grad():
             for p in self.roles["other"].module.parameters():
                 p.fill_(0.5)

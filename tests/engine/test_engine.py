@@ -106,7 +106,7 @@ class Rooms(Method):
         if old[0].out_features == 5:
             made[0].weight.data, made[0].bias.data = old[0].weight.data[:3].clone(), old[0].bias.data[:3].clone()
             made[4].weight.data = old[4].weight.data[:, :3].clone()
-        self.roles["student"] = Role(made, "trained")
+        self.roles["student"] = Role(made)
         self.setup.student.module = made
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
@@ -236,9 +236,11 @@ def test_a_sum_without_any_item_costs_nothing() -> None:
 class Phases(Method):
     """Two phases: the student, then a critic twice; each must leave the other alone."""
 
+    learners = ("student", "critic")
+
     def bind(self, setup: Any) -> None:
         super().bind(setup)
-        self.roles["critic"] = Role(network(4, seed=3), "trained")
+        self.roles["critic"] = Role(network(4, seed=3))
 
     def step(self, batch: Batch, ctx: Context) -> Iterator[Terms]:
         yield Terms(ce=self.task.supervised(ctx.signal("student", batch), batch))
@@ -453,7 +455,7 @@ def test_a_frozen_role_that_changes_is_a_defect() -> None:
                 next(self.roles["teacher"].module.parameters()).add_(1.0)
             return Terms(ce=self.task.supervised(ctx.signal("student", batch), batch))
 
-    with pytest.raises(MethodError, match="frozen roles changed"):
+    with pytest.raises(MethodError, match="roles that do not learn in it have changed"):
         engine().run(bound(Leak()))
 
 

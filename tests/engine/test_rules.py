@@ -26,7 +26,8 @@ class Adversary(Method):
 
     def bind(self, setup: Any) -> None:
         super().bind(setup)
-        self.roles["critic"] = Role(nn.Linear(CLASSES, 1), "trained")
+        self.roles["critic"] = Role(nn.Linear(CLASSES, 1))
+        self.learners = ("student", "critic")
 
     def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms]:
         z, t = ctx.signal("student", batch).logits, ctx.signal("teacher", batch).logits
@@ -80,7 +81,8 @@ def test_a_shared_parameter_belongs_to_both_roles() -> None:
     class Views(Method):
         def bind(self, setup: Any) -> None:
             super().bind(setup)
-            self.roles["head"] = Role(setup.student.module[4], "trained")
+            self.roles["head"] = Role(setup.student.module[4])
+            self.learners = ("student", "head")
 
         def step(self, batch: Batch, ctx: Context) -> Terms:
             z = ctx.signal("student", batch).logits
@@ -127,7 +129,8 @@ def test_a_role_that_no_term_trains_is_told() -> None:
     class Idle(Method):
         def bind(self, setup: Any) -> None:
             super().bind(setup)
-            self.roles["extra"] = Role(nn.Linear(5, 5), "trained")
+            self.roles["extra"] = Role(nn.Linear(5, 5))
+            self.learners = ("student", "extra")
 
         def step(self, batch: Batch, ctx: Context) -> Terms:
             return Terms(ce=self.task.supervised(ctx.signal("student", batch), batch))
@@ -189,7 +192,7 @@ def test_an_item_may_look_at_a_role(tmp_path: Path) -> None:
 
 def test_still_sees_buffers_of_every_type() -> None:
     net = nn.Sequential(nn.BatchNorm1d(3))
-    still = Still({"a": Role(net, "trained")})
+    still = Still({"a": Role(net)})
     assert not still.moved()
     net[0].num_batches_tracked.add_(1)
     assert still.moved() == {"a": ["0.num_batches_tracked"]}

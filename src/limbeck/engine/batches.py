@@ -54,10 +54,11 @@ def batches(
         ConfigError: the batch is smaller than the parts it must be cut into.
     """
     parts = pieces(stage, accumulate)
-    n = len(stage.data) if stage.data is not None else stage.batch_size * max(1, total)
-    stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and stage.data is not None)
-    plan = _Plan(stage.data, stream, dist.rank(), accumulate, parts, start, total)
-    return _fetched(plan, device, 0 if stage.data is None else workers)
+    data = stage.source
+    n = len(data) if data is not None else stage.batch_size * max(1, total)
+    stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and data is not None)
+    plan = _Plan(data, stream, dist.rank(), accumulate, parts, start, total)
+    return _fetched(plan, device, 0 if data is None else workers)
 
 
 def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[Batch]]:

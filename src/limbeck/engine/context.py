@@ -27,7 +27,7 @@ class RunContext:
 
     def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
         self._engine, self._method, self.task = engine, method, method.task
-        self.stage, self.step, self.total = stage.name, 0, stage.steps or 0
+        self.stage, self.step, self.total = stage.name, 0, stage.total
         self.seed, self.device = engine.seed, device
         self.roles = method.roles
         self.scope = stage.scope
@@ -50,11 +50,11 @@ class RunContext:
             raise ConfigError.unknown("role", name, self.roles, "role") from None
 
     def _graph(self, role: Role, grad: bool | None) -> contextlib.AbstractContextManager[Any]:
-        wanted = role.mode == "trained" if grad is None else grad
+        wanted = role.learns if grad is None else grad
         return contextlib.nullcontext() if wanted and torch.is_grad_enabled() else torch.no_grad()
 
     def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
-        """Call a role's module: with a graph when it is trained, without otherwise, unless ``grad`` says."""
+        """Call a role's module: with a graph where it learns, without otherwise, unless ``grad`` says."""
         r = self._role(role)
         with self._graph(r, grad), self._engine.autocast():
             return _plain(r.call(*args, **kwargs))

@@ -10,8 +10,9 @@ terms divided by the global counts, one sum of gradients over processes, one che
 from __future__ import annotations
 
 import contextlib
+import copy
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -20,19 +21,20 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed as dist
-from limbeck.engine import interrupt
+from limbeck.engine import identity, interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Still, same_roles, same_state
+from limbeck.engine.stages import learners, reached
 from limbeck.engine.step import Seen, Stepper, add_ons
 from limbeck.engine.timing import Timed, Trial, median, wait_for
-from limbeck.errors import ConfigError, MethodError, Stopped, first_line
+from limbeck.errors import ConfigError, MethodError, Stopped, StorageError, first_line
 from limbeck.grammar.component import Settings
 from limbeck.grammar.method import Batch, Method, Stage
 from limbeck.grammar.optim import held_by
 from limbeck.grammar.random import Draws, key_of, own_generators, seed_modules
-from limbeck.grammar.role import Role
+from limbeck.grammar.role import Role, cast
 from limbeck.grammar.signal import evaluating
 from limbeck.storage import store
 
@@ -108,6 +110,7 @@ class Engine:
         progress: shows how far it is (``limbeck.engine.progress.Progress``).
         evaluate: called every ``eval_every`` steps; returns metrics on the validation split.
         say: prints a sentence.
+        about: what else entered the run, by the sections of an identity (`limbeck.engine.identity`).
     """
 
     def __init__(
@@ -120,6 +123,7 @@ class Engine:
         progress: Any = None,
         evaluate: Callable[[int], dict[str, float]] | None = None,
         say: Callable[[str], None] | None = None,
+        about: Mapping[str, Any] | None = None,
     ) -> None:
         self.settings = settings or EngineSettings()
         self.seed, self.folder, self.workspace = seed, folder, workspace
@@ -133,6 +137,12 @@ class Engine:
         self.seconds: dict[str, float] = {}  # wall time of each stage
         self.meter = Seen()
         self._mark = ("", 0.0)
+        self.about: dict[str, Any] = dict(about or {})
+        self.identity: dict[str, Any] = {}
+        self._first: dict[str, str] = {}  # the state in which each role entered
+        self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
+        self._offset = 0  # steps of the stages before this one
+        self._doors: dict[str, Any] = {}  # the method's state as each stage's `setup` found it
         self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -146,41 +156,89 @@ class Engine:
             Stopped: a signal asked to stop; everything is saved.
         """
         self.prepare(method)
-        found = self.checkpoints.latest() if self.checkpoints else None
-        saved = found[1] if found else None
-        reached = int(saved["stage"]) if saved else 0
-        for index, stage in enumerate(self.stages):
-            ctx = RunContext(self, method, stage, self.device)
-            if saved is not None and index == reached and not saved["begun"]:
-                # saved between two stages: the next one's `setup` builds on these weights, as it did then
-                self._restore(method, saved, {})
-                saved = None
-            if stage.setup is not None:
-                stage.setup(ctx)
-                self.place(method)
-            if index < reached:
-                continue
-            if stage.items is not None:
-                self.run_items(method, stage, ctx)
-            else:
-                self._run_steps(method, stage, ctx, saved if index == reached else None, index)
-            if stage.finish is not None:
-                stage.finish(ctx)
-            self.optimisers = {}
-            self._save(method, index + 1, 0, None)
-        if saved is not None and reached >= len(self.stages):
-            self._restore(method, saved, {})
-        self._whole(method)
+        self._identify(method)
+        saved = self._opened(method)
+        at = int(saved["stage"]) if saved else 0
+        if saved is None and self.checkpoints is not None and self.stages and self.stages[0].items is not None:
+            self._save(method, 0, 0, None)  # items that an interruption leaves say what they were made from
+        for index in range(len(self.stages)):
+            begun = saved is not None and (index < at or (index == at and bool(saved["begun"])))
+            ctx = self._enter(method, index, saved if index <= at else None, begun)
+            if index >= at:
+                self._pass(method, index, ctx, saved if begun else None)
+        if saved is not None and at >= len(self.stages):
+            self._restore(method, saved)
+        self._end(method)
 
     def restore(self, method: Method, saved: Any) -> None:
         """Bring a bound method to where a checkpoint stands, without running on."""
         self.prepare(method)
-        for stage in self.stages[: int(saved["stage"]) + bool(saved["begun"])]:
-            if stage.setup is not None:
-                stage.setup(RunContext(self, method, stage, self.device))
-                self.place(method)
-        self._restore(method, saved, {})
-        self._whole(method)
+        self._identify(method)
+        for index in range(int(saved["stage"]) + bool(saved["begun"])):
+            self._enter(method, index, saved, True)
+        self._restore(method, saved)
+        self._end(method)
+
+    def _opened(self, method: Method) -> Any:
+        """The newest checkpoint, made from what is here now; ``None`` where there is none.
+
+        Raises:
+            StorageError: something else entered it; what differs is named.
+        """
+        found = self.checkpoints.latest() if self.checkpoints else None
+        if found is None:
+            return None
+        assert self.checkpoints is not None
+        saved = found[1]
+        folder = str(self.checkpoints.folder.parent)
+        if "identity" not in saved:
+            raise StorageError(
+                folder,
+                "the checkpoints are of limbeck 0.1.0 or earlier, which kept no record of what entered a run",
+                remedy="finish it with that version, or start anew with --force",
+            )
+        changed = identity.differences(saved["identity"], self.identity)
+        if changed:
+            raise identity.refusal(folder, changed)
+        return saved
+
+    def _enter(self, method: Method, index: int, saved: Any, begun: bool) -> RunContext:
+        """A stage's door: what was saved restored, as far as it fits by now, and structure built upon it.
+
+        ``begun``: the checkpoint was saved later than here, so that of roles which change their structure on the way
+        some do not fit yet; and what `setup` finds in the method's state is what it found then.
+        """
+        stage = self.stages[index]
+        if saved is not None:
+            self._restore(method, saved, partly=begun)
+        for role in method.roles.values():
+            role.rest()
+        ctx = RunContext(self, method, stage, self.device)
+        if stage.setup is not None:
+            if saved is not None and stage.name in saved["doors"]:
+                method.state = copy.deepcopy(saved["doors"][stage.name])
+            self._doors[stage.name] = copy.deepcopy(method.state)
+            stage.setup(ctx)
+            self._hashes.clear()
+        self.place(method)
+        for name, role in method.roles.items():
+            if name not in self._first:  # `setup` has made it
+                self._first[name] = self._hash(name, role)
+        return ctx
+
+    def _pass(self, method: Method, index: int, ctx: RunContext, saved: Any) -> None:
+        """One stage, from its door on; ``saved``: it had begun."""
+        stage = self.stages[index] = reached(self.stages[index], ctx)
+        if stage.items is not None:
+            self.run_items(method, stage, ctx)
+        else:
+            self._run_steps(method, stage, ctx, saved, index)
+        if stage.finish is not None:
+            stage.finish(ctx)
+            self._hashes.clear()
+        self.optimisers = {}
+        self._offset += max(1, stage.total)
+        self._save(method, index + 1, 0, None)
 
     def rehearse(self, method: Method) -> None:
         """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here.
@@ -207,28 +265,35 @@ class Engine:
                 raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
 
     def prepare(self, method: Method) -> None:
-        """All but the work: what `rehearse` checks, and large roles split."""
+        """All but the work: what `rehearse` checks, and taps set before anything is compiled."""
         self.rehearse(method)
         for name, role in method.roles.items():
             paths = method.student_taps if name == "student" else method.teacher_taps if name == "teacher" else ()
             if paths:
                 role.want(tuple(paths))
             role.compile = self.settings.compile
-        if dist.world() > 1:
-            for name, role in method.roles.items():
-                if isinstance(role.module, nn.Module):
-                    dist.same_everywhere(store.fingerprint(role.module), f"the first state of role {name!r}")
+
+    def _identify(self, method: Method) -> None:
+        """What enters the run, taken before anything moves; then large roles are split over the processes."""
+        self.identity = identity.of_run(method, self.stages, self.about)
+        self._hashes, self._doors, self._offset = {}, {}, 0
         for name in self.settings.shard:
             method.roles[name].shard = True
-        for role in method.roles.values():
-            if role.mode == "averaged" and role.of in method.roles and method.roles[role.of].shard:
+        for name, role in method.roles.items():
+            state = self.identity["roles"][name]["state"]
+            dist.same_everywhere(state, f"the first state of role {name!r}")
+            if role.of in method.roles and method.roles[role.of].shard:
                 role.shard = True  # an average is taken piece by piece, so it is cut alike
             if role.shard and dist.world() > 1 and isinstance(role.module, nn.Module):
                 role.split()
+            else:
+                self._hashes[name] = state
+        self._first = {name: self._hash(name, role) for name, role in method.roles.items()}
 
-    def _whole(self, method: Method) -> None:
-        """Sharded roles as plain modules again, for judging and saving."""
+    def _end(self, method: Method) -> None:
+        """Every role as it was made, and sharded ones as plain modules again, for judging and saving."""
         for role in method.roles.values():
+            role.rest()
             before = role.module
             if role.join():
                 for built in (method.setup.student, method.setup.teacher):
@@ -236,12 +301,9 @@ class Engine:
                         built.module = role.module
 
     def place(self, method: Method) -> None:
-        """Every role on the device, its mode set."""
+        """Every role on the device."""
         for role in method.roles.values():
-            if isinstance(role.module, nn.Module):
-                role.module.to(self.device)
-                role.freeze()
-            elif hasattr(role.module, "to"):
+            if hasattr(role.module, "to"):
                 role.module.to(self.device)
 
     def _prepare_objectives(self, method: Method) -> None:
@@ -266,7 +328,7 @@ class Engine:
             seed_modules(key_of(self.seed, "projector", name), self.device)
             projector = objective.prepare(student, teacher, batch)
             if projector is not None:
-                method.roles[objective.projector] = Role(projector.to(self.device), "trained")
+                method.roles[objective.projector] = Role(projector.to(self.device))
 
     # -- stages of items -------------------------------------------------------------------------------------------
 
@@ -283,6 +345,7 @@ class Engine:
     def run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
         """The items of a stage that are not there yet; processes share them out."""
         assert stage.items is not None and stage.work is not None
+        cast(method.roles, ())
         ids = list(stage.items(ctx))
         mine = ids[dist.rank() :: dist.world()]
         done = [i for i in mine if store.is_complete(self.item_folder(method, stage.name, i))]
@@ -311,14 +374,11 @@ class Engine:
     # -- stages of steps -------------------------------------------------------------------------------------------
 
     def _stepper(self, method: Method, stage: Stage, ctx: RunContext) -> Stepper:
-        """The stage's optimisers and its guard. A projector is optimised as the student is."""
-        trained = {n for n, r in method.roles.items() if r.mode == "trained" and r.parameters()}
-        optim = {n: o for n, o in stage.optim.items() if n in trained}
-        if "student" in optim:
-            optim |= {n: optim["student"] for n in sorted(trained - set(optim)) if n.startswith("projector:")}
-        for n, o in optim.items():
-            method.roles[n].keep_statistics = o.keep_statistics
-            method.roles[n].freeze()
+        """Who learns in the stage, their optimisers, and its guard; everyone else stands still."""
+        optim = learners(stage, method.roles)
+        for name, settings in optim.items():
+            method.roles[name].keep_statistics = settings.keep_statistics
+        cast(method.roles, tuple(optim))
         stepper = Stepper(method, stage, ctx, optim)
         if self.settings.guard:
             stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())
@@ -326,19 +386,23 @@ class Engine:
         return stepper
 
     def _run_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
-        total, settings = int(stage.steps or 0), self.settings
-        stepper = self._stepper(method, stage, ctx)
-        start, begun, self.meter = 0, False, Seen()
+        total, settings = stage.total, self.settings
+        start, self.meter = 0, Seen()
         if saved is not None:
-            self._restore(method, saved, self.optimisers)
-            start, begun = int(saved["step"]), bool(saved["begun"])
+            self._restore(method, saved)
+            start = int(saved["step"])
             self.meter = Seen({n: (s, c) for n, (s, c) in saved["meter"].items()})
-        if stage.begin is not None and not begun:
+        elif stage.begin is not None:
+            cast(method.roles, tuple(learners(stage, method.roles)))
             stage.begin(ctx)
+            self._hashes.clear()
             self.place(method)
-            # `begin` may have replaced modules: the optimisers must hold the parameters that will be trained
-            stepper = self._stepper(method, stage, ctx)
-        frozen = self._fingerprints(method)
+        stepper = self._stepper(method, stage, ctx)  # after `begin`, which may have replaced modules
+        for name, opt in self.optimisers.items():
+            if saved is not None and name in saved["optimisers"]:
+                _restore_optimiser(opt, saved["optimisers"][name])
+            self._hashes.pop(name, None)
+        still = self._standing(method)
         self._show(stage.name, total, start)
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
@@ -374,14 +438,7 @@ class Engine:
         idle = sorted(set(stepper.optimisers) - stepper.moved)
         if idle and total and start == 0:  # of a stage that was resumed, the beginning is not known
             self.note(f"stage {stage.name!r} has an optimiser for {', '.join(map(repr, idle))}, and no term trained it")
-        changed = [n for n, h in self._fingerprints(method).items() if frozen[n] != h]
-        if changed:
-            raise MethodError(
-                f"stage {stage.name}",
-                f"frozen roles changed during it: {changed}",
-                expected="roles that stand still where no optimiser of the stage moves them",
-                remedy="change them in the stage's `begin`, or make them trained or averaged",
-            )
+        self._stood(method, stage, still)
 
     def _take(self, stepper: Stepper, step: int, total: int, micro: list[Batch], wait: bool = False) -> Seen:
         """One step with all that belongs to it: rates, update, the guard's answer, what watches, what follows."""
@@ -392,7 +449,7 @@ class Engine:
         if type(method).observe is not Method.observe:
             method.observe(seen.means(), stepper.ctx.at(step))
         for role in method.roles.values():
-            if role.mode == "averaged" and role.of in method.roles:
+            if role.of in method.roles and method.roles[role.of].learns:
                 role.follow(method.roles[role.of], step, total)
         return seen
 
@@ -416,17 +473,58 @@ class Engine:
 
     # -- state -----------------------------------------------------------------------------------------------------
 
-    def _fingerprints(self, method: Method) -> dict[str, str]:
+    def _hash(self, name: str, role: Role) -> str:
+        """A role's present state; known without a look where nothing has touched it since the last one."""
+        if name not in self._hashes:
+            self._hashes[name] = identity.state_of(role.module)
+        return self._hashes[name]
+
+    def _standing(self, method: Method) -> dict[str, str]:
+        """The roles that no step may change, and the state of each."""
+        roles = method.roles
         return {
-            n: store.fingerprint(r.module)
-            for n, r in method.roles.items()
-            if r.mode == "frozen" and not r.batch_stats and isinstance(r.module, nn.Module)
+            n: self._hash(n, r)
+            for n, r in roles.items()
+            if not r.learns and not r.batch_stats and not (r.of in roles and roles[r.of].learns)
         }
 
     def _agree(self, method: Method, stepper: Stepper) -> None:
         """What is saved or judged is the same in every process, bit for bit."""
         stepper.buffers.agree(look=True)
         same_roles(stepper.stage.name, method.roles)
+
+    def _stood(self, method: Method, stage: Stage, before: dict[str, str]) -> None:
+        """Roles that had to stand still have done so.
+
+        Raises:
+            MethodError: they have not.
+        """
+        self._hashes.clear()
+        now = self._standing(method)
+        changed = [n for n, h in before.items() if now.get(n) != h]
+        if changed:
+            raise MethodError(
+                f"stage {stage.name}",
+                f"roles that do not learn in it have changed: {changed}",
+                expected="roles that stand still where no optimiser of the stage moves them",
+                remedy="change them in the stage's `begin`, give them an optimiser, or make them averages",
+            )
+
+    def _changing(self, method: Method) -> list[str]:
+        """The roles that a checkpoint must hold: who learns in any stage, averages, and whom a stage has changed."""
+        ever = {n for s in self.stages if s.items is None for n in s.optim}
+        return [
+            n
+            for n, r in method.roles.items()
+            if isinstance(r.module, nn.Module)
+            and (
+                n in ever
+                or n.startswith("projector:")
+                or r.of is not None
+                or r.batch_stats
+                or self._hash(n, r) != self._first.get(n)
+            )
+        ]
 
     def _tick(self) -> None:
         """Book the time since the last mark to its stage: loops alone, no imports and no checkpoints read."""
@@ -444,34 +542,38 @@ class Engine:
         if stepper is not None:
             self._tick()
             self._agree(method, stepper)
-        done = sum(max(1, s.steps or 1) for s in self.stages[:index]) + step
         roles = {
-            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
-            for n, r in method.roles.items()
-            if r.mode != "frozen" or r.changed
+            n: {k: dist.gathered(v) for k, v in method.roles[n].module.state_dict().items()}
+            for n in self._changing(method)
         }
         optimisers = {n: _optimiser_state(o) for n, o in self.optimisers.items()}
         tree = {
+            "identity": self.identity,
             "stage": index,
             "stage_name": self.stages[index].name if index < len(self.stages) else "",
             "step": step,
+            "offset": self._offset,
             "begun": stepper is not None,
             "seed": self.seed,
             "roles": roles,
             "optimisers": optimisers,
             "state": method.state,
+            "doors": self._doors,
             "meter": dict(self.meter),
             "seconds": self.seconds,
         }
         if dist.world() > 1:
             same_state(str(tree["stage_name"]), method.state)
         if dist.rank() == 0:
-            self.checkpoints.save(done, tree)
+            self.checkpoints.save(self._offset + step, tree)
         dist.barrier()
 
-    def _restore(self, method: Method, saved: Any, optimisers: dict[str, torch.optim.Optimizer]) -> None:
+    def _restore(self, method: Method, saved: Any, partly: bool = False) -> None:
+        """Roles and state as a checkpoint has them; ``partly``: those roles that are there and have that structure."""
         for name, state in saved["roles"].items():
             role = method.roles.get(name)
+            if role is None and partly:
+                continue
             if role is None:
                 raise ConfigError(
                     "checkpoint",
@@ -480,16 +582,14 @@ class Engine:
                     remedy="use --force, or the recipe that made it",
                 )
             own = role.module.state_dict()
+            if partly and {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+                continue
             if dist.world() > 1 and role.shard:
                 state = {k: dist.scattered(v, own[k]) for k, v in state.items()}
             store.load_strict(role.module, state, f"role {name!r} of the checkpoint")
-            role.changed = role.mode == "frozen"
-            role.freeze()
-        for name, opt in optimisers.items():
-            if name in saved["optimisers"]:
-                _restore_optimiser(opt, saved["optimisers"][name])
-        method.state = saved["state"]
-        self.seconds = dict(saved["seconds"])
+        method.state = copy.deepcopy(saved["state"]) if partly else saved["state"]
+        self.seconds, self._doors, self._offset = dict(saved["seconds"]), dict(saved["doors"]), int(saved["offset"])
+        self._hashes.clear()
         self.place(method)
 
     def discard_checkpoints(self) -> None:
@@ -505,23 +605,27 @@ class Engine:
         """
         found: dict[str, Timed] = {}
         left: dict[str, Any] = {}
-        for stage in self.stages:
+        for index, stage in enumerate(self.stages):
             ctx = Trial(self, method, stage, self.device, left, steps)
             try:
+                for role in method.roles.values():
+                    role.rest()
                 if stage.setup is not None:
                     stage.setup(ctx)
                     self.place(method)
+                stage = self.stages[index] = reached(stage, ctx)
                 if stage.items is not None:
+                    cast(method.roles, ())
                     found[stage.name] = self._time_items(stage, ctx)
                 else:
-                    found[stage.name] = Timed(self._time(method, stage, ctx), int(stage.steps or 0))
-                    if left and stage.steps:
+                    found[stage.name] = Timed(self._time(method, stage, ctx), stage.total)
+                    if left and stage.total:
                         found[stage.name].note = f"on stand-ins for what {' and '.join(left)} will leave"
             except Exception as error:
                 if not left:  # nothing stood in for anything: the run would meet this too
                     raise
                 why = f"not measured: it needs what {' and '.join(left)} will leave ({first_line(error)})"
-                found[stage.name] = Timed(None, int(stage.steps or 0), note=why)
+                found[stage.name] = Timed(None, stage.total, note=why)
         return found
 
     def _time_items(self, stage: Stage, ctx: Trial) -> Timed:
@@ -542,9 +646,10 @@ class Engine:
         return Timed(max(0.0, seconds), len(missing), total, note)
 
     def _time(self, method: Method, stage: Stage, ctx: Trial) -> float | None:
-        if not stage.steps:
+        if not stage.total:
             return 0.0
         if stage.begin is not None:
+            cast(method.roles, tuple(learners(stage, method.roles)))
             stage.begin(ctx)
             self.place(method)
         stepper = self._stepper(method, stage, ctx)

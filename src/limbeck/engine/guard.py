@@ -55,7 +55,7 @@ class Guard:
         self.method, self.stage, self.seed, self.folder = method, stage, seed, folder
         heeding = all(isinstance(o, HEEDING) and o.defaults.get("fused") for o in optimisers)
         # what moves beside the optimisers would move on a bad step before anybody knew of it
-        moving = any(r.mode == "averaged" or r.shard for r in method.roles.values())
+        moving = any(r.of is not None or r.shard for r in method.roles.values())
         watching = type(method).observe is not Method.observe
         # processes would have to agree on the step they take again, and so wait for each other at every step
         alone = dist.world() == 1
@@ -160,7 +160,7 @@ class Guard:
         states = {
             n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
             for n, r in method.roles.items()
-            if r.mode == "trained"
+            if r.learns
         }
         where = ""
         if self.folder is not None:

@@ -59,7 +59,7 @@ class Stepper:
         self.moved: set[str] = set()
         self.routing = Routing(stage.name, method.roles, self._held)
         # who is in training mode moves its buffers, each process by its own part of the batch
-        moving = [r.module for r in method.roles.values() if r.mode == "trained" or r.batch_stats]
+        moving = [r.module for r in method.roles.values() if r.learns or r.batch_stats]
         self.buffers = dist.Buffers(moving)
         self._laid_out: dict[str, bool] = {}  # whether autograd lays a role's gradients out as its parameters
         # counts are summed in double precision, where the device has it
@@ -274,6 +274,7 @@ class Stepper:
                 "stage.optim",
                 f"stage {self.stage.name!r} updates {missing}, which no optimiser holds",
                 expected="an optimiser for every role that a term may update",
+                remedy="name them in the stage's optim, or in the method's learners",
             )
         for r in touched:
             if not roles[r].shard:

@@ -141,7 +141,7 @@ class Context(Protocol):
     signals: dict[str, Signal]
 
     def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
-        """Call a role's module. Trained roles build a graph, others do not, unless ``grad`` says otherwise."""
+        """Call a role's module. Roles that learn build a graph, others do not, unless ``grad`` says otherwise."""
 
     def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
         """Feed a batch to a role as the task does, through its contract, and show outputs and tapped activations."""
@@ -232,34 +232,40 @@ class Data(Protocol):
 
 @dataclass
 class Stage:
-    """A piece of a run that is remembered.
+    """A piece of a run that is remembered: who learns in it, from what, and by what it is known again.
 
     A stage of ``steps`` loops over ``data`` with an optimiser per role; a stage of ``items`` does work item by item,
-    one atomic folder each (searches, mining, scoring, generation, experts).
+    one atomic folder each (searches, mining, scoring, generation, experts). Roles that ``optim`` does not name stand still.
 
     Attributes:
         name: unique within the method.
-        steps: number of optimiser steps.
-        data: what is iterated; ``None``: no data, the batch holds ids alone (noise, prompts).
+        steps: number of optimiser steps, or a function of the context that tells it when the stage begins.
+        data: what is iterated, or a function of the context that gives it when the stage begins; ``None``: no data, the
+            batch holds ids alone (noise, prompts).
         batch_size: items per optimiser step over everything.
-        optim: how each trained role is optimised.
+        optim: how each role that learns here is optimised. Of a stage of items: how what its work trains is optimised,
+            by names of its own (`Context.optim`).
+        keep: roles whose optimiser goes on from the state in which the last stage that trained them left it.
         queries: applied to each batch in order.
-        setup: builds structure from artifacts; runs at every start, resumed or not.
+        setup: builds structure from artifacts; runs at every start, resumed or not, and sees what was restored.
         begin: changes values, once, at step 0.
         finish: runs once after the last step or item.
         step: the step function, if not the method's own.
         items: the ids of the work to do.
         work: does one item and returns a tree of values and tensors that is stored.
-        remember: for items: a key under which the artifacts are shared by every run (``None``: this run alone).
+        remember: the values by which what the stage leaves is known again in every other run, beside what the engine
+            knows itself (`limbeck.engine.identity`); ``None``: it is kept in this run alone.
+        roles: of a remembered stage: the roles whose state it depends on, those that learn in it included; ``None``: all.
         shuffle: permute the data each epoch.
         scope: what the keys of draws hold in place of the name: a baseline shares the batches of what it is compared to.
     """
 
     name: str
-    steps: int | None = None
-    data: Data | None = None
+    steps: int | Callable[[Context], int] | None = None
+    data: Data | Callable[[Context], Data] | None = None
     batch_size: int = 1
     optim: dict[str, Optim] = field(default_factory=dict)
+    keep: Sequence[str] = ()
     queries: Sequence[Query] = ()
     setup: Callable[[Context], None] | None = None
     begin: Callable[[Context], None] | None = None
@@ -267,7 +273,8 @@ class Stage:
     step: Callable[[Batch, Context], Terms | Iterator[Terms | Share]] | None = None
     items: Callable[[Context], Sequence[str]] | None = None
     work: Callable[[str, Context], Any] | None = None
-    remember: str | None = None
+    remember: Sequence[Any] | None = None
+    roles: Sequence[str] | None = None
     shuffle: bool = True
     scope: str = ""
 
@@ -275,6 +282,18 @@ class Stage:
         if (self.steps is None) == (self.items is None):
             raise ValueError(f"stage {self.name!r} needs either steps or items")
         self.scope = self.scope or self.name
+
+    @property
+    def total(self) -> int:
+        """How many steps it takes; 0 where it has items, or where that is told only when it begins."""
+        return self.steps if isinstance(self.steps, int) else 0
+
+    @property
+    def source(self) -> Data | None:
+        """Its data, once it has begun; ``None`` where it has none."""
+        if self.data is not None and not hasattr(self.data, "fetch"):
+            raise RuntimeError(f"the data of stage {self.name!r} are known only when it begins")
+        return self.data  # type: ignore[return-value]
 
 
 @dataclass
@@ -310,12 +329,14 @@ class Method(Component):
 
     Attributes:
         needs_teacher: whether a teacher must be given or trained.
+        learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
         coupled: why items of a batch are coupled by the mathematics (then accumulating is not invariant); empty if not.
     """
 
     kind: ClassVar[str] = "method"
     needs_teacher: ClassVar[bool] = True
+    learners: Sequence[str] = ("student",)
     coupled: str = ""
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
@@ -336,13 +357,11 @@ class Method(Component):
         self.setup = setup
         self.state = {}
         self.roles = {
-            "student": Role(
-                setup.student.module, "trained", contract=setup.student.contract, shard="student" in setup.shard
-            )
+            "student": Role(setup.student.module, contract=setup.student.contract, shard="student" in setup.shard)
         }
         if setup.teacher is not None:
             self.roles["teacher"] = Role(
-                setup.teacher.module, "frozen", contract=setup.teacher.contract, shard="teacher" in setup.shard
+                setup.teacher.module, contract=setup.teacher.contract, shard="teacher" in setup.shard
             )
         elif self.needs_teacher:
             raise ConfigError(
@@ -357,9 +376,9 @@ class Method(Component):
         return self.setup.task
 
     def stages(self) -> list[Stage]:
-        """What is done, in order. By default one stage that trains every trained role on the task's training data."""
+        """What is done, in order. By default one stage in which `learners` learn from the task's training data."""
         train = self.setup.train
-        optim = {name: train for name, role in self.roles.items() if role.mode == "trained"}
+        optim = dict.fromkeys(self.learners, train)
         return [Stage("distil", steps=train.steps, data=self.task.train, batch_size=train.batch_size, optim=optim)]
 
     def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms | Share]:

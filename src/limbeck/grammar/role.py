@@ -1,11 +1,11 @@
-"""A named participant: who is trained, who is frozen, who is the average of another."""
+"""A named participant: a network that learns in some stages and stands still in others, or the average of another."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.grammar.signal import Signal, Tap, train_mode
-
-Mode = Literal["trained", "frozen", "averaged"]
 
 
 @dataclass(frozen=True)
@@ -111,23 +109,26 @@ def _channels(x: Tensor, wanted: int) -> Tensor:
 class Role:
     """A participant of a method.
 
+    Who learns is said by the stages alone: a role that a stage's ``optim`` names learns in it (a graph, training mode),
+    and stands still in every other (no graph, evaluation mode, compared by hash at both ends of the stage).
+
     Args:
-        module: the network (or the module that holds what is optimised: images, Gaussians, prompts). A frozen role may
-            also be any object with ``answer(batch, taps) -> Signal``: a recorded cache, a remote endpoint.
-        mode: ``trained`` (graph, train mode, an optimiser), ``frozen`` (no graph, evaluation mode, hashed at both ends
-            of each stage) or ``averaged`` (no graph; follows the role named by ``of``).
-        of: for ``averaged``: the role that is followed.
-        decay: for ``averaged``: the share of the old value kept each step, a number or a function (step, total) -> number.
+        module: the network (or the module that holds what is optimised: images, Gaussians, prompts). A role that never
+            learns may also be any object with ``answer(batch, taps) -> Signal``: a recorded cache, a remote endpoint.
+        of: this role is an average: the role that it follows, in the stages in which that one learns.
+        decay: of an average: the share of the old value kept each step, a number or a function (step, total) -> number.
         contract: how inputs and outputs are adapted to the module.
-        batch_stats: a frozen role that nevertheless normalises by the batch's own statistics (some papers want it).
+        batch_stats: standing still, it normalises by the batch's own statistics all the same (some papers want it).
         shard: split the role over processes with ``fully_shard`` (large models).
         feed: how a batch goes in, if not as the task says: (module, batch) -> output.
+
+    Attributes:
+        learns: whether it learns in the present stage; set by the engine.
     """
 
     def __init__(
         self,
         module: Any,
-        mode: Mode = "trained",
         *,
         of: str | None = None,
         decay: float | Callable[[int, int], float] | None = None,
@@ -136,14 +137,15 @@ class Role:
         shard: bool = False,
         feed: Callable[[Any, dict[str, Any]], Any] | None = None,
     ) -> None:
-        if mode not in ("trained", "frozen", "averaged"):
-            raise ConfigError("role.mode", given=mode, expected="'trained', 'frozen' or 'averaged'")
-        if mode == "averaged" and (of is None or decay is None):
-            raise ConfigError("role.decay", "an averaged role needs of= (whom it follows) and decay=")
-        if mode != "frozen" and not isinstance(module, nn.Module):
-            raise ConfigError("role.module", given=type(module).__name__, expected="a torch.nn.Module")
+        if (of is None) != (decay is None):
+            raise ConfigError("role.decay", "an average needs both of= (the role it follows) and decay=")
+        if not isinstance(module, nn.Module) and (of is not None or not hasattr(module, "answer")):
+            raise ConfigError(
+                "role.module",
+                given=type(module).__name__,
+                expected="a torch.nn.Module" + (", or an object with answer(batch, taps)" if of is None else ""),
+            )
         self.module = module
-        self.mode: Mode = mode
         self.of, self.decay = of, decay
         self.contract = contract or Contract()
         self.batch_stats = batch_stats
@@ -151,12 +153,15 @@ class Role:
         self.feed = feed
         self.tap: Tap | None = None
         self.wanted: tuple[str, ...] = ()  # what a recorded or remote role is asked to show at every call
-        self.changed = False  # a frozen role that a stage's `begin` has changed must be in the checkpoint
+        self.learns = False
         self.keep_statistics = True  # as the optimiser's settings say
         self.compile = False
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
         self._plain: nn.Module | None = None
-        self.freeze()
+        self._trained: frozenset[str] = frozenset()  # the parameters that move when it learns
+        self._still: nn.Module | None = None  # the module that was told to stand still
+        if of is not None:
+            module.requires_grad_(False)
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -167,15 +172,30 @@ class Role:
             self._compiled = (self.module, torch.compile(self.module))
         return self._compiled[1]
 
-    def freeze(self) -> None:
-        """Bring the module into the state its mode demands."""
-        if not isinstance(self.module, nn.Module):
-            return
-        if self.mode == "trained":
-            train_mode(self.module, self.keep_statistics)
-        else:
+    def _note(self) -> None:
+        """Keep in mind which parameters its maker left trainable, while the module itself says so."""
+        if isinstance(self.module, nn.Module) and self._still is not self.module:
+            self._trained = frozenset(n for n, p in self.module.named_parameters() if p.requires_grad)
+
+    def _stand(self) -> None:
+        self.learns = False
+        if isinstance(self.module, nn.Module):
             self.module.requires_grad_(False)
             self.module.train(self.batch_stats)
+            self._still = self.module
+
+    def _wake(self) -> None:
+        if isinstance(self.module, nn.Module) and self._still is self.module:
+            for name, p in self.module.named_parameters():
+                p.requires_grad_(name in self._trained)
+        self._still = None
+
+    def rest(self) -> None:
+        """As it was made, between stages and when a run is over: in evaluation mode, what is trainable marked so."""
+        self._wake()
+        self.learns = False
+        if isinstance(self.module, nn.Module):
+            self.module.eval()
 
     def want(self, paths: tuple[str, ...]) -> None:
         """Show these activations at every call: by hooks, or by asking for them where there is no network."""
@@ -195,10 +215,11 @@ class Role:
         return self.tap
 
     def parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters an optimiser moves, by name."""
-        if self.mode != "trained":
+        """The parameters that an optimiser moves where the role learns, by name; none of an average."""
+        if self.of is not None or not isinstance(self.module, nn.Module):
             return {}
-        return {n: p for n, p in self.module.named_parameters() if p.requires_grad}
+        self._note()
+        return {n: p for n, p in self.module.named_parameters() if n in self._trained}
 
     def split(self) -> None:
         """Split the module over the processes (`limbeck.engine.distributed.shard`); `join` undoes it. Done once."""
@@ -212,14 +233,14 @@ class Role:
             return False
         state = {k: dist.gathered(v) for k, v in self.module.state_dict().items()}
         wanted = {n: p.requires_grad for n, p in self.module.named_parameters()}
+        training = self.module.training
         self._plain.load_state_dict(state, assign=True)
         for n, p in self._plain.named_parameters():
             p.requires_grad_(wanted[n])
-        self.module, self._plain = self._plain, None
+        self.module, self._plain = self._plain.train(training), None
         if self.tap is not None:
             paths, self.tap = self.tap.paths, None
             self.tap = Tap(self.module, paths)
-        self.freeze()
         return True
 
     @property
@@ -240,6 +261,24 @@ class Role:
                 a.copy_(b)
 
 
+def cast(roles: Mapping[str, Role], learners: Collection[str]) -> None:
+    """Let some roles learn and all others stand still.
+
+    Modules that two roles share follow the one that learns.
+    """
+    for role in roles.values():
+        role._note()
+    for name, role in roles.items():
+        if name not in learners:
+            role._stand()
+    for name in learners:
+        role = roles[name]
+        role._still = role.module  # what it shares with one that stands was frozen just now
+        role._wake()
+        role.learns = True
+        train_mode(role.module, role.keep_statistics)
+
+
 def hollow(module: nn.Module) -> nn.Module:
     """A copy whose parameters have shapes and no values, so that it takes no memory worth naming."""
     memo: dict[int, Any] = {
@@ -250,4 +289,4 @@ def hollow(module: nn.Module) -> nn.Module:
 
 def averaged(role: Role, of: str, decay: float | Callable[[int, int], float]) -> Role:
     """A fresh averaged copy of a role."""
-    return Role(copy.deepcopy(role.module), "averaged", of=of, decay=decay, contract=role.contract, feed=role.feed)
+    return Role(copy.deepcopy(role.module), of=of, decay=decay, contract=role.contract, feed=role.feed)

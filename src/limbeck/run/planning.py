@@ -241,7 +241,7 @@ def _scaled(name: str, work: Callable[[Task, _Trial], Any], bench: _Trial, optim
 def _validation(recipe: Recipe, engine: Engine, bench: _Trial) -> Part:
     """The student judged every ``eval_every`` steps."""
     every = recipe.engine.eval_every
-    times = sum(-(-s.steps // every) for s in engine.stages if s.steps)
+    times = sum(-(-s.total // every) for s in engine.stages)
     if not isinstance(bench.student.module, nn.Module):
         return Part("validation", 0, None, 0.0)
     valid = copy.copy(bench.task)

@@ -103,7 +103,7 @@ def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -
         )
     )
     learner = recipe.method.roles["student"]
-    if learner.mode == "trained" and not learner.parameters():
+    if not learner.parameters():
         raise ConfigError(
             "student",
             "all of its parameters are frozen (requires_grad is off)"

@@ -9,11 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from limbeck.engine.context import RunContext
-from limbeck.grammar.method import Stage, Terms
+from limbeck.grammar.method import Terms
 from limbeck.methods.classification.kd import Kd
 from tests.tiny import tiny
-from tests.toy import ToyTask, bound, engine
+from tests.toy import ToyTask, bound, engine, within
 
 
 def first_step(method: Any, n: int = 6) -> tuple[dict[str, Any], Terms, Tensor, Tensor]:
@@ -21,7 +20,7 @@ def first_step(method: Any, n: int = 6) -> tuple[dict[str, Any], Terms, Tensor, 
     run = engine()
     run.prepare(method)
     batch = method.task.example(n)
-    ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
+    ctx: Any = within(run, method, run.stages[0])
     terms = method.step(batch, ctx)
     return batch, terms, ctx.signals["student"].logits, ctx.signals.get("teacher", ctx.signals["student"]).logits
 
@@ -48,7 +47,7 @@ def test_without_a_share_the_teacher_is_not_asked() -> None:
     method.roles["teacher"].module.forward = None  # type: ignore[union-attr, assignment]
     method.roles["teacher"].module = torch.nn.Linear(1, 1)  # would fail if it were called
     run = engine()
-    ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
+    ctx: Any = within(run, method, method.stages()[0])
     terms = method.step(method.task.example(6), ctx)
     assert isinstance(terms, Terms) and list(terms) == ["ce"] and terms["ce"].weight == 1.0
 

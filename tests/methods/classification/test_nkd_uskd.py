@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.engine.context import RunContext
-from limbeck.grammar.method import Share, Stage, Terms
+from limbeck.grammar.method import Share, Terms
 from limbeck.methods.classification.nkd_uskd import Nkd, Uskd, middle_of, pooled
 from tests.methods.classification.test_kd import first_step
-from tests.toy import bound, engine, learnt, network
+from tests.toy import bound, engine, learnt, network, within
 
 
 def test_nkd_is_its_three_parts() -> None:
@@ -32,7 +31,7 @@ def parts(method: Any, batch: dict[str, Any]) -> tuple[Share, Terms, Tensor]:
     """Both phases of a USKD step, and the student's logits."""
     run = engine()
     run.prepare(method)
-    ctx: Any = RunContext(run, method, Stage("distil", steps=4), run.device)
+    ctx: Any = within(run, method, run.stages[0])
     step = method.step(batch, ctx)
     share = next(step)
     assert isinstance(share, Share)

@@ -10,6 +10,7 @@ import torch
 
 from limbeck.engine.context import RunContext
 from tests.tiny import Tiny, differences, tiny
+from tests.toy import within
 
 
 @pytest.fixture(params=["mtt", "tesla"])
@@ -46,7 +47,7 @@ def test_modes_agree_where_they_must(run: Tiny) -> None:
     grads = {}
     for mode in ("unrolled", "exact", "two-pass"):
         method.gradient = mode
-        ctx: Any = RunContext(run.engine, method, stage, run.engine.device).at(0)
+        ctx: Any = within(run.engine, method, stage).at(0)
         terms = method.step(batch, ctx)
         term = terms["match"]
         assert set(term.to) == {"student", "step_size"} and len(term.values) == len(batch["item"])

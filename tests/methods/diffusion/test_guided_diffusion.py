@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from limbeck.engine.context import RunContext
 from limbeck.engine.engine import Engine, EngineSettings
-from limbeck.errors import ConfigError, TeacherMismatch
+from limbeck.errors import ConfigError, StorageError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import XEps
 from limbeck.grammar.method import Built, Setup, Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
+from limbeck.grammar.role import cast
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit
 from limbeck.networks.residual_mlp import ResidualMLP
 from limbeck.tasks.generation import Generation
@@ -118,6 +119,7 @@ def test_a_halving_round_equals_the_recorded_losses(task: Generation, case: dict
     ids = torch.arange(len(told["x"]))
     batch = {"x": (told["x"] + 1.0) / 2.0, "y": torch.zeros_like(ids), "item": ids, "view": torch.zeros_like(ids)}
     ctx = context(method, f"halve{n}")
+    cast(method.roles, ("student",))
     ctx.draws = Told(told["i"], told["eps"])  # type: ignore[assignment]
     term = method.halve_step(n, batch, ctx)["halve"]
     torch.testing.assert_close(term.values, told["loss"], rtol=1e-7, atol=1e-9)
@@ -316,7 +318,7 @@ def test_a_run_keeps_a_student_for_every_number_of_steps(task: Generation, tmp_p
     # begun from the teacher, not from where it was built
     assert (ends[4] - before["teacher"]).abs().max() < 0.1 < (ends[4] - before["student"]).abs().max()
     for n, role in method.roles.items():
-        assert role.mode == "trained" or n == "teacher" or role.changed, n
+        assert torch.equal(before[n], role.module.state_dict()["write.weight"]) == (n == "teacher"), n
     made = artifact.sample(5, w=1.0, steps=2)
     assert made.shape == (5, 1, 8, 8) and float(made.min()) >= 0 and float(made.max()) <= 1
 
@@ -349,8 +351,11 @@ def test_interrupted_anywhere_it_ends_the_same(task: Generation, tmp_path: Path)
         with pytest.raises(Stopped):
             engine.run(first)
         interrupt.clear()
-        second = bound(task, network(guided=True, seed=9), **settings)
-        Engine(EngineSettings(device="cpu"), folder=tmp_path / str(after)).run(second)
+        again = Engine(EngineSettings(device="cpu"), folder=tmp_path / str(after))
+        with pytest.raises(StorageError, match="the weights that the student begins with"):
+            again.run(bound(task, network(guided=True, seed=9), **settings))
+        second = bound(task, **settings)
+        again.run(second)
         assert second.state == whole.state
         for name, role in whole.roles.items():
             other = second.roles[name].module.state_dict()

@@ -196,7 +196,8 @@ class Uskd(Method):
         tap.close()
         with torch.random.fork_rng(devices=[]):
             seed_modules(key_of(setup.seed, "init", "weak"), torch.device("cpu"))
-            self.roles["weak"] = Role(nn.Linear(width, out.shape[-1]), "trained")
+            self.roles["weak"] = Role(nn.Linear(width, out.shape[-1]))
+        self.learners = ("student", "weak")
 
     def step(self, batch: Batch, ctx: Context) -> Generator[Terms | Share, dict[str, Tensor], None]:
         """Cross-entropy and USKD's three parts; the mean of q_t^2 is taken over the whole batch."""

@@ -181,9 +181,9 @@ class Mtt(Method):
                 images = torch.randn_like(images)
         student = SyntheticSet(images, ids, task.outputs, soft=self.labels in ("target", "fixed"))
         self.network: nn.Module = setup.student.module.requires_grad_(True).eval()
-        self.roles = {"student": Role(student, "trained"), "step_size": Role(StepSize(self.step_size), "trained")}
+        self.roles = {"student": Role(student), "step_size": Role(StepSize(self.step_size))}
         if self.labels == "learned":
-            self.roles["labels"] = Role(LearnedLabels(ids, task.outputs), "trained")
+            self.roles["labels"] = Role(LearnedLabels(ids, task.outputs))
         self._cache: dict[int, Tensor] = {}
 
     def stages(self) -> list[Stage]:

@@ -186,7 +186,7 @@ class GuidedDiffusion(Method):
             raise ValueError(f"keep holds {[n for n in keep if n not in made]}; there are students of {made} steps")
         wanted = set(keep) if keep is not None else {n for n in made if n <= 8 or n == made[0]}
         wanted |= set(self.stochastic) | ({start_steps} if self.encoder_rounds and guide else set())
-        # the last student is the role 'student' itself; as a stochastic student's teacher it must be a frozen one
+        # the last student is the role 'student' itself; as a stochastic student's teacher it must be one that stands still
         self.kept = sorted((n for n in wanted if n != end_steps or n in self.stochastic), reverse=True)
         self.clip = clip
 
@@ -198,7 +198,7 @@ class GuidedDiffusion(Method):
             raise ConfigError("task", given=type(task).__name__, expected="task=generation")
 
     def bind(self, setup: Setup) -> None:
-        """Take the participants; add a frozen role for each student that is kept, and those of the extra rounds.
+        """Take the participants; add a role for each student that is kept, and those of the extra rounds.
 
         Raises:
             ConfigError: the student takes no guidance weight; the teacher has no null condition; eps in 1 or 2 steps.
@@ -221,19 +221,19 @@ class GuidedDiffusion(Method):
         for name, p in student.named_parameters():
             p.requires_grad_(name in chosen)
 
-        def copied(mode: Literal["trained", "frozen"]) -> Role:
-            return Role(copy.deepcopy(student), mode, contract=setup.student.contract)
+        def copied() -> Role:
+            return Role(copy.deepcopy(student), contract=setup.student.contract)
 
         for n in self.kept:
-            self.roles[f"student@{n}"] = copied("frozen")
+            self.roles[f"student@{n}"] = copied()
         if any(self._before(n).role == "previous" for n in self.rounds):
-            self.roles["previous"] = copied("frozen")
+            self.roles["previous"] = copied()
         for n in self.stochastic:
-            self.roles[f"stochastic@{n}"] = copied("trained")
+            self.roles[f"stochastic@{n}"] = copied()
         if self.encoder_rounds:
-            self.roles["encoder"] = copied("trained")
+            self.roles["encoder"] = copied()
             if len(self.encoder_rounds) > 1:
-                self.roles["encoder-before"] = copied("frozen")
+                self.roles["encoder-before"] = copied()
 
     def _check(self, student: nn.Module) -> None:
         guides = self.w_max > 0
@@ -353,9 +353,7 @@ class GuidedDiffusion(Method):
         return f"student@{self.start_steps}"
 
     def _copy(self, source: str, to: str) -> None:
-        role = self.roles[to]
-        role.module.load_state_dict(self.roles[source].module.state_dict())
-        role.changed = role.mode == "frozen"
+        self.roles[to].module.load_state_dict(self.roles[source].module.state_dict())
 
     # -- steps --------------------------------------------------------------------------------------------------------
 
@@ -457,9 +455,7 @@ class GuidedDiffusion(Method):
     def artifact(self) -> Artifact:
         """A sampler: the student of every number of steps that was kept, as far as the run has come."""
         now: int = self.state["steps"]
-        steps = {
-            n: self.roles[f"student@{n}"].module for n in self.kept if n > now and self.roles[f"student@{n}"].changed
-        }
+        steps = {n: self.roles[f"student@{n}"].module for n in self.kept if n > now}
         steps[now] = self.roles["student"].module
         encoder: int = self.state["encoder"]
         students = Students(

@@ -191,7 +191,8 @@ class Taid(Method):
         first = self.t_end if self.schedule == "constant" else self.t_start
         self.state = TaidState(t=first)._asdict()
         if kind == "ctkd":
-            self.roles["temperature"] = Role(_Number(), "trained")
+            self.roles["temperature"] = Role(_Number())
+            self.learners = ("student", "temperature")
         if self.sampler is not None:
             self.sampler.bind(self)
         dense = "ctkd learns a temperature, which the chunked losses do not" if kind == "ctkd" else ""

@@ -1,0 +1,360 @@
+"""What entered a run: one identity for runs, checkpoints, remembered stages, items and caches.
+
+An identity is a plain tree of fingerprints: of the data's content, of every role's first state, of what the networks are
+(classes, settings, which parameters are trained), of the user's own code, of settings. A run and its checkpoints carry
+one, and are compared with what is there when they are opened; what differs is named (`differences`). What is remembered
+between runs is found by a key that is made of one (`key`), so that something else is made anew.
+
+A class whose mathematics changed raises its integer ``revision``: what was made before is then another thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ConfigError, StorageError
+from limbeck.storage.store import hash_tree
+from limbeck.storage.weights import fingerprint
+
+FORMAT = 2
+"""Raised when what is in an identity changes its meaning: no identity of another format is equal to one of this."""
+
+_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+_IN_PLACE = re.compile(r",? ?inplace=True")  # a tap takes it off, and the numbers stay
+_PLAIN = (bool, int, float, str, type(None))
+
+
+def key(parts: Mapping[str, Any]) -> str:
+    """The name by which something is remembered that was made of ``parts``: 20 hexadecimal digits."""
+    return hash_tree({"format": FORMAT, **parts})[:20]
+
+
+# ------------------------------------------------------------------------------------------------------------ networks
+def network(module: Any, contract: Any = None, state: bool = True) -> dict[str, Any]:
+    """What a network is: its modules and their settings, which parameters are trained, its weights, the user's code.
+
+    Args:
+        module: the network; or a recorded or remote participant, which has a ``fingerprint`` of its own.
+        contract: how its inputs and outputs are adapted (`limbeck.grammar.role.Contract`).
+        state: the weights and buffers too.
+    """
+    found: dict[str, Any] = {"contract": hash_tree(_settings(contract))} if contract is not None else {}
+    if not isinstance(module, nn.Module):
+        return found | {"kind": type(module).__qualname__, "state": state_of(module)}
+    found["structure"] = hash_tree([_described(name, child) for name, child in module.named_modules()])
+    found["trained"] = hash_tree(sorted(n for n, p in module.named_parameters() if p.requires_grad))
+    found["code"] = code(type(child) for child in module.modules())
+    if state:
+        found["state"] = state_of(module)
+    return found
+
+
+def _described(name: str, module: nn.Module) -> list[Any]:
+    """A module by its class and the settings that can be seen: what tells ReLU from Sigmoid, or two strides apart."""
+    plain = {k: _settings(v) for k, v in vars(module).items() if k[:1] != "_" and k not in ("training", "inplace")}
+    said = _IN_PLACE.sub("", _ADDRESS.sub("", module.extra_repr()))
+    return [name, _class(type(module)), said, {k: v for k, v in plain.items() if v is not _Unknown}]
+
+
+class _Unknown:
+    """Stands for what cannot be seen in an attribute."""
+
+
+def _settings(thing: Any, depth: int = 0) -> Any:
+    """A plain value, or a small tree of them; a function by its name; anything else is unknown."""
+    if isinstance(thing, _PLAIN):
+        return thing
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type) and thing.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return {f.name: _settings(getattr(thing, f.name), depth + 1) for f in dataclasses.fields(thing)}
+    if isinstance(thing, Mapping) and depth < 4 and len(thing) < 256:
+        return {str(k): _settings(v, depth + 1) for k, v in thing.items()}
+    if isinstance(thing, (list, tuple)) and depth < 4 and len(thing) < 256:
+        return [_settings(v, depth + 1) for v in thing]
+    if isinstance(thing, type) or inspect.isroutine(thing):
+        return _class(thing)
+    return _Unknown if depth == 0 else None
+
+
+def _class(thing: Any) -> str:
+    name = getattr(thing, "__qualname__", None) or type(thing).__qualname__
+    module = getattr(thing, "__module__", None) or ""
+    return name if module == "__main__" else f"{module}.{name}"  # a script is imported under another name
+
+
+def state_of(module: Any) -> str:
+    """A participant's state as one fingerprint: weights and buffers; of one that has none, its own."""
+    return fingerprint(module) if isinstance(module, nn.Module) else str(getattr(module, "fingerprint", ""))
+
+
+# ------------------------------------------------------------------------------------------------------------ settings
+def value(thing: Any, where: str = "") -> Any:
+    """Anything that a stage may be remembered by, as a tree that can be hashed.
+
+    Numbers and texts, tensors and arrays, containers of these; components and settings with all of their arguments,
+    defaults included; a network with its weights; a model as it was built (`limbeck.grammar.method.Built`) without them;
+    functions with their code; whatever has a ``fingerprint``.
+
+    Raises:
+        ConfigError: nothing tells two such values apart.
+    """
+    from limbeck.grammar.component import Component, Settings
+    from limbeck.grammar.method import Built
+
+    if isinstance(thing, (*_PLAIN, Tensor, np.ndarray, np.generic)):
+        return thing
+    if isinstance(thing, Component):
+        return component(thing)
+    if isinstance(thing, Settings):
+        return {name: value(getattr(thing, name, given), f"{where}.{name}") for name, given in _given(thing).items()}
+    if isinstance(thing, Built):
+        return network(thing.module, thing.contract, state=False) | {"labels": thing.labels}
+    if isinstance(thing, nn.Module):
+        return network(thing)
+    if isinstance(getattr(thing, "fingerprint", None), str):
+        return thing.fingerprint
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        return {f.name: value(getattr(thing, f.name), f"{where}.{f.name}") for f in dataclasses.fields(thing)}
+    if isinstance(thing, Mapping):
+        return {str(k): value(v, f"{where}.{k}") for k, v in thing.items()}
+    if isinstance(thing, (list, tuple)):
+        return [value(v, f"{where}.{i}") for i, v in enumerate(thing)]
+    if isinstance(thing, (set, frozenset)):
+        return sorted((hash_tree(value(v, where)) for v in thing), key=str)
+    if isinstance(thing, torch.dtype | torch.device):
+        return str(thing)
+    if callable(thing):
+        return function(thing)
+    raise ConfigError(
+        where or "value",
+        f"nothing tells two values of type {type(thing).__name__} apart",
+        expected="numbers, texts, tensors, components, networks, functions, or something with a fingerprint",
+    )
+
+
+def _given(thing: Any) -> dict[str, Any]:
+    """The arguments that a component or settings were made with, defaults included."""
+    init: Any = type(thing).__init__
+    if init is object.__init__:
+        return {}
+    bound = inspect.signature(init).bind(None, *thing.given[0], **thing.given[1])
+    bound.apply_defaults()
+    return dict(list(bound.arguments.items())[1:])
+
+
+def component(thing: Any) -> dict[str, Any]:
+    """A component: its class and that class's revision, its arguments, and the user's own code in it."""
+    cls = type(thing)
+    found: dict[str, Any] = {"class": _class(cls), "revision": revision(cls)}
+    found["settings"] = {name: value(given, name) for name, given in _given(thing).items()}
+    return found | {"code": code([cls])}
+
+
+def revision(cls: type) -> int:
+    """How often the mathematics of a class has changed, its bases included."""
+    return sum(int(base.__dict__.get("revision", 0)) for base in cls.__mro__)
+
+
+def function(thing: Callable[..., Any]) -> dict[str, Any]:
+    """A function or method by its name, the revision of the class that defines it, and the user's own code."""
+    if isinstance(thing, functools.partial):
+        return {"of": function(thing.func), "args": value(thing.args), "named": value(thing.keywords)}
+    inner = getattr(thing, "__func__", thing)
+    owner = getattr(thing, "__self__", None)
+    defining = next((c for c in type(owner).__mro__ if inner in vars(c).values()), None) if owner is not None else None
+    return {
+        "name": _class(inner),
+        "revision": revision(defining) if defining is not None else 0,
+        "code": code([inner]),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------------- code
+def code(things: Iterable[Any]) -> dict[str, str]:
+    """The user's own files that define classes or functions, each with its hash."""
+    return {}
+
+
+# ----------------------------------------------------------------------------------------------------- runs and stages
+def of_run(method: Any, stages: Sequence[Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """What enters a run, as its engine sees it when it begins.
+
+    Args:
+        method: bound, with its roles in their first state.
+        stages: what it does. Data that a stage makes for a later one are not known yet, and follow from the rest.
+        about: further sections, of whoever made the engine: ``recipe``, ``data``, ``code``.
+    """
+    data = {s.name: of_data(s.data) for s in stages if hasattr(s.data, "fetch")}
+    cls = type(method)
+    return {
+        "format": FORMAT,
+        "limbeck": _version(),
+        **about,
+        "roles": {n: network(r.module, r.contract) for n, r in method.roles.items()},
+        "data": {**about.get("data", {}), **data},
+        "revisions": {_class(cls): revision(cls)},
+        "code": {**about.get("code", {}), **code([cls])},
+    }
+
+
+def of_data(data: Any) -> dict[str, Any]:
+    """Data by their number of items and their content."""
+    return {"items": len(data), "content": data.fingerprint}
+
+
+def _version() -> str:
+    import limbeck
+
+    return limbeck.__version__
+
+
+def refusal(folder: str, changed: Sequence[str]) -> StorageError:
+    """What is said of a folder whose run was made from something else."""
+    more = f" and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
+    return StorageError(
+        folder,
+        f"the run in it was made from something else: {'; '.join(changed[:_MOST])}{more}",
+        remedy="choose another folder with --out, or replace the run with --force",
+    )
+
+
+_MOST = 6  # differences that are named in one message
+
+
+def of_stage(method: Any, stage: Any, hashes: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, Any]:
+    """What a remembered stage depends on.
+
+    Args:
+        method: bound to its participants.
+        stage: its data and steps known.
+        hashes: the present state of each role, as a fingerprint.
+        earlier: the keys of the remembered stages before it.
+    """
+    task, setup = method.task, method.setup
+    names = sorted(method.roles) if stage.roles is None else sorted(stage.roles)
+    unknown = [n for n in names if n not in method.roles]
+    if unknown:
+        raise ConfigError.unknown(f"stage {stage.name!r}.roles", unknown[0], method.roles, "role")
+    given = [stage.data] if stage.data is not None else [task.train, task.teacher_train]
+    found: dict[str, Any] = {
+        "stage": stage.name,
+        "scope": stage.scope,
+        "roles": {n: network(r.module, r.contract, state=False) for n, r in method.roles.items() if n in names},
+        "states": {n: hashes.get(n, "") for n in names},
+        "task": of_task(task),
+        "data": [d.fingerprint for d in given],
+        "optim": {n: value(o) for n, o in stage.optim.items()},
+        "remember": value(list(stage.remember or ()), f"stage {stage.name!r}.remember"),
+        "state": hash_tree(method.state),
+        "earlier": dict(earlier),
+    }
+    if stage.items is not None:
+        return found | {"work": function(stage.work)}
+    return found | {
+        "steps": stage.steps,
+        "batch_size": stage.batch_size,
+        "shuffle": stage.shuffle,
+        "keep": list(stage.keep),
+        "queries": [value(q) for q in (*setup.queries.values(), *stage.queries)],
+        "objectives": {n: value(o) for n, o in setup.objectives.items()},
+        "functions": [function(f) for f in (stage.step or method.step, stage.begin, method.observe) if f is not None],
+    }
+
+
+def of_task(task: Any) -> dict[str, Any]:
+    """A task as those who are taught see it: without where its data lie, and without what only judges."""
+    left_out = ("data", *task.judging)
+    settings = {name: value(given, name) for name, given in _given(task).items() if name not in left_out}
+    return {
+        "class": _class(type(task)),
+        "revision": revision(type(task)),
+        "settings": settings,
+        "code": code([type(task)]),
+    }
+
+
+# --------------------------------------------------------------------------------------------------------- comparisons
+def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What differs between two identities, each thing named once, in words.
+
+    Example:
+        >>> differences({"data": {"train": {"items": 4, "content": "a"}}}, {"data": {"train": {"items": 3, "content": "b"}}})
+        ['the training data (4 items then, 3 now)']
+    """
+    if then.get("format") != now.get("format"):
+        return [f"the record of what entered it (format {then.get('format')} then, {now.get('format')} now)"]
+    found: list[str] = []
+    for section, say in _SECTIONS.items():
+        before, after = then.get(section) or {}, now.get(section) or {}
+        for name in sorted({*before, *after}, key=str):
+            if before.get(name) != after.get(name):
+                found.append(say(name, before.get(name), after.get(name)))
+    return list(dict.fromkeys(found))
+
+
+def _said_setting(name: str, then: Any, now: Any) -> str:
+    return f"{name} ({_short(then)} then, {_short(now)} now)"
+
+
+def _said_data(name: str, then: Any, now: Any) -> str:
+    what = {
+        "train": "the training data",
+        "teacher_train": "the teacher's training data",
+        "valid": "the validation data",
+        "test": "the test data",
+    }.get(name, f"the data of stage {name!r}")
+    then, now = (d if isinstance(d, Mapping) else {"content": d} for d in (then, now))
+    if then.get("items") != now.get("items"):
+        return f"{what} ({then.get('items', 'no')} items then, {now.get('items', 'no')} now)"
+    return f"the content of {what.removeprefix('the ')}"
+
+
+def _said_role(name: str, then: Any, now: Any) -> str:
+    who = f"the {name}" if name in ("teacher", "student") else f"role {name!r}"
+    if not then or not now:
+        return f"{who} ({'was not there then' if not then else 'is not there now'})"
+    changed = [part for part in sorted({*then, *now}) if then.get(part) != now.get(part)]
+    words = {
+        "kind": f"what {who} is",
+        "structure": f"the network of {who}",
+        "contract": f"how inputs reach {who}",
+        "trained": f"which parameters of {who} are trained",
+        "code": f"the code of {who} ({', '.join(_files(then.get('code'), now.get('code')))})",
+        "state": f"the weights that {who} begins with",
+    }
+    return next((words[p] for p in words if p in changed), who)
+
+
+def _said_code(name: str, then: Any, now: Any) -> str:
+    return f"your code in {name}"
+
+
+def _said_class(name: str, then: Any, now: Any) -> str:
+    return f"the mathematics of {name} (revision {then or 0} then, {now or 0} now)"
+
+
+def _files(then: Any, now: Any) -> list[str]:
+    then, now = then or {}, now or {}
+    return sorted(f for f in {*then, *now} if then.get(f) != now.get(f))
+
+
+def _short(thing: Any) -> str:
+    text = "unset" if thing is None else str(thing)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+_SECTIONS: dict[str, Callable[[str, Any, Any], str]] = {
+    "recipe": _said_setting,
+    "code": _said_code,
+    "data": _said_data,
+    "roles": _said_role,
+    "revisions": _said_class,
+}

@@ -194,7 +194,8 @@ class Engine:
         if "identity" not in saved:
             raise StorageError(
                 folder,
-                "the checkpoints are of limbeck 0.1.0 or earlier, which kept no record of what entered a run",
+                f"its checkpoints are of an earlier limbeck (format 1, this is {identity.FORMAT}), which kept no record of what "
+                "entered a run",
                 remedy="finish it with that version, or start anew with --force",
             )
         changed = identity.differences(saved["identity"], self.identity)

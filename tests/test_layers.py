@@ -16,8 +16,8 @@ FOUNDATION = {"errors", "functional", "storage", "grammar", "recipe", "engine"}
 MAY = {
     "functional": {"errors"},
     "storage": {"errors"},
-    "grammar": {"errors", "storage"},
-    "engine": {"errors", "storage", "grammar"},
+    "grammar": {"errors", "functional", "storage"},
+    "engine": {"errors", "functional", "storage", "grammar"},
     "recipe": {"errors", "storage", "grammar", "engine"},
     "networks": FOUNDATION,
     "data": FOUNDATION,

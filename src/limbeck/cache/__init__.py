@@ -25,6 +25,7 @@ from torch import Tensor
 
 from limbeck.engine import interrupt
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.signal import Signal
@@ -221,7 +222,7 @@ def checksum(batch: Batch) -> Tensor:
     for name in ("x", "input_ids"):
         if isinstance(batch.get(name), Tensor):
             flat = batch[name].detach().flatten(1)
-            if flat.device.type == "mps":  # which has no float64
+            if widest(flat.device) != torch.float64:
                 flat = flat.cpu()
             return flat.double() @ _weights(flat.shape[1], flat.device)
     raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
@@ -377,10 +378,8 @@ def build_cache(
                             here.numpy()
                         ] = array
                     if k is None:
-                        z, half = signal.logits.double().cpu(), signal.logits.half().double().cpu()
-                        p = z.log_softmax(-1)
-                        gap += float((p.exp() * (p - half.log_softmax(-1))).sum())
-                        compared += p[..., 0].numel()
+                        gap += rounding(signal.logits)
+                        compared += signal.logits[..., 0].numel()
                 for name, array in records.items():
                     parts.setdefault(name, []).append(array)
             with store.atomic_folder(folder) as place:
@@ -395,6 +394,13 @@ def build_cache(
         full = {**about, "metrics": metrics, "divergence": divergence}
         store.save_tree(out / "about", full)
     return _told(out, full)
+
+
+def rounding(logits: Tensor) -> float:
+    """How far logits [..., C] are from what a dense cache keeps of them: KL(teacher || record), summed over the items."""
+    z, half = logits.cpu().double(), logits.half().cpu().double()
+    p = z.log_softmax(-1)
+    return float((p.exp() * (p - half.log_softmax(-1))).sum())
 
 
 def _say(text: str) -> None:

@@ -10,15 +10,22 @@ from torch import Tensor
 from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
 from limbeck.errors import ConfigError
+from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Data, Stage
 from limbeck.grammar.random import Stream
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch with its tensors on a device."""
+    """The batch with its tensors on a device, where float64 becomes float32 if the device has none."""
     if device.type == "cpu":
         return batch
-    return {k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: _moved(v, device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def _moved(x: Tensor, device: torch.device) -> Tensor:
+    if x.dtype == torch.float64:
+        x = x.to(widest(device))
+    return x.to(device, non_blocking=True)
 
 
 def pieces(stage: Stage, accumulate: int) -> int:

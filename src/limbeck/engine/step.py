@@ -13,6 +13,7 @@ from limbeck.engine.context import RunContext
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Routing, same_phase
 from limbeck.errors import ConfigError, MethodError
+from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Method, Objective, Share, Stage, Term, Terms, as_phases
 from limbeck.grammar.optim import Optim, held_by, lay_out
 from limbeck.grammar.random import key_of, seed_modules
@@ -62,8 +63,7 @@ class Stepper:
         moving = [r.module for r in method.roles.values() if r.learns or r.batch_stats]
         self.buffers = dist.Buffers(moving)
         self._laid_out: dict[str, bool] = {}  # whether autograd lays a role's gradients out as its parameters
-        # counts are summed in double precision, where the device has it
-        self._wide = torch.float32 if self.device.type == "mps" else torch.float64
+        self._wide = widest(self.device)  # for counts
 
     def set_rates(self, step: int, total: int) -> None:
         """The learning rates of a step."""

@@ -14,6 +14,7 @@ from limbeck import functional as F
 from limbeck.data.columns import Target
 from limbeck.data.items import Items, Kind, Part, check_items, choose, divide
 from limbeck.data.sources import Digits, Source
+from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.functional.metrics import calibration_error, calibration_table
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
@@ -243,7 +244,7 @@ class Classification(Task):
         ids = torch.arange(min(2, len(self.train)))
         device = device_of(built.module)
         batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
-        batch = {k: v.to(device) for k, v in batch.items()}
+        batch = to_device(batch, device)
         try:
             with torch.no_grad(), evaluating([built.module]):
                 z = self.signal(built, batch).logits
@@ -326,9 +327,7 @@ class Classification(Task):
         watched = [b for b in (built, teacher) if b is not None]
         with torch.no_grad(), evaluating([b.module for b in watched]):
             for ids in torch.arange(len(data)).split(self.eval_batch):
-                batch = data.fetch(ids)
-                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-                batch.update(item=ids.to(device), view=torch.zeros_like(ids, device=device))
+                batch = to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
                 outs.append(self.signal(built, batch).logits.float().cpu())
                 if teacher is not None:
                     try:
@@ -417,8 +416,7 @@ class Classification(Task):
         ids = torch.arange(0, len(self.test), max(1, -(-len(self.test) // most)))
         with torch.no_grad(), evaluating([built.module]):
             for part in ids.split(self.eval_batch):
-                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.test.fetch(part).items()}
-                batch.update(item=part.to(device), view=torch.zeros_like(part, device=device))
+                batch = to_device({**self.test.fetch(part), "item": part, "view": torch.zeros_like(part)}, device)
                 tables.append(calibration_table(self.signal(built, batch).logits.float(), batch["y"]))
         return torch.stack(tables).sum(0)
 

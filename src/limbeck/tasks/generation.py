@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.data.sources import Digits, Source
+from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
@@ -269,8 +270,8 @@ class Generation(Task):
         totals = {"denoising_loss": 0.0} | ({"agreement_mse": 0.0} if teacher is not None else {})
         with torch.no_grad():
             for ids in torch.arange(len(data)).split(self.eval_batch):
-                batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in data.fetch(ids).items()}
-                batch.update(item=ids.to(device), view=torch.full_like(ids, 1 << 20, device=device))
+                views = torch.full_like(ids, 1 << 20)
+                batch = to_device({**data.fetch(ids), "item": ids, "view": views}, device)
                 out = self.feed(built.module, batch)
                 totals["denoising_loss"] += float(self.supervised(Signal(out), batch).values.sum())
                 if teacher is not None:
@@ -361,7 +362,7 @@ class Generation(Task):
     def _right(self, net: FeatureNet, x: Tensor, labels: Tensor) -> float:
         with torch.no_grad():
             guess = torch.cat([net(part).argmax(1) for part in x.split(self.eval_batch)])
-        return float((guess == labels).double().mean())
+        return int((guess == labels).sum()) / len(labels)
 
     def _real(self, net: FeatureNet, device: torch.device) -> tuple[Tensor, float]:
         """Features of the test split, and the noise floor: as many training pictures as samples are judged."""

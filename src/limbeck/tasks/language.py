@@ -12,8 +12,10 @@ from torch import Tensor
 
 from limbeck import functional as F
 from limbeck.data.text import PythonHelp, Texts, TextSource
+from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, DataError, TeacherMismatch
 from limbeck.functional._common import expect
+from limbeck.functional.precision import widened
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
@@ -254,13 +256,12 @@ class Language(Task):
         With a teacher: kl (teacher || student), agreement (share of equal likeliest tokens) and teacher_entropy.
         """
         device = device or device_of(built.module)
-        sums: dict[str, Tensor] = {}
-        count = torch.zeros((), dtype=torch.float64)
+        sums: dict[str, float] = {}
+        count = 0
         watched = [b.module for b in (built, teacher) if b is not None]
         with torch.no_grad(), evaluating(watched):
             for ids in torch.split(torch.arange(len(data)), self.eval_batch):
-                batch = {k: v.to(device) for k, v in data.fetch(ids).items()}
-                batch.update(item=ids.to(device), view=torch.zeros_like(ids, device=device))
+                batch = to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
                 logits, labels, where = shifted(self._show(built, batch), batch)
                 theirs = None
                 if teacher is not None:
@@ -271,12 +272,12 @@ class Language(Task):
                 rows = where.flatten().nonzero()[:, 0]
                 for part in torch.split(rows, max(1, CELLS // logits.shape[-1])):
                     z, y = logits.flatten(0, 1)[part], labels.flatten()[part]
-                    for name, value in _judge(z, y, None if theirs is None else theirs.flatten(0, 1)[part]).items():
-                        sums[name] = sums.get(name, torch.zeros((), dtype=torch.float64)) + value.double().sum().cpu()
+                    for name, total in _judge(z, y, None if theirs is None else theirs.flatten(0, 1)[part]).items():
+                        sums[name] = sums.get(name, 0.0) + total
                 count += len(rows)
         if not count:
             raise DataError("data", "no position of this split counts", remedy="see task.loss_on and task.length")
-        found = {name: float(total / count) for name, total in sums.items()}
+        found = {name: total / count for name, total in sums.items()}
         found["perplexity"] = math.exp(min(found["cross_entropy"], 700.0))
         density = getattr(data, "tokens_per_byte", None)
         if density is not None:
@@ -302,8 +303,8 @@ class Language(Task):
         return self.length * (50 * 6.0 + 4.0 if self.size > DENSE_OUTPUTS else 2.0 * self.size)
 
 
-def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, Tensor]:
-    """Per-token values for rows of logits ``[n, V]``."""
+def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, float]:
+    """Sums over tokens, for rows of logits ``[n, V]``."""
     log_q = z.float().log_softmax(-1)
     guess = z.argmax(-1)
     found = {
@@ -317,4 +318,4 @@ def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, Tensor]:
         found["kl"] = expect(p, log_p - log_q).clamp(min=0.0)
         found["agreement"] = guess == theirs.argmax(-1)
         found["teacher_entropy"] = -expect(p, log_p)
-    return found
+    return dict(zip(found, torch.stack([widened(v).sum() for v in found.values()]).tolist(), strict=True))

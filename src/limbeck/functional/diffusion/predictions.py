@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import ConfigError, ShapeError
-from .._common import choose
+from .._common import choose, extremes
 from ..precision import widest
 from ._precision import as_wide, expand, result_dtype
 from .schedules import alpha_sigma
@@ -192,7 +192,8 @@ def renoise(z: Tensor, noise: Tensor, logsnr: Tensor, logsnr_s: Tensor) -> Tenso
     """
     dtype, wide = result_dtype(z, noise), widest(z.device)
     lam, lam_s = as_wide(logsnr), as_wide(logsnr_s)
-    if bool((lam_s > lam).any()):
+    seen = extremes(lam_s - lam)
+    if seen is not None and seen[1] > 0:
         raise ConfigError("logsnr_s", "noise can only be added", expected="a log-SNR not above the present one")
     ratio = torch.exp(0.5 * (F.softplus(-lam) - F.softplus(-lam_s)))
     added = torch.sqrt(-torch.expm1(torch.where(lam_s == lam, torch.zeros_like(lam), lam_s - lam)))

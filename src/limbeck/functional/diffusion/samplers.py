@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...errors import ConfigError
+from .._common import extremes
 from ..precision import widest
 from ._precision import as_wide, expand, result_dtype
 from .halving import check_steps
@@ -186,7 +187,8 @@ def ancestral_step(
         raise ConfigError("variance", given=variance, expected="between 0 (small) and 1 (large)")
     dtype, wide = result_dtype(x, z, noise), widest(z.device)
     lam, lam_s = as_wide(logsnr), as_wide(logsnr_s)
-    if bool((lam_s < lam).any()):
+    seen = extremes(lam_s - lam)
+    if seen is not None and seen[0] < 0:
         raise ConfigError(
             "logsnr_s", "the step goes towards less noise", expected="a log-SNR not below the present one"
         )

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from limbeck.engine import guard
 from limbeck.errors import NonFinite
-from limbeck.grammar.method import Batch, Context, Method, Terms
+from limbeck.grammar.method import Batch, Context, Method, Term, Terms
 from limbeck.storage import store
 from tests.tiny import differences
-from tests.toy import Toy, bound, engine
+from tests.toy import Toy, bound, engine, network
 
 
 class Plain(Method):
@@ -130,3 +131,71 @@ def test_nobody_is_late_where_something_would_move(method: Method, options: dict
     with pytest.raises(NonFinite, match="not finite"):
         engine(log_every=100).run(spoilt(method=method, **options))
     assert late == []
+
+
+class Odd(Plain):
+    """The task's loss, and a second term that a few items spoil in one way or another."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        terms = super().step(batch, ctx)
+        z = ctx.signals["student"].logits
+        odd = (batch["item"] % 20 == 13)[:, None]
+        if self.how == "value":
+            extra = Term(torch.where(odd, torch.nan, z).sum(1))
+        elif self.how == "masked":  # a position that does not count may hold anything
+            spoilt = torch.where(odd, torch.nan, z)
+            spoilt[:, 2] = torch.nan
+            extra = Term(spoilt, where=torch.tensor([True, False, False]))
+        elif self.how == "gradient":  # the root of nothing: finite, and infinitely steep
+            extra = Term(torch.where(odd, (z - z.detach()), z).abs().sqrt().sum(1))
+        else:  # one number for all
+            extra = Term(torch.where(odd, torch.nan, z).sum(), count=len(z))
+        return Terms(None, **terms, extra=extra)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("how", ["value", "masked", "gradient"])
+def test_the_items_to_blame_are_named(how: str, accumulate: int, tmp_path: Path) -> None:
+    """Of a batch of all forty, the two that spoil it: by their values, or by their gradients alone."""
+    method = bound(Odd(how), steps=1, lr=0.01, batch_size=40)
+    weights = {k: v.clone() for k, v in method.roles["student"].module.state_dict().items()}
+    with pytest.raises(NonFinite, match=r"; items 13, 33 \(2 of the batch's 40\); nothing was updated") as caught:
+        engine(tmp_path, accumulate=accumulate).run(method)
+    assert store.load_tree(tmp_path / "failure")["items"] == [13, 33]
+    assert ("term extra" in str(caught.value)) == (how != "gradient")
+    assert not differences(weights, dict(method.roles["student"].module.state_dict()))
+
+
+def test_what_cannot_be_told_apart_is_said() -> None:
+    with pytest.raises(NonFinite, match=r"which of its 40 items it was cannot be told \(.* and 24 more\)"):
+        engine().run(bound(Odd("sum"), steps=1, batch_size=40))
+
+
+def test_an_input_is_blamed_where_the_batch_s_statistics_carry_it_everywhere() -> None:
+    method = bound(Plain(), steps=1, batch_size=40, student=network(norm=True))
+    task: Any = method.task
+    task.train.x[[5, 8], 2] = float("inf")
+    with pytest.raises(NonFinite, match=r"not finite in \['x'\]; items 5, 8 \(2 of.*look at the inputs of those items"):
+        engine().run(method)
+
+
+def test_a_teacher_s_answer_is_blamed_on_its_item() -> None:
+    """The student is fine and the batch is fine."""
+
+    class Broken(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.where((x == spoilt).all(1, keepdim=True), torch.nan, x[:, :3])
+
+    class Both(Plain):
+        def step(self, batch: Batch, ctx: Context) -> Terms:
+            gap = ctx.signal("student", batch).logits - ctx.signal("teacher", batch).logits
+            return Terms(super().step(batch, ctx).metrics, kd=Term(gap.square().sum(1)))
+
+    method = bound(Both(), steps=1, batch_size=40, teacher=Broken())
+    task: Any = method.task
+    spoilt = task.train.x[21].clone()
+    with pytest.raises(NonFinite, match=r"term kd.*; item 21 \(1 of the batch's 40\)"):
+        engine().run(method)

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from limbeck.engine import distributed as dist
+from limbeck.engine.culprits import Found, Phase, culprits
 from limbeck.errors import NonFinite
-from limbeck.grammar.method import Batch, Method, Stage
+from limbeck.grammar.method import Method, Stage
 from limbeck.storage import store
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ class Guard:
         losses: Sequence[Tensor],
         norms: Mapping[str, Tensor],
         optimisers: Iterable[torch.optim.Optimizer],
-        batches: Sequence[Batch],
+        phase: Phase,
         seen: Seen,
     ) -> None:
         """One phase, between its backward passes and its update.
@@ -81,7 +82,7 @@ class Guard:
             losses: the loss of each micro-batch.
             norms: the gradient norm of each role that the phase updates.
             optimisers: theirs.
-            batches, seen: for the record.
+            phase, seen: for the record.
 
         Raises:
             NonFinite: the phase is not finite; where the answer comes late, `found` gives it instead.
@@ -98,7 +99,7 @@ class Guard:
             for opt in optimisers:
                 opt.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
         elif not math.isfinite(total.item()):
-            self._report(step, earlier, norms, batches, seen)
+            self._report(step, earlier, norms, phase, seen)
 
     def found(self, wait: bool = False) -> int | None:
         """The first step that was not finite, as far as it is known without waiting for the device; ``None``: none."""
@@ -129,10 +130,8 @@ class Guard:
             remedy="go on from the last checkpoint, and watch the device's memory",
         )
 
-    def _report(
-        self, step: int, earlier: int, norms: Mapping[str, Tensor], batches: Sequence[Batch], seen: Seen
-    ) -> NoReturn:
-        method, stage = self.method, self.stage
+    def _report(self, step: int, earlier: int, norms: Mapping[str, Tensor], phase: Phase, seen: Seen) -> NoReturn:
+        method, stage, batches = self.method, self.stage, phase.batches
         means = seen.means()
         bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
         bad_roles = {
@@ -144,24 +143,19 @@ class Guard:
             for r in norms
             if not bool(torch.isfinite(norms[r]))
         }
-        items = torch.cat([b["item"].reshape(-1) for b in batches]).tolist()
-        bad_inputs = [
-            k
-            for b in batches
-            for k, v in b.items()
-            if isinstance(v, Tensor) and v.is_floating_point() and not bool(torch.isfinite(v).all())
-        ]
-        # every process is here, for what decided was summed over them: they tell each other what they hold
-        told = dist.told_by_all((bad_terms, items, bad_inputs))
-        # statistics of the whole batch carry NaN everywhere, so a process whose input is not finite speaks first
-        writer = max(range(len(told)), key=lambda r: (bool(told[r][2]), bool(told[r][0]), -r))
-        bad_terms = list(dict.fromkeys(n for terms, _, _ in told for n in terms))
-        _, items, bad_inputs = told[writer]
         states = {
-            n: {k: dist.gathered(v) for k, v in r.module.state_dict().items()}
+            n: {k: dist.gathered(v).clone() for k, v in r.module.state_dict().items()}
             for n, r in method.roles.items()
             if r.learns
         }
+        # every process is here, for what decided was summed over them: they tell each other what they hold
+        told = dist.told_by_all((bad_terms, culprits(phase)))
+        # statistics of the whole batch carry NaN everywhere, so a process whose input is not finite speaks first
+        writer = max(
+            range(len(told)), key=lambda r: (bool(told[r][1].fields), bool(told[r][1].why), bool(told[r][0]), -r)
+        )
+        bad_terms = list(dict.fromkeys(n for terms, _ in told for n in terms))
+        found = _together([f for _, f in told], told[writer][1])
         where = ""
         if self.folder is not None:
             where = f"; the batch and the weights before it are in {self.folder / 'failure'}"
@@ -175,6 +169,7 @@ class Guard:
                     "seed": self.seed,
                     "terms": means,
                     "gradients": bad_roles,
+                    "items": found.items if found.why else [],
                     "batches": [
                         {k: v for k, v in b.items() if isinstance(v, (Tensor, int, float, str))} for b in batches
                     ],
@@ -186,16 +181,26 @@ class Guard:
         said += f"term {', '.join(bad_terms)}" if bad_terms else "the gradient"
         if bad_roles:
             said += "; gradient of " + ", ".join(f"role {r!r} ({', '.join(names)})" for r, names in bad_roles.items())
-        if bad_inputs:
-            said += f"; the batch itself is not finite in {sorted(set(bad_inputs))}"
+        if found.fields:
+            said += f"; the batch itself is not finite in {found.fields}"
         kept = "nothing was updated"
         if earlier:
             kept += f" by this phase; {earlier} before it in the same step had updated what they may"
         raise NonFinite(
             f"stage {stage.name}",
-            f"{said}; items {items[:16]}{'...' if len(items) > 16 else ''}; {kept}{where}",
-            remedy="lower train.lr, set train.clip=1, or look at those items",
+            f"{said}; {found.line()}; {kept}{where}",
+            remedy="look at the inputs of those items, or leave them out of the data"
+            if found.why == "input"
+            else "look at those items, lower train.lr, or set train.clip=1",
         )
+
+
+def _together(told: list[Found], first: Found) -> Found:
+    """What the processes know, as one: the items of all that know as much as the first to speak."""
+    alike = [f for f in told if f.why == first.why]
+    items = sorted({i for f in alike for i in f.items}) if first.why else first.items
+    fields = sorted({name for f in alike for name in f.fields})
+    return Found(items, first.why, fields, sum(f.of for f in told) if first.why else first.of)
 
 
 __all__ = ["Guard"]

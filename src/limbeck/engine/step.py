@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.engine.context import RunContext
+from limbeck.engine.culprits import Phase
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Routing, same_phase
 from limbeck.errors import ConfigError, MethodError
@@ -151,7 +153,9 @@ class Stepper:
                     )
                 counts = self._sum_counts(held)
                 losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
-            self._update(list(touched), step, earlier, losses, batches, seen)
+            shown = [f if isinstance(f, Terms) else None for f in found]
+            alone = partial(self._alone, step, turn)
+            self._update(list(touched), step, earlier, losses, Phase(batches, shown, alone), seen)
             earlier += bool(touched)
         self.buffers.agree()
         return self._over_processes(seen) if dist.world() > 1 else seen
@@ -254,6 +258,30 @@ class Stepper:
             loss.backward()
         return loss.detach()
 
+    def _alone(self, step: int, turns: int, batch: Batch) -> bool | None:
+        """Whether a batch by itself has a gradient that is not finite, in the first phase of a step.
+
+        ``None``: that cannot be asked, for it takes other phases, other processes, or more items. Nothing is updated.
+        """
+        if turns > 1 or dist.world() > 1:
+            return None
+        ctx = self.ctx.at(step)
+        kept = [(b, b.clone()) for r in self.method.roles.values() if r.mode == "trained" for b in r.module.buffers()]
+        try:
+            terms = next(as_phases((self.stage.step or self.method.step)(batch, ctx)))
+            if not isinstance(terms, Terms):
+                return None
+            self._add_objectives(terms, batch, ctx)
+            self._clear()
+            self._backward(terms, *self._tally(terms, Seen()))
+        except Exception:  # a layer that wants more than one item, a method that wants the whole batch
+            return None
+        finally:
+            for buffer, value in kept:
+                buffer.copy_(value)
+        grads = [p.grad for params in self._held.values() for p in params if p.grad is not None]
+        return bool(grads) and not bool(torch.isfinite(_norm(grads)))
+
     def _lay_out(self, role: str) -> None:
         """Gradients in their parameters' layout; whether anything is to be done for that shows at the first update."""
         if self._laid_out.get(role):
@@ -265,7 +293,7 @@ class Stepper:
             p.grad = new
 
     def _update(
-        self, touched: list[str], step: int, earlier: int, losses: list[Tensor], batches: list[Batch], seen: Seen
+        self, touched: list[str], step: int, earlier: int, losses: list[Tensor], phase: Phase, seen: Seen
     ) -> None:
         roles = self.method.roles
         missing = [r for r in touched if r not in self.optimisers]
@@ -285,7 +313,7 @@ class Stepper:
         norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
         self.moved.update(norms)
         if self.guard is not None:
-            self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], batches, seen)
+            self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], phase, seen)
         for r in touched:
             clip = self.optim[r].clip
             if clip is not None and r in norms:

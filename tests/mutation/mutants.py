@@ -631,8 +631,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _STEP,
-        "            self._clear()\n",
-        "",
+        "            self._clear()\n            for j",
+        "            for j",
         ENGINE,
         "gradients of the phase before stay",
     ),

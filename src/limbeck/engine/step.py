@@ -266,7 +266,7 @@ class Stepper:
         if turns > 1 or dist.world() > 1:
             return None
         ctx = self.ctx.at(step)
-        kept = [(b, b.clone()) for r in self.method.roles.values() if r.mode == "trained" for b in r.module.buffers()]
+        kept = [(b, b.clone()) for r in self.method.roles.values() if r.learns for b in r.module.buffers()]
         try:
             terms = next(as_phases((self.stage.step or self.method.step)(batch, ctx)))
             if not isinstance(terms, Terms):

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import copy
 import errno
-import io
 import json
-import logging
 import os
-import pickle
-import sys
-import warnings
 from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,21 +94,49 @@ def test_files_of_the_library_are_read(tmp_path: Path) -> None:
     assert load_metadata(tmp_path / "a.safetensors") == {"by": "the library"}
 
 
-def test_tied_weights_are_stored_once_and_stay_tied(tmp_path: Path) -> None:
+class Viewed(nn.Module):
+    """Buffers that are views of one another: the same cells, a part of them, and another shape of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        table = torch.arange(6.0)
+        for name, view in {"table": table, "again": table, "part": table[:3], "turned": table.view(2, 3)}.items():
+            self.register_buffer(name, view)
+
+
+@pytest.mark.parametrize("make", [Tied, Viewed])
+def test_what_is_saved_loads_with_the_lines_of_the_manual(tmp_path: Path, make: Any) -> None:
+    """In ``docs/exports.md``: torch and safetensors alone, strictly."""
+    model, path = make(), tmp_path / "m.safetensors"
+    save_state_dict(path, model.state_dict())
+    plain = make()
+    for value in plain.state_dict().values():
+        value.zero_()
+    plain.load_state_dict(safetensors.torch.load_file(path), strict=True)
+    assert equal(plain.state_dict(), model.state_dict())
+
+
+def test_tied_weights_stay_tied(tmp_path: Path) -> None:
     model, path = Tied(), tmp_path / "m.safetensors"
     save_state_dict(path, model.state_dict())
-    assert sorted(safetensors.torch.load_file(path)) == ["embed.weight", "norm.bias", "norm.weight"]
     state = load_state_dict(path)
     assert state["head.weight"] is state["embed.weight"]
-    assert load_metadata(path) == {"format": "pt", "head.weight": "embed.weight"}
-    by_us, by_library, from_library = Tied(), Tied(), Tied()
+    assert load_metadata(path) == {"format": "pt"}
+    by_us, from_library = Tied(), Tied()
     load_strict(by_us, state)
-    safetensors.torch.load_model(by_library, path)  # the library alone, strictly
-    safetensors.torch.save_model(model, str(tmp_path / "theirs.safetensors"))
-    load_strict(from_library, load_foreign(tmp_path / "theirs.safetensors"))
-    for other in (by_us, by_library, from_library):
+    safetensors.torch.save_model(model, str(tmp_path / "theirs.safetensors"))  # which stores one of the names alone
+    theirs = load_foreign(tmp_path / "theirs.safetensors")
+    assert theirs["head.weight"].data_ptr() == theirs["embed.weight"].data_ptr()
+    load_strict(from_library, theirs)
+    for other in (by_us, from_library):
         assert equal(other.state_dict(), model.state_dict())
         assert other.head.weight is other.embed.weight
+    # a file in which somebody changed one of the two
+    safetensors.torch.save_file(
+        {"a": torch.ones(2), "b": torch.zeros(2)}, path, {"limbeck.tied": json.dumps({"b": "a"})}
+    )
+    assert load_state_dict(path)["b"].tolist() == [0, 0]
 
 
 def test_overlapping_but_different_views_become_independent(tmp_path: Path) -> None:
@@ -180,171 +203,6 @@ def test_missing_and_looping_files(tmp_path: Path) -> None:
                 load(tmp_path / name)
 
 
-# ------------------------------------------------------------------------------------------- foreign checkpoints
-def test_every_usual_file_and_folder_is_read(tmp_path: Path) -> None:
-    state = {k: v.detach() for k, v in net().state_dict().items()}
-    for name in ("a.pt", "a.pth", "a.ckpt", "a.bin", "a.tar"):
-        torch.save(net_state := dict(state), tmp_path / name)
-        assert equal(load_foreign(tmp_path / name), net_state)
-    torch.save(state, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    assert equal(load_foreign(tmp_path / "old.pt"), state)
-    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors", "only-one.safetensors"):
-        folder = tmp_path / name.removesuffix(".safetensors")
-        folder.mkdir()
-        safetensors.torch.save_file(state, folder / name)
-        (folder / "config.json").write_text("{}")
-        assert equal(load_foreign(folder), state)
-    (tmp_path / "bin").mkdir()
-    torch.save(state, tmp_path / "bin" / "pytorch_model.bin")
-    assert equal(load_foreign(tmp_path / "bin"), state)
-    link = tmp_path / "snapshot"  # as in a Hub cache
-    link.mkdir()
-    (link / "model.safetensors").symlink_to(tmp_path / "model" / "model.safetensors")
-    assert equal(load_foreign(link), state)
-
-
-def test_sharded_folders(tmp_path: Path) -> None:
-    state = {k: v.detach() for k, v in net().state_dict().items()}
-    names = list(state)
-    parts = {"model-1.safetensors": names[:3], "model-2.safetensors": names[3:]}
-    for part, keys in parts.items():
-        safetensors.torch.save_file({k: state[k] for k in keys}, tmp_path / part)
-    index = tmp_path / "model.safetensors.index.json"
-    places = {k: part for part, keys in parts.items() for k in keys}
-    index.write_text(json.dumps({"weight_map": places}))
-    assert equal(load_foreign(tmp_path), state)
-    assert equal(load_foreign(index), state)
-    for bad in ("../model-1.safetensors", "/etc/passwd", "", "..", "a\\b"):
-        index.write_text(json.dumps({"weight_map": {**places, names[0]: bad}}))
-        with pytest.raises(CheckpointCorrupt, match="outside its folder"):
-            load_foreign(tmp_path)
-    index.write_text(json.dumps({"weight_map": {**places, "extra": "model-1.safetensors"}}))
-    with pytest.raises(CheckpointCorrupt, match="lists tensors that its files lack: extra"):
-        load_foreign(tmp_path)
-    index.write_text(json.dumps({"weight_map": {**places, "extra": "model-3.safetensors"}}))
-    with pytest.raises(CheckpointCorrupt, match=r"model-3\.safetensors: is missing"):
-        load_foreign(tmp_path)
-    for text in ("{}", "[]", "{", '{"weight_map": 3}'):
-        index.write_text(text)
-        with pytest.raises(CheckpointCorrupt, match="no index of weights"):
-            load_foreign(tmp_path)
-
-
-def test_folders_without_one_clear_file(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointCorrupt, match="holds no weights"):
-        load_foreign(tmp_path)
-    for name in ("a.pt", "b.pt"):
-        torch.save({"w": torch.ones(1)}, tmp_path / name)
-    with pytest.raises(CheckpointCorrupt, match=r"several weight files: a\.pt, b\.pt.*; name the file"):
-        load_foreign(tmp_path)
-    (tmp_path / "x.h5").write_bytes(b"")
-    with pytest.raises(CheckpointCorrupt, match=r"of an unknown kind, expected \.safetensors"):
-        load_foreign(tmp_path / "x.h5")
-
-
-@pytest.mark.parametrize(
-    ("wrap", "said"),
-    [
-        (lambda s: {"state_dict": s, "epoch": 3, "optimizer": {"state": {}}}, ["its entry 'state_dict'"]),
-        (lambda s: {"model": s}, ["its entry 'model'"]),
-        (lambda s: {"model": {"state_dict": s}}, ["its entry 'model'", "its entry 'state_dict'"]),
-        (lambda s: {f"module.{k}": v for k, v in s.items()}, ["the prefix 'module.'"]),
-        (lambda s: {f"_orig_mod.module.{k}": v for k, v in s.items()}, ["'_orig_mod.'", "'module.'"]),
-        (lambda s: {"model": s, "model_ema": s}, ["it also holds 'model_ema', choose with key="]),
-        (lambda s: {"n_averaged": torch.tensor(3), **{f"module.{k}": v for k, v in s.items()}},
-         ["average of weights", "'module.'"]),
-        (lambda s: {**s, "version": 3, "name": "x"}, ["left out, because they are no tensors: version, name"]),
-        (lambda s: OrderedDict(s), []),
-        (lambda s: {k: nn.Parameter(v, v.is_floating_point()) for k, v in s.items()}, []),
-    ],
-)  # fmt: skip
-def test_wrappers_and_prefixes_come_off_and_are_said(tmp_path: Path, wrap: Any, said: list[str]) -> None:
-    state = {k: v.detach() for k, v in net().state_dict().items()}
-    torch.save(wrap(state), tmp_path / "a.pt")
-    heard: list[str] = []
-    loaded = load_foreign(tmp_path / "a.pt", say=heard.append)
-    assert equal(loaded, state)
-    assert not any(v.requires_grad for v in loaded.values())
-    assert len(heard) == len(said)
-    assert all(part in line for part, line in zip(said, heard, strict=True))
-
-
-def test_it_is_said_to_the_logger_by_default(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    torch.save({"model": {"w": torch.ones(1)}}, tmp_path / "a.pt")
-    with caplog.at_level(logging.INFO, "limbeck"):
-        load_foreign(tmp_path / "a.pt")
-    assert "its entry 'model'" in caplog.text
-
-
-def test_entry_and_prefix_can_be_chosen(tmp_path: Path) -> None:
-    state, average = {"model.w": torch.ones(2)}, {"model.w": torch.zeros(2)}
-    torch.save({"state_dict": state, "ema": average}, tmp_path / "a.ckpt")
-    assert load_foreign(tmp_path / "a.ckpt", strip="model.")["w"].tolist() == [1, 1]
-    assert load_foreign(tmp_path / "a.ckpt", key="ema", strip="model.")["w"].tolist() == [0, 0]
-    with pytest.raises(CheckpointCorrupt, match="did you mean 'ema'"):
-        load_foreign(tmp_path / "a.ckpt", key="em")
-    with pytest.raises(CheckpointCorrupt, match=r"prefix 'net\.' is not on every name: model\.w"):
-        load_foreign(tmp_path / "a.ckpt", strip="net.")
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch should-not-exist",)
-
-
-def hostile(kind: str, path: Path) -> None:
-    if kind == "module":
-        torch.save(net(), path)
-    elif kind == "evil":
-        torch.save({"state_dict": {"w": torch.ones(2)}, "x": Evil()}, path)
-    elif kind == "bare pickle":
-        path.write_bytes(pickle.dumps(Evil()))
-    elif kind == "old format":
-        torch.save(Evil(), path, _use_new_zipfile_serialization=False)
-
-
-@pytest.mark.parametrize("kind", ["module", "evil", "bare pickle", "old format"])
-def test_pickled_objects_are_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.chdir(tmp_path)
-    hostile(kind, tmp_path / "a.pt")
-    with pytest.raises(CheckpointCorrupt, match=r"a\.pt: .*pickled objects.*refused; if you trust its origin, convert"):
-        load_foreign(tmp_path / "a.pt")
-    assert os.listdir(tmp_path) == ["a.pt"]
-
-
-def test_the_advice_for_pickled_models_works(tmp_path: Path) -> None:
-    torch.save(net(), tmp_path / "OLD.pt")
-    with pytest.raises(CheckpointCorrupt) as caught:
-        load_foreign(tmp_path / "OLD.pt")
-    code = caught.value.remedy.split('python -c "')[1].rsplit('"', 1)[0]
-    exec(code.replace("OLD.pt", str(tmp_path / "OLD.pt")).replace("weights.pt", str(tmp_path / "weights.pt")), {})
-    load_strict(net(), load_foreign(tmp_path / "weights.pt"))
-
-
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason="torch makes no TorchScript there")
-def test_torchscript_is_refused(tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch deprecates what users still have on their disks
-        torch.jit.script(nn.Linear(2, 2)).save(str(tmp_path / "a.pt"))
-    with pytest.raises(CheckpointCorrupt, match="TorchScript program"):
-        load_foreign(tmp_path / "a.pt")
-
-
-def test_truncated_and_foreign_files_are_refused(tmp_path: Path) -> None:
-    good = io.BytesIO()
-    torch.save({"w": torch.ones(100)}, good)
-    data = good.getvalue()
-    path = tmp_path / "a.pt"
-    for content in (b"", data[:50], data[:-50], data[: len(data) // 2], b"<html>404</html>", b"\x80", bytes(1000)):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointCorrupt, match=r"a\.pt"):
-            load_foreign(path)
-    for value in ({}, {"epoch": 3}, [1, 2], 3, torch.ones(2), {"model": {}}):
-        torch.save(value, path)
-        with pytest.raises(CheckpointCorrupt, match="holds no weights but"):
-            load_foreign(path)
-
-
 # ------------------------------------------------------------------------------------------------ strict loading
 def test_strict_loading_loads() -> None:
     one, other = net(), net()
@@ -381,8 +239,8 @@ def test_wrong_shapes_alone_are_a_shape_error() -> None:
 
 def test_a_common_prefix_is_found() -> None:
     state = {f"backbone.net.{k}": v for k, v in net().state_dict().items()}
-    with pytest.raises(CheckpointCorrupt, match=r"take it off with strip='backbone\.net\.'"):
-        load_strict(net(), state)
+    with pytest.raises(CheckpointCorrupt, match=r"take it off with teacher\.strip=backbone\.net\."):
+        load_strict(net(), state, "a.pt", "teacher")
 
 
 def test_long_lists_are_cut_and_counted() -> None:

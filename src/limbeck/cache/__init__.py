@@ -29,7 +29,7 @@ from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import DENSE_OUTPUTS, Model, Task
+from limbeck.grammar.task import DENSE_OUTPUTS, Check, Model, Task
 from limbeck.report.numbers import human
 from limbeck.storage import store
 
@@ -51,6 +51,8 @@ class Cached(Model):
             they were.
         fingerprint: refuse the cache unless its teacher has this fingerprint; ``null`` takes whatever was recorded.
     """
+
+    check: Check = "off"  # it was tried when it was recorded, and knows no other items
 
     def __init__(self, path: str, tail: Tail = "uniform_rest", fingerprint: str | None = None) -> None:
         self.path, self.fingerprint = path, fingerprint

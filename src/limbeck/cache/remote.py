@@ -17,7 +17,7 @@ from torch import Tensor
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 from limbeck.tasks.classification import match_classes
 
 LARGEST = 1 << 30  # bytes of one request or answer
@@ -29,16 +29,18 @@ class Remote(Model):
     Args:
         url: its address, ``http://host:port``.
         timeout: seconds until an answer is given up.
+        check: try it on labelled items before anything is trained, and refuse it where it only guesses: ``on`` or ``off``.
     """
 
     address: ClassVar[str] = "url"
 
-    def __init__(self, url: str, timeout: float = 60.0) -> None:
+    def __init__(self, url: str, timeout: float = 60.0, check: Check = "on") -> None:
         if not url.startswith(("http://", "https://")):
             raise ValueError("url must begin with http:// or https://")
         if not timeout > 0:
             raise ValueError("timeout must be above 0")
         self.url, self.timeout = url.rstrip("/"), timeout
+        self.check: Check = check
 
     @property
     def trained(self) -> bool:

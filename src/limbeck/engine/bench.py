@@ -132,9 +132,10 @@ def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
     """A model built with its own key of randomness: the same seed gives the same first weights in every run."""
     with torch.random.fork_rng(devices=[]):
         seed_modules(key_of(seed, "init", name), torch.device("cpu"))
+        model.role = name
         try:
             built = model.build(task)
-        except LimbeckError as error:  # a model does not know which role it was to play
+        except LimbeckError as error:  # named by the role that the recipe calls it by
             head = error.argument.split(".")[0]
             if error.argument == "model":
                 error.argument = name

@@ -298,12 +298,25 @@ class Stage:
 
 @dataclass
 class Built:
-    """A model as a recipe builds it: the module, its input contract, its labels, and where it came from."""
+    """A model as a recipe builds it: the module, its input contract, its labels, and where it came from.
+
+    Attributes:
+        model: the Model component, which knows the native format.
+        notes: sentences for the screen, ``result.json`` and the report: what was loaded, what was assumed, what is new.
+        members: of several models that answer as one, each by itself.
+    """
 
     module: Any
     contract: Contract = field(default_factory=Contract)
     labels: list[str] | None = None
-    model: Any = None  # the Model component, which knows the native format
+    model: Any = None
+    notes: list[str] = field(default_factory=list)
+    members: list[Built] = field(default_factory=list)
+
+    @property
+    def told(self) -> list[str]:
+        """Its notes, and those of its members."""
+        return [*self.notes, *(f"member {i}: {n}" for i, m in enumerate(self.members) for n in m.told)]
 
 
 @dataclass

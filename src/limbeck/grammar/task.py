@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from limbeck.grammar.artifact import Artifact
     from limbeck.grammar.optim import Optim
 
+
+Check = Literal["on", "off"]
+"""Whether a ready teacher is tried on labelled items before anything is trained."""
 
 DENSE_OUTPUTS = 2048
 """Up to so many outputs a position of a text is recorded whole; above, its likeliest tokens."""
@@ -102,6 +105,13 @@ class Task(Component):
         """Metrics of what the run made."""
         return artifact.evaluate(bench)
 
+    def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
+        """Try a ready teacher on some labelled items, before anything is trained; what is found goes into its notes.
+
+        Raises:
+            TeacherMismatch: it does no better than guessing; the likely cause is named.
+        """
+
     def match(self, student: Built, teacher: Built) -> None:
         """Check that teacher and student speak of the same thing; raise TeacherMismatch, or adapt and say so."""
 
@@ -133,11 +143,19 @@ class Model(Component):
 
     Attributes:
         checkpoint: weights to load, or ``None``.
+        role: who it is to be (``teacher``, ``student``), set before it is built; empty when it is built by hand.
+        check: whether it is tried on labelled items before it teaches, where its weights are ready (`Task.check_teacher`).
     """
 
     kind: ClassVar[str] = "model"
     paths: ClassVar[tuple[str, ...]] = ("path", "checkpoint", "labels")
     checkpoint: str | None = None
+    role: str = ""
+    check: Check = "on"
+
+    def setting(self, name: str) -> str:
+        """One of its settings as it is typed: ``teacher.strip``."""
+        return f"{self.role}.{name}" if self.role else name
 
     def build(self, task: Task) -> Built:
         """The network for a task, weights loaded where a checkpoint or pretrained weights are named."""

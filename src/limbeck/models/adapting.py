@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,6 @@ from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
 from limbeck.tasks.classification import Classification, match_classes
-
-log = logging.getLogger("limbeck.models")
 
 
 def outputs_in(state: Mapping[str, Tensor], module: nn.Module, outputs: int) -> int:
@@ -45,6 +42,50 @@ def read_about(path: Path) -> dict[str, Any]:
         raise DataError(str(path), "is no description of a student", given=type(found).__name__)
     task = found.get("task")
     return {**(task if isinstance(task, dict) else {}), **found}
+
+
+def names_in_config(path: Path) -> list[str] | None:
+    """The class names in a library's ``config.json``: transformers' ``id2label``, timm's ``label_names``.
+
+    ``None`` where there are none, or only the placeholders ``LABEL_0``, ``LABEL_1`` that transformers puts there itself.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    if not isinstance(config, dict):
+        return None
+    given = config.get("label_names") or (config.get("pretrained_cfg") or {}).get("label_names")
+    return [str(n) for n in given] if isinstance(given, list) and given else names_by_id(config.get("id2label"))
+
+
+def names_by_id(id2label: Any) -> list[str] | None:
+    """``id2label`` as a list in the order of its ids; ``None`` where it is none, has gaps, or holds placeholders."""
+    if not isinstance(id2label, Mapping) or not id2label:
+        return None
+    try:
+        by_id = {int(i): str(n) for i, n in id2label.items()}
+    except (TypeError, ValueError):
+        return None
+    placeholders = all(n == f"LABEL_{i}" for i, n in by_id.items())
+    return None if placeholders or sorted(by_id) != list(range(len(by_id))) else [by_id[i] for i in range(len(by_id))]
+
+
+def own_sizes(module: nn.Module) -> list[tuple[int, int]]:
+    """The input sizes (height, width) that a network names as its own, the surest first."""
+    embed, config = getattr(module, "patch_embed", None), getattr(module, "config", None)
+    named = [getattr(part, name, None) for part in (embed, module, config) for name in ("img_size", "image_size")]
+    named.append(getattr(module, "input_size", None))
+    for attribute in ("pretrained_cfg", "default_cfg"):
+        found = getattr(module, attribute, None)
+        if isinstance(found, Mapping) and found.get("input_size"):
+            named.append(tuple(found["input_size"])[-2:])
+    sizes = []
+    for size in named:
+        pair = (size, size) if isinstance(size, int) else size
+        if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(isinstance(n, int) and n > 0 for n in pair):
+            sizes.append((int(pair[0]), int(pair[1])))
+    return list(dict.fromkeys(sizes))
 
 
 def check_input(about: Mapping[str, Any], task: Classification, what: str) -> None:
@@ -153,7 +194,10 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
                 remedy="name the classes of the checkpoint in order: labels=FILE (a JSON list, or one name a line), or labels=[A,B]",
             )
         if trained and task.outputs > 1:
-            log.warning("%s comes without class names: its outputs are taken to be in the task's order", what)
+            shown = some([repr(n) for n in task.labels], 6)
+            built.notes.append(
+                f"{what} comes without class names: its outputs are taken to be in the task's order ({shown})"
+            )
         built.labels = list(task.labels)
     built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels))
     if task.kind_of_target == "number" and about.get("number_std"):

@@ -12,16 +12,20 @@ from limbeck.data.items import as_path
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import (
     adapt,
     check_channels,
     check_input,
     contract_from,
+    names_in_config,
     outputs_in,
+    own_sizes,
     read_about,
     same_names,
 )
+from limbeck.storage.foreign import find_weights
+from limbeck.storage.weights import load_strict
 from limbeck.tasks.classification import Classification
 
 
@@ -34,12 +38,18 @@ class Classifier(Model):
 
     Args:
         checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
+        entry: the entry of a training checkpoint that holds them (``ema``); ``null`` finds it, and says which it took.
+        strip: a prefix to take off the names of the weights (``net.``); those of known wrappers come off by themselves.
         labels: the checkpoint's class names in its order, or a file of them (a JSON list, or one name a line).
         mean: normalisation of each channel; by default what the model's library says, else the training data's mean.
         std: likewise, the deviation.
+        check: try a ready teacher on labelled items before anything is trained, and refuse it where it only guesses:
+            ``on`` or ``off``.
     """
 
     checkpoint: str | None = None
+    entry: str | None = None
+    strip: str = ""
     labels: str | list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
@@ -51,6 +61,9 @@ class Classifier(Model):
         labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         """Check and keep where weights, names and normalisation come from."""
         if (mean is None) != (std is None):
@@ -62,6 +75,9 @@ class Classifier(Model):
         if isinstance(labels, list) and len(set(labels)) < max(1, len(labels)):
             raise ValueError("labels must be names that differ, one an output, or a file of them")
         self.checkpoint, self.labels, self.mean, self.std = checkpoint, labels, mean, std
+        self.entry, self.strip = entry, strip
+        self.check: Check = check
+        self.notes: list[str] = []
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The module for inputs [N, *shape] and ``outputs`` values an item."""
@@ -89,24 +105,57 @@ class Classifier(Model):
         task.load()
         about = self._beside()
         check_input(about, task, f"checkpoint {self.checkpoint}")
+        self.notes = []
         module = self.make(task.shape, task.outputs)
         width = task.outputs
         if self.checkpoint is not None:
-            from limbeck.storage.store import load_foreign, load_strict
-
-            state = load_foreign(as_path(self.checkpoint, "checkpoint"))
-            width = outputs_in(state, module, task.outputs)
+            found = find_weights(
+                as_path(self.checkpoint, "checkpoint"),
+                module.state_dict(),
+                entry=self.entry,
+                strip=self.strip,
+                role=self.role,
+            )
+            width = outputs_in(found.state, module, task.outputs)
             if width != task.outputs:
                 module = self.make(task.shape, width)
-            load_strict(module, state, self.checkpoint)
+            load_strict(module, found.state, self.checkpoint, self.role)
+            self.notes.append(str(found))
         contract = self._normalised(self.contract(module, task), about, task)
         check_channels(contract, task)
         names = self._names(about)
-        built = Built(module, contract, names, self)
+        built = Built(module, contract, names, self, self.notes)
         width = self._kept() or width
         adapt(built, task, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
-        task.rehearse(built)
+        self.rehearse(built, task)
         return built
+
+    def rehearse(self, built: Built, task: Classification) -> None:
+        """Two items through the network; where it fails on pictures of their own size, at the size that it names itself.
+
+        Raises:
+            ConfigError, ShapeError: it takes the items at no size, or answers with another shape.
+        """
+        try:
+            task.rehearse(built)
+            return
+        except ConfigError as error:
+            first = error
+        given, asked = built.contract, getattr(self, "size", None)
+        for size in own_sizes(built.module) if len(task.shape) == 3 else []:
+            built.contract = given.with_(size=size)
+            try:
+                task.rehearse(built)
+            except ConfigError:
+                continue
+            if asked is None:
+                was = "x".join(map(str, task.shape[1:]))
+                built.notes.append(f"pictures of {was} are brought to the {size[0]}x{size[1]} that the network takes")
+                return
+            first.remedy = f"set {self.setting('size')}={size[0]}, the size that the network takes, or leave it out"
+            break
+        built.contract = given
+        raise first
 
     def _kept(self) -> int | None:
         """The number of outputs of a pretrained head that was kept; ``None`` where there is none."""
@@ -144,6 +193,7 @@ class Classifier(Model):
             for name in ("labels.json", "classes.json", "labels.txt", "classes.txt"):
                 if (folder / name).is_file():
                     return read_names(folder / name)
+            return names_in_config(folder / "config.json")
         return None
 
     def _normalised(self, contract: Contract, about: Mapping[str, Any], task: Classification) -> Contract:

@@ -12,7 +12,7 @@ from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class EnsembleOf(Model):
         members: the models.
         weights: of each member; equal by default.
         average: ``probabilities``, or ``logits``.
+        check: try each ready member on labelled items before anything is trained: ``on`` or ``off``.
     """
 
     def __init__(
@@ -77,12 +78,15 @@ class EnsembleOf(Model):
         members: list[Model],
         weights: list[float] | None = None,
         average: Literal["probabilities", "logits"] = "probabilities",
+        check: Check = "on",
     ) -> None:
         if not members:
             raise ValueError("members must name at least one model")
         if weights is not None and (len(weights) != len(members) or any(not w > 0 for w in weights)):
             raise ValueError("weights must be one number above 0 for each member")
         self.members, self.weights, self.average = members, weights, average
+        self.check: Check = check
+        self._made: list[Built] = []
 
     @property
     def trained(self) -> bool:
@@ -91,14 +95,18 @@ class EnsembleOf(Model):
 
     def build(self, task: Task) -> Built:
         """All members, joined."""
-        return self._join([m.build(task) for m in self.members], task)
+        for i, member in enumerate(self.members):
+            member.role = self.setting(f"members.{i}")
+            member.check = member.check if self.check == "on" else "off"
+        self._made = [m.build(task) for m in self.members]
+        return self._join(self._made, task)
 
     def teach(self, bench: Bench, optim: Optim) -> Built:
         """Each member that is not trained yet, trained by itself from its own seed."""
         made = []
         for i, member in enumerate(self.members):
             if member.trained:
-                made.append(member.build(bench.task))
+                made.append(self._made[i] if self._made else member.build(bench.task))
             else:
                 made.append(bench.train_network(member, bench.task.teacher_train, optim, "teacher", seed=i))
         return self._join(made, bench.task)
@@ -110,4 +118,4 @@ class EnsembleOf(Model):
         module = Ensemble(
             [b.module for b in made], [b.contract for b in made], weights, self.average, task.kind_of_target
         )
-        return Built(module, Contract(), list(task.labels or []), self)
+        return Built(module, Contract(), list(task.labels or []), self, members=list(made))

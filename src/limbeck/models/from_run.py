@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.data.items import as_path
 from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
 from limbeck.models.classifier import Classifier
 from limbeck.tasks.classification import Classification
@@ -18,9 +18,9 @@ class FromRun(Classifier):
         path: the run folder.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, check: Check = "on") -> None:
+        self._source(path, check=check)
         self.path = path
-        self.checkpoint = path
 
     def build(self, task: Task) -> Built:
         """The student, rebuilt from ``student.json`` and ``student.safetensors``.

@@ -10,7 +10,7 @@ from torch import nn
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Task
+from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import adapt, check_channels
 from limbeck.models.classifier import Classifier
 from limbeck.recipe.imports import imported
@@ -46,6 +46,9 @@ class ImportedModel(Classifier):
         size: int | None = None,
         channels: int | None = None,
         normalise: bool = True,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if size is not None and size < 1:
             raise ValueError("size must be 1 or more, or null")
@@ -53,7 +56,7 @@ class ImportedModel(Classifier):
             raise ValueError("channels must be 1 or more, or null")
         self.function, self.options, self.ready = function, dict(options or {}), ready
         self.size, self.channels, self.normalise = size, channels, normalise
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     @property
     def trained(self) -> bool:
@@ -93,7 +96,7 @@ class ImportedModel(Classifier):
             check_channels(contract, task)
             built = Built(module, contract, names, self)
             adapt(built, task, len(names), {}, self.function)
-            task.rehearse(built)
+            self.rehearse(built, task)
             return built
         return super().build(task)
 

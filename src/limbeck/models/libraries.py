@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from limbeck.errors import ConfigError, TeacherMismatch, require
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Task
+from limbeck.grammar.task import Check, Task
+from limbeck.models.adapting import own_sizes
 from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.storage.weights import load_strict
 from limbeck.tasks.classification import Classification, match_classes
 
 Head = Literal["auto", "new", "own"]
@@ -62,6 +65,13 @@ class LibraryModel(Classifier):
         self._task_labels = list(task.labels or [])
         return super().build(task)
 
+    def _new_head(self, own: int, outputs: int) -> None:
+        """Say that the pretrained last layer was replaced."""
+        self.notes.append(
+            f"{self.name}: pretrained weights, with a new last layer of {outputs} outputs in place of its own of {own}, "
+            "which is still to be trained"
+        )
+
     def _names(self, about: Mapping[str, Any]) -> list[str] | None:
         return self.own if self.own is not None else super()._names(about)
 
@@ -109,10 +119,13 @@ class Timm(LibraryModel):
         options: dict[str, Any] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         self.pretrained = pretrained
         self._library(name, head, size, options)
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The timm model."""
@@ -126,6 +139,7 @@ class Timm(LibraryModel):
         module = self._create(timm, pretrained=True)
         self.own = self._keeps(self._class_lists(timm, module), self._task_labels)
         if self.own is None:
+            self._new_head(module.num_classes, outputs)
             module.reset_classifier(num_classes=outputs)
         return module
 
@@ -161,8 +175,9 @@ class Timm(LibraryModel):
         channels, high, wide = found["input_size"]
         size = (self.size, self.size) if self.size else None
         fixed = getattr(module, "pretrained_cfg", {}).get("fixed_input_size", False)
-        if size is None and fixed and (high, wide) != task.shape[1:]:
-            size = (high, wide)
+        own = next(iter(own_sizes(module)), (high, wide))  # img_size among the options changes what the library names
+        if size is None and fixed and own != task.shape[1:]:
+            size = own
         mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
         channels = int(self.options.get("in_chans", channels))
         if len(mean) != channels:
@@ -189,10 +204,13 @@ class Torchvision(LibraryModel):
         options: dict[str, Any] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         self.weights = weights
         self._library(name, head, size, options)
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     def _entry(self) -> Any:
         """The pretrained weights' entry, or ``None``."""
@@ -217,11 +235,11 @@ class Torchvision(LibraryModel):
         entry = self._entry()
         if entry is None:
             return self._create(models, num_classes=outputs)
-        self.own = self._keeps([list(entry.meta.get("categories", []))], self._task_labels)
+        own = list(entry.meta.get("categories", []))
+        self.own = self._keeps([own], self._task_labels)
         try:
             if self.own is not None:
                 return self._create(models, weights=entry)
-            module = self._create(models, num_classes=outputs)
             state = entry.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
             raise ConfigError(
@@ -230,8 +248,12 @@ class Torchvision(LibraryModel):
                 given=self.weights,
                 remedy="name local weights with checkpoint=FILE",
             ) from None
-        mine = module.state_dict()
-        module.load_state_dict({k: v if v.shape == mine[k].shape else mine[k] for k, v in state.items() if k in mine})
+        module = self._create(models, num_classes=outputs)
+        with torch.device("meta"):  # what changes its shape with the number of classes is the last layer
+            other = self._create(models, num_classes=outputs + 1).state_dict()
+        head = {k: v for k, v in module.state_dict().items() if v.shape != other[k].shape}
+        load_strict(module, {**{k: v for k, v in state.items() if k not in head}, **head}, str(entry), self.role)
+        self._new_head(len(own), outputs)
         return module
 
     def _create(self, models: Any, **arguments: Any) -> nn.Module:
@@ -254,8 +276,6 @@ class Torchvision(LibraryModel):
         if entry is not None:
             transform = entry.transforms()
             mean, std = tuple(transform.mean), tuple(transform.std)
-        fixed = getattr(module, "image_size", None)
-        size = (self.size, self.size) if self.size else None
-        if size is None and isinstance(fixed, int) and task.shape[1:] != (fixed, fixed):
-            size = (fixed, fixed)
+        size = (self.size, self.size) if self.size else next(iter(own_sizes(module)), None)
+        size = None if size == task.shape[1:] and not self.size else size
         return Contract(mean=mean, std=std, size=size, channels=3)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from limbeck.grammar.task import Check
 from limbeck.models.classifier import Classifier, needs_pictures
 
 Activation = Literal["relu", "gelu", "tanh", "silu"]
@@ -31,13 +32,16 @@ class MlpModel(Classifier):
         labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if any(h < 1 for h in hidden):
             raise ValueError("hidden layers need at least one unit each")
         if not 0 <= dropout < 1:
             raise ValueError("dropout must lie in [0, 1)")
         self.hidden, self.activation, self.dropout = list(hidden), activation, dropout
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """``flatten``, then ``fc1``, ``act1``, ``drop1``, ..., ``head``: a plain ``nn.Sequential``."""
@@ -76,13 +80,16 @@ class ConvNetModel(Classifier):
         labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if width < 1:
             raise ValueError("width must be 1 or more")
         if depth is not None and depth < 1:
             raise ValueError("depth must be 1 or more, or null")
         self.width, self.depth, self.norm, self.activation, self.pooling = width, depth, norm, activation, pooling
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
@@ -118,13 +125,16 @@ class CifarResNetModel(Classifier):
         labels: str | list[str] | None = None,
         mean: list[float] | None = None,
         std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if depth < 8 or (depth - 2) % 6:
             raise ValueError("depth must be 6n + 2, as 20, 32, 44, 56 or 110")
         if width < 1:
             raise ValueError("width must be 1 or more")
         self.depth, self.width = depth, width
-        self._source(checkpoint, labels, mean, std)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
 
     def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """A ``limbeck.networks.cifar_resnet.CifarResNet``."""

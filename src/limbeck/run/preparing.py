@@ -28,10 +28,12 @@ def prepare(
     progress: Any = None,
     say: Callable[[str], None] = print,
     untaught: bool = False,
+    check: bool = True,
 ) -> Bench:
     """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything.
 
-    With ``untaught`` a teacher that would have to be trained is only built: enough to read back what a run made.
+    With ``untaught`` a teacher that would have to be trained is only built, and without ``check`` a ready one is not tried
+    on labelled items: enough to read back what a run made.
     """
     task, method = recipe.task, recipe.method
     device = dist.pick_device(recipe.engine.device)
@@ -63,6 +65,8 @@ def prepare(
             )
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
+        if check:
+            task.check_teacher(bench.teacher, device)
         if not (teacher_model.trained or untaught):
             _rehearse(recipe, bench)
             gc.collect()  # a tapped copy and its hooks hold each other
@@ -70,6 +74,10 @@ def prepare(
         contract = bench.teacher.contract.describe()
         if contract:
             say(f"teacher input: {contract}")
+    for role, built in (("teacher", bench.teacher), ("student", bench.student)):
+        bench.notes += [f"{role}: {note}" for note in (built.told if built is not None else [])]
+    for note in bench.notes:
+        say(note)
     _join(recipe, bench, bench.student, bench.teacher)
     still = frozen_statistics(bench.student.module) if recipe.train.keep_statistics else []
     if still:

@@ -50,7 +50,7 @@ def restore(folder: Path, checkpoint: int | None = None, teacher: bool = False) 
     if not config.is_file():
         raise ConfigError(str(folder), "no run lies here (config.yaml is missing)", expected="a run folder")
     recipe = build(check(load_tree(config)))
-    bench = prepare(recipe, folder, say=lambda text: None, untaught=not teacher)
+    bench = prepare(recipe, folder, say=lambda text: None, untaught=not teacher, check=False)
     engine = Engine(recipe.engine, recipe.seed, folder, workspace())
     assert engine.checkpoints is not None
     if checkpoint is not None:

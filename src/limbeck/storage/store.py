@@ -47,10 +47,10 @@ from limbeck.storage.disk import (
     verify_folder,
     workspace,
 )
+from limbeck.storage.foreign import load_foreign
 from limbeck.storage.weights import (
     content_digests,
     fingerprint,
-    load_foreign,
     load_metadata,
     load_state_dict,
     load_strict,

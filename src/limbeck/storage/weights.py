@@ -1,4 +1,4 @@
-"""Weights as files: safetensors in and out, foreign checkpoints without running anything in them, strict loading.
+"""Weights as files: safetensors in and out, hashed, loaded strictly. What others wrote is read by `limbeck.storage.foreign`.
 
 The safetensors layout (an 8-byte length, a JSON header, the bytes) is read and written here directly, because both the
 hash and the 64-byte alignment come free while the bytes pass, and no file is mapped that could change or shrink
@@ -9,13 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
-import pickle
-import re
-import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -25,9 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointCorrupt, ConfigError, ShapeError, nearest
-from limbeck.storage.disk import HashingFile, HashingReader, StrPath, atomic_write, corrupt, storing
+from limbeck.storage.disk import HashingFile, HashingReader, StrPath, atomic_write, corrupt
 
-_log = logging.getLogger("limbeck")
 _HEADER_LIMIT = 100_000_000  # the safetensors library's own limit
 
 _CODES = {
@@ -211,8 +206,9 @@ def _place(name: str, entry: Mapping[str, Any]) -> tuple[int, int, str, torch.dt
 def save_state_dict(path: StrPath, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
     """Save a state dict as one safetensors file that any safetensors library reads; tied weights survive.
 
-    Tensors that are the same memory are stored once, under their first name. The header names the others, in the
-    library's own convention (``safetensors.torch.load_model`` follows it) and for `load_state_dict`.
+    Every name is stored, so that ``module.load_state_dict(load_file(path), strict=True)`` holds for tied weights and for
+    buffers that are views of others, as it does for all else. Which names are the same memory is in the header, for
+    `load_state_dict`.
 
     Args:
         path: the file.
@@ -234,10 +230,10 @@ def save_state_dict(path: StrPath, state: Mapping[str, Tensor], metadata: Mappin
         key = same_memory(tensor)
         if key is not None and key in seen:
             tied[name] = seen[key]
-            continue
-        seen[key] = name
+        else:
+            seen[key] = name
         stored[name] = tensor
-    header = {"format": "pt", **tied}
+    header = {"format": "pt"}
     for name, text in (metadata or {}).items():
         header[name] = text if isinstance(text, str) else json.dumps(text, sort_keys=True)
     if tied:
@@ -254,9 +250,11 @@ def load_state_dict(path: StrPath) -> dict[str, Tensor]:
     with _opened(Path(path)) as file:
         tensors, metadata = read_tensors(file)
     try:
+        # the library's own convention names those that it left out
         tied = json.loads(metadata[_TIED]) if _TIED in metadata else {k: v for k, v in metadata.items() if v in tensors}
         for name, kept in tied.items():
-            tensors.setdefault(name, tensors[kept])
+            if name not in tensors or torch.equal(tensors[name], tensors[kept]):
+                tensors[name] = tensors[kept]
     except (ValueError, KeyError, AttributeError) as error:
         raise corrupt(path, f"has an unsound list of tied weights: {error}") from None
     return tensors
@@ -338,197 +336,8 @@ def fingerprint(of: nn.Module | Mapping[str, Tensor] | Iterable[Tensor]) -> str:
     return sha.hexdigest()
 
 
-# -------------------------------------------------------------------------------------------------- foreign checkpoints
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "net", "network", "weights", "params", "student")
-_PREFIXES = ("module.", "_orig_mod.")
-_INDEXED = ("model.safetensors", "diffusion_pytorch_model.safetensors", "student.safetensors")
-_PICKLED = ("pytorch_model.bin", "diffusion_pytorch_model.bin")
-_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".tar")
-
-
-def load_foreign(
-    path: StrPath,
-    *,
-    key: str | None = None,
-    strip: str = "",
-    say: Callable[[str], None] | None = None,
-) -> dict[str, Tensor]:
-    """Load weights from a file or folder of unknown origin; nothing in it is executed.
-
-    Read are: ``.safetensors``, also sharded (``.index.json``); ``.pt``, ``.pth``, ``.bin``, ``.ckpt`` through
-    ``torch.load(weights_only=True)``; a folder with one of them under its usual name. Wrappers such as
-    ``{"state_dict": ...}`` and prefixes that every name has (``module.``, ``_orig_mod.``) are taken off, and said so.
-
-    Args:
-        path: file or folder.
-        key: the entry of a training checkpoint that holds the weights (``model_ema``); found by itself if not given.
-        strip: a further prefix to take off every name (``model.`` of Lightning's checkpoints).
-        say: called with a sentence for each thing that was taken off; by default the ``limbeck`` logger.
-
-    Returns:
-        name -> tensor on the CPU; names that shared a tensor share it.
-
-    Raises:
-        CheckpointCorrupt: missing, truncated, or made of pickled objects; the text says how to convert it.
-
-    Example:
-        ``load_foreign("resnet18.pth")`` · ``load_foreign("run/last.ckpt", strip="model.")``
-    """
-    said = say or _log.info
-    path = Path(path)
-    if path.is_dir():
-        path = _in_folder(path)
-    if not path.is_file():
-        raise CheckpointCorrupt(str(path), "is missing", remedy="check the path")
-    if path.name.endswith(".index.json"):
-        state: Any = _sharded(path)
-    elif path.suffix == ".safetensors":
-        state = load_state_dict(path)
-    elif path.suffix in _SUFFIXES:
-        state = _torch_file(path)
-    else:
-        kinds = ", ".join((".safetensors", *_SUFFIXES))
-        raise CheckpointCorrupt(
-            str(path), "is of an unknown kind", expected=kinds, remedy="save the weights in one of these"
-        )
-    state = _unwrap(path, state, key, said)
-    return _strip(path, state, strip, said)
-
-
-def _in_folder(folder: Path) -> Path:
-    for name in _INDEXED:
-        for there in (folder / name, folder / f"{name}.index.json"):
-            if there.is_file():
-                return there
-    for name in _PICKLED:
-        for there in (folder / name, folder / f"{name}.index.json"):
-            if there.is_file():
-                return there
-    found = sorted(
-        p for p in folder.iterdir() if p.suffix in (".safetensors", *_SUFFIXES) and not p.name.startswith(".")
-    )
-    if len(found) == 1:
-        return found[0]
-    names = ", ".join(p.name for p in found[:20])
-    raise CheckpointCorrupt(
-        str(folder),
-        f"holds several weight files: {names}" if found else "holds no weights",
-        expected=", ".join((*_INDEXED, *_PICKLED)),
-        remedy="name the file",
-    )
-
-
-def _sharded(index: Path) -> dict[str, Tensor]:
-    try:
-        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted(set(parts.values()))
-        outside = [f for f in files if f != os.path.basename(f) or f in ("", ".", "..") or "\\" in f]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise corrupt(index, f"is no index of weights: {error}", "download it again") from None
-    if outside:
-        raise corrupt(index, f"names files outside its folder: {', '.join(map(repr, outside))}", "do not use this file")
-    state: dict[str, Tensor] = {}
-    for name in files:
-        part = index.parent / name
-        state.update(load_state_dict(part) if part.suffix == ".safetensors" else _torch_file(part))
-    missing = sorted(set(parts) - set(state))
-    if missing:
-        raise corrupt(index, f"lists tensors that its files lack: {_some(missing)}", "download it again")
-    return {name: state[name] for name in parts}
-
-
-def _torch_file(path: Path) -> Any:
-    if not path.is_file():
-        raise CheckpointCorrupt(str(path), "is missing", remedy="check the path")
-    try:
-        with warnings.catch_warnings(), storing(path, "read"):
-            warnings.simplefilter("ignore")  # about old storage classes; nothing the user could mend
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        wanted = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f" ({wanted[1]})" if wanted else ""
-        raise CheckpointCorrupt(
-            str(path),
-            f"holds pickled objects{what}, which could run any code when loaded, so it is refused",
-            remedy="if you trust its origin, convert it where it was made: "
-            "python -c \"import torch; m = torch.load('OLD.pt', weights_only=False); "
-            "torch.save(getattr(m, 'state_dict', lambda: m)(), 'weights.pt')\"",
-        ) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError, ImportError) as error:
-        first = (str(error).splitlines() or [""])[0][:200]
-        if "TorchScript" in str(error):
-            raise CheckpointCorrupt(
-                str(path),
-                "is a TorchScript program, which would be run when loaded, so it is refused",
-                remedy="convert it: torch.save(torch.jit.load('OLD.pt').state_dict(), 'weights.pt')",
-            ) from None
-        raise CheckpointCorrupt(
-            str(path), f"is truncated or no file of torch.save: {first}", remedy="download or save it again"
-        ) from None
-
-
-def _is_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor) for v in value.values())
-
-
-def _unwrap(path: Path, state: Any, key: str | None, said: Callable[[str], None]) -> dict[str, Tensor]:
-    if key is not None:
-        if not isinstance(state, Mapping) or key not in state:
-            known = [str(k) for k in state] if isinstance(state, Mapping) else []
-            raise CheckpointCorrupt.unknown(str(path), key, known, "entry")
-        state = state[key]
-    for _ in range(3):
-        if not isinstance(state, Mapping) or _is_state(state):
-            break
-        inner = next((k for k in _WRAPPERS if isinstance(state.get(k), Mapping) and state[k]), None)
-        if inner is None:
-            break
-        others = [str(k) for k, v in state.items() if k != inner and isinstance(v, Mapping) and _is_state(v)]
-        also = f"; it also holds {', '.join(map(repr, others))}, choose with key=" if others else ""
-        said(f"{path}: the weights are its entry {inner!r}{also}")
-        state = state[inner]
-    if not _is_state(state):
-        held = type(state).__name__
-        if isinstance(state, Mapping):
-            held = f"a mapping of {_some([repr(k) for k in state])}" if state else "an empty mapping"
-        raise CheckpointCorrupt(
-            str(path), f"holds no weights but {held}", remedy="save a state dict: torch.save(model.state_dict(), PATH)"
-        )
-    rest = [str(k) for k, v in state.items() if not isinstance(v, Tensor)]
-    if rest:
-        said(f"{path}: left out, because they are no tensors: {_some(rest)}")
-    return {str(k): v.detach() for k, v in state.items() if isinstance(v, Tensor)}
-
-
-def _strip(path: Path, state: dict[str, Tensor], strip: str, said: Callable[[str], None]) -> dict[str, Tensor]:
-    count = state.get("n_averaged")  # torch's AveragedModel: a counter beside module.*
-    if count is not None and count.dim() == 0 and all(k.startswith("module.") for k in state if k != "n_averaged"):
-        said(f"{path}: it is an average of weights (its counter n_averaged is left out)")
-        state = {k: v for k, v in state.items() if k != "n_averaged"}
-    taken = True
-    while taken:
-        taken = False
-        for prefix in _PREFIXES:
-            if state and all(k.startswith(prefix) and k != prefix for k in state):
-                said(f"{path}: the prefix {prefix!r} is taken off every name")
-                state = {k[len(prefix) :]: v for k, v in state.items()}
-                taken = True
-    if strip:
-        odd = [k for k in state if not k.startswith(strip)]
-        if odd:
-            raise CheckpointCorrupt(
-                str(path), f"the prefix {strip!r} is not on every name: {_some(odd)}", remedy="leave strip out"
-            )
-        state = {k[len(strip) :]: v for k, v in state.items()}
-    return state
-
-
-def _some(names: Iterable[str], limit: int = 60) -> str:
-    names = list(names)
-    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
-
-
-def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "checkpoint") -> None:
+# --------------------------------------------------------------------------------------------------- strict loading
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "checkpoint", role: str = "") -> None:
     """Load weights into a module; unless everything fits, name everything that does not, and change nothing.
 
     A name that is missing because the file holds only another name of the same tied weight is filled in.
@@ -537,6 +346,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
         module: the network.
         state: its weights.
         what: how the error calls them (usually the path).
+        role: who loads them (``teacher``), so that the error names a setting that can be typed.
 
     Raises:
         CheckpointCorrupt: names are missing or unexpected (the nearest names are given).
@@ -565,7 +375,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
     backup: dict[str, Tensor] = {}
     if missing or unexpected or shapes:
         if shapes or not _renames(module):
-            raise _misfit(missing, unexpected, shapes, what)
+            raise misfit(missing, unexpected, shapes, what, role)
         backup = {k: v.detach().clone() for k, v in own.items()}
     try:
         module.load_state_dict(given, strict=True)
@@ -575,7 +385,7 @@ def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str = "che
         with torch.no_grad():
             for name, tensor in own.items():
                 tensor.copy_(backup[name])
-        raise _misfit(missing, unexpected, shapes, what) from None
+        raise misfit(missing, unexpected, shapes, what, role) from None
 
 
 def _renames(module: nn.Module) -> bool:
@@ -586,24 +396,34 @@ def _renames(module: nn.Module) -> bool:
     )
 
 
-def _misfit(missing: list[str], unexpected: list[str], shapes: list[str], what: str) -> CheckpointCorrupt | ShapeError:
+def some(names: Iterable[str], limit: int = 60) -> str:
+    """Names in a row, cut and counted where they are many."""
+    names = list(names)
+    return ", ".join(names[:limit]) + (f", ... ({len(names)} in all)" if len(names) > limit else "")
+
+
+def misfit(
+    missing: list[str], unexpected: list[str], shapes: list[str], what: str, role: str = ""
+) -> CheckpointCorrupt | ShapeError:
+    """The error that lists every name that does not fit, and what may be meant."""
     remedy = "use the checkpoint of this very model, or the model of this checkpoint"
     if shapes and not (missing or unexpected):
-        return ShapeError(what, f"does not fit the model: {_some(shapes)}", remedy=remedy)
+        return ShapeError(what, f"does not fit the model: {some(shapes)}", remedy=remedy)
     parts = []
     if missing:
         shown = []
         for name in missing[:60]:
             close = nearest(name, unexpected, 1) if len(unexpected) <= 2000 else []
             shown.append(f"{name} (did you mean its {close[0]}?)" if close else name)
-        parts.append(f"missing {_some(shown + missing[60:])}")
+        parts.append(f"missing {some(shown + missing[60:])}")
     if unexpected:
-        parts.append(f"unexpected {_some(unexpected)}")
+        parts.append(f"unexpected {some(unexpected)}")
     if shapes:
-        parts.append(f"wrong shapes: {_some(shapes)}")
+        parts.append(f"wrong shapes: {some(shapes)}")
     prefix = _common_prefix(missing, unexpected)
     if prefix:
-        remedy = f"every name has the prefix {prefix!r}: take it off with strip={prefix!r}"
+        setting = f"{role}.strip" if role else "strip"
+        remedy = f"every name has the prefix {prefix!r}: take it off with {setting}={prefix}"
     return CheckpointCorrupt(what, f"does not fit the model: {'; '.join(parts)}", remedy=remedy)
 
 

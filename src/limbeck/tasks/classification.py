@@ -233,6 +233,18 @@ class Classification(Task):
             if not getattr(built.model, "rehearsed", False):
                 self.rehearse(built, role)
 
+    def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
+        """Try what is ready of a teacher, each member of an ensemble by itself, on up to 512 labelled items."""
+        from limbeck.tasks import teacher_check
+
+        for one in teacher.members or [teacher]:
+            if one.model is None or not one.model.trained:
+                continue
+            if one.model.check == "on":
+                teacher_check.check(self, one, device)
+            elif isinstance(one.module, nn.Module):
+                one.notes.append(f"not tried on labelled items: {one.model.setting('check')} is off")
+
     def rehearse(self, built: Built, role: str = "model") -> None:
         """Two items through a network, in evaluation mode: what does not fit is said now, not at the first step.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import limbeck
 from limbeck.data.items import ArrayData
-from limbeck.errors import ConfigError, DataError, LimbeckError
+from limbeck.errors import ConfigError, DataError, LimbeckError, TeacherMismatch
 
 
 def things() -> tuple[nn.Sequential, nn.Sequential, torch.Tensor, torch.Tensor]:
@@ -168,3 +169,23 @@ def test_a_student_without_anything_to_learn_is_refused(tmp_path: Path) -> None:
     teacher, student, x, y = things()
     with pytest.raises(ConfigError, match=r"all of its parameters are frozen.*requires_grad_\(True\)"):
         limbeck.distill(teacher, student.requires_grad_(False), (x, y), "kd", steps=1, out=tmp_path, quiet=True)
+
+
+def test_a_teacher_s_own_order_of_classes(tmp_path: Path) -> None:
+    teacher, student, x, y = things()
+    opt = torch.optim.Adam(teacher.parameters(), 0.02)
+    for _ in range(60):  # its outputs count down
+        opt.zero_grad()
+        nn.functional.cross_entropy(teacher(x), 9 - y).backward()
+        opt.step()
+
+    def run(name: str, **how: Any) -> limbeck.api.Distilled:
+        given = {"out": tmp_path / name, "steps": 2, "batch_size": 16, "quiet": True, **how}
+        return limbeck.distill(teacher, student, (x, y), "kd", **given)
+
+    with pytest.raises(TeacherMismatch, match=r"set teacher_labels=\[9,8,7,6,5,4,3,2,1,0\], or check=off"):
+        run("refused")
+    done = run("named", teacher_labels=list("9876543210"))
+    assert done.metrics["teacher"]["accuracy"] > 0.8
+    assert any(note.startswith("teacher: right on ") for note in done.result["notes"])
+    assert run("unchecked", check="off").metrics["teacher"]["accuracy"] < 0.2

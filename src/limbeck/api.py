@@ -20,7 +20,7 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.random import own_generators
 from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import evaluating, refuse_shared
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 
 
 @dataclass
@@ -53,12 +53,21 @@ class Given(Model):
         labels: its class names, where they are known.
         contract: what it expects at its input; by default it takes what the data give.
         taught: whether its weights are trained (a teacher's are).
+        check: try a ready one on labelled items; what only guesses is refused where the cause is known, else told.
     """
 
+    held = True
+
     def __init__(
-        self, module: nn.Module, labels: list[str] | None = None, contract: Contract | None = None, taught: bool = False
+        self,
+        module: nn.Module,
+        labels: list[str] | None = None,
+        contract: Contract | None = None,
+        taught: bool = False,
+        check: Check = "on",
     ) -> None:
         self.module, self.labels, self.contract, self.taught = module, labels, contract or Contract(), taught
+        self.check = check
         import copy
 
         self.first = copy.deepcopy(module.state_dict())
@@ -67,6 +76,10 @@ class Given(Model):
     def trained(self) -> bool:
         """A given teacher is never trained."""
         return self.taught
+
+    def setting(self, name: str) -> str:
+        """As an argument of `distill`."""
+        return "teacher_labels" if name == "labels" else name
 
     def build(self, task: Task) -> Built:
         """A teacher as it is; a student as a copy with its first weights, so that the baseline starts equal."""
@@ -90,6 +103,8 @@ def distill(
     seed: int = 0,
     force: bool = True,
     quiet: bool = False,
+    teacher_labels: Sequence[str] | None = None,
+    check: Check = "on",
     overrides: Sequence[str] = (),
     **settings: Any,
 ) -> Distilled:
@@ -107,6 +122,8 @@ def distill(
         seed: of the run.
         force: replace what lies in ``out``.
         quiet: print nothing.
+        teacher_labels: the class names of a teacher that is a module, in the order of its outputs; by default the data's.
+        check: ``off`` does not try a teacher that is a module on labelled items before anything is trained.
         overrides: further ``key=value`` settings, as on the command line.
         **settings: ``steps``, ``batch_size``, ``lr`` and the other settings of ``train``; ``task`` (a recipe node).
 
@@ -126,7 +143,8 @@ def distill(
 
     from limbeck.grammar.card import recipe_path
     from limbeck.recipe.overrides import LIMITS, note_gone
-    from limbeck.recipe.recipe import apply, build, check
+    from limbeck.recipe.recipe import apply, build
+    from limbeck.recipe.recipe import check as resolved
     from limbeck.recipe.values import read_yaml_file
     from limbeck.run import run_recipe
 
@@ -156,13 +174,14 @@ def distill(
     models: dict[str, Given] = {}
     for role, value in (("teacher", teacher), ("student", student)):
         if isinstance(value, nn.Module):
-            models[role] = Given(value, taught=role == "teacher")
+            names = list(teacher_labels) if teacher_labels is not None and role == "teacher" else None
+            models[role] = Given(value, names, taught=role == "teacher", check=check)
         elif value is not None:
             tree[role] = value if isinstance(value, str) else dict(value)
     for token in overrides:
         apply(tree, token)
     note_gone(tree, gone)
-    checked = check(tree)
+    checked = resolved(tree)
     recipe = build(checked)
     for role, model in models.items():
         setattr(recipe, role, model)

@@ -115,7 +115,14 @@ class Items(Source):
 class Ready(Model):
     """A teacher whose output i is pixel ``order[i]``."""
 
-    def __init__(self, order: list[int] | None = None, shift: float = 0.0, check: Any = "on") -> None:
+    def __init__(
+        self,
+        order: list[int] | None = None,
+        shift: float = 0.0,
+        check: Any = "on",
+        labels: Any = None,
+        mean: Any = None,
+    ) -> None:
         self.order, self.shift, self.check, self.role = order or list(range(6)), shift, check, "teacher"
 
     @property
@@ -185,7 +192,7 @@ def test_one_answer_for_all_and_no_cause_at_all() -> None:
             return torch.eye(6)[3].expand(len(x), 6)
 
     with pytest.raises(
-        TeacherMismatch, match=r"answers '10' for nearly every item; check its weights \(teacher\.checkp"
+        TeacherMismatch, match=r"answers '10' for nearly every item; check that its weights are trained"
     ):
         checked(Built(Same(), Contract(), None, Ready()))
 
@@ -225,5 +232,19 @@ def test_each_member_of_an_ensemble_is_tried() -> None:
     with pytest.raises(TeacherMismatch, match=r"^teacher\.members\.1: .*teacher\.members\.1\.check=off"):
         checked(both)
     bad.model.order = list(range(6))
+    good.notes.clear()
     checked(both)
     assert [told.split(" of ")[0] for told in both.told] == [f"member {i}: right on 100.0 %" for i in (0, 1)]
+
+
+def test_a_module_that_the_caller_holds_is_refused_only_where_the_cause_is_known() -> None:
+    class Held(Ready):
+        held = True
+
+    class Noise(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.rand(len(x), 6, generator=generator(7))
+
+    assert "it only guesses" in checked(Built(Noise(), Contract(), None, Held()))
+    with pytest.raises(TeacherMismatch, match=r"it only guesses: .* in another order"):
+        checked(Held([5, 4, 3, 2, 1, 0]).build(None))

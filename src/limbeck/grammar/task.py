@@ -145,6 +145,8 @@ class Model(Component):
         checkpoint: weights to load, or ``None``.
         role: who it is to be (``teacher``, ``student``), set before it is built; empty when it is built by hand.
         check: whether it is tried on labelled items before it teaches, where its weights are ready (`Task.check_teacher`).
+        held: whether it is a module that the caller holds: then one that only guesses is refused only where the cause is
+            known, for who writes a program may mean it.
     """
 
     kind: ClassVar[str] = "model"
@@ -152,6 +154,7 @@ class Model(Component):
     checkpoint: str | None = None
     role: str = ""
     check: Check = "on"
+    held: ClassVar[bool] = False
 
     def setting(self, name: str) -> str:
         """One of its settings as it is typed: ``teacher.strip``."""

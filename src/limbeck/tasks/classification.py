@@ -227,11 +227,15 @@ class Classification(Task):
         for role, built in (("student", student), ("teacher", teacher)):
             if hasattr(built.module, "answer"):
                 continue  # a recorded or remote teacher compares its own list
-            assert self.labels is not None
-            if built.labels is not None and built.contract.classes is None:
-                built.contract = built.contract.with_(classes=match_classes(built.labels, self.labels))
+            self._by_name(built)
             if not getattr(built.model, "rehearsed", False):
                 self.rehearse(built, role)
+
+    def _by_name(self, built: Built) -> None:
+        """A network's outputs matched to the task's classes, where its own names are known."""
+        assert self.labels is not None
+        if built.labels is not None and built.contract.classes is None:
+            built.contract = built.contract.with_(classes=match_classes(built.labels, self.labels))
 
     def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
         """Try what is ready of a teacher, each member of an ensemble by itself, on up to 512 labelled items."""
@@ -240,6 +244,10 @@ class Classification(Task):
         for one in teacher.members or [teacher]:
             if one.model is None or not one.model.trained:
                 continue
+            if not hasattr(one.module, "answer"):
+                self._by_name(one)
+                if not getattr(one.model, "rehearsed", False):
+                    self.rehearse(one, "teacher")
             if one.model.check == "on":
                 teacher_check.check(self, one, device)
             elif isinstance(one.module, nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ def check(task: Classification, teacher: Built, device: torch.device | None = No
         teacher.notes.append(told)
         return
     cause = _cause(task, teacher, answers, z, hard)
-    if trial.guesses:
+    if trial.guesses and (cause or not teacher.model.held):
         setting = teacher.model.setting("check")
         raise TeacherMismatch(
             teacher.model.role or "teacher",
@@ -69,6 +70,8 @@ def check(task: Classification, teacher: Built, device: torch.device | None = No
         )
     if cause:
         told += f": weak; {cause[0]} ({cause[1]})"
+    elif trial.guesses:
+        told += ": it only guesses, so its students learn nothing from it"
     elif trial.score < trial.half:
         told += ": weak, so its students learn little from it"
     else:
@@ -125,7 +128,7 @@ def _cause(task: Classification, teacher: Built, answers: Answers, z: Tensor, tr
         return None
     found = _order(task, teacher, z, truth)
     if found is not None:
-        return found[0], f"set {found[1]}"
+        return found
     contract = teacher.contract
     if isinstance(teacher.module, torch.nn.Module) and len(task.shape) == 3:
         channels = contract.channels or task.shape[0]
@@ -139,21 +142,20 @@ def _cause(task: Classification, teacher: Built, answers: Answers, z: Tensor, tr
                 raise
             except Exception:  # a network that fails on other values says nothing of these
                 continue
-            setting = f"{teacher.model.setting('mean')}={_numbers(mean)} {teacher.model.setting('std')}={_numbers(std)}"
+            todo = _fed(teacher, mean, std)
             trial = guessing.try_classes(other.argmax(-1), truth)
             if not trial.weak:
-                return f"fed with {name} it is right on {_percent(trial.score)}", f"set {setting}"
+                return f"fed with {name} it is right on {_percent(trial.score)}", todo
             found = _order(task, teacher, other, truth)
             if found is not None:
-                return f"fed with {name}, {found[0]}", f"set {setting} {found[1]}"
+                return f"fed with {name}, {found[0]}", f"{todo}, and {found[1]}"
     most = z.argmax(-1).bincount(minlength=task.outputs)
     if int(most.max()) > 0.95 * len(z):
         assert task.labels is not None
         name = task.labels[int(most.argmax())]
         return (
             f"it answers {name!r} for nearly every item",
-            f"check its weights ({teacher.model.setting('checkpoint')}) and the input that they were trained on "
-            f"({teacher.model.setting('mean')}, {teacher.model.setting('std')})",
+            "check that its weights are trained, and the input that they were trained on",
         )
     return None
 
@@ -168,14 +170,27 @@ def _order(task: Classification, teacher: Built, z: Tensor, truth: Tensor) -> tu
     mine = teacher.contract.classes  # for each of the task's classes the network's own output
     shown = ", ".join(map(repr, names[:12])) + (", ..." if len(names) > 12 else "")
     said = f"its outputs seem to be in another order: read as {shown} they are right on {_percent(trial.score)}"
+    if not _settable(teacher, "labels"):
+        return said, "give its class names in the order of its outputs where it is made"
     if mine is not None and (len(mine) != len(teacher.labels or ()) or len(mine) != len(names)):
-        return said, f"{teacher.model.setting('labels')}=FILE with the names of its outputs in their own order"
+        return said, f"set {teacher.model.setting('labels')}=FILE with the names of its outputs in their own order"
     if mine is not None:
         own = list(names)
         for c, output in enumerate(mine):
             own[output] = names[c]
         names = own
-    return said, f"{teacher.model.setting('labels')}=[{','.join(map(_typed, names))}]"
+    return said, f"set {teacher.model.setting('labels')}=[{','.join(map(_typed, names))}]"
+
+
+def _fed(teacher: Built, mean: list[float], std: list[float]) -> str:
+    """How to feed a teacher otherwise."""
+    if not _settable(teacher, "mean"):
+        return f"normalise what it is fed by mean {_numbers(mean)} and std {_numbers(std)}"
+    return f"set {teacher.model.setting('mean')}={_numbers(mean)} {teacher.model.setting('std')}={_numbers(std)}"
+
+
+def _settable(teacher: Built, name: str) -> bool:
+    return name in inspect.signature(type(teacher.model)).parameters
 
 
 def _percent(share: float) -> str:

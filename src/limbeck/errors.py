@@ -7,11 +7,36 @@ All of them end a command with exit status 2 and no traceback. Anything else tha
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
 
-_repr = reprlib.Repr()
+MASK = "***"
+"""What stands in the place of a name and password."""
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s'\"]*@")
+_KEYS = re.compile(r"([?&#][^=&\s]*(?:key|token|secret|pass|auth|sig)[^=&\s]*=)[^&\s'\"]+", re.IGNORECASE)
+
+
+def masked(text: str) -> str:
+    """A text for people, without the name and password of any address in it, nor the values of its keys and tokens.
+
+    Example:
+        >>> masked("https://me:secret@host does not answer")
+        'https://***@host does not answer'
+    """
+    return _KEYS.sub(rf"\1{MASK}", _CREDENTIALS.sub(f"{MASK}@", text)) if "://" in text else text
+
+
+class _Repr(reprlib.Repr):
+    """Cut to a readable length, and without credentials, which must not be cut in the middle."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        return super().repr_str(masked(x), level)
+
+
+_repr = _Repr()
 _repr.maxstring = 120
 _repr.maxother = 120
 _repr.maxlist = 8
@@ -90,7 +115,7 @@ class LimbeckError(Exception):
         if self.expected:
             parts.append(f"expected {self.expected}")
         text = f"{self.argument}: " + ", ".join(parts) if parts else self.argument
-        return f"{text}; {self.remedy}" if self.remedy else text
+        return masked(f"{text}; {self.remedy}" if self.remedy else text)
 
     @classmethod
     def unknown(cls, argument: str, name: Any, known: Iterable[str], what: str = "name") -> LimbeckError:

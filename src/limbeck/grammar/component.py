@@ -38,7 +38,9 @@ class Component(_Recorded):
             resolved recipe whole, so that it means the same from wherever that is run again.
         code: the argument that names the user's own code, which is run when the component is built or used; none by
             default. A folder that somebody sent may not have it run unasked: see ``limbeck.recipe.trust``.
-        address: likewise the argument that names another machine, to which data are sent.
+        address: likewise the argument that names another machine, to which data are sent. Name and password in it are
+            taken out as soon as the recipe is resolved: see ``limbeck.recipe.credentials``.
+        secrets: arguments that say where what is sent along is read from.
         given: the positional and named arguments of the constructor, as they came.
         config: the resolved recipe node from which the instance was built, set by the recipe; ``{}`` when built by hand.
     """
@@ -47,6 +49,7 @@ class Component(_Recorded):
     paths: ClassVar[tuple[str, ...]] = ()
     code: ClassVar[str] = ""
     address: ClassVar[str] = ""
+    secrets: ClassVar[tuple[str, ...]] = ()
     config: dict[str, Any]
 
     def __init_subclass__(cls, **kwargs: Any) -> None:

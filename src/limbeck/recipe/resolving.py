@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin
 
 from limbeck.errors import ConfigError, LimbeckError, nearest, shorten
 from limbeck.grammar.component import Component, Settings
+from limbeck.recipe.credentials import part
 from limbeck.recipe.hints import Mismatch, leaf, typed
 from limbeck.recipe.overrides import short
 from limbeck.recipe.scalars import encodable
@@ -207,8 +208,12 @@ class Checker:
         found = {}
         for param in params.values():
             value = self._param(param, given, path, label)
+            if param.name in getattr(cls, "paths", ()):
+                value = _whole(value)
+            elif param.name == getattr(cls, "address", "") and isinstance(value, str):
+                value = part(value)
             if value is not PYTHON_ONLY:
-                found[param.name] = _whole(value) if param.name in getattr(cls, "paths", ()) else value
+                found[param.name] = value
         return found
 
     def _param(self, param: Param, given: Mapping[str, Any], path: str, label: str) -> Any:

@@ -64,7 +64,7 @@ class Act:
         path: where the component stands in the recipe.
         kind: of the component: the same function may be called with other arguments as another kind.
         name: the function, or the address.
-        options: what the function is called with.
+        options: what the function is called with, or where the secrets come from that an address gets.
         code: the user's code that is run; ``None`` for an address.
     """
 
@@ -101,7 +101,8 @@ class Act:
     def said(self) -> str:
         """The act in words."""
         if self.code is None:
-            return f"{self.path} sends data to {self.name}"
+            with_it = "".join(f", with the secret that {k} reads from {shorten(v)}" for k, v in self.options.items())
+            return f"{self.path} sends data to {self.name}{with_it}"
         arguments = ", ".join(f"{k}={shorten(v)}" for k, v in self.options.items())
         words = f"{self.path} imports {self.name.partition(':')[0]} and calls {self.name}({arguments})"
         if not self.code.found:
@@ -129,7 +130,8 @@ def acts_of(met: Iterable[tuple[str, type[Component], Mapping[str, Any]]]) -> li
             options = node.get("options")
             found.append(Act(path, cls.kind, name, dict(options or {}), user_code(name)))
         elif cls.address:
-            found.append(Act(path, cls.kind, str(node.get(cls.address)), {}, None))
+            secrets = {name: node[name] for name in cls.secrets if node.get(name)}
+            found.append(Act(path, cls.kind, str(node.get(cls.address)), secrets, None))
     return list({(a.path, a.name): a for a in found}.values())
 
 

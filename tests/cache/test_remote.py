@@ -204,14 +204,14 @@ ABOUT: dict[str, tuple[bytes, str]] = {
 @pytest.mark.parametrize(("body", "said"), ABOUT.values(), ids=ABOUT.keys())
 def test_what_an_endpoint_says_of_itself(body: bytes, said: str) -> None:
     with serving(lambda handler, _: send(handler, body)) as url, pytest.raises(ConfigError) as caught:
-        Endpoint(url, retries=0).labels()
+        Endpoint(url, retries=0).about()
     assert said in str(caught.value) and f"{url}/about" in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"{}", b'{"labels": null}', b'{"name": "big"}'])
 def test_an_endpoint_need_not_name_classes(body: bytes) -> None:
     with serving(lambda handler, _: send(handler, body)) as url:
-        assert Endpoint(url).labels() is None
+        assert Endpoint(url).about()["labels"] is None
 
 
 # ---------------------------------------------------------------------------------------------- time, size, second tries
@@ -250,7 +250,7 @@ def test_time_is_limited_for_the_whole_answer(how: Callable[[Any], None]) -> Non
     with serving(lambda handler, _: how(handler)) as url:
         began = time.monotonic()
         with pytest.raises(ConfigError, match=r"whole answer within 0\.3 seconds; raise teacher\.timeout"):
-            Endpoint(url, timeout=0.3, retries=3).labels()  # and is not spent four times
+            Endpoint(url, timeout=0.3, retries=3).about()  # and is not spent four times
         assert time.monotonic() - began < 2.0
 
 
@@ -283,7 +283,7 @@ def test_who_is_busy_is_asked_again(status: int, times: int, monkeypatch: pytest
         send(handler, b"too \x1b[31mmany", status)
 
     with serving(handle) as url, pytest.raises(ConfigError, match=f"answered with status {status}") as caught:
-        Endpoint(url, retries=2).labels()
+        Endpoint(url, retries=2).about()
     assert len(asked) == times and ("3 times" in str(caught.value)) == (times == 3)
     assert waits == [0.25, 0.5][: times - 1]
 
@@ -303,7 +303,7 @@ def test_a_second_try_may_succeed(monkeypatch: pytest.MonkeyPatch) -> None:
                 send(handler, b'{"labels": ["a"]}')
 
     with serving(handle) as url:
-        assert Endpoint(url, retries=2).labels() == ["a"]
+        assert Endpoint(url, retries=2).about()["labels"] == ["a"]
     assert waits == [7.0, 0.5]
 
 
@@ -313,7 +313,7 @@ def test_nobody_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
         taken.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"  # bound, and nobody listens
         with pytest.raises(ConfigError, match=r"does not answer \(Connection refused\), 3 times; is the teacher being"):
-            Endpoint(url, retries=2).labels()
+            Endpoint(url, retries=2).about()
 
 
 def test_no_redirection_is_followed() -> None:
@@ -324,7 +324,7 @@ def test_no_redirection_is_followed() -> None:
             send(handler, b"", 302, Location=f"{other}/about")
 
         with serving(handle) as url, pytest.raises(ConfigError, match=f"sends us on to {other}/about"):
-            Endpoint(url, token="hunter2").labels()
+            Endpoint(url, token="hunter2").about()
     assert reached == []
 
 
@@ -337,9 +337,9 @@ def test_credentials_are_sent() -> None:
         send(handler, b"{}")
 
     with serving(handle) as url:
-        Endpoint(url, token="hunter2").labels()
-        Endpoint(url.replace("//", "//me:hunter%2F2@")).labels()
-        Endpoint(url).labels()
+        Endpoint(url, token="hunter2").about()
+        Endpoint(url.replace("//", "//me:hunter%2F2@")).about()
+        Endpoint(url).about()
     assert got == ["Bearer hunter2", "Basic bWU6aHVudGVyLzI=", None]
 
 
@@ -350,7 +350,7 @@ def test_serving_asks_for_the_token() -> None:
         assert torch.equal(Endpoint(url, token="hunter2").answer(BATCH).logits, GOOD)
         for wrong in (None, "hunter3"):
             with pytest.raises(ConfigError, match=r"other credentials \(status 401\).*teacher\.token_env"):
-                Endpoint(url, token=wrong).labels()
+                Endpoint(url, token=wrong).about()
     finally:
         server.shutdown()
         server.server_close()
@@ -380,7 +380,7 @@ def test_a_server_that_repeats_secrets_is_not_quoted() -> None:
         send(handler, f"you sent {handler.headers['Authorization']}".encode(), 400)
 
     with serving(handle) as url, pytest.raises(ConfigError, match=r"you sent Bearer \*\*\*"):
-        Endpoint(url, token="hunter2", retries=0).labels()
+        Endpoint(url, token="hunter2", retries=0).about()
 
 
 @pytest.mark.parametrize(

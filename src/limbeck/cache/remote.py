@@ -88,7 +88,7 @@ class Remote(Model):
             TeacherMismatch: its classes are others.
         """
         endpoint = Endpoint(self.url, self.timeout, self.retries, token(self.token_env, self.token_file))
-        labels = endpoint.labels()
+        labels = endpoint.about()["labels"]
         if labels is not None and task.labels is not None:
             endpoint.classes = match_classes(labels, task.labels)
         if isinstance(task, Classification):
@@ -169,8 +169,8 @@ class Endpoint:
     def _wrong(self, path: str, problem: str, expected: str = "") -> ConfigError:
         return ConfigError("teacher.url", f"{self.url}{path} {problem}", expected=expected)
 
-    def labels(self) -> list[str] | None:
-        """The class names that the endpoint says it answers with; ``None`` where it names none.
+    def about(self) -> dict[str, Any]:
+        """What the endpoint says of itself: ``labels``, the class names it answers with, ``None`` where it names none.
 
         Raises:
             ConfigError: it does not answer, or with something else than a mapping with a list of names that differ.
@@ -185,7 +185,7 @@ class Endpoint:
             raise self._wrong(path, f"answered with {_kind(about)}", _MAPPING)
         labels = about.get("labels")
         if labels is None:
-            return None
+            return {**about, "labels": None}
         if not isinstance(labels, list) or not labels:
             raise self._wrong(path, f"has {_kind(labels)} as labels", "a list of class names, or null")
         odd = [name for name in labels if not isinstance(name, str) or not name]
@@ -194,7 +194,7 @@ class Endpoint:
         twice = next((name for name, count in Counter(labels).items() if count > 1), None)
         if twice is not None:
             raise self._wrong(path, f"names the class {shorten(twice)} twice", "class names that differ")
-        return list(labels)
+        return about
 
     def answer(self, batch: Batch, taps: Sequence[str] = ()) -> Signal:
         """The endpoint's signal for a batch.

@@ -462,7 +462,7 @@ def test_no_secret_is_written_anywhere(
         else:
             send(handler, save({"logits": torch.zeros(len(load(body)["x"]), 10)}))
 
-    short = ["student=mlp:[2]", "train.steps=2", "train.batch_size=4", "engine.device=cpu"]
+    short = ["student=mlp:[2]", "teacher.check=off", "train.steps=2", "train.batch_size=4", "engine.device=cpu"]
     with serving(handle) as url:
         if way == "url":
             given = [f"teacher=remote:{url.replace('//', f'//me:{secret}@')}"]

@@ -11,7 +11,6 @@ that does not fit is refused, down to single items: each record keeps a checksum
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import sys
@@ -23,9 +22,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.cache.records import Misfits, Precision, Remaining, checksum, record, rounding, some
 from limbeck.engine import interrupt
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
-from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.signal import Signal
@@ -73,6 +72,7 @@ class Cached(Model):
         task.load()
         cache = Cache(Path(self.path), self.tail)
         cache.check(task)
+        cache.leave_out(task)
         if self.fingerprint is not None and cache.about["teacher"] != self.fingerprint:
             raise CacheMismatch(
                 "teacher.fingerprint",
@@ -107,6 +107,10 @@ class Cache:
         self.views: int = self.about["views"]
         self.shard: int = self.about["shard_items"]
         self.items: int = self.about["items"]
+        self.left_out: list[int] = list(self.about.get("left_out") or [])
+        kept = np.ones(self.items, dtype=bool)
+        kept[self.left_out] = False
+        self._places = np.flatnonzero(kept)  # where the items of a run lie that trains without those left out
         self._arrays: dict[int, dict[str, Any]] = {}
         self.device = torch.device("cpu")
 
@@ -115,14 +119,29 @@ class Cache:
         self.device = torch.device(device)
         return self
 
+    def leave_out(self, task: Task) -> None:
+        """Take the items that the recording leaves out from the task's training items, once, and note it."""
+        if not self.left_out or isinstance(task.train, Remaining):
+            return
+        whole = len(task.train)
+        task.train = Remaining(task.train, self.left_out)
+        notes = getattr(task, "notes", None)
+        if notes is not None:
+            notes.append(
+                f"trained without {len(self.left_out)} of {whole} items, whose answers the recorded teacher {self.folder} "
+                f"does not hold: {some(self.left_out)}"
+            )
+
     def check(self, task: Task) -> None:
         """Refuse other data or other classes."""
-        about = self.about
-        if about["data"] != task.train.fingerprint:
+        about, train = self.about, task.train
+        if isinstance(train, Remaining) and list(train.left_out) == list(self.left_out):
+            train = train.data
+        if about["data"] != train.fingerprint:
             raise CacheMismatch(
                 str(self.folder),
                 "it was recorded from other training items",
-                given=task.train.fingerprint[:16],
+                given=train.fingerprint[:16],
                 expected=about["data"][:16],
                 remedy="record again for this task and seed, or set task and seed as they were: "
                 + json.dumps({"task": about["task"], "seed": about["seed"]}),
@@ -150,11 +169,11 @@ class Cache:
     def rows(self, items: Tensor, views: Tensor) -> dict[str, np.ndarray[Any, Any]]:
         """The records [N, ...] of items and views, in their order."""
         ids, view = items.cpu().numpy(), views.cpu().numpy() % self.views
-        if len(ids) and (ids.min() < 0 or ids.max() >= self.items):
+        if len(ids) and (ids.min() < 0 or ids.max() >= len(self._places)):
             raise CacheMismatch(
-                str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {self.items}"
+                str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {len(self._places)}"
             )
-        place = ids * self.views + view
+        place = self._places[ids] * self.views + view
         shards, within = np.divmod(place, self.shard)
         if len(ids) and (shards == shards[0]).all():
             return {name: array.take(within, 0) for name, array in self.shard_of(int(shards[0])).items()}
@@ -213,23 +232,6 @@ class Cache:
         return fill.clone().scatter(-1, index, top)
 
 
-@functools.lru_cache(maxsize=8)
-def _weights(count: int, device: torch.device) -> Tensor:
-    """Rising weights, so that the order matters and not the sum alone; kept, since every step asks for the same."""
-    return torch.linspace(1.0, 2.0, count, dtype=torch.float64, device=device)
-
-
-def checksum(batch: Batch) -> Tensor:
-    """One number per item that changes with its input: float64 [N], made where the input lies."""
-    for name in ("x", "input_ids"):
-        if isinstance(batch.get(name), Tensor):
-            flat = batch[name].detach().flatten(1)
-            if widest(flat.device) != torch.float64:
-                flat = flat.cpu()
-            return flat.double() @ _weights(flat.shape[1], flat.device)
-    raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
-
-
 class _Source:
     """A recipe's teacher, to be asked for any items in any view.
 
@@ -277,6 +279,8 @@ def build_cache(
     k: int | None = None,
     views: int = 1,
     features: Sequence[str] = (),
+    precision: Precision = "float16",
+    leave_out: bool = False,
 ) -> dict[str, Any]:
     """Record a recipe's teacher over its training items.
 
@@ -287,12 +291,15 @@ def build_cache(
         k: outputs kept a position; ``None``: all up to 2,048 outputs, 50 above.
         views: how many augmented views of each item.
         features: modules of the teacher whose outputs are kept too.
+        precision: of outputs and features; ``float32`` holds what exceeds 65,504, in twice the space.
+        leave_out: leave out items whose answers are not finite, or too large: a run with this teacher trains without them.
 
     Returns:
         What was written: folder, items, bytes, the divergence between the teacher and its records.
 
     Raises:
-        ConfigError: the recipe has no teacher, a query cannot be replayed, or the size was not agreed to.
+        ConfigError: the recipe has no teacher, a query cannot be replayed, the size was not agreed to, or answers cannot be
+            recorded, which the message names.
         StorageError: too little space, or an unwritable folder.
     """
     from limbeck.recipe.recipe import build
@@ -324,7 +331,12 @@ def build_cache(
     if k is not None and not 1 <= k < outputs:
         raise ConfigError("--top", given=k, expected=f"between 1 and {outputs - 1}")
     store.check_writable(out)
-    size = sum(v.nbytes for v in _record(probe, signal, k).values()) // len(probe["item"]) * len(task.train) * views
+    size = (
+        sum(v.nbytes for v in record(probe, signal, k, precision).values())
+        // len(probe["item"])
+        * len(task.train)
+        * views
+    )
     _ask(size, len(task.train), views, out, yes)
     store.check_writable(out, size)
     if not source.taught:
@@ -345,7 +357,7 @@ def build_cache(
         "outputs": outputs,
         "k": k,
         "temperature": 1.0,
-        "dtype": "float16",
+        "dtype": precision,
         "features": list(features),
         "shard_items": SHARD_ITEMS,
     }
@@ -368,41 +380,43 @@ def build_cache(
                 raise Stopped(interrupt.requested() or 15, "type the same command again to go on")
             places = torch.arange(number * SHARD_ITEMS, min(total, (number + 1) * SHARD_ITEMS))
             parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-            gap, compared = 0.0, 0
+            gap, compared, misfits = 0.0, 0, Misfits(precision)
             for piece in places.split(256):
                 ids, view = piece // views, piece % views
                 records: dict[str, np.ndarray[Any, Any]] = {}
                 for v in view.unique().tolist():
                     here = (view == v).nonzero()[:, 0]
                     batch, signal = source.show(ids[here], int(v))
-                    for name, array in _record(batch, signal, k).items():
-                        records.setdefault(name, np.empty((len(piece), *array.shape[1:]), array.dtype))[
-                            here.numpy()
-                        ] = array
+                    fits = ~misfits.look(batch, signal)
+                    for name, array in record(batch, signal, k, precision).items():
+                        records.setdefault(name, np.zeros((len(piece), *array.shape[1:]), array.dtype))[
+                            here[fits].numpy()
+                        ] = array[fits.numpy()]
                     if k is None:
-                        gap += rounding(signal.logits)
-                        compared += signal.logits[..., 0].numel()
+                        z = signal.logits[fits.to(signal.logits.device)]
+                        gap += rounding(z, precision)
+                        compared += z[..., 0].numel()
                 for name, array in records.items():
                     parts.setdefault(name, []).append(array)
+            if misfits.reasons and not leave_out:  # after the whole shard, so that all of them are named at once
+                raise misfits.error(int(places[-1]) // views + 1, len(task.train))
             with store.atomic_folder(folder) as place:
                 for name, arrays in parts.items():
                     np.save(place / f"{name}.npy", np.concatenate(arrays), allow_pickle=False)
-                (place / f"{key}.json").write_text(json.dumps({"gap": gap, "compared": compared}))
+                (place / f"{key}.json").write_text(
+                    json.dumps({"gap": gap, "compared": compared, "left_out": sorted(misfits.reasons)})
+                )
         # of all shards, also those that an interrupted command left
         found = [json.loads(p.read_text()) for p in sorted(out.glob(f"shard-*/{key}.json"))]
         compared = sum(f["compared"] for f in found)
         divergence = sum(f["gap"] for f in found) / compared if compared else None
         metrics = task.evaluate(teacher, task.test, device=source.device)
-        full = {**about, "metrics": metrics, "divergence": divergence}
+        left_out = sorted({i for f in found for i in f.get("left_out", [])})
+        if len(left_out) == len(task.train):
+            raise ConfigError("--leave-out", "no item would be left", remedy="look at what the teacher answers")
+        full = {**about, "metrics": metrics, "divergence": divergence, "left_out": left_out}
         store.save_tree(out / "about", full)
     return _told(out, full)
-
-
-def rounding(logits: Tensor) -> float:
-    """How far logits [..., C] are from what a dense cache keeps of them: KL(teacher || record), summed over the items."""
-    z, half = logits.cpu().double(), logits.half().cpu().double()
-    p = z.log_softmax(-1)
-    return float((p.exp() * (p - half.log_softmax(-1))).sum())
 
 
 def _say(text: str) -> None:
@@ -418,6 +432,8 @@ def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
         "bytes": written,
         "teacher": about["teacher"][:16],
     }
+    if about.get("left_out"):
+        told["left out"] = f"{len(about['left_out'])}: {some(about['left_out'])}"
     if about.get("divergence") is not None:
         told["KL(teacher || record)"] = about["divergence"]
     return {**told, "use it with": f"teacher=cached:{out}"}
@@ -426,26 +442,6 @@ def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
 def _plain(component: Any) -> Any:
     """A component as the recipe wrote it; of one made in Python its class."""
     return getattr(component, "config", None) or {"class": type(component).__qualname__}
-
-
-def _record(batch: Batch, signal: Signal, k: int | None) -> dict[str, np.ndarray[Any, Any]]:
-    """One batch's records: [N, ...] arrays."""
-    z = signal.logits.float()
-    found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).cpu().numpy()}
-    if k is None:
-        found["logits"] = z.half().cpu().numpy()
-    else:
-        top = z.topk(k, dim=-1)
-        found["logits"] = top.values.half().cpu().numpy()
-        found["index"] = top.indices.to(torch.int32).cpu().numpy()
-        found["total"] = z.logsumexp(-1).cpu().numpy()
-    for path, feature in signal.acts.items():
-        found[f"feature.{path}"] = feature.half().cpu().numpy()
-    for name, value in found.items():
-        if name != "index" and not np.isfinite(value).all():
-            what = {"check": "inputs", "logits": "outputs", "total": "outputs"}.get(name, name)
-            raise ConfigError("teacher", f"its {what} do not fit into half precision, or are not finite")
-    return found
 
 
 def _ask(size: int, items: int, views: int, out: Path, yes: bool) -> None:
@@ -459,4 +455,4 @@ def _ask(size: int, items: int, views: int, out: Path, yes: bool) -> None:
         raise ConfigError("cache", "nothing was written: the size was not agreed to")
 
 
-__all__ = ["Cache", "Cached", "build_cache", "checksum"]
+__all__ = ["Cache", "Cached", "build_cache", "checksum", "rounding"]

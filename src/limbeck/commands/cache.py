@@ -25,6 +25,16 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--feature", metavar="MODULE", action="append", default=[], help="a module of the teacher to keep too"
     )
+    parser.add_argument(
+        "--dtype",
+        metavar="NAME",
+        choices=("float16", "float32"),
+        default="float16",
+        help="float16 (default), or float32",
+    )
+    parser.add_argument(
+        "--leave-out", action="store_true", help="leave out items whose answers are not finite or too large"
+    )
     parser.add_argument("--yes", action="store_true", help="write it without asking")
     parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
@@ -39,6 +49,6 @@ def main(words: list[str]) -> int:
         from limbeck.cache import build_cache
 
         interrupt.install()
-        found = build_cache(tree, args.out, args.yes, args.top, args.views, args.feature)
+        found = build_cache(tree, args.out, args.yes, args.top, args.views, args.feature, args.dtype, args.leave_out)
     common.table([(k.replace("_", " "), v) for k, v in found.items()], ["cache", "value"])
     return 0

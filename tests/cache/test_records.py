@@ -49,7 +49,7 @@ def sensor(kind: str) -> nn.Module:
 
 def tree(kind: str, *more: str) -> dict[str, Any]:
     teacher = ("teacher=import:tests.cache.test_records:sensor", f"teacher.options.kind={kind}", "teacher.ready=true")
-    return tree_of("kd", *teacher, "teacher.normalise=false", *more)
+    return tree_of("kd", *teacher, "teacher.normalise=false", "teacher.check=off", *more)
 
 
 def odd_items() -> list[int]:

@@ -25,11 +25,14 @@ from typing import Any
 import yaml
 
 from limbeck.compare import compare
+from limbeck.compare.checks import read_checks
 from limbeck.compare.claims import conclude
+from limbeck.compare.items import keep_items, kept_items, split
 from limbeck.engine import interrupt
 from limbeck.errors import ConfigError, DataError, LimbeckError, Stopped
 from limbeck.recipe.recipe import check, dump, load_tree
 from limbeck.report.statistics import t_interval
+from limbeck.run.per_item import load_items
 from limbeck.storage.store import atomic_write
 
 HERE = Path(__file__).resolve().parent
@@ -75,6 +78,11 @@ class Row:
     def file(self) -> Path:
         """The comparison's JSON."""
         return HERE / f"{self.name}.json"
+
+    @property
+    def items(self) -> Path:
+        """What is kept of single test items, beside the JSON."""
+        return HERE / f"{self.name}.items.safetensors"
 
     def finished(self, record: Mapping[str, Any]) -> list[int]:
         """The seeds that a comparison's JSON holds of this very row."""
@@ -185,12 +193,29 @@ def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Pat
             print(f"{row.name}:{label}, seed {seed} failed: {problem}", file=sys.stderr)
     record = read_record(row.file)
     results = [{k: r[k] for k in KEPT if k in r} for r in found["rows"][row.label].values()]
+    items = {**kept_items(row.items)}
+    items[row.label] = {s: load_items(folder / "runs" / r["folder"]) for s, r in found["rows"][row.label].items()}
+    keep_items(row.items, items, wanted(listed, row.name))
     record.setdefault("rows", {})[row.label] = row.words
     record.setdefault("runs", {})[row.label] = results
     record["failed"] = {**record.get("failed", {}), row.label: found["failed"].get(row.label, {})}
     record |= {k: found[k] for k in ("task", "primary", "higher_is_better")}
     write_record(row, record, rows)
     derive(listed, rows)
+
+
+def wanted(listed: Mapping[str, Any], name: str) -> list[tuple[str, str, str]]:
+    """(label, part, metric) of the single items that the checks of a comparison read."""
+    labels = listed["comparisons"][name]["rows"]
+    found = []
+    for slug, claim in listed["claims"].items():
+        nodes = [node for clause in claim["clauses"] for node in clause.get("checks", [])] + claim.get("beside", [])
+        for checked in (c for node in nodes if node["at"] == name for c in read_checks(node, slug)):
+            found += [
+                (*split(checked.row), checked.metric),
+                (*split(checked.over, checked.row, labels), checked.metric),
+            ]
+    return found
 
 
 def check_data(row: Row, known: Mapping[str, Any], folder: Path) -> None:
@@ -223,7 +248,9 @@ def derive(listed: dict[str, Any], rows: list[Row]) -> None:
             write_record(own[0], record, rows)
     labels = {name: list(entry["rows"]) for name, entry in listed["comparisons"].items()}
     records = {name: read_record(HERE / f"{name}.json") for name in labels}
-    summary = conclude(listed["claims"], labels, {name: r for name, r in records.items() if r})
+    for name, record in records.items():
+        record["items"] = kept_items(HERE / f"{name}.items.safetensors")
+    summary = conclude(listed["claims"], labels, records)
     atomic_write(HERE / "summary.json", (json.dumps(finite(summary), indent=1) + "\n").encode())
     for slug, claim in summary["claims"].items():
         print(f"{slug}: {claim['said']}")

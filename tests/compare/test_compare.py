@@ -33,6 +33,13 @@ def test_rows_pairs_and_reuse(tmp_path: Path) -> None:
     assert {label: sorted(row) for label, row in found["rows"].items()} == {"kd": ["0", "1"], "nkd": ["0", "1"]}
     assert json.loads((tmp_path / "comparison.json").read_text())["reference"] == "kd"
     assert (tmp_path / "report.html").is_file() and headline(summarise(found))
+    # what single test items say: an interval for other items, too, about the same difference
+    for label, others in (("kd", ["alone"]), ("nkd", ["alone", "kd"])):
+        assert list(found["with_items"][label]) == others
+        metrics = [r["metrics"] for r in found["rows"][label].values()]
+        gain = sum(m["student"]["accuracy"] - m["alone"]["accuracy"] for m in metrics) / len(metrics)
+        assert found["with_items"][label]["alone"]["mean"] == pytest.approx(gain)
+    assert "For other test items as well as other seeds" in " ".join(summarise(found).notes)
     # both methods were measured against the same student alone, trained once a seed
     for seed in ("0", "1"):
         assert found["rows"]["kd"][seed]["metrics"]["alone"] == found["rows"]["nkd"][seed]["metrics"]["alone"]

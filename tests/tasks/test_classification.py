@@ -276,6 +276,9 @@ def test_metrics_of_one_label_against_scikit_learn() -> None:
         if (b := (sure > k / 15) & (sure <= (k + 1) / 15)).any()
     )
     assert found["ece"] == pytest.approx(ece, rel=1e-5)
+    # the single items whose means these are, in the split's order
+    assert found.per_item["accuracy"].tolist() == right.tolist() and found.weights is None
+    assert found.per_item["nll"].numpy() == pytest.approx(-np.log(p[range(n), y]), rel=1e-5)
 
 
 def test_metrics_of_several_labels_against_scikit_learn() -> None:
@@ -291,6 +294,8 @@ def test_metrics_of_several_labels_against_scikit_learn() -> None:
     assert found["exact"] == pytest.approx(metrics.accuracy_score(y, yes))
     assert found["accuracy"] == pytest.approx(1 - metrics.hamming_loss(y, yes))
     assert found["agreement"] == 1.0
+    assert set(found.per_item) == {"exact", "accuracy", "nll"}
+    assert all(float(v.double().mean()) == pytest.approx(found[k]) for k, v in found.per_item.items())
 
 
 def test_metrics_of_numbers_against_scikit_learn() -> None:
@@ -306,6 +311,7 @@ def test_metrics_of_numbers_against_scikit_learn() -> None:
     assert found["mae"] == pytest.approx(metrics.mean_absolute_error(y, real), rel=1e-5)
     assert found["r2"] == pytest.approx(metrics.r2_score(y, real), rel=1e-5)
     assert found["r2_teacher"] == pytest.approx(found["r2"], rel=1e-4)
+    assert found.per_item["mae"].mean().item() == pytest.approx(found["mae"])
 
 
 def test_judging_leaves_no_trace() -> None:

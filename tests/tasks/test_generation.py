@@ -223,6 +223,9 @@ def test_what_is_judged(task: Generation) -> None:
         sum(plain[f"endpoint_mse_w{w}_n{n}"] for w in (0, 1) for n in (1, 2)) / 4
     )
     assert task.primary in plain
+    assert plain.per_item.keys() == {k for k in plain if k.startswith("endpoint_mse")}  # type: ignore[attr-defined]
+    for name, errors in plain.per_item.items():  # type: ignore[attr-defined]
+        assert len(errors) == task.samples and errors.mean().item() == pytest.approx(plain[name], rel=1e-5)
 
 
 def test_real_pictures_score_as_real(task: Generation) -> None:

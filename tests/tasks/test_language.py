@@ -195,3 +195,9 @@ def test_metrics_do_not_depend_on_the_batch_and_restore_modes() -> None:
     two = task.evaluate(built, task.valid, other)
     assert built.module.training and all(one[k] == pytest.approx(two[k], rel=1e-5) for k in one)
     assert 0 <= one["accuracy"] <= 1 and one["kl"] > 0
+    # each sequence's own sum over its tokens: of uneven number, in the split's order, whatever the batch
+    sums, tokens = one.per_item["cross_entropy"], one.weights
+    assert tokens is not None and len(tokens) == len(task.valid) and len(tokens.unique()) > 1
+    assert (sums.sum() / tokens.sum()).item() == pytest.approx(one["cross_entropy"], rel=1e-6)
+    assert two.per_item["cross_entropy"].tolist() == pytest.approx(sums.tolist(), rel=1e-4)
+    assert two.weights is not None and two.weights.tolist() == tokens.tolist()

@@ -11,10 +11,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
+from limbeck.compare.items import difference
 from limbeck.engine import interrupt
 from limbeck.errors import ConfigError, LimbeckError, Stopped, require
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.recipe.trust import is_trusting
+from limbeck.run.per_item import load_items
 from limbeck.storage.store import RunLock, atomic_write, check_writable
 
 Job = tuple[str, int, Path]
@@ -47,7 +49,8 @@ def compare(
         quiet: print nothing.
 
     Returns:
-        The comparison (see ``limbeck.report.summary``) with ``folder``, ``report`` and ``runs`` (label -> run folders).
+        The comparison (see ``limbeck.report.summary``; ``with_items`` holds differences whose interval covers other test
+        items too) with ``folder``, ``report`` and ``runs`` (label -> run folders).
 
     Raises:
         ConfigError: recipes of different tasks, or one that is wrong.
@@ -277,7 +280,23 @@ def _collect(
         }
     if "kd" in rows:
         found["reference"] = "kd"
+    found["with_items"] = _with_items(found, out)
     return found
+
+
+def _with_items(found: dict[str, Any], out: Path) -> dict[str, dict[str, dict[str, Any]]]:
+    """Of each row the differences of the main metric over seeds and test items, where its runs recorded the items."""
+    items = {
+        label: {seed: load_items(out / result["folder"]) for seed, result in row.items()}
+        for label, row in found["rows"].items()
+    }
+    told: dict[str, dict[str, dict[str, Any]]] = {}
+    for label in items:
+        for over in ("alone", *([found["reference"]] if found.get("reference", label) != label else [])):
+            e = difference(items, label, over, found["primary"])
+            if e is not None and e.kind != "none":
+                told.setdefault(label, {})[over] = {"mean": e.mean, "low": e.low, "high": e.high}
+    return told
 
 
 __all__ = ["compare"]

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, get_args
 
+from limbeck.compare.items import Items, difference, split
 from limbeck.errors import ConfigError
 from limbeck.report.inference import detectable, equivalence, holm, one_sided, ratio
 from limbeck.report.metrics import metric_of
@@ -89,10 +90,6 @@ class Check:
     def _top(self) -> str:
         return _named("all" if self.over.rpartition(":")[2] in ("random", "kmeans", "herding") else "teacher")
 
-
-ALIASES: Final = {"random": "alone", "ddim": "alone", "all": "teacher"}
-"""What the student alone and the teacher are where the student is a data set or a sampler: random images, plain DDIM,
-all real images."""
 
 NAMES: Final = {
     "alone": "the student alone",
@@ -162,23 +159,20 @@ def values_of(results: Results, who: str, metric: str, beside: str = "") -> dict
     Args:
         results: the comparison's runs.
         who: ``LABEL``, ``LABEL:PART``, or a bare ``PART`` of the row ``beside``; a part is ``alone``, ``teacher``, one of
-            ``ALIASES`` or the name of a baseline.
+            ``limbeck.compare.items.ALIASES`` or the name of a baseline.
         metric: as in ``result.json``.
         beside: the row that a bare part belongs to.
 
     Raises:
         ConfigError: there is no such row or part, or it lacks the metric in every run.
     """
-    label, _, part = who.rpartition(":") if who not in results else (who, "", "")
-    if part and not label:
-        label = beside.partition(":")[0]
+    label, part = split(who, beside, results)
     if label not in results:
         raise ConfigError("row", given=who, expected=f"one of {', '.join(results)}, or a part of one")
-    part = ALIASES.get(part, part)
     found: dict[str, float] = {}
     for result in results[label]:
         own = {**(result.get("baselines") or {}), **result["metrics"]}
-        value = (own.get(part or "student") or {}).get(metric)
+        value = (own.get(part) or {}).get(metric)
         if value is not None and math.isfinite(value):
             found[str(result["seed"])] = float(value)
     if not found and results[label]:
@@ -186,18 +180,20 @@ def values_of(results: Results, who: str, metric: str, beside: str = "") -> dict
     return found
 
 
-def measure(check: Check, results: Results, higher: bool | None = None) -> dict[str, Any]:
+def measure(check: Check, results: Results, higher: bool | None = None, items: Items | None = None) -> dict[str, Any]:
     """The figures of one check: difference or ratio with its 95 % interval, p, what could have been detected.
 
     Args:
         check: what is compared.
         results: the comparison's runs.
         higher: the direction of a metric whose name does not tell it.
+        items: what the runs recorded of single test items, where they did.
 
     Returns:
         ``check`` (its fields), ``said``, ``n``; ``mean``, ``low``, ``high`` and ``detectable``: of row minus other, or, of
         ``at_most`` and ``closes``, of the share; ``row_mean``, ``over_mean``; ``p`` (``None`` for exact checks and below two
-        seeds); ``holds``: what the mean says.
+        seeds); ``holds``: what the mean says; ``items``: ``low`` and ``high`` of a difference over seeds and test items,
+        where the items are known.
 
     Raises:
         ConfigError: a row, part or metric that is not there.
@@ -225,6 +221,7 @@ def measure(check: Check, results: Results, higher: bool | None = None) -> dict[
     if check.exact:
         holds = all(c >= 0 for c in contrast)
     tested = not check.exact and len(seeds) > 1
+    wide = difference(items, check.row, check.over, check.metric) if items and check.kind not in shares else None
     scale = abs(mean(shares[check.kind][1])) if check.kind in shares else 1.0
     return {
         **found,
@@ -236,6 +233,7 @@ def measure(check: Check, results: Results, higher: bool | None = None) -> dict[
         "p": _p(check, differences, contrast, holds) if tested else None,
         "holds": holds,
         "detectable": detectable(contrast) / scale if tested else None,
+        **({"items": {"low": wide.low, "high": wide.high}} if wide is not None and wide.kind != "none" else {}),
     }
 
 

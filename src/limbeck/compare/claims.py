@@ -18,7 +18,8 @@ Rows = Mapping[str, Collection[str]]
 """Each comparison's rows by their labels, whether they have been run or not."""
 
 Records = Mapping[str, Mapping[str, Any]]
-"""What was measured: name of a comparison -> ``runs`` (label -> results), ``primary``, ``higher_is_better``."""
+"""What was measured: name of a comparison -> ``runs`` (label -> results), ``primary``, ``higher_is_better``, and ``items``
+where single test items were recorded."""
 
 CLAUSE = {"says", "checks", "premise", "unchecked", "by_construction"}
 
@@ -92,7 +93,8 @@ def _measured(check: Check, rows: Rows, records: Records, where: str) -> dict[st
     record = records.get(check.at, {})
     runs = record.get("runs", {})
     results = {label: runs.get(label, []) for label in rows[check.at]}
-    return measure(check, results, record.get("higher_is_better") if check.metric == record.get("primary") else None)
+    direction = record.get("higher_is_better") if check.metric == record.get("primary") else None
+    return measure(check, results, direction, record.get("items"))
 
 
 def _concluded(clause: Mapping[str, Any]) -> dict[str, Any]:

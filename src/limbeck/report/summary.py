@@ -28,6 +28,7 @@ A **comparison** is the content of ``comparison.json``::
       "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
       "settings": {"kd": {"student": {...}, "teacher": {...}, "train": {...}, "teach": {...}}},  # optional
       "failed": {"nkd": {"1": "what went wrong"}},                          # optional
+      "with_items": {"kd": {"alone": {"mean": 0.02, "low": 0.0, "high": 0.04}}},  # optional: over seeds and test items
       "notes": ["..."]                                                      # optional
     }
 
@@ -311,6 +312,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
             notes.append(f"{label}, seed {seed}, did not finish: {text}")
     if not any(row.values for row, _ in alones):
         notes.append("No baseline of equal budget was run: no gain from distilling is stated.")
+    notes += _with_items(data.get("with_items") or {}, metric, {r.name: r for r in rows})
     task = data.get("task", "")
     return Summary(
         kind=kind,
@@ -324,6 +326,18 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
         notes=list(dict.fromkeys(notes)),
         students=students,
     )
+
+
+def _with_items(found: Mapping[str, Any], metric: Metric, rows: Mapping[str, Row]) -> list[str]:
+    """One sentence with the differences whose intervals cover other test items, too."""
+    said = []
+    for label, others in found.items():
+        for over, e in others.items():
+            alone = rows[label].alone if label in rows else None
+            name = over if over != "alone" or alone is None else alone.name
+            interval = f"[{metric.difference(e['low'], False)}, {metric.difference(e['high'], False)}]"
+            said.append(f"{label} against {name} {metric.difference(e['mean'])} {interval}")
+    return [f"For other test items as well as other seeds (bootstrap): {'; '.join(said)}."] if said else []
 
 
 def _number(x: Any) -> float | None:

@@ -24,6 +24,7 @@ LEAVES = (
         "sampler.json",
         "rounds",
         "samples.png",
+        "per_item.safetensors",
     ),
 )
 """What a run leaves in its folder. Only these are removed when it is repeated: a folder may hold a user's files too."""

@@ -25,6 +25,7 @@ from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
 from limbeck.run.folder import default_folder, empty, finished, read_result
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
+from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
@@ -143,6 +144,7 @@ def _distil(
     result.update(task.extras(artifact, bench))
     if main:
         artifact.save(folder)
+        save_items(folder, {**metrics, **result.get("baselines", {})})
         logs.summary(result)
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
         report.write_report(folder)

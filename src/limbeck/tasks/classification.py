@@ -19,6 +19,7 @@ from limbeck.errors import CacheMismatch, ConfigError, DataError, LimbeckError, 
 from limbeck.functional.metrics import calibration_error, calibration_table
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 
@@ -332,7 +333,7 @@ class Classification(Task):
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
-    ) -> dict[str, float]:
+    ) -> Scores:
         """Metrics of a network on a split, in one pass, without gradients and in evaluation mode.
 
         One label: accuracy, balanced_accuracy, top5 (above 10 classes), nll, ece. Several labels: f1 (macro), f1_micro,
@@ -361,25 +362,26 @@ class Classification(Task):
             self.kind_of_target
         ](z, y, t)
 
-    def _judge_label(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+    def _judge_label(self, z: Tensor, y: Tensor, t: Tensor | None) -> Scores:
         hard = y.argmax(-1) if y.is_floating_point() else y
         guess = z.argmax(-1)
         right = (guess == hard).double()
         seen = torch.bincount(hard, minlength=z.shape[1]).double()
         recall = torch.bincount(hard, weights=right, minlength=z.shape[1]) / seen.clamp_min(1)
+        loss = F.cross_entropy(z.double(), y)
         found = {
             "accuracy": right.mean().item(),
             "balanced_accuracy": recall[seen > 0].mean().item(),
-            "nll": F.cross_entropy(z.double(), y).mean().item(),
+            "nll": loss.mean().item(),
             "ece": calibration_error(calibration_table(z, y)),
         }
         if z.shape[1] > 10:
             found["top5"] = (z.topk(5).indices == hard[:, None]).any(1).double().mean().item()
         if t is not None:
             found["agreement"] = (guess == t.argmax(-1)).double().mean().item()
-        return found
+        return Scores(found, {"accuracy": guess == hard, "nll": loss})
 
-    def _judge_labels(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+    def _judge_labels(self, z: Tensor, y: Tensor, t: Tensor | None) -> Scores:
         yes, truth = z > 0, y > 0.5
         both = (yes & truth).sum(0).double()
         f1 = 2 * both / (yes.sum(0) + truth.sum(0)).clamp_min(1)
@@ -397,9 +399,9 @@ class Classification(Task):
         }
         if t is not None:
             found["agreement"] = (yes == (t > 0)).double().mean().item()
-        return found
+        return Scores(found, {"exact": right.min(1).values > 0, "accuracy": right.mean(1), "nll": loss.sum(1)})
 
-    def _judge_number(self, z: Tensor, y: Tensor, t: Tensor | None) -> dict[str, float]:
+    def _judge_number(self, z: Tensor, y: Tensor, t: Tensor | None) -> Scores:
         real = z.double() * self.number_std.double() + self.number_mean.double()
         error, spread = real - y.double(), y.double() - y.double().mean(0)
         found = {
@@ -410,7 +412,7 @@ class Classification(Task):
         if t is not None:
             rest, whole = (z - t).double().square().sum(0), (t - t.mean(0)).double().square().sum(0)
             found["r2_teacher"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
-        return found
+        return Scores(found, {"mae": error.abs().mean(1)})
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """``calibration``: the bins of a reliability diagram of teacher, student alone and student (one label an item).

@@ -21,6 +21,7 @@ from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws, key_of, seed_modules
+from limbeck.grammar.scores import Scores
 from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
 
@@ -152,6 +153,7 @@ class Condensation(Classification):
             name: keys the networks' first weights and the order of items: the same for every set that is compared.
         """
         found: dict[str, float] = {}
+        items: dict[str, Tensor] = {}
         main = bench.student_model
         for arch in ["", *self.architectures]:
             scores = []
@@ -165,12 +167,14 @@ class Condensation(Classification):
                     self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
                 )
             prefix = f"{arch}/" if arch else ""
+            for metric in () if arch else ("accuracy", "nll"):
+                items[metric] = torch.stack([s.per_item[metric].double() for s in scores]).mean(0)
             accuracy = [s["accuracy"] for s in scores]
             found[f"{prefix}accuracy"] = float(np.mean(accuracy))
             found[f"{prefix}accuracy_std"] = float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0
             for metric in ("nll", "ece") if not arch else ():
                 found[metric] = float(np.mean([s[metric] for s in scores]))
-        return found
+        return Scores(found, items)
 
     def train_on(
         self,
@@ -207,7 +211,7 @@ class Condensation(Classification):
             module = bench.student_model.build(self).module
         net = self.train_on(module, images, labels, self.evaluation, bench.seed, "whole", bench.device)
         found = self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
-        return {k: found[k] for k in ("accuracy", "nll", "ece")}
+        return Scores({k: found[k] for k in ("accuracy", "nll", "ece")}, found.per_item)
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """The baselines of real items, and the synthetic pictures for the report."""

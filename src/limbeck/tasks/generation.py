@@ -24,6 +24,7 @@ from limbeck.functional.metrics import frechet_distance, moments
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
+from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Task
 from limbeck.networks import FeatureNet
@@ -302,6 +303,7 @@ class Generation(Task):
         net = self.features(bench.device)
         real = self._real(net, bench.device)
         found: dict[str, float] = {"fid_floor": real[1]}
+        items: dict[str, Tensor] = {}
         rows: dict[str, list[float]] = {"fid": [], "endpoint_mse": [], "class_accuracy": [], "calls": []}
         for w in self.guidance:
             goal, _ = self._teacher(bench, w, self.reference_steps)
@@ -310,9 +312,11 @@ class Generation(Task):
                 if made is None:
                     continue
                 x, calls = made
+                errors = (self.signed(x) - self.signed(goal)).square().flatten(1).mean(1)
+                items[f"endpoint_mse_w{w:g}_n{n}"] = errors
                 values = {
                     "fid": self._fid(net, x, real[0]),
-                    "endpoint_mse": float((self.signed(x) - self.signed(goal)).square().mean()),
+                    "endpoint_mse": float(errors.mean()),
                     "class_accuracy": self._right(net, x, labels),
                     "calls": calls,
                 }
@@ -326,7 +330,8 @@ class Generation(Task):
                 given={"steps": self.steps, "guidance": self.guidance},
                 remedy="set task.steps and task.guidance to what the student is distilled for",
             )
-        return {name: sum(v) / len(v) for name, v in rows.items()} | found
+        items["endpoint_mse"] = torch.stack(list(items.values())).mean(0)
+        return Scores({name: sum(v) / len(v) for name, v in rows.items()} | found, items)
 
     def judge_stochastic(self, sampler: SamplerArtifact, steps: int, bench: Bench) -> dict[str, float]:
         """The stochastic sampler's Fréchet distance and class accuracy (it has no endpoint to be compared with)."""

@@ -17,6 +17,7 @@ from limbeck.errors import CacheMismatch, DataError, TeacherMismatch
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
@@ -248,7 +249,7 @@ class Language(Task):
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
-    ) -> dict[str, float]:
+    ) -> Scores:
         """Metrics of a model on a split, in one pass, without gradients and in evaluation mode.
 
         cross_entropy (nats a token), perplexity, bits_per_byte (cross-entropy in bits times tokens over bytes of the
@@ -257,6 +258,7 @@ class Language(Task):
         """
         device = device or device_of(built.module)
         sums: dict[str, float] = {}
+        losses, tokens = [], []  # of each sequence: the sum of its tokens' cross-entropies, and their number
         count = 0
         watched = [b.module for b in (built, teacher) if b is not None]
         with torch.no_grad(), evaluating(watched):
@@ -270,9 +272,13 @@ class Language(Task):
                     except CacheMismatch:  # a recorded teacher knows its training items only
                         teacher = None
                 rows = where.flatten().nonzero()[:, 0]
+                tokens.append(where.sum(1).cpu().double())
+                losses.append(torch.zeros(len(ids), dtype=torch.float64))
                 for part in torch.split(rows, max(1, CELLS // logits.shape[-1])):
                     z, y = logits.flatten(0, 1)[part], labels.flatten()[part]
-                    for name, total in _judge(z, y, None if theirs is None else theirs.flatten(0, 1)[part]).items():
+                    totals, loss = _judge(z, y, None if theirs is None else theirs.flatten(0, 1)[part])
+                    losses[-1].index_add_(0, part.cpu() // where.shape[1], loss.cpu().double())
+                    for name, total in totals.items():
                         sums[name] = sums.get(name, 0.0) + total
                 count += len(rows)
         if not count:
@@ -282,7 +288,7 @@ class Language(Task):
         density = getattr(data, "tokens_per_byte", None)
         if density is not None:
             found["bits_per_byte"] = found["cross_entropy"] / math.log(2) * density
-        return found
+        return Scores(found, {"cross_entropy": torch.cat(losses)}, torch.cat(tokens))
 
     def _show(self, built: Built, batch: Batch) -> Tensor:
         if hasattr(built.module, "answer"):
@@ -303,8 +309,8 @@ class Language(Task):
         return self.length * (50 * 6.0 + 4.0 if self.size > DENSE_OUTPUTS else 2.0 * self.size)
 
 
-def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, float]:
-    """Sums over tokens, for rows of logits ``[n, V]``."""
+def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> tuple[dict[str, float], Tensor]:
+    """Sums over tokens, and each token's cross-entropy ``[n]``, for rows of logits ``[n, V]``."""
     log_q = z.float().log_softmax(-1)
     guess = z.argmax(-1)
     found = {
@@ -318,4 +324,5 @@ def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> dict[str, float]:
         found["kl"] = expect(p, log_p - log_q).clamp(min=0.0)
         found["agreement"] = guess == theirs.argmax(-1)
         found["teacher_entropy"] = -expect(p, log_p)
-    return dict(zip(found, torch.stack([widened(v).sum() for v in found.values()]).tolist(), strict=True))
+    sums = torch.stack([widened(v).sum() for v in found.values()]).tolist()
+    return dict(zip(found, sums, strict=True)), found["cross_entropy"]

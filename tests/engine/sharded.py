@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from limbeck.engine import distributed as dist
@@ -51,6 +51,29 @@ class Idle(Method):
         )
 
 
+class Tied(nn.Module):
+    """Blocks between a first and a last layer that share one weight, and a view of a buffer."""
+
+    def __init__(self, repeat: bool = False) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.first = nn.Linear(6, 6, bias=False)
+            self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3))
+            self.last = nn.Linear(6, 6)
+            self.last.weight = self.first.weight
+            if repeat:
+                self.blocks[2] = self.blocks[0]
+        self.register_buffer("scale", torch.tensor([1.0, 0.5]))
+        self.register_buffer("part", self.scale[1:])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + self.part * block(x)
+        return self.last(x)[:, :3]
+
+
 def hints() -> dict[str, Any]:
     return {"hint": FeatureMatch("2", "2", weight=0.5)}
 
@@ -80,6 +103,20 @@ def case_equal() -> Any:
     assert method.setup.student.module is method.roles["student"].module
     assert method.setup.student.module(torch.zeros(2, 6)).shape == (2, 3)
     return learnt(method)
+
+
+def case_tied() -> Any:
+    found = {}
+    for repeat in (False, True):
+        method = bound(Toy(), student=Tied(repeat), clip=0.5)
+        student = method.roles["student"]
+        run = engine(root / f"tied-{repeat}", shard=("student",))
+        run.run(method)
+        module: Any = student.module
+        assert module.first.weight is module.last.weight and module.part.data_ptr() == module.scale[1:].data_ptr()
+        assert (module.blocks[2] is module.blocks[0]) == repeat
+        found[str(repeat)] = learnt(method)
+    return found
 
 
 def case_accumulate() -> Any:

@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
+from limbeck.engine import distributed as dist
 from limbeck.storage import store
 from tests.engine import sharded as cases
 from tests.engine.test_engine import best_of
@@ -48,6 +50,61 @@ def alone(**settings: Any) -> Any:
 
 def test_sharded_roles_follow_one_process(two: Path) -> None:
     assert not differences(alone(), left(two, "case_equal"), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("repeat", [False, True])
+def test_tied_weights_and_repeated_blocks_are_split_and_stay_tied(two: Path, repeat: bool) -> None:
+    method = bound(Toy(), student=cases.Tied(repeat), clip=0.5)
+    engine().run(method)
+    assert not differences(learnt(method), left(two, "case_tied")[str(repeat)], tolerance=1e-5)
+
+
+def test_blocks_are_the_members_of_lists_that_share_nothing_outside() -> None:
+    net = cases.Tied()
+    assert dist.blocks(net) == list(net.blocks)
+    net.blocks[1][0].weight = net.first.weight
+    assert dist.blocks(net) == [net.blocks[0], net.blocks[2]]
+    assert len(dist.blocks(cases.Tied(repeat=True))) == 2
+    assert dist.blocks(nn.Linear(2, 2)) == []
+    stages = nn.Sequential(*(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))) for _ in range(2)))
+    assert dist.blocks(stages) == [m for stage in stages for m in stage], "a stage is taken apart"
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.ModuleList([nn.Linear(2, 2)])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner[0](x)  # type: ignore[no-any-return]
+
+    class Body(nn.Module):
+        _no_split_modules = {"Layer"}
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.other = Layer(), nn.ParameterList([nn.Parameter(torch.ones(1))])
+            self.members = nn.ModuleList([nn.ParameterList([nn.Parameter(torch.ones(1))]), nn.LayerNorm(2)])
+
+    body = Body()
+    assert dist.blocks(body) == [body.one, body.members[1]]
+
+
+def test_a_language_model_is_split_by_its_layers() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=3, num_attention_heads=2,
+        num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config)
+    assert dist.blocks(model) == list(model.model.layers)
+
+
+def test_a_residual_network_is_split_by_its_blocks() -> None:
+    import timm
+    from timm.models.resnet import BasicBlock
+
+    model = timm.create_model("resnet18", num_classes=3)
+    assert dist.blocks(model) == [m for m in model.modules() if isinstance(m, BasicBlock)]
 
 
 def test_sharded_roles_accumulate(two: Path) -> None:

@@ -70,6 +70,7 @@ class Bench:
         queries: dict[str, Query] | None = None,
     ) -> Built:
         """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
+        role = "student" if name == "alone" else "teacher"
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
         folder = self.place_of(model, built, data, optim, name, seed, queries)
         lock = take_turn(folder, folder / "network", self.say, name)
@@ -77,7 +78,7 @@ class Bench:
             self.say(f"{name}: training it ({optim.steps} steps)")
             with lock:
                 method = self.unaided(built, data, optim, name, seed, queries)
-                engine = Engine(self.settings, seed, folder, progress=self.progress, say=self.say)
+                engine = Engine(self.settings.of_network(role), seed, folder, progress=self.progress, say=self.say)
                 engine.run(method)
                 if dist.rank() == 0:
                     store.save_tree(

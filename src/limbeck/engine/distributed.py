@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -207,24 +208,101 @@ def _at(place: tuple[nn.Module, str]) -> Tensor:
     return found
 
 
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The parts of a network that are worth splitting by themselves: the members of its lists and sequences.
+
+    A transformer's layers, a residual network's blocks: while one of them computes, the others stay split. A library may
+    name its own (``_no_split_modules``, as transformers does). A member that is large and made of members (a stage of
+    blocks) is taken apart. What stands alone (embeddings, norms, the head) and what shares a parameter with another part
+    (tied embeddings) is left to the whole.
+    """
+    named = {str(n) for n in getattr(module, "_no_split_modules", None) or ()}
+    large = _size(module) // 8
+
+    def divide(part: nn.Module, member: bool) -> list[nn.Module]:
+        whole = type(part).__name__ in named
+        inner: list[nn.Module] = []
+        if not whole:
+            listed = isinstance(part, (nn.ModuleList, nn.ModuleDict, nn.Sequential))
+            inner = [m for child in part.children() for m in divide(child, listed)]
+        if (member or whole) and _size(part) and type(part).forward is not nn.Module.forward:
+            apart = len(inner) > 1 and _size(part) > large and 2 * sum(map(_size, inner)) > _size(part)
+            return inner if apart else [part]
+        return inner
+
+    everywhere = Counter(map(id, _owned(module)))
+    found = dict.fromkeys(m for m in divide(module, False) if m is not module)
+    return [m for m in found if all(n == everywhere[p] for p, n in Counter(map(id, _owned(m))).items())]
+
+
+def _size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _owned(module: nn.Module) -> Iterator[nn.Parameter]:
+    """Every parameter as often as a module holds it."""
+    for part in module.modules():
+        yield from (p for p in part._parameters.values() if p is not None)
+
+
 def shard(module: nn.Module) -> nn.Module:
-    """Split a large role over the processes with ``fully_shard`` (parameters, gradients and optimiser state).
+    """Split a large role over the processes with ``fully_shard``: parameters, gradients and optimiser state, by `blocks`.
 
     Gradients are summed, not averaged: the engine has already divided the loss by the global count.
     """
     if world() == 1:
         return module
-    from torch.distributed.fsdp import FSDPModule, fully_shard
+    from torch.distributed.fsdp import fully_shard
 
-    for child in module.children():
-        if sum(p.numel() for p in child.parameters()) > 0 and not isinstance(child, nn.ModuleList):
-            fully_shard(child)
+    for part in blocks(module):
+        fully_shard(part)
     fully_shard(module)
-    for part in module.modules():
-        if isinstance(part, FSDPModule):
-            part.set_gradient_divide_factor(1.0)
-            part.set_force_sum_reduction_for_comms(True)  # gloo has no sum that divides on the way
+    for part in _split_parts(module):
+        part.set_gradient_divide_factor(1.0)
+        part.set_force_sum_reduction_for_comms(True)  # gloo has no sum that divides on the way
     return module
+
+
+def reshard(module: nn.Module) -> None:
+    """Let go of the parameters that a pass has put together: those of the whole stay until a backward pass, if one comes."""
+    for part in _split_parts(module):
+        part.reshard()
+
+
+def _split_parts(module: nn.Module) -> list[Any]:
+    if world() == 1:
+        return []
+    from torch.distributed.fsdp import FSDPModule
+
+    return [part for part in module.modules() if isinstance(part, FSDPModule)]
+
+
+@torch.no_grad()
+def unshard_into(plain: nn.Module, split: nn.Module) -> None:
+    """Every parameter of a split module, made whole, in its place in a plain twin; buffers and modes as they are.
+
+    What two places share they share again.
+    """
+    reshard(split)
+    made: dict[int, nn.Parameter] = {}
+    for mine, theirs in zip(plain.modules(), split.modules(), strict=True):
+        for name, p in theirs._parameters.items():
+            if p is not None and id(p) not in made:
+                made[id(p)] = nn.Parameter(gathered(p.detach()), p.requires_grad)
+            mine._parameters[name] = None if p is None else made[id(p)]
+        mine._buffers.update(theirs._buffers)
+        mine.training = theirs.training
+
+
+def whole_state(module: nn.Module) -> dict[str, Any]:
+    """A module's state dict with everything that is split made whole, once, however many names it has."""
+    reshard(module)
+    made: dict[int, Any] = {}
+    state = module.state_dict(keep_vars=True)
+    for value in state.values():
+        if isinstance(value, Tensor) and id(value) not in made:
+            made[id(value)] = gathered(value.detach())
+    return {name: made.get(id(value), value) for name, value in state.items()}
 
 
 def gathered(tensor: Tensor) -> Tensor:

@@ -97,6 +97,12 @@ class EngineSettings(Settings):
         self.log_every, self.eval_every, self.guard = log_every, eval_every, guard
         self.shard = tuple(shard)
 
+    def of_network(self, role: str) -> EngineSettings:
+        """The settings under which a network is trained by itself that plays ``role`` in a method: there it is the student."""
+        made = copy.copy(self)
+        made.shard = ("student",) if role in self.shard else ()
+        return made
+
 
 class Engine:
     """Runs a method's stages, remembers where it was, and stops before anything is spoilt.
@@ -544,7 +550,7 @@ class Engine:
             self._tick()
             self._agree(method, stepper)
         roles = {
-            n: {k: dist.gathered(v) for k, v in method.roles[n].module.state_dict().items()}
+            n: dist.whole_state(method.roles[n].module)
             for n in self._changing(method)
         }
         optimisers = {n: _optimiser_state(o) for n, o in self.optimisers.items()}

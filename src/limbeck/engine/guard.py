@@ -144,7 +144,7 @@ class Guard:
             if not bool(torch.isfinite(norms[r]))
         }
         states = {
-            n: {k: dist.gathered(v).clone() for k, v in r.module.state_dict().items()}
+            n: {k: v.clone() for k, v in dist.whole_state(r.module).items()}
             for n, r in method.roles.items()
             if r.learns
         }

@@ -157,6 +157,9 @@ class Stepper:
             alone = partial(self._alone, step, turn)
             self._update(list(touched), step, earlier, losses, Phase(batches, shown, alone), seen)
             earlier += bool(touched)
+        for role in method.roles.values():
+            if role.shard:
+                dist.reshard(role.module)  # heads are read after the pass; what comes now works on what is split
         self.buffers.agree()
         return self._over_processes(seen) if dist.world() > 1 else seen
 

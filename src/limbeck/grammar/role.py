@@ -231,13 +231,8 @@ class Role:
         """A split module made whole again, as a plain module in its place; whether there was one."""
         if self._plain is None:
             return False
-        state = {k: dist.gathered(v) for k, v in self.module.state_dict().items()}
-        wanted = {n: p.requires_grad for n, p in self.module.named_parameters()}
-        training = self.module.training
-        self._plain.load_state_dict(state, assign=True)
-        for n, p in self._plain.named_parameters():
-            p.requires_grad_(wanted[n])
-        self.module, self._plain = self._plain.train(training), None
+        dist.unshard_into(self._plain, self.module)
+        self.module, self._plain = self._plain, None
         if self.tap is not None:
             paths, self.tap = self.tap.paths, None
             self.tap = Tap(self.module, paths)
@@ -280,10 +275,11 @@ def cast(roles: Mapping[str, Role], learners: Collection[str]) -> None:
 
 
 def hollow(module: nn.Module) -> nn.Module:
-    """A copy whose parameters have shapes and no values, so that it takes no memory worth naming."""
+    """A copy whose parameters have shapes and no values, and whose buffers are the module's own: it takes no memory."""
     memo: dict[int, Any] = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in module.parameters()
     }
+    memo |= {id(b): b for b in module.buffers()}
     return copy.deepcopy(module, memo)
 
 

@@ -34,7 +34,7 @@ class Best:
         known = math.nan if self.known is None else float(self.known["score"])
         if not math.isnan(score) and (math.isnan(known) or (score > known if task.higher_is_better else score < known)):
             # every process gathers a sharded student, the first one writes
-            state = {k: dist.gathered(v) for k, v in student.module.state_dict().items()}
+            state = dist.whole_state(student.module)
             self.known = {"score": score, "step": step, "valid": values}
             if dist.rank() == 0:
                 store.save_tree(self.folder, {**self.known, "state": state})

@@ -133,6 +133,7 @@ class _Trial(Bench):
         queries: dict[str, Query] | None = None,
     ) -> Built:
         """The network, hardly trained, and a row of what training it takes: nothing where it is remembered."""
+        role = "student" if name == "alone" else "teacher"
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
         if self.found is not None:
             folder = self.place_of(model, built, data, optim, name, seed, queries)
@@ -140,7 +141,7 @@ class _Trial(Bench):
                 self.found.append(Part(name, 0, None, 0.0, "reused from the workspace"))
             else:
                 method = self.unaided(built, data, optim, name, seed, queries)
-                engine = Engine(self.settings, seed)
+                engine = Engine(self.settings.of_network(role), seed)
                 engine.prepare(method)
                 timed = engine.time_steps(method, self.few)[name]
                 self.found.append(Part(name, timed.count, timed.each, timed.seconds, "trained once, then remembered"))

@@ -115,6 +115,8 @@ def _run(
     for note in recipe.notes:
         say(note)
     bench = prepare(recipe, folder, progress, say)
+    # what a ready teacher and the method have to say of each other, before the baseline is trained for hours
+    Engine(recipe.engine, recipe.seed).rehearse(recipe.method)
     alone = bench.task.alone(bench)
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
         return _distil(recipe, folder, bench, alone, logs, main, began)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Mapping
+
+
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -169,7 +173,7 @@ class Role:
         if not self.compile or not isinstance(self.module, nn.Module):
             return self.module
         if self._compiled is None or self._compiled[0] is not self.module:
-            self._compiled = (self.module, torch.compile(self.module))
+            self._compiled = (self.module, compiled(self.module))
         return self._compiled[1]
 
     def _note(self) -> None:
@@ -272,6 +276,17 @@ def cast(roles: Mapping[str, Role], learners: Collection[str]) -> None:
         role._wake()
         role.learns = True
         train_mode(role.module, role.keep_statistics)
+
+
+def compiled(module: nn.Module) -> Callable[..., Any]:
+    """The module compiled for itself: torch keeps graphs by code, and by default looks at no hooks before it takes one.
+
+    A network of the same class without taps (the baseline, an average) would lend its graph, which records nothing.
+    """
+    if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
+        return torch.compile(module, isolate_recompiles=True)
+    torch._dynamo.config.skip_nnmodule_hook_guards = False  # before torch had that argument
+    return torch.compile(module)
 
 
 def hollow(module: nn.Module) -> nn.Module:

@@ -78,7 +78,7 @@ def test_blocks_are_the_members_of_lists_that_share_nothing_outside() -> None:
             return self.inner[0](x)  # type: ignore[no-any-return]
 
     class Body(nn.Module):
-        _no_split_modules = {"Layer"}
+        _no_split_modules = ("Layer",)
 
         def __init__(self) -> None:
             super().__init__()

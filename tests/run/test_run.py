@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from limbeck.engine.bench import Bench
+from limbeck.engine.engine import EngineSettings
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
 from limbeck.recipe.recipe import check, load_tree
 from limbeck.run import read_result, run
@@ -40,6 +42,28 @@ def test_a_mistake_at_the_door_claims_no_folder(tmp_path: Path) -> None:
     (folder / "result.json").unlink()
     with pytest.raises(StorageError, match="another configuration"):
         run(tree_of("kd", "train.steps=3", "teach.steps=2"), folder, quiet=True)
+
+
+def test_what_a_ready_teacher_does_not_have_is_said_before_the_baseline_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = ("train.steps=1", "teach.steps=1")
+    run(tree_of("kd", *short), tmp_path / "first", quiet=True)
+    monkeypatch.setattr(Bench, "train_alone", lambda self: pytest.fail("the baseline was trained first"))
+    ready = (*short, f"teacher=run:{tmp_path / 'first'}")
+    for wrong, said in (
+        (("objectives.hint=feature", "objectives.hint.student=fc1", "objectives.hint.teacher=fc9"), "tap 'fc9'"),
+        (("engine.shard=[critic]",), r"engine\.shard: no network of this method is called 'critic'"),
+    ):
+        with pytest.raises(LimbeckError, match=said):
+            run(tree_of("kd", *ready, *wrong), tmp_path / "second", quiet=True)
+
+
+def test_a_role_that_only_the_method_has_may_be_split_though_the_baseline_has_none(tmp_path: Path) -> None:
+    short = ("train.steps=1", "teach.steps=1")
+    assert run(tree_of("kd", *short, "engine.shard=[teacher]"), tmp_path / "o", quiet=True)["metrics"]["alone"]
+    settings = EngineSettings(shard=("teacher",))
+    assert settings.of_network("teacher").shard == ("student",) and settings.of_network("student").shard == ()
 
 
 @pytest.mark.parametrize(("force", "words"), [(False, "same command again to go"), (True, "again without --force to")])

@@ -549,10 +549,7 @@ class Engine:
         if stepper is not None:
             self._tick()
             self._agree(method, stepper)
-        roles = {
-            n: dist.whole_state(method.roles[n].module)
-            for n in self._changing(method)
-        }
+        roles = {n: dist.whole_state(method.roles[n].module) for n in self._changing(method)}
         optimisers = {n: _optimiser_state(o) for n, o in self.optimisers.items()}
         tree = {
             "identity": self.identity,

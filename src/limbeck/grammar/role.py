@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Mapping
-
-
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -283,10 +280,13 @@ def compiled(module: nn.Module) -> Callable[..., Any]:
 
     A network of the same class without taps (the baseline, an average) would lend its graph, which records nothing.
     """
+    given: dict[str, Any] = {}
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
-        return torch.compile(module, isolate_recompiles=True)
-    torch._dynamo.config.skip_nnmodule_hook_guards = False  # before torch had that argument
-    return torch.compile(module)
+        given["isolate_recompiles"] = True
+    else:  # before torch had that argument
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+    made: Callable[..., Any] = torch.compile(module, **given)
+    return made
 
 
 def hollow(module: nn.Module) -> nn.Module:

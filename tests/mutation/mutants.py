@@ -666,7 +666,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _E,
-        '        method.state = saved["state"]\n',
+        '        method.state = copy.deepcopy(saved["state"]) if partly else saved["state"]\n',
         "",
         ENGINE,
         "a resumed run forgets the method's state",

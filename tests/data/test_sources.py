@@ -154,11 +154,11 @@ def test_layouts_and_ranges_of_inputs() -> None:
         as_inputs(deep.astype(np.int64), "x")
     assert as_inputs(deep.astype(np.int64), "x", scale=65535).max() == 1
     assert as_inputs(torch.ones(2, 3, 4, 4), "x").dtype == torch.float32
-    rgba = noise(5, 2, 4, 4, 4)
+    rgba = noise(5, 2, 4, 5, 4)
     rgba[..., 3] = 255
-    assert torch.equal(as_inputs(rgba, "x"), torch.from_numpy(rgba[..., :3]).permute(0, 3, 1, 2))
+    assert torch.equal(as_inputs(rgba, "x", "last"), torch.from_numpy(rgba[..., :3]).permute(0, 3, 1, 2))
     rgba[..., 3] = 0
-    assert (as_inputs(rgba, "x") == 255).all()
+    assert (as_inputs(rgba, "x", "last") == 255).all()
     for bad in (np.zeros(3), np.zeros((2, 2), complex), np.array([["a"]])):
         with pytest.raises(DataError):
             as_inputs(bad, "x")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from limbeck.data.columns import Target, read_targets, some
-from limbeck.data.items import ArrayData, Items, Kind, Splits, digest, to_unit
+from limbeck.data.cells import Cells, coded
+from limbeck.data.columns import BadRows, OnBadRows, Target, Where, read_targets, refuse_negative
+from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, digest, to_unit
+from limbeck.data.names import counted, plain, some
 from limbeck.data.pictures import fit, three_channels
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
@@ -67,6 +70,7 @@ def read_names(path: Path, key: str | None = None) -> list[str]:
         names = _names_in(found, path, key)
     if not names:
         raise DataError(str(path), "names no class", expected="a list of class names")
+    names = [plain(n) for n in names]
     twice = sorted({n for n in names if names.count(n) > 1}) if len(set(names)) < len(names) else []
     if twice:
         raise DataError(str(path), f"classes are named twice: {some(twice)}", expected="names that differ")
@@ -98,14 +102,25 @@ def _names_in(found: Any, path: Path, key: str | None) -> list[str]:
 
 
 # --------------------------------------------------------------------------------------------------------------- inputs
-def as_inputs(x: Any, where: str, layout: Layout = "auto", scale: float | None = None) -> Tensor:
+def as_inputs(
+    x: Any,
+    where: str,
+    layout: Layout = "auto",
+    scale: float | None = None,
+    *,
+    usual: Layout = "auto",
+    notes: list[str] | None = None,
+) -> Tensor:
     """Inputs as [N, C, H, W] or rows [N, F], of a type that is fetched in the right range.
 
     Args:
         x: [N, H, W], [N, H, W, C], [N, C, H, W] or [N, F], NumPy or torch.
         where: what an error is about.
-        layout: where the channels are; ``auto``: last if 1, 3 or 4 of them are there, else first.
+        layout: where the channels are; ``auto``: where 1, 3 or 4 of them are. If that is first and last, where the
+            pictures are square then.
         scale: what values are divided by; ``None``: 255 for bytes, 65535 for 16 bits, nothing for floats.
+        usual: where they are if that tells nothing either; ``auto`` refuses.
+        notes: how they were read is appended here.
 
     Raises:
         DataError: no such shape, or values whose range is unknown.
@@ -115,12 +130,16 @@ def as_inputs(x: Any, where: str, layout: Layout = "auto", scale: float | None =
         x = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
     if x.dtype.kind not in "biuf" or not 2 <= x.ndim <= 4:
         raise DataError(where, given=f"{x.dtype} {list(x.shape)}", expected="numbers [N, F], [N, H, W] or [N, H, W, C]")
-    x = _channels_first(x, where, layout)
+    stored = x
+    x = _channels_first(x, where, layout, usual)
+    by = scale
     if scale is not None:
         x = x.astype(np.float32) / scale
     elif x.ndim == 2 or x.dtype.kind in "bf":
         x = x.astype(np.float32)
-    elif x.dtype not in (np.uint8, np.uint16):
+    elif x.dtype in (np.uint8, np.uint16):
+        by = 255.0 if x.dtype == np.uint8 else 65535.0
+    else:
         low, high = (int(x.min()), int(x.max())) if x.size else (0, 0)
         if low < 0 or high > 255:
             raise DataError(
@@ -129,7 +148,9 @@ def as_inputs(x: Any, where: str, layout: Layout = "auto", scale: float | None =
                 expected="bytes, 16-bit values, or floats in [0, 1]",
                 remedy="say what they are divided by: task.data.scale=NUMBER",
             )
-        x = x.astype(np.uint8)
+        x, by = x.astype(np.uint8), 255.0
+    if notes is not None:
+        notes.append(_told(stored, x, by))
     tensor = torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="), copy=False)))
     if tensor.ndim == 4 and tensor.shape[1] == 4:  # the fourth is transparency: laid over white, as in picture files
         values = to_unit(tensor)
@@ -138,32 +159,62 @@ def as_inputs(x: Any, where: str, layout: Layout = "auto", scale: float | None =
     return tensor
 
 
-def _channels_first(x: Any, where: str, layout: Layout) -> Any:
+def _told(stored: Any, x: Any, by: float | None) -> str:
+    """How inputs were read, in a sentence."""
+    if x.ndim == 2:
+        said = f"inputs: rows of {counted(x.shape[1], 'number')}"
+    else:
+        where = "" if stored.ndim == 3 else " (first)" if stored.shape == x.shape else " (last)"
+        said = f"inputs: pictures {x.shape[2]}x{x.shape[3]}, {counted(x.shape[1], 'channel')}{where}"
+    high = f"{float(stored.max()):g}" if stored.size else "0"
+    return f"{said}, {stored.dtype} up to {high}" + (f" divided by {by:g}" if by is not None else "")
+
+
+def _channels_first(x: Any, where: str, layout: Layout, usual: Layout) -> Any:
     if x.ndim == 3:
         return x[:, None]
     if x.ndim == 2:
         return x
     last, first = x.shape[3] in (1, 3, 4), x.shape[1] in (1, 3, 4)
+    if layout == "auto" and last and first:
+        square_last, square_first = x.shape[1] == x.shape[2], x.shape[2] == x.shape[3]
+        last, first = (
+            (square_last, square_first) if square_last != square_first else (usual == "last", usual == "first")
+        )
+        if not (last or first):
+            raise DataError(
+                where,
+                f"pictures of shape {list(x.shape[1:])} may have their channels first or last",
+                remedy="say where the channels are: task.data.layout=first or last",
+            )
     if layout == "auto" and not (last or first):
         raise DataError(
             where,
             f"pictures of shape {list(x.shape[1:])} have 1, 3 or 4 channels neither first nor last",
-            remedy="say where the channels are: task.data.layout=first or last",
+            remedy="say where the channels are: task.data.layout=first or last"
+            if usual == "auto"
+            else "give arrays [N, H, W, C], or tensors [N, C, H, W]",
         )
-    if layout == "last" or (layout == "auto" and last and (not first or x.shape[1] == x.shape[2])):
-        return x.transpose(0, 3, 1, 2)
-    return x
+    return x.transpose(0, 3, 1, 2) if layout == "last" or (layout == "auto" and last) else x
 
 
 # -------------------------------------------------------------------------------------------------------------- targets
-def as_targets(y: Any, asked: Target, names: Sequence[str] | None, where: str) -> tuple[Tensor, list[str], Kind]:
+def as_targets(
+    y: Any,
+    asked: Target,
+    names: Sequence[str] | None,
+    where: str,
+    place: Where = "item {}".format,
+    notes: list[str] | None = None,
+) -> tuple[Tensor, list[str], Kind]:
     """Targets of an array: class ids, texts, numbers, or [N, C] of zeros and ones (several labels) or numbers.
 
     Class ids without names are called by their numbers, and keep their places where that leaves no more gaps than
     classes, so that a class that is missing here shifts nothing.
 
     Raises:
-        DataError: ids that no name fits, negative ids, targets of another shape.
+        BadRows: negative ids, targets that are empty or NaN.
+        DataError: ids that no name fits, whole numbers stored as floats, targets of another shape.
     """
     y = np.asarray(y)
     if y.ndim > 2 and y.dtype.kind == "f":  # points and the like: one number each
@@ -174,34 +225,87 @@ def as_targets(y: Any, asked: Target, names: Sequence[str] | None, where: str) -
         raise DataError(
             where, given=f"targets {y.dtype} {list(y.shape)}", expected="class ids or numbers [N] or [N, K]"
         )
-
-    def place(i: int) -> str:
-        return f"item {i}"
-
     if y.ndim == 2:
         own = list(names) if names is not None and len(names) == y.shape[1] else [str(i) for i in range(y.shape[1])]
-        columns = {n: y[:, i].tolist() for i, n in enumerate(own)}
-        return read_targets(columns, asked, place, argument=where)
-    if names is not None and y.ndim == 1 and y.dtype.kind == "f" and asked != "number" and (y == np.floor(y)).all():
+        columns = {n: y[:, i] for i, n in enumerate(own)}
+        return read_targets(columns, asked, place, argument=where, notes=notes)
+    if names is not None and y.dtype.kind == "f" and asked != "number" and (y == np.floor(y)).all():
         y = y.astype(np.int64)  # class ids that were saved as floats
     ids = y.dtype.kind in "iu"
     if not ids or asked not in ("auto", "label"):
-        if y.dtype.kind == "f" and asked == "auto":
-            asked = "number"
-        return read_targets({"y": y.tolist()}, asked, place, known=names if ids else None, argument=where)
+        return read_targets({"y": y.tolist()}, asked, place, known=names if ids else None, argument=where, notes=notes)
     if names is None and y.size:
         low, high, distinct = int(y.min()), int(y.max()), len(np.unique(y))
         if low < 0 and asked == "auto":
-            raise DataError(
-                where,
-                "targets are negative whole numbers",
-                given=low,
-                expected="class ids from 0",
-                remedy="set task.target=number for numbers, or task.target=label to make each value a class",
-            )
+            refuse_negative("y", coded(y), place, where)
         if low >= 0 and high < 2 * distinct:
             names = [str(i) for i in range(high + 1)]
-    return read_targets({"y": y.tolist()}, "label", place, known=names, argument=where)
+    return read_targets({"y": y}, "label", place, known=names, argument=where, notes=notes)
+
+
+def targets_of(
+    raw: Mapping[str, Cells],
+    asked: Target,
+    names: Sequence[str] | None,
+    where: str,
+    bad_rows: OnBadRows,
+    notes: list[str],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str], Kind]:
+    """The targets of all splits, read together, so that a class is the same in each.
+
+    Args:
+        raw: split -> targets.
+        asked: what the user wants them to be.
+        names: the classes.
+        where: what an error is about.
+        bad_rows: whether items without a label are an ``error`` or left out (``skip``).
+        notes: what was left out, and how targets were read, is appended here.
+
+    Returns:
+        Split -> its targets; split -> which items they are of; names; kind. A split without a target is left out.
+    """
+    everything = [y for ys in raw.values() for y in (ys.tolist() if isinstance(ys, np.ndarray) else ys)]
+    sizes = {split: len(ys) for split, ys in raw.items()}
+    place_of = [(split, i) for split, n in sizes.items() for i in range(n)]
+    kept = list(range(len(everything)))
+    array = _as_array(everything, list(raw.values()))
+    while True:
+
+        def place(i: int, kept: list[int] = kept) -> str:
+            split, item = place_of[kept[i]]
+            return f"item {item}" if len(sizes) == 1 else f"{split} item {item}"
+
+        said: list[str] = []
+        try:
+            if array is not None:
+                y, labels, kind = as_targets(array[kept], asked, names, where, place, said)
+            else:
+                cells = [everything[i] for i in kept]
+                y, labels, kind = read_targets({"target": cells}, asked, place, known=names, argument=where, notes=said)
+            break
+        except BadRows as error:
+            if bad_rows == "error" or not error.rows or len(error.rows) == len(kept):
+                raise
+            notes.append(f"{counted(len(error.rows), 'item')} left out: {error.problem}")
+            bad = set(error.rows)
+            kept = [k for i, k in enumerate(kept) if i not in bad]
+    notes += said
+    targets, items = {}, {}
+    for split in sizes:
+        mine = [i for i, k in enumerate(kept) if place_of[k][0] == split]
+        if mine:
+            targets[split] = y[mine]
+            items[split] = torch.tensor([place_of[kept[i]][1] for i in mine])
+    return targets, items, labels, kind
+
+
+def _as_array(everything: list[Any], parts: Sequence[Any]) -> np.ndarray[Any, Any] | None:
+    """All targets as one array, if they are plain numbers or texts of one shape."""
+    try:
+        made = np.concatenate(parts) if all(isinstance(p, np.ndarray) for p in parts) else np.array(everything)
+    except ValueError:  # lists of different lengths
+        return None
+    return made if made.dtype.kind in "biufU" else None
 
 
 # --------------------------------------------------------------------------------------------- other people's data sets
@@ -256,11 +360,11 @@ def one_input(x: Any, size: int | None, i: int) -> Tensor:
         raise DataError(f"item {i}", given=type(x).__name__, expected="a PIL image, an array or a tensor as input")
     if x.ndim not in (1, 2, 3):
         raise DataError(f"item {i}", given=list(x.shape), expected="an input [F], [H, W] or [C, H, W]")
-    made = as_inputs(x[None], f"item {i}", "first" if isinstance(x, Tensor) else "auto")[0]
+    made = as_inputs(x[None], f"item {i}", "first" if isinstance(x, Tensor) else "auto", usual="last")[0]
     return fit(made, size) if made.ndim == 3 else made
 
 
-def gather(data: Any, size: int | None, memory_mb: int, where: str) -> tuple[Any, list[Any]]:
+def gather(data: Any, size: int | None, memory_mb: int, where: str, notes: list[str]) -> tuple[Any, list[Any]]:
     """Everything a data set holds, asked for once: a function from targets to Items, and the raw targets.
 
     Raises:
@@ -279,7 +383,10 @@ def gather(data: Any, size: int | None, memory_mb: int, where: str) -> tuple[Any
     spent = 0
     for i in range(len(data)):
         try:
-            x, y = pair_of(data[i], i)
+            item = data[i]
+            x, y = pair_of(item, i)
+            if i == 0 and isinstance(item, (tuple, list)) and len(item) > 2:
+                notes.append(f"{where}: of the {len(item)} parts of an item the first two are input and target")
             made = one_input(x, size, i)
         except DataError:
             raise
@@ -317,7 +424,13 @@ def plain_target(y: Any) -> Any:
 
 
 def from_datasets(
-    made: Mapping[str, Any], target: Target, size: int | None, memory_mb: int, names: Sequence[str] | None, where: str
+    made: Mapping[str, Any],
+    target: Target,
+    size: int | None,
+    memory_mb: int,
+    names: Sequence[str] | None,
+    where: str,
+    bad_rows: OnBadRows = "error",
 ) -> Splits:
     """Splits from torch data sets or pairs of arrays (x, y), with targets read over all of them together.
 
@@ -328,38 +441,42 @@ def from_datasets(
         memory_mb: how much is kept in memory.
         names: the classes; by default what a data set calls its ``classes``.
         where: what an error is about.
+        bad_rows: whether items without a label are an ``error`` or left out (``skip``).
     """
     makers: dict[str, Any] = {}
-    raw: dict[str, list[Any]] = {}
+    raw: dict[str, Cells] = {}
+    notes: list[str] = []
     for split, data in made.items():
         about = f"{where} ({split})"
         if _is_pair(data):
-            x = as_inputs(np.asarray(data[0]) if not isinstance(data[0], Tensor) else data[0], about)
+            tensor = isinstance(data[0], Tensor)
+            x = as_inputs(
+                data[0] if tensor else np.asarray(data[0]),
+                about,
+                usual="first" if tensor else "last",
+                notes=notes if split == "train" else None,
+            )
             x = fit(x, size) if x.ndim == 4 else x
-            makers[split] = lambda y, x=x: ArrayData(x, y)
-            raw[split] = np.asarray(data[1]).tolist()
+            makers[split] = partial(ArrayData, x)
+            raw[split] = np.asarray(data[1])
             if len(x) != len(raw[split]):
                 raise DataError(about, f"{len(x)} inputs but {len(raw[split])} targets", expected="one target an input")
         else:
-            makers[split], raw[split] = gather(data, size, memory_mb, about)
+            makers[split], raw[split] = gather(data, size, memory_mb, about, notes)
             names = names if names is not None else _class_names(data)
-    everything = [y for ys in raw.values() for y in ys]
-    try:
-        array = np.array(everything)
-    except ValueError:  # lists of different lengths
-        array = np.empty(0, dtype=object)
-    if array.dtype.kind in "biufU":
-        y, labels, kind = as_targets(array, target, names, where)
-    else:
-        y, labels, kind = read_targets(
-            {"target": everything}, target, lambda i: f"item {i}", known=names, argument=where
-        )
-    found: dict[str, Items] = {}
-    start = 0
-    for split, ys in raw.items():
-        found[split] = makers[split](y[start : start + len(ys)])
-        start += len(ys)
-    return judge_by_valid(found, labels, kind, [])
+    names = [plain(n) for n in names] if names is not None else None
+    targets, items, labels, kind = targets_of(raw, target, names, where, bad_rows, notes)
+    found = {split: placed(makers[split], targets[split], items[split], len(raw[split])) for split in targets}
+    return judge_by_valid(found, labels, kind, list(dict.fromkeys(notes)), names is not None)
+
+
+def placed(make: Callable[[Tensor], Items], y: Tensor, ids: Tensor, n: int) -> Items:
+    """Items with their targets, where some of the ``n`` have none."""
+    if len(ids) == n:
+        return make(y)
+    whole = torch.zeros(n, *y.shape[1:], dtype=y.dtype)
+    whole[ids] = y
+    return Part(make(whole), ids)
 
 
 def _is_pair(data: Any) -> bool:
@@ -378,7 +495,9 @@ def _class_names(data: Any) -> list[str] | None:
     return None
 
 
-def judge_by_valid(found: Mapping[str, Items], labels: list[str], kind: Kind, notes: list[str]) -> Splits:
+def judge_by_valid(
+    found: Mapping[str, Items], labels: list[str], kind: Kind, notes: list[str], declared: bool = False
+) -> Splits:
     """Splits by name; a validation split without a test split judges, as it is data that was held out."""
     found = dict(found)
     if "train" not in found:
@@ -386,4 +505,4 @@ def judge_by_valid(found: Mapping[str, Items], labels: list[str], kind: Kind, no
     if "test" not in found and "valid" in found:
         found["test"] = found.pop("valid")
         notes.append("no test split: the validation split judges, and part of train is set aside for choosing")
-    return Splits(found["train"], found.get("valid"), found.get("test"), labels, kind, notes)
+    return Splits(found["train"], found.get("valid"), found.get("test"), labels, kind, notes, declared)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -10,49 +11,43 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.data.cells import (
+    Cells,
+    Coded,
+    Numbers,
+    coded,
+    decimal_comma,
+    is_missing,
+    number_of,
+    numbers_of,
+    text_of,
+    thousands_comma,
+)
 from limbeck.data.items import Kind
+from limbeck.data.names import plain, some
 from limbeck.errors import DataError
 
 Target = Literal["auto", "label", "labels", "number"]
+Decimal = Literal[".", ","]
+OnBadRows = Literal["error", "skip"]
 Where = Callable[[int], str]
 
-SHOWN = 10
-"""How many offending places a message lists before it says how many more there are."""
+
+class BadRows(DataError):
+    """Rows that cannot be used as they are: what is missing in them, or no number.
+
+    Args:
+        argument, problem, more: as of any error.
+        rows: which; they could be left out.
+    """
+
+    def __init__(self, argument: str, problem: str, rows: Sequence[int], **more: Any) -> None:
+        super().__init__(argument, problem, **more)
+        self.rows = list(rows)
 
 
-def some(places: Sequence[str], most: int = SHOWN) -> str:
-    """A list cut to a readable length."""
-    more = f" and {len(places) - most} more" if len(places) > most else ""
-    return ", ".join(places[:most]) + more
-
-
-def text_of(value: Any) -> str:
-    """A cell as the name of a class: outer blanks removed, whole numbers without a point."""
-    if isinstance(value, (bool, np.bool_)):
-        return "true" if value else "false"
-    if isinstance(value, (float, np.floating)) and float(value).is_integer():
-        return str(int(value))
-    return str(value).strip()
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell is empty. The text ``NA`` is not: it may be a label (Namibia, sodium, not applicable)."""
-    return (
-        value is None
-        or (isinstance(value, str) and not value.strip())
-        or (isinstance(value, float) and math.isnan(value))
-    )
-
-
-def number_of(value: Any) -> float | None:
-    """A cell as a finite number, or ``None``."""
-    if isinstance(value, (list, tuple, dict, bytes)) or value is None:
-        return None
-    try:
-        found = float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return found if math.isfinite(found) else None
+FILL = "fill in or remove these rows, or leave them out with task.data.bad_rows=skip"
+CHOOSE = f"{FILL}; or name the columns to use with task.data.features=[...]"
 
 
 def name_order(names: set[str]) -> list[str]:
@@ -62,19 +57,24 @@ def name_order(names: set[str]) -> list[str]:
     return sorted(names)
 
 
+# -------------------------------------------------------------------------------------------------------------- targets
 def read_targets(
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Cells],
     asked: Target,
     where: Where,
     *,
     known: Sequence[str] | None = None,
     separator: str | None = None,
+    decimal: Decimal | None = None,
     argument: str = "task.data.label",
+    notes: list[str] | None = None,
 ) -> tuple[Tensor, list[str], Kind]:
     """Targets, names of the classes or numbers, and their kind, from one column or several.
 
-    With ``asked="auto"``: lists, or texts with a separator, are several labels; several columns of zeros and ones too;
-    other columns of numbers are numbers if any has a fraction or nearly all differ; the rest is one label.
+    With ``asked="auto"``: lists, or texts with a separator, are several labels; several columns of zeros and ones too,
+    but one class where each row has exactly one 1; a column of numbers with fractions, or of numbers that nearly all
+    differ, is numbers; the rest is one label. What could be read in two ways is refused: whole numbers written as
+    fractions (1.0, 2.0), negative whole numbers, labels that look like several.
 
     Args:
         columns: name -> cells.
@@ -82,64 +82,277 @@ def read_targets(
         where: the place of a row, for messages.
         known: class names, where cells are positions in them.
         separator: what stands between labels in one cell.
+        decimal: the sign before fractions; ``None``: as the column shows it.
         argument: what an error is about.
+        notes: sentences about how they were read are appended here.
 
     Raises:
-        DataError: empty cells, cells that are no numbers, labels out of range, each with its place.
+        BadRows: cells without a label or number, each with its place.
+        DataError: labels out of range, or cells that can be read in two ways.
     """
+    notes = [] if notes is None else notes
     if len(columns) > 1:
-        return _from_several(columns, asked, where, argument)
+        return _from_several(columns, asked, where, argument, notes)
     ((name, cells),) = columns.items()
-    lists = any(isinstance(c, (list, tuple, np.ndarray)) for c in cells)
-    if lists or separator or asked == "labels":
-        listed = [_listed(c, separator) for c in cells]
-        numbers = lists and known is None and all(number_of(v) is not None for c in listed for v in c)
-        if asked == "number" or (asked == "auto" and numbers and any(isinstance(v, float) for c in listed for v in c)):
-            return _vectors(name, listed, where, argument)
-        if asked == "label":
-            many = [where(i) for i, c in enumerate(listed) if len(c) != 1]
-            if many:
-                raise DataError(
-                    argument, f"column {name!r} has not exactly one label at {some(many)}", expected="one label"
-                )
-            cells = [c[0] for c in listed]
-        else:
-            return _several(name, listed, where, known, argument)
-    missing = [where(i) for i, c in enumerate(cells) if is_missing(c)]
-    if missing:
-        raise DataError(
-            argument,
-            f"column {name!r} is empty at {some(missing)}",
-            expected="a value in every row",
-            remedy="fill in or remove these rows",
-        )
-    if asked == "number" or (asked == "auto" and known is None and _looks_numeric(cells)):
-        return _from_several({name: cells}, "number", where, argument)
+    if any(isinstance(c, (list, tuple, np.ndarray)) for c in _kinds(cells)):
+        return _from_lists(name, cells, asked, where, known, argument, notes)
+    column = coded(cells)
+    if asked == "labels" and separator is None and known is None and _is_binary(column):
+        return _from_several({name: cells}, asked, where, argument, notes)
+    if separator or asked == "labels":
+        return _from_cells_of_labels(name, column, asked, where, known, separator, argument)
+    return _from_one(name, column, asked, where, known, decimal, argument, notes)
+
+
+def _kinds(cells: Cells) -> Cells:
+    """Enough cells to know whether there are lists among them."""
+    return cells.values if isinstance(cells, Coded) else [] if isinstance(cells, np.ndarray) else cells
+
+
+def _from_one(
+    name: str,
+    column: Coded,
+    asked: Target,
+    where: Where,
+    known: Sequence[str] | None,
+    decimal: Decimal | None,
+    argument: str,
+    notes: list[str],
+) -> tuple[Tensor, list[str], Kind]:
+    """One label, or one number, a row."""
+    there = [v for v in column.values if not is_missing(v)]
+    read: Callable[[Any], float | None] = number_of
+    if known is None and asked == "auto":
+        _refuse_several(name, column, there, decimal, where, argument)
+    if known is None and asked in ("auto", "number"):
+        read = number_reader(name, there, decimal, argument, notes)
+    if known is None and asked == "auto" and not any(isinstance(v, (bool, np.bool_)) for v in there):
+        asked = _kind_of_numbers(name, there, [read(v) for v in there], column, where, argument, notes)
+    _refuse_missing(name, column, where, argument)
+    if asked == "number":
+        values = [read(v) for v in column.values]
+        rows = column.where([i for i, v in enumerate(values) if v is None])
+        _refuse_numberless(name, rows, column, where, argument, FILL)
+        y = column.spread(np.array(values or [0.0], dtype=np.float64)).astype(np.float32)
+        return torch.from_numpy(y)[:, None], [name], "number"
     if known is not None:
-        ids = _positions(name, cells, known, where, argument)
-        return torch.tensor(ids, dtype=torch.int64), list(known), "label"
-    texts = [text_of(c) for c in cells]
+        refuse_negative(name, column, where, argument)
+        places = _positions(name, column.values, known, lambda i: where(column.where([i])[0]), argument)
+        return torch.from_numpy(column.spread(places or [0]).astype(np.int64)), list(known), "label"
+    texts = _label_texts(column.values)
     labels = name_order(set(texts))
     index = {label: i for i, label in enumerate(labels)}
-    return torch.tensor([index[t] for t in texts], dtype=torch.int64), labels, "label"
+    ids = column.spread([index[t] for t in texts] or [0])
+    odd = [t for t in labels if t.lower() in _UNKNOWN]
+    if odd:
+        notes.append(f"classes that elsewhere mean 'unknown' are classes like any other: {some(odd)}")
+    return torch.from_numpy(ids.astype(np.int64)), labels, "label"
 
 
-def _looks_numeric(cells: Sequence[Any]) -> bool:
-    if any(isinstance(c, (bool, np.bool_)) for c in cells):
-        return False
-    values = [number_of(c) for c in cells]
-    if any(v is None for v in values):
-        return False
-    distinct = len(set(values))
-    fraction = any(not v.is_integer() for v in values if v is not None)
-    return (fraction and distinct > 2) or (distinct > 100 and 2 * distinct > len(values))
+_UNKNOWN = frozenset({"na", "n/a", "nan", "null", "none", "unknown", "?", "-", "--", "unlabelled", "unlabeled"})
 
 
-def _listed(cell: Any, separator: str | None) -> list[Any]:
-    if isinstance(cell, np.ndarray):
-        cell = cell.tolist()
-    if isinstance(cell, (list, tuple)):
-        return list(cell)
+def _label_texts(values: Sequence[Any]) -> list[str]:
+    """Names of classes; where all are whole numbers, ``1.0`` and ``1`` are one."""
+    texts = [text_of(v) for v in values]
+    if all(re.fullmatch(r"[+-]?\d+(\.0*)?", t) for t in texts):
+        texts = [t.split(".")[0] for t in texts]
+    return texts
+
+
+def _kind_of_numbers(
+    name: str,
+    there: Sequence[Any],
+    numbers: Sequence[float | None],
+    column: Coded,
+    where: Where,
+    argument: str,
+    notes: list[str],
+) -> Target:
+    """What a column is whose cells may all be numbers: ``number``, or ``auto`` where it isn't one of numbers.
+
+    Raises:
+        DataError: whole numbers that were written as fractions, or negative ones: classes, or numbers?
+    """
+    values = [v for v in numbers if v is not None]
+    if len(values) < len(numbers):
+        return "auto"
+    whole = all(v.is_integer() for v in values)
+    if whole and any(_has_a_point(v) for v in there):
+        raise DataError(
+            argument,
+            f"column {name!r} holds whole numbers stored as fractions ({some([str(v) for v in there], 5)}): classes, or numbers?",
+            expected="to be told which",
+            remedy="set task.target=label for classes, or task.target=number for numbers (regression)",
+        )
+    many = len(values) > 100 and 2 * len(values) > len(column)
+    if whole and not many:
+        if min(values) < 0:
+            refuse_negative(name, column, where, argument)
+        return "auto"
+    notes.append(
+        f"the target {name} is a number from {min(values):g} to {max(values):g} (regression); "
+        "for classes set task.target=label"
+    )
+    return "number"
+
+
+def _has_a_point(value: Any) -> bool:
+    """Whether a whole number was stored or written as one with a fraction: 1.0, or 1e3."""
+    return isinstance(value, (float, np.floating)) or (isinstance(value, str) and not value.strip("+- ").isdigit())
+
+
+def _refuse_missing(name: str, column: Coded, where: Where, argument: str) -> None:
+    rows = column.where([i for i, v in enumerate(column.values) if is_missing(v)])
+    if rows:
+        said = f"column {name!r} is empty at {some([where(i) for i in rows])}"
+        raise BadRows(argument, said, rows, expected="a value in every row", remedy=FILL)
+
+
+def refuse_negative(name: str, column: Coded, where: Where, argument: str) -> None:
+    """Negative whole numbers are no class ids: -1 often stands for 'unknown'.
+
+    Raises:
+        BadRows: there are some, each with its place.
+    """
+    found = [i for i, v in enumerate(column.values) if (n := number_of(v)) is not None and n < 0]
+    rows = column.where(found)
+    if not rows:
+        return
+    values = sorted({text_of(column.values[i]) for i in found}, key=float)
+    said = f"column {name!r} holds negative labels: {some(values, 5)} at {some([where(i) for i in rows])}"
+    remedy = "task.target=label makes each value a class, task.target=number takes them as numbers"
+    if set(values) <= _NO_LABEL:
+        remedy = f"if it means 'unknown', leave these rows out with task.data.bad_rows=skip; {remedy}"
+    kind = BadRows if set(values) <= _NO_LABEL else _NoRows
+    raise kind(argument, said, rows, expected="class ids from 0, or names", remedy=remedy)
+
+
+_NO_LABEL = frozenset({"-1", "-100", "-999", "-9999"})  # what stands for 'unknown' among whole numbers
+
+
+class _NoRows(BadRows):
+    """Rows that are not bad: without them it would be other data."""
+
+    def __init__(self, argument: str, problem: str, rows: Sequence[int], **more: Any) -> None:
+        super().__init__(argument, problem, (), **more)
+
+
+def _refuse_several(
+    name: str, column: Coded, there: Sequence[Any], decimal: Decimal | None, where: Where, argument: str
+) -> None:
+    texts = {plain(v): v for v in there if isinstance(v, str)}
+    listed = [t for t in texts if t.startswith("[") and t.endswith("]")]
+    separator = "," if texts and len(listed) == len(texts) else likely_separator(list(texts))
+    if separator is None or (separator == "," and not listed and decimal is not None):
+        return
+    shown = listed or [t for t in texts if separator in t]
+    remedy = f"set task.data.separator={_quoted(separator)} for several labels an item"
+    if listed:
+        remedy = "write them with a separator (a|b), set task.data.separator='\"|\"'"
+    elif separator == "," and all(decimal_comma(t) is not None for t in texts):
+        if any(len(p) != 2 or p[0] == p[1] or p[1].startswith("0") for p in (t.split(",") for t in shown)):
+            return  # no two labels
+        remedy += ", task.data.decimal=',' for numbers with a decimal comma"
+    first = column.where([column.values.index(texts[shown[0]])])[0]
+    raise DataError(
+        argument,
+        f"column {name!r} has cells that look like several labels: {some([repr(t) for t in shown], 3)} "
+        f"(first at {where(first)})",
+        expected="one label a cell, or a separator",
+        remedy=f"{remedy}, or task.target=label if each is the name of one class",
+    )
+
+
+def _quoted(separator: str) -> str:
+    return f"'\"{separator}\"'" if separator in "|&,\t " else f"'{separator}'"
+
+
+def likely_separator(texts: Sequence[str]) -> str | None:
+    """What seems to stand between several labels, or ``None`` where all texts may be names of single classes.
+
+    A text counts as several labels if its parts are labels themselves, or if all parts of all such texts come again in
+    others (``a|b``, ``b|c``, ``a|c``). A bar or semicolon, rare in names, needs only one part that comes again.
+
+    Example:
+        >>> likely_separator(["rain", "wind", "rain|wind"]), likely_separator(["Salem, OR", "Portland, OR"])
+        ('|', None)
+    """
+    names = set(texts)
+    for separator in ("|", ";", ",", "/", "+", "&", "\t", " "):
+        parts = [[p.strip() for p in t.split(separator)] for t in texts if separator in t]
+        parts = [p for p in parts if all(p)]
+        if not parts:
+            continue
+        alone = [all(p in names for p in ps) for ps in parts]
+        if separator == " ":
+            if len(parts) > 1 and all(alone):
+                return separator
+            continue
+        again = Counter(p for ps in parts for p in set(ps))
+        again.update(n for n in names if separator not in n)
+        if any(alone) or (len(parts) > 2 and all(again[p] > 1 for ps in parts for p in ps)):
+            return separator
+        if separator in "|;" and any(again[p] > 1 for ps in parts for p in ps):
+            return separator
+    return None
+
+
+def shown(cell: Any) -> str:
+    """A cell as a message shows it."""
+    if isinstance(cell, (float, np.floating)) and np.isnan(cell):
+        return "empty or NaN"
+    return "empty" if is_missing(cell) else text_of(cell)
+
+
+def _refuse_numberless(name: str, rows: Sequence[int], cells: Cells, where: Where, argument: str, remedy: str) -> None:
+    if rows:
+        said = f"column {name!r} has no finite number at {some([f'{where(i)} ({shown(cells[i])})' for i in rows])}"
+        raise BadRows(argument, said, rows, expected="numbers that float32 can hold", remedy=remedy)
+
+
+def _is_binary(column: Coded) -> bool:
+    """Whether a column says yes or no in every row."""
+    return bool(column.values) and all(
+        isinstance(v, (bool, np.bool_)) or number_of(v) in (0.0, 1.0) or text_of(v).lower() in ("true", "false")
+        for v in column.values
+    )
+
+
+def _truth(cells: Cells) -> Numbers:
+    """Numbers, with ``true`` and ``false`` as 1 and 0."""
+    column = coded(cells)
+    words = {"true": 1.0, "false": 0.0}
+    values = [words.get(text_of(v).lower(), number_of(v)) for v in column.values]
+    return column.spread([np.nan if v is None else v for v in values] or [np.nan])
+
+
+def _from_cells_of_labels(
+    name: str,
+    column: Coded,
+    asked: Target,
+    where: Where,
+    known: Sequence[str] | None,
+    separator: str | None,
+    argument: str,
+) -> tuple[Tensor, list[str], Kind]:
+    """Several labels in one cell; an empty cell has none."""
+    listed = [_parts(v, separator) for v in column.values]
+    if asked in ("label", "number"):
+        raise DataError(
+            "task.data.separator",
+            f"column {name!r} cannot hold several labels a cell and be read as target={asked}",
+            given=separator,
+            remedy="leave one of the two settings out",
+        )
+    places, labels = _places_of_labels(name, listed, known, lambda i: where(column.where([i])[0]), argument)
+    table = np.zeros((max(1, len(listed)), len(labels)), dtype=np.float32)
+    for i, found in enumerate(places):
+        table[i, found] = 1.0
+    return torch.from_numpy(table[column.codes]), labels, "labels"
+
+
+def _parts(cell: Any, separator: str | None) -> list[Any]:
     if is_missing(cell):
         return []
     if isinstance(cell, str) and separator:
@@ -147,35 +360,87 @@ def _listed(cell: Any, separator: str | None) -> list[Any]:
     return [cell]
 
 
-def _several(
-    name: str, listed: list[list[Any]], where: Where, known: Sequence[str] | None, argument: str
-) -> tuple[Tensor, list[str], Kind]:
+def _places_of_labels(
+    name: str, listed: Sequence[Sequence[Any]], known: Sequence[str] | None, where: Where, argument: str
+) -> tuple[list[list[int]], list[str]]:
+    flat = [(r, v) for r, c in enumerate(listed) for v in c]
     if known is not None:
-        flat = [(r, v) for r, c in enumerate(listed) for v in c]
+        labels = list(known)
         ids = _positions(name, [v for _, v in flat], known, lambda i: where(flat[i][0]), argument)
-        listed = [[] for _ in listed]
-        for (r, _), i in zip(flat, ids, strict=True):
-            listed[r].append(known[i])
-    texts = [[text_of(v) for v in c] for c in listed]
-    labels = list(known) if known is not None else name_order({t for c in texts for t in c})
+    else:
+        texts = [text_of(v) for _, v in flat]
+        labels = name_order(set(texts))
+        index = {label: i for i, label in enumerate(labels)}
+        ids = [index[t] for t in texts]
     if not labels:
         raise DataError(argument, f"column {name!r} names no label in any row", expected="at least one label")
-    index = {label: i for i, label in enumerate(labels)}
-    y = torch.zeros(len(texts), len(labels))
-    for r, c in enumerate(texts):
-        for t in c:
-            y[r, index[t]] = 1.0
+    places: list[list[int]] = [[] for _ in listed]
+    for (r, _), i in zip(flat, ids, strict=True):
+        places[r].append(i)
+    return places, labels
+
+
+def _from_lists(
+    name: str,
+    cells: Cells,
+    asked: Target,
+    where: Where,
+    known: Sequence[str] | None,
+    argument: str,
+    notes: list[str],
+) -> tuple[Tensor, list[str], Kind]:
+    """A column of lists: labels by name or place, zeros and ones, or numbers."""
+    listed = [
+        [] if _no_list_is_missing(c) else list(c) if isinstance(c, (list, tuple, np.ndarray)) else [c] for c in cells
+    ]
+    holes = [i for i, c in enumerate(listed) if any(is_missing(v) for v in c)]
+    if holes:
+        said = f"column {name!r} has empty entries at {some([where(i) for i in holes])}"
+        raise BadRows(argument, said, holes, expected="labels or numbers", remedy=FILL)
+    flat = [v for c in listed for v in c]
+    numbers = known is None and bool(flat) and all(number_of(v) is not None for v in flat)
+    if numbers and _is_table_of_truth(listed):
+        own = {f"{name}[{i}]": [c[i] for c in listed] for i in range(len(listed[0]))}
+        return _from_several(own, asked, where, argument, notes)
+    if asked == "number" or (asked == "auto" and numbers and any(isinstance(v, (float, np.floating)) for v in flat)):
+        return _vectors(name, listed, where, argument)
+    if asked == "label":
+        many = [where(i) for i, c in enumerate(listed) if len(c) != 1]
+        if many:
+            raise DataError(
+                argument, f"column {name!r} has not exactly one label at {some(many)}", expected="one label"
+            )
+        return _from_one(name, coded([c[0] for c in listed]), asked, where, known, None, argument, notes)
+    places, labels = _places_of_labels(name, listed, known, where, argument)
+    y = torch.zeros(len(listed), len(labels))
+    for r, found in enumerate(places):
+        y[r, found] = 1.0
     return y, labels, "labels"
 
 
-def _positions(name: str, cells: Sequence[Any], known: Sequence[str], where: Where, argument: str) -> list[int]:
-    place = {label: i for i, label in enumerate(known)}
+def _no_list_is_missing(cell: Any) -> bool:
+    return not isinstance(cell, (list, tuple, np.ndarray)) and is_missing(cell)
+
+
+def _is_table_of_truth(listed: Sequence[Sequence[Any]]) -> bool:
+    """Zeros and ones, as many in each row, and not names of labels: those a row would not hold twice."""
+    width = len(listed[0])
+    return (
+        width > 1
+        and all(len(c) == width and all(number_of(v) in (0.0, 1.0) for v in c) for c in listed)
+        and any(len(set(map(float, c))) < width for c in listed)
+    )
+
+
+def _positions(name: str, cells: Cells, known: Sequence[str], where: Where, argument: str) -> list[int]:
+    place = {plain(label): i for i, label in enumerate(known)}
     found, bad = [], []
     for r, cell in enumerate(cells):
-        value = None if isinstance(cell, str) and cell in place else number_of(cell)
-        i = place.get(cell, -1) if value is None else int(value) if value.is_integer() else -1
+        named = place.get(plain(cell), -1) if isinstance(cell, str) else -1
+        value = None if named >= 0 else number_of(cell)
+        i = named if value is None else int(value) if value.is_integer() else -1
         if not 0 <= i < len(known):
-            bad.append(f"{where(r)} ({text_of(cell)})")
+            bad.append(f"{where(r)} ({shown(cell)})")
         found.append(i)
     if bad:
         raise DataError(
@@ -185,43 +450,103 @@ def _positions(name: str, cells: Sequence[Any], known: Sequence[str], where: Whe
 
 
 def _vectors(name: str, listed: list[list[Any]], where: Where, argument: str) -> tuple[Tensor, list[str], Kind]:
-    width = len(listed[0])
-    odd = [where(r) for r, c in enumerate(listed) if len(c) != width or any(number_of(v) is None for v in c)]
+    width = Counter(len(c) for c in listed).most_common(1)[0][0]
+    odd = [i for i, c in enumerate(listed) if len(c) != width or any(number_of(v) is None for v in c)]
     if odd or width == 0:
-        raise DataError(argument, f"column {name!r} has not {width or 'any'} finite numbers at {some(odd)}")
+        said = f"column {name!r} has not {width or 'any'} finite numbers at {some([where(i) for i in odd])}"
+        raise BadRows(argument, said, odd, expected="lists of equally many numbers", remedy=FILL)
     y = torch.tensor([[float(v) for v in c] for c in listed], dtype=torch.float32)
     return y, [name] if width == 1 else [f"{name}[{i}]" for i in range(width)], "number"
 
 
 def _from_several(
-    columns: Mapping[str, Sequence[Any]], asked: Target, where: Where, argument: str
+    columns: Mapping[str, Cells], asked: Target, where: Where, argument: str, notes: list[str]
 ) -> tuple[Tensor, list[str], Kind]:
     """One column of numbers (or yes and no) for each target."""
-    if asked == "label":
-        raise DataError(
-            argument, given=list(columns), expected="one column for target=label", remedy="or target=labels"
-        )
     made = []
     for name, cells in columns.items():
-        values = [float(c) if isinstance(c, bool) else number_of(c) for c in cells]
-        bad = [f"{where(i)} ({text_of(cells[i]) or 'empty'})" for i, v in enumerate(values) if v is None]
-        if bad:
-            raise DataError(argument, f"column {name!r} has no finite number at {some(bad)}", expected="numbers")
-        made.append(torch.tensor(values, dtype=torch.float64))
+        values = _truth(cells)
+        _refuse_numberless(name, np.flatnonzero(np.isnan(values)).tolist(), cells, where, argument, FILL)
+        made.append(torch.from_numpy(values))
     y = torch.stack(made, 1)
     binary = bool(((y == 0) | (y == 1)).all())
+    one_each = binary and y.shape[1] > 1 and bool((y.sum(1) == 1).all())
     if asked == "labels" and not ((y >= 0) & (y <= 1)).all():
         raise DataError(argument, "the label columns hold other values than 0 and 1", given=list(columns))
+    if asked == "label" and not one_each:
+        raise DataError(
+            argument,
+            "not every row has exactly one 1 in the label columns",
+            given=list(columns),
+            expected="one class a row for target=label",
+            remedy="or task.target=labels",
+        )
+    if one_each and asked in ("auto", "label"):
+        if asked == "auto":
+            notes.append(
+                "every row has exactly one 1 in the label columns: they are read as one class a row "
+                "(task.target=labels: as yes or no each)"
+            )
+        return y.argmax(1), list(columns), "label"
     kind: Kind = "labels" if asked == "labels" or (asked == "auto" and binary) else "number"
+    if kind == "number" and asked == "auto":
+        notes.append(f"the targets {some(list(columns))} are numbers (regression)")
     return y.to(torch.float32), list(columns), kind
 
 
+# ------------------------------------------------------------------------------------------------------------- numbers
+def number_reader(
+    name: str, values: Sequence[Any], decimal: Decimal | None, argument: str, notes: list[str] | None = None
+) -> Callable[[Any], float | None]:
+    """How a column's cells become numbers: as Python reads them, or with a comma before fractions or between thousands.
+
+    Args:
+        name: the column.
+        values: what occurs in it and is not missing.
+        decimal: the sign before fractions; ``None``: as the values show it.
+        argument: what an error is about.
+        notes: what was found is appended here.
+
+    Raises:
+        DataError: ``1,234`` may be one and a bit, or more than a thousand.
+    """
+    commas = [v for v in values if isinstance(v, str) and "," in v]
+    if not commas or (decimal is None and all(number_of(v) is not None for v in values)):
+        return number_of
+
+    def fraction(value: Any) -> float | None:
+        return decimal_comma(value) if isinstance(value, str) else number_of(value)
+
+    def thousands(value: Any) -> float | None:
+        found = number_of(value)
+        return thousands_comma(value) if found is None and isinstance(value, str) else found
+
+    if decimal is not None:
+        return fraction if decimal == "," else thousands
+    comma, group = (sum(f(v) is not None for v in values) for f in (fraction, thousands))
+    if 2 * max(comma, group) <= len(values):
+        return number_of
+    if comma == group and all((fraction(v) is None) == (thousands(v) is None) for v in commas):
+        raise DataError(
+            argument,
+            f"column {name!r} has numbers with a comma that can be read in two ways: {some(commas, 3)}",
+            expected="to be told what the comma means",
+            remedy="set task.data.decimal=',' if a fraction follows it, or task.data.decimal='.' if it sets off thousands",
+        )
+    if notes is not None:
+        notes.append(f"column {name}: the comma is read as the {'decimal sign' if comma > group else 'mark of thousands'}"
+                     f" ({commas[0]} is {(fraction if comma > group else thousands)(commas[0]):g})")  # fmt: skip
+    return fraction if comma > group else thousands
+
+
+# ------------------------------------------------------------------------------------------------------------ features
 def read_features(
-    columns: Mapping[str, Sequence[Any]],
+    columns: Mapping[str, Cells],
     asked: Sequence[str] | None,
     train: np.ndarray[Any, Any],
     where: Where,
     argument: str = "task.data.features",
+    decimal: Decimal | None = None,
 ) -> tuple[Tensor, list[str], list[str]]:
     """Numbers [N, F], the name of each column of them, and notes.
 
@@ -234,47 +559,30 @@ def read_features(
         train: mask of the training rows.
         where: the place of a row, for messages.
         argument: what an error is about.
+        decimal: the sign before fractions; ``None``: as each column shows it.
 
     Raises:
-        DataError: no features, or cells that are empty or no finite numbers, each with its place.
+        BadRows: cells that are empty or no finite numbers, each with its place.
+        DataError: no features, or a column that can be read in two ways.
     """
     blocks: list[np.ndarray[Any, Any]] = []
     names: list[str] = []
     left: list[str] = []
+    faults: list[BadRows] = []
+    notes: list[str] = []
     for name, cells in columns.items():
-        block = _numbers(cells)
+        try:
+            block, own = _feature(name, cells, asked is not None, train, where, argument, decimal, notes)
+        except BadRows as error:
+            faults.append(error)
+            continue
         if block is None:
-            width = _width(cells)
-            if width:
-                block = _lists(name, cells, width, where, argument)
-        if block is not None:
+            left.append(f"{name} ({own})")
+        else:
             blocks.append(block)
-            names += [name] if block.shape[1] == 1 else [f"{name}[{i}]" for i in range(block.shape[1])]
-            continue
-        numeric = sum(number_of(c) is not None for c in cells)
-        if 2 * numeric > len(cells):
-            bad = [
-                f"{where(i)} ({text_of(c) if c is not None else 'empty'})"
-                for i, c in enumerate(cells)
-                if number_of(c) is None
-            ]
-            raise DataError(
-                argument,
-                f"column {name!r} has no finite number at {some(bad)}",
-                expected="numbers",
-                remedy="fill in or remove these rows, or name the columns to use with task.data.features=[...]",
-            )
-        if asked is None:
-            left.append(name)
-            continue
-        texts = np.array([text_of(c) if c is not None else "" for c in cells])
-        values = sorted(set(texts[train].tolist()))
-        if len(values) > 1000:
-            raise DataError(
-                argument, f"the text column {name!r} has {len(values)} different values", expected="at most 1000"
-            )
-        blocks.append((texts[:, None] == np.array(values)[None, :]).astype(np.float64))
-        names += [f"{name}={v}" for v in values]
+            names += [name] if block.ndim == 1 else own if isinstance(own, list) else []
+    if faults:
+        raise several_faults(faults)
     if not blocks:
         raise DataError(
             argument,
@@ -282,41 +590,96 @@ def read_features(
             given=list(columns),
             remedy="name text columns to use: task.data.features=[...], or the column of picture paths: task.data.image=...",
         )
-    notes = [f"inputs: {some(names, 20)}"]
+    width = sum(1 if b.ndim == 1 else b.shape[1] for b in blocks)
+    x = np.empty((len(blocks[0]), width), dtype=np.float32)
+    at = 0
+    for block in blocks:  # one at a time: all columns side by side in float64 would be three times as large
+        wide = 1 if block.ndim == 1 else block.shape[1]
+        x[:, at : at + wide] = block[:, None] if block.ndim == 1 else block
+        at += wide
+    notes.insert(0, f"inputs: {some(names, 20)}")
     if left:
-        notes.append(
-            f"columns that are no numbers were left out: {some(left, 20)} (name them in task.data.features to use them)"
+        notes.append(f"columns not used: {some(left, 20)}; task.data.features=[...] names the inputs")
+    return torch.from_numpy(x), names, notes
+
+
+def several_faults(faults: Sequence[BadRows]) -> BadRows:
+    """The bad cells of several columns as one error."""
+    if len(faults) == 1:
+        return faults[0]
+    rows = sorted({row for fault in faults for row in fault.rows})
+    said = "; ".join(fault.problem for fault in faults)
+    return BadRows(faults[-1].argument, said, rows, expected=faults[-1].expected, remedy=faults[-1].remedy)
+
+
+def _feature(
+    name: str,
+    cells: Cells,
+    asked: bool,
+    train: np.ndarray[Any, Any],
+    where: Where,
+    argument: str,
+    decimal: Decimal | None,
+    notes: list[str],
+) -> tuple[np.ndarray[Any, Any] | None, Any]:
+    """A column as numbers [N] or [N, K] with the names of the K; or ``None``, and why it is no input."""
+    if not isinstance(cells, (np.ndarray, Coded)):
+        width = Counter(len(c) for c in cells if isinstance(c, (list, tuple, np.ndarray))).most_common(1)
+        if width and width[0][0]:
+            return _lists(name, cells, width[0][0], where, argument), [f"{name}[{i}]" for i in range(width[0][0])]
+        if any(isinstance(c, dict) for c in cells):
+            return None, "objects"
+    if isinstance(cells, np.ndarray):
+        values = numbers_of(cells)
+    else:
+        column = coded(cells)
+        there = [v for v in column.values if not is_missing(v)]
+        read = number_reader(name, there, decimal, argument, notes)
+        found = [None if is_missing(v) else read(v) for v in column.values]
+        values = column.spread([np.nan if v is None else v for v in found] or [np.nan])
+        numbers = int((~np.isnan(values)).sum())
+        if 2 * numbers <= len(values) and numbers < len(values):
+            if asked and there:
+                return _categories(name, column, train, argument)
+            empty = int(column.spread([is_missing(v) for v in column.values]).sum())
+            if 2 * empty > len(values):
+                return None, f"{empty} of {len(values)} cells are empty"
+            return None, f"no numbers, such as {shown(next(v for v in there if read(v) is None))!r}"
+    rows = np.flatnonzero(np.isnan(values)).tolist()
+    _refuse_numberless(name, rows, cells, where, argument, CHOOSE)
+    return values, None
+
+
+def _categories(
+    name: str, column: Coded, train: np.ndarray[Any, Any], argument: str
+) -> tuple[np.ndarray[Any, Any], list[str]]:
+    """A text column as one yes-or-no column for each value of the training rows."""
+    texts = ["" if is_missing(v) else text_of(v) for v in column.values]
+    values = sorted({texts[i] for i in np.unique(column.codes[train]).tolist()})
+    rows = int(train.sum())
+    if len(values) > 1000 or (len(values) > 20 and 2 * len(values) > rows):
+        raise DataError(
+            argument,
+            f"the text column {name!r} has {len(values)} different values in {rows} training rows, too many for one "
+            "yes-or-no column each",
+            expected="a few values that come again, or numbers",
+            remedy="leave it out of task.data.features",
         )
-    return torch.from_numpy(np.concatenate(blocks, 1).astype(np.float32)), names, notes
+    index = {v: i for i, v in enumerate(values)}
+    places = column.spread([index.get(t, -1) for t in texts] or [-1])
+    return (places[:, None] == np.arange(len(values))[None, :]), [f"{name}={v}" for v in values]
 
 
-def _numbers(cells: Sequence[Any]) -> np.ndarray[Any, Any] | None:
-    """A column as [N, 1], or ``None`` where a cell is no finite number."""
-    try:
-        values = np.asarray(cells)
-        if values.ndim != 1 or values.dtype.kind not in "biufUO":
-            return None
-        values = values.astype(np.float64)
-    except (TypeError, ValueError, OverflowError):
-        return None
-    return values[:, None] if np.isfinite(values).all() else None
-
-
-def _width(cells: Sequence[Any]) -> int:
-    first = cells[0] if len(cells) else None
-    return len(first) if isinstance(first, (list, tuple, np.ndarray)) else 0
-
-
-def _lists(name: str, cells: Sequence[Any], width: int, where: Where, argument: str) -> np.ndarray[Any, Any]:
+def _lists(name: str, cells: Cells, width: int, where: Where, argument: str) -> np.ndarray[Any, Any]:
     bad = []
-    rows = []
+    rows = np.full((len(cells), width), np.nan)
     for i, cell in enumerate(cells):
         values = [number_of(v) for v in cell] if isinstance(cell, (list, tuple, np.ndarray)) else []
         if len(values) != width or any(v is None for v in values):
-            bad.append(where(i))
-        rows.append(values)
+            bad.append(i)
+        else:
+            rows[i] = values
     if bad:
-        raise DataError(
-            argument, f"column {name!r} has not {width} finite numbers at {some(bad)}", expected="equal lists"
-        )
-    return np.array(rows, dtype=np.float64)
+        said = f"column {name!r} has not {width} finite numbers at {some([where(i) for i in bad])}"
+        raise BadRows(argument, said, bad, expected="equal lists", remedy=CHOOSE)
+    return rows

@@ -13,24 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from limbeck.data.names import look_up
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 from limbeck.grammar.random import bits, key_of
 
 Kind = Literal["label", "labels", "number"]
 """What an item is answered with: one class, several classes at once (yes or no each), or numbers."""
-
-SPLITS: dict[str, str] = {
-    "train": "train",
-    "training": "train",
-    "valid": "valid",
-    "validation": "valid",
-    "val": "valid",
-    "dev": "valid",
-    "test": "test",
-    "testing": "test",
-}
-"""What folders, files and library splits are called, and which split they are."""
 
 
 class Items(Protocol):
@@ -63,7 +52,8 @@ class Splits:
         valid, test: further splits, ``None`` where the source has none.
         labels: names of the classes (or of the numbers), the same for all splits.
         kind: what the targets are.
-        notes: sentences about how the data was read, for the log and the report.
+        notes: sentences about how the data was read, a line each, for the screen, the report and ``result.json``.
+        declared: whether the classes were named by the data itself, so that each should have items.
     """
 
     train: Items
@@ -72,20 +62,20 @@ class Splits:
     labels: list[str]
     kind: Kind
     notes: list[str] = field(default_factory=list)
+    declared: bool = False
 
 
 def as_path(text: str | Path, argument: str) -> Path:
-    """A path as the user typed it, ``~`` resolved.
+    """A path as the user typed it, ``~`` resolved, in whichever form of Unicode its letters are stored on disk.
 
     Raises:
         DataError: it can be none (a null character, an unknown user).
     """
     try:
         path = Path(text).expanduser()
-        path.exists()
+        return path if path.exists() else look_up(path)
     except (ValueError, RuntimeError, OSError) as error:
         raise DataError(argument, f"is no path: {error}", given=str(text)) from None
-    return path
 
 
 def digest(*parts: Any) -> str:

@@ -10,15 +10,16 @@ import tarfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.data.items import ArrayData, Items, digest, to_unit
+from limbeck.data.names import counted, some
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 
@@ -31,29 +32,75 @@ _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 
 EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Endings that make a file a picture. Other files in a picture folder are left alone."""
 
-_NOT_DATA = frozenset({"__MACOSX", "@eaDir"})  # what archivers and file servers leave beside pictures
+_NOT_DATA = frozenset(
+    {
+        "__MACOSX",
+        "@eaDir",
+        "#recycle",
+        "#snapshot",
+        "@Recycle",
+        "$RECYCLE.BIN",
+        "System Volume Information",
+        "lost+found",
+    }
+)  # what archivers, file servers and systems leave beside pictures
 
 
 class Unreadable(ValueError):
     """One picture cannot be read; the message says why."""
 
 
+class Unranged(ValueError):
+    """A picture whose values do not tell what is white: a fault of the whole set, for which one scale must be named.
+
+    Args:
+        kind: what its values are, in words.
+        low, high: the smallest and the largest of them.
+        scale: what they were divided by, if that was said.
+    """
+
+    def __init__(self, kind: str, low: float, high: float, scale: float | None = None) -> None:
+        over = f" and are divided by {scale:g}" if scale is not None else ""
+        super().__init__(f"its {kind} run from {low:g} to {high:g}{over}, of which only [0, 1] is known")
+        self.kind, self.low, self.high, self.scale = kind, low, high, scale
+
+
+class Decoded(NamedTuple):
+    """A picture as it was read.
+
+    Attributes:
+        x: [3, H, W].
+        high: the largest stored value where more than 8 bits are stored, else 0.
+        wide: whether the type of its values says nothing of their range (32 bits).
+    """
+
+    x: Tensor
+    high: float = 0.0
+    wide: bool = False
+
+
 # ------------------------------------------------------------------------------------------------------------ decoding
-def decode(raw: bytes) -> Tensor:
+def decode(raw: bytes, scale: float | None = None) -> Tensor:
     """A picture file as three channels [3, H, W], upright.
 
-    uint8 for the common formats; float32 in [0, 1] for deeper ones (16 bits are divided by 65535). Grey is repeated,
-    palettes are looked up, transparent pixels are laid over white, CMYK is converted; the orientation that a camera
-    noted (EXIF) is applied; of an animation the first frame counts.
+    uint8 for the common formats; float32 in [0, 1] for deeper ones (integers up to 65535 are divided by that, or by
+    ``scale``). Grey is repeated, palettes are looked up, transparent pixels are laid over white, CMYK is converted; the
+    orientation that a camera noted (EXIF) is applied; of an animation the first frame counts.
 
     Raises:
-        Unreadable: no picture, truncated, or of a kind whose range of values is unknown.
+        Unreadable: no picture, or truncated.
+        Unranged: a picture of 32 bits whose range of values is unknown.
     """
+    return decode_deep(raw, scale).x
+
+
+def decode_deep(raw: bytes, scale: float | None = None) -> Decoded:
+    """As `decode`, with what is known of the values that were stored."""
     from PIL import Image, ImageOps
 
     if raw[4:8] == b"ftyp":
         _register_heif()
-    deep = _deep_png(raw)
+    deep = _deep_png(raw, scale)
     if deep is not None:
         return deep
     try:
@@ -64,8 +111,8 @@ def decode(raw: bytes) -> Tensor:
                 image = ImageOps.exif_transpose(opened)
             except Exception as error:  # a damaged note about the orientation does not damage the picture
                 log.debug("orientation ignored: %s", error)
-            return three_channels(image)
-    except Unreadable:
+            return _decoded(image, scale)
+    except (Unreadable, Unranged):
         raise
     except Exception as error:  # decoders raise all kinds
         raise Unreadable(_reason(error)) from None
@@ -73,9 +120,13 @@ def decode(raw: bytes) -> Tensor:
 
 def three_channels(image: Any) -> Tensor:
     """A PIL image of any mode as [3, H, W]: uint8, or float32 in [0, 1] for deeper ones."""
+    return _decoded(image, None).x
+
+
+def _decoded(image: Any, scale: float | None) -> Decoded:
     mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return _grey_numbers(np.asarray(image), mode)
+        return _grey_numbers(np.asarray(image), mode, scale)
     if mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         rgba = np.asarray(image.convert("RGBA")).astype(np.uint16)
         colour, alpha = rgba[..., :3], rgba[..., 3:]
@@ -86,7 +137,7 @@ def three_channels(image: Any) -> Tensor:
         pixels = np.asarray(_from_lab(image))
     else:
         pixels = np.asarray(image if mode == "RGB" else image.convert("RGB"))
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return Decoded(torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1))))
 
 
 def _from_lab(image: Any) -> Any:
@@ -97,23 +148,23 @@ def _from_lab(image: Any) -> Any:
     )
 
 
-def _grey_numbers(values: np.ndarray[Any, Any], mode: str) -> Tensor:
-    """Deep grey pictures: 16-bit and 32-bit integers by their range, floats in [0, 1] as they are."""
+def _grey_numbers(values: np.ndarray[Any, Any], mode: str, scale: float | None) -> Decoded:
+    """Deep grey pictures: integers divided by 65535, floats as they are, both by ``scale`` if it is given.
+
+    What is divided by never depends on this one picture's values: of a set some would be brighter than others.
+    """
     grey = values.astype(np.float64)
     if not np.isfinite(grey).all():
         raise Unreadable("holds NaN or infinity")
-    low, high = float(grey.min()), float(grey.max())
-    if mode == "F":
-        if low < 0 or high > 1:
-            raise Unreadable(f"a floating picture with values from {low:g} to {high:g}, of which only [0, 1] is known")
-    elif low < 0:
-        raise Unreadable(f"a picture of signed integers from {low:g} to {high:g}, whose range is unknown")
-    else:
-        grey /= 65535.0 if high <= 65535 else 2.0**31 - 1
-    return torch.from_numpy(grey.astype(np.float32)).expand(3, -1, -1).contiguous()
+    low, high = (float(grey.min()), float(grey.max())) if grey.size else (0.0, 0.0)
+    by = scale if scale is not None else 1.0 if mode == "F" else 65535.0
+    if low < 0 or high > by:
+        raise Unranged("floating values" if mode == "F" else "32-bit integers", low, high, scale)
+    x = torch.from_numpy((grey / by).astype(np.float32)).expand(3, -1, -1).contiguous()
+    return Decoded(x, high, mode == "I")
 
 
-def _deep_png(raw: bytes) -> Tensor | None:
+def _deep_png(raw: bytes, scale: float | None) -> Decoded | None:
     """PNG with 16 bits a channel and colour, which Pillow cuts to its upper 8 bits; ``None`` for all else.
 
     The lower 8 bits come from a second pass that takes the other byte of each pair, as of a file in the other order.
@@ -138,10 +189,15 @@ def _deep_png(raw: bytes) -> Tensor | None:
             "the lower bits of a 16-bit PNG are left out: %s", error
         )  # what is wrong is said by who reads it next
         return None
-    values = (halves[0] * 256.0 + halves[1]) / 65535.0
+    values = halves[0] * 256.0 + halves[1]
+    high = float(values[..., :3].max()) if values.size else 0.0
+    if scale is not None and high > scale:
+        raise Unranged("16-bit integers", float(values[..., :3].min()), high, scale)
+    colour = values[..., :3] / (65535.0 if scale is None else scale)
     if layout == "RGBA":
-        values = values[..., :3] * values[..., 3:] + (1.0 - values[..., 3:])
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1)))
+        alpha = values[..., 3:] / 65535.0
+        colour = colour * alpha + (1.0 - alpha)
+    return Decoded(torch.from_numpy(np.ascontiguousarray(colour.astype(np.float32).transpose(2, 0, 1))), high)
 
 
 def _register_heif() -> None:
@@ -228,6 +284,44 @@ class Blob:
         return self.raw
 
 
+@dataclass
+class Listing:
+    """What lies below a folder or in an archive.
+
+    Attributes:
+        files: the files, sorted by name.
+        folders: the folders that were entered, those without files among them.
+        passed: what was passed over because it is hidden or a system's own -> how many pictures lie in it.
+        circles: symbolic links that lead back to a folder they lie in.
+    """
+
+    files: list[File] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    passed: dict[str, int] = field(default_factory=dict)
+    circles: list[str] = field(default_factory=list)
+
+    @property
+    def pictures(self) -> list[File]:
+        """The files whose ending is a picture's."""
+        return [f for f in self.files if _is_picture(f.name)]
+
+    def notes(self) -> list[str]:
+        """What was passed over, in one sentence; nothing where nothing was."""
+        hidden = [name + (f" ({counted(n, 'picture')})" if n else "") for name, n in self.passed.items()]
+        others = [f.name for f in self.files if not _is_picture(f.name)]
+        said = [
+            (hidden, "hidden or a system's own"),
+            (others, "no pictures by their ending"),
+            (self.circles, "links to a folder they lie in"),
+        ]
+        parts = [f"{why}: {some(names, 5)}" for names, why in said if names]
+        return [f"not read: {'; '.join(parts)}"] if parts else []
+
+
+def _is_picture(name: str) -> bool:
+    return Path(name).suffix.lower() in EXTENSIONS
+
+
 def list_pictures(root: Path) -> list[File]:
     """The picture files below a folder or in a tar archive, sorted. Hidden ones are left out, symbolic links followed,
     but never in a circle.
@@ -235,38 +329,50 @@ def list_pictures(root: Path) -> list[File]:
     Raises:
         DataError: nothing is there, or a folder cannot be listed.
     """
-    return [f for f in list_files(root) if Path(f.name).suffix.lower() in EXTENSIONS]
+    return list_all(root).pictures
 
 
 def list_files(root: Path) -> list[File]:
     """As `list_pictures`, for all files."""
+    return list_all(root).files
+
+
+def list_all(root: Path) -> Listing:
+    """As `list_pictures`, with everything else that lies there."""
+    found = Listing()
     if root.is_dir():
-        found: list[File] = []
         _walk(root, "", frozenset(), found)
         return found
     if not root.exists():
         raise DataError(str(root), "there is no such file or folder", remedy="check the path")
-
-    def hidden(name: str) -> bool:
-        return any(part.startswith(".") or part in _NOT_DATA for part in name.removeprefix("./").split("/"))
-
     try:
         with tarfile.open(root, "r:") as archive:
-            members = [
-                File(m.name.removeprefix("./"), root, m.offset_data, m.size)
-                for m in archive
-                if m.isreg() and not hidden(m.name)
-            ]
+            for member in archive:
+                name = member.name.removeprefix("./")
+                parts = name.split("/")
+                hidden = next((i for i, part in enumerate(parts) if _is_passed(part)), None)
+                if hidden is not None and name != ".":
+                    top = "/".join(parts[: hidden + 1])
+                    found.passed[top] = found.passed.get(top, 0) + (member.isreg() and _is_picture(name))
+                elif member.isdir() and name != ".":
+                    found.folders.append(name)
+                elif member.isreg():
+                    found.files.append(File(name, root, member.offset_data, member.size))
     except (tarfile.TarError, OSError) as error:
         raise DataError(
             str(root),
             f"is neither a folder nor an uncompressed tar archive ({error})",
             remedy="unpack it into a folder",
         ) from None
-    return sorted(members, key=lambda f: f.name)
+    found.files.sort(key=lambda f: f.name)
+    return found
 
 
-def _walk(folder: Path, below: str, above: frozenset[tuple[int, int]], found: list[File]) -> None:
+def _is_passed(name: str) -> bool:
+    return name.startswith(".") or name in _NOT_DATA
+
+
+def _walk(folder: Path, below: str, above: frozenset[tuple[int, int]], found: Listing) -> None:
     try:
         here = folder.stat()
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -274,20 +380,37 @@ def _walk(folder: Path, below: str, above: frozenset[tuple[int, int]], found: li
         raise DataError(str(folder), f"the folder cannot be listed: {error.strerror or error}") from None
     above = above | {(here.st_dev, here.st_ino)}
     for entry in entries:
-        if entry.name.startswith(".") or entry.name in _NOT_DATA:
+        if _is_passed(entry.name):
+            found.passed[f"{below}{entry.name}"] = _count_pictures(entry)
             continue
         try:
             is_folder = entry.is_dir()
             if is_folder and entry.is_symlink():
                 target = entry.stat()
                 if (target.st_dev, target.st_ino) in above:
-                    continue  # a link back to a folder that we are in
+                    found.circles.append(f"{below}{entry.name}")
+                    continue
         except OSError:
+            found.circles.append(f"{below}{entry.name}")
             continue  # a link that leads to itself
         if is_folder:
+            found.folders.append(f"{below}{entry.name}")
             _walk(Path(entry.path), f"{below}{entry.name}/", above, found)
         else:
-            found.append(File(f"{below}{entry.name}", Path(entry.path)))
+            found.files.append(File(f"{below}{entry.name}", Path(entry.path)))
+
+
+def _count_pictures(entry: os.DirEntry[str], most: int = 10_000) -> int:
+    """How many pictures lie in what is passed over; no more than ``most`` files are looked at."""
+    if not entry.is_dir(follow_symlinks=False):
+        return int(_is_picture(entry.name))
+    looked = pictures = 0
+    for _, _, names in os.walk(entry.path):
+        pictures += sum(map(_is_picture, names[: most - looked]))
+        looked += len(names)
+        if looked >= most:
+            break
+    return pictures
 
 
 # ------------------------------------------------------------------------------------------------------------ data sets
@@ -301,6 +424,7 @@ class LazyImages:
         shape: shape of one picture as fetched.
         fingerprint: hash of contents and targets.
         cache: pictures kept in memory (others are ``None``).
+        scale: what stored values of more than 8 bits are divided by.
     """
 
     def __init__(
@@ -311,8 +435,9 @@ class LazyImages:
         shape: tuple[int, ...],
         fingerprint: str,
         cache: Sequence[Tensor | None] | None = None,
+        scale: float | None = None,
     ) -> None:
-        self.files, self.y, self.size, self.shape = list(files), y, size, shape
+        self.files, self.y, self.size, self.shape, self.scale = list(files), y, size, shape, scale
         self._fingerprint = fingerprint
         self.cache = list(cache) if cache is not None else [None] * len(self.files)
 
@@ -332,7 +457,9 @@ class LazyImages:
             return kept
         file = self.files[i]
         try:
-            return fit(decode(file.read()), self.size)
+            return fit(decode(file.read(), self.scale), self.size)
+        except Unranged as error:
+            raise unranged([(file.name, error)], file.name) from None
         except (OSError, Unreadable) as error:
             raise DataError(file.name, f"the picture can no longer be read: {error}") from None
 
@@ -340,6 +467,18 @@ class LazyImages:
     def fingerprint(self) -> str:
         """Hash of the files' contents, the size and the targets."""
         return self._fingerprint
+
+
+class _Seen(NamedTuple):
+    """What was found of one picture file: a hash, the shape, the picture itself if it is kept; or why it is unreadable."""
+
+    mark: bytes = b""
+    shape: tuple[int, ...] | None = None
+    x: Tensor | None = None
+    fault: str = ""
+    unranged: Unranged | None = None
+    high: float = 0.0
+    wide: bool = False
 
 
 def load_pictures(
@@ -351,6 +490,7 @@ def load_pictures(
     check: Check = "full",
     memory_mb: int = 1024,
     argument: str = "data",
+    scale: float | None = None,
 ) -> tuple[Items, Tensor, list[str]]:
     """Read every picture once: name the unreadable, keep what fits into memory.
 
@@ -362,38 +502,45 @@ def load_pictures(
         check: ``full`` decodes every file; ``quick`` looks at its head and its end, and decodes what fits into memory.
         memory_mb: how much may be kept decoded.
         argument: what an error is about.
+        scale: what stored values of more than 8 bits are divided by; ``None``: 65535 (255 if none is larger).
 
     Returns:
         The pictures, the position of each in ``files`` (int64, increasing), and notes.
 
     Raises:
-        DataError: unreadable files, pictures of several sizes.
+        DataError: unreadable files, pictures of several sizes, or of values whose scale is unknown.
     """
     budget = memory_mb * 2**20
     spent, lock = 0, threading.Lock()
 
-    def look(file: Bytes) -> tuple[bytes, tuple[int, ...] | None, Tensor | None, str]:
+    def look(file: Bytes) -> _Seen:
         nonlocal spent
         try:
             raw = file.read()
             mark = hashlib.blake2b(raw, digest_size=16).digest()
             if check == "quick" and spent >= budget:
-                return mark, _quick(raw, size), None, ""
-            x = fit(decode(raw), size)
+                return _Seen(mark, _quick(raw, size))
+            found = decode_deep(raw, scale)
+            x = fit(found.x, size)
         except OSError as error:
-            return b"", None, None, (error.strerror or str(error)).lower()
+            return _Seen(fault=(error.strerror or str(error)).lower())
         except Unreadable as error:
-            return b"", None, None, str(error)
+            return _Seen(fault=str(error))
+        except Unranged as error:
+            return _Seen(unranged=error)
         with lock:
             spent += x.numel() * x.element_size()
             keep = spent <= budget
-        return mark, tuple(x.shape), x if keep else None, ""
+        return _Seen(mark, tuple(x.shape), x if keep else None, "", None, found.high, found.wide)
 
     if len(files) > 5000:
         log.info("reading %d pictures", len(files))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="limbeck-pictures") as pool:
         seen = list(pool.map(look, files))
-    bad = [(f.name, s[3]) for f, s in zip(files, seen, strict=True) if s[3]]
+    odd = [(f.name, s.unranged) for f, s in zip(files, seen, strict=True) if s.unranged is not None]
+    if odd:
+        raise unranged(odd, argument, len(files))
+    bad = [(f.name, s.fault) for f, s in zip(files, seen, strict=True) if s.fault]
     notes = []
     if bad:
         said = "; ".join(f"{name}: {reason}" for name, reason in bad[:100]) + ("; ..." if len(bad) > 100 else "")
@@ -403,14 +550,14 @@ def load_pictures(
                 f"{len(bad)} of {len(files)} pictures cannot be read: {said}",
                 remedy="mend or remove them, or leave them out with task.data.bad_files=skip",
             )
-        notes.append(f"{len(bad)} unreadable pictures were left out: {said}")
-    good = torch.tensor([i for i, s in enumerate(seen) if not s[3]], dtype=torch.int64)
+        notes.append(f"{counted(len(bad), 'unreadable picture')} of {len(files)} left out: {said}")
+    good = torch.tensor([i for i, s in enumerate(seen) if not s.fault], dtype=torch.int64)
     if len(good) == 0:
         raise DataError(argument, "no picture can be read", expected="at least one item of each class")
     chosen = [seen[i] for i in good.tolist()]
     shapes: dict[tuple[int, ...], str] = {}
     for i in good.tolist():
-        shapes.setdefault(seen[i][1] or (), files[i].name)
+        shapes.setdefault(seen[i].shape or (), files[i].name)
     if len(shapes) > 1:
         shown = ", ".join(f"{s[2]}x{s[1]} ({name})" for s, name in list(shapes.items())[:4])
         raise DataError(
@@ -419,14 +566,40 @@ def load_pictures(
             expected="one size",
             remedy="bring them to one with task.size=64 (or another number)",
         )
+    deep = [s for s in chosen if s.high > 0]
+    high = max((s.high for s in deep), default=0.0)
+    if scale is None and deep and all(s.wide for s in deep) and high <= 255:
+        # a byte's values in 32 bits; what they are divided by is known only when all of them were seen
+        return load_pictures(files, y, size=size, bad_files=bad_files, check=check, memory_mb=memory_mb,
+                             argument=argument, scale=255.0)  # fmt: skip
+    if deep and high > 1:
+        by = 65535.0 if scale is None else scale
+        notes.append(f"{counted(len(deep), 'picture')} of more than 8 bits: values up to {high:g} divided by {by:g}")
     y = y[good]
-    mark = digest("pictures", size, b"".join(s[0] for s in chosen), y)
-    pictures = [s[2] for s in chosen]
+    mark = digest("pictures", size, b"".join(s.mark for s in chosen), y, *([] if scale is None else [scale]))
+    pictures = [s.x for s in chosen]
     kept = [p for p in pictures if p is not None]
     if len(kept) == len(pictures) and len({p.dtype for p in kept}) == 1:
         return ArrayData(torch.stack(kept), y, fingerprint=mark), good, notes
-    shape = tuple(chosen[0][1] or ())
-    return LazyImages([files[i] for i in good.tolist()], y, size, shape, mark, pictures), good, notes
+    shape = tuple(chosen[0].shape or ())
+    return LazyImages([files[i] for i in good.tolist()], y, size, shape, mark, pictures, scale), good, notes
+
+
+def unranged(odd: Sequence[tuple[str, Unranged]], argument: str, of: int = 1) -> DataError:
+    """What to say of pictures whose scale is unknown: one must be named for the whole set."""
+    low, high = min(e.low for _, e in odd), max(e.high for _, e in odd)
+    name, first = odd[0]
+    if low < 0:
+        remedy = "shift and divide them so that they lie in [0, 1]; negative values have no brightness"
+    else:
+        remedy = f"say what all of them are divided by, for example task.data.scale={high:g}, the largest"
+    over = "" if first.scale is None else f", more than task.data.scale={first.scale:g}"
+    return DataError(
+        argument,
+        f"{len(odd)} of {of} pictures hold {first.kind} from {low:g} to {high:g}{over}, such as {name}",
+        expected="8 or 16 bits, or floats in [0, 1]",
+        remedy=remedy,
+    )
 
 
 def _quick(raw: bytes, size: int | None) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,22 +15,25 @@ from torch import Tensor
 from limbeck.data.arrays import (
     Layout,
     as_inputs,
-    as_targets,
     from_datasets,
     judge_by_valid,
     open_npy,
     open_npz,
+    placed,
     read_names,
+    targets_of,
 )
-from limbeck.data.columns import Target, read_targets, some
-from limbeck.data.items import SPLITS, ArrayData, Items, Kind, Part, Splits, as_path, choose
-from limbeck.data.pictures import BadFiles, Bytes, Check, File, fit, list_pictures, load_pictures
+from limbeck.data.columns import OnBadRows, Target, read_targets
+from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
+from limbeck.data.names import SPLITS, counted, plain, some, split_of
+from limbeck.data.pictures import BadFiles, Bytes, Check, File, Listing, fit, list_all, load_pictures
+from limbeck.data.splits import EmptyClasses, ready
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
 
 
 class Source(Component):
-    """A place that items come from. ``read`` gives splits with class names; missing ones the task divides off."""
+    """A place that items come from. ``read`` gives the splits that are there, ``divided`` all three."""
 
     kind: ClassVar[str] = "source"
     paths: ClassVar[tuple[str, ...]] = ("path",)
@@ -46,6 +50,17 @@ class Source(Component):
         """
         raise TypeError(f"{type(self).__name__} must define read")
 
+    def divided(
+        self,
+        target: Target = "auto",
+        size: int | None = None,
+        valid_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        empty_classes: EmptyClasses | None = None,
+    ) -> Splits:
+        """The data in three splits, checked, with what is to be said of it. See ``limbeck.data.splits.ready``."""
+        return ready(self.read(target, size), valid_fraction, test_fraction, empty_classes)
+
 
 class PictureSource(Source):
     """What sources of picture files share.
@@ -53,6 +68,8 @@ class PictureSource(Source):
     Args:
         bad_files: ``error`` names every unreadable picture before anything is trained; ``skip`` leaves them out.
         size: side length pictures are brought to, if the task names none; ``null`` keeps theirs.
+        scale: what values of more than 8 bits are divided by, the same in every picture; ``null``: 65535 for integers
+            up to that, 1 for floats; larger ones are refused.
         check: ``full`` decodes every picture once before training; ``quick`` looks at those that do not fit into memory
             only at their head and end.
         memory_mb: how much decoded pictures may take in memory; what does not fit is decoded each time it is used.
@@ -60,15 +77,20 @@ class PictureSource(Source):
 
     bad_files: BadFiles
     size: int | None
+    scale: float | None
     check: Check
     memory_mb: int
 
-    def _picture_settings(self, bad_files: BadFiles, size: int | None, check: Check, memory_mb: int) -> None:
+    def _picture_settings(
+        self, bad_files: BadFiles, size: int | None, check: Check, memory_mb: int, scale: float | None = None
+    ) -> None:
+        if scale is not None and not scale > 0:
+            raise ValueError("scale must be above 0, or null")
         if size is not None and size < 1:
             raise ValueError("size must be 1 or more, or null to keep the pictures' own")
         if memory_mb < 0:
             raise ValueError("memory_mb must be 0 or more")
-        self.bad_files, self.size, self.check, self.memory_mb = bad_files, size, check, memory_mb
+        self.bad_files, self.size, self.scale, self.check, self.memory_mb = bad_files, size, scale, check, memory_mb
 
     def _load(self, files: Sequence[Bytes], y: Tensor, size: int | None) -> tuple[Items, Tensor, list[str]]:
         return load_pictures(
@@ -78,20 +100,27 @@ class PictureSource(Source):
             bad_files=self.bad_files,
             check=self.check,
             memory_mb=self.memory_mb,
+            scale=self.scale,
         )
 
 
 def assemble(
-    items: Items, good: Tensor, split_of: Sequence[str], labels: list[str], kind: Kind, notes: list[str]
+    items: Items,
+    good: Tensor,
+    split_of: Sequence[str] | np.ndarray[Any, Any],
+    labels: list[str],
+    kind: Kind,
+    notes: list[str],
+    declared: bool = False,
 ) -> Splits:
     """Splits from one set, given each item's split by its position before unreadable ones were left out (``good``)."""
-    names = np.array(split_of, dtype=object)[good.numpy()]
+    names = np.asarray(split_of, dtype=object)[good.numpy()]
     parts: dict[str, Items] = {}
     for split in ("train", "valid", "test"):
         ids = torch.from_numpy(np.flatnonzero(names == split))
         if len(ids):
             parts[split] = Part(items, ids)
-    return judge_by_valid(parts, labels, kind, notes)
+    return judge_by_valid(parts, labels, kind, notes, declared)
 
 
 # ------------------------------------------------------------------------------------------------------ embedded
@@ -126,8 +155,9 @@ class Digits(Source):
 class Folder(PictureSource):
     """Pictures in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
 
-    Classes are matched by name across the splits, so that one that a split lacks shifts nothing. Hidden files and
-    folders are ignored, symbolic links followed but never in a circle. An uncompressed ``.tar`` is read like a folder.
+    Classes are matched by name across the splits, so that one that a split lacks shifts nothing; a class folder without
+    a picture is an error. Hidden files and folders are passed over and named, symbolic links followed but never in a
+    circle. An uncompressed ``.tar`` is read like a folder.
 
     Args:
         path: the folder.
@@ -138,40 +168,35 @@ class Folder(PictureSource):
         path: str,
         bad_files: BadFiles = "error",
         size: int | None = None,
+        scale: float | None = None,
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
         self.path = path
-        self._picture_settings(bad_files, size, check, memory_mb)
+        self._picture_settings(bad_files, size, check, memory_mb, scale)
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, each with its folder's name as label (or number)."""
         root = as_path(self.path, "task.data.path")
-        files = list_pictures(root)
-        tops = {f.name.split("/")[0] for f in files if "/" in f.name}
-        known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
-        nested = {f.name.split("/")[0] for f in files if f.name.count("/") >= 2}
-        split = {t: s for t, s in known.items() if t in nested} if "train" in known.values() else {}
-        if split and set(split) != tops:
-            others = sorted(tops - set(split))
-            raise DataError(
-                str(root),
-                f"beside {', '.join(sorted(split))} there are folders that are no split: {some(others)}",
-                expected="either split folders, or class folders",
-            )
+        listing = list_all(root)
+        split = _split_folders(root, listing)
         picked: list[File] = []
         names: list[str] = []
         splits: list[str] = []
         stray: list[str] = []
-        for file in files:
+        deeper: dict[str, int] = {}
+        for file in listing.pictures:
             parts = file.name.split("/")
             below = parts[1:] if split else parts
             if len(below) < 2:
                 stray.append(file.name)
                 continue
             picked.append(file)
-            names.append(below[0])
+            names.append(plain(below[0]))
             splits.append(split[parts[0]] if split else "train")
+            if len(below) > 2:
+                folder = "/".join(parts[:-1])
+                deeper[folder] = deeper.get(folder, 0) + 1
         if not picked:
             raise DataError(
                 str(root),
@@ -181,13 +206,102 @@ class Folder(PictureSource):
                 expected="one folder a class, with pictures in it",
                 remedy="for pictures named in a table use csv:FILE",
             )
+        _refuse_empty(root, listing, split, set(names))
         y, labels, kind = read_targets(
             {"folder": names}, "label" if target == "auto" else target, lambda i: picked[i].name, argument=str(root)
         )
         items, good, notes = self._load(picked, y, size)
+        if len(good) < len(picked):
+            _refuse_unread(root, names, good, self.bad_files)
+        notes += listing.notes()
         if stray:
-            notes.append(f"{len(stray)} pictures outside any class folder were left out: {some(stray, 5)}")
+            notes.append(f"{counted(len(stray), 'picture')} outside any class folder left out: {some(stray, 5)}")
+        for one in dict.fromkeys(split.values()):
+            same = [folder for folder, s in split.items() if s == one]
+            if len(same) > 1:
+                notes.append(f"{one} is {' and '.join(same)} together")
+        if deeper:
+            said = [f"{folder} ({n})" for folder, n in deeper.items()]
+            notes.append(f"pictures in folders below a class folder belong to its class: {some(said, 5)}")
         return assemble(items, good, splits, labels, kind, notes)
+
+
+def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
+    """Folder -> split, for the folders at the top; empty where these are the classes.
+
+    Raises:
+        DataError: some are splits and others are classes, or they are splits without class folders.
+    """
+    pictures = [f.name for f in listing.pictures]
+    tops = {name.split("/")[0] for name in pictures if "/" in name}
+    nested = {name.split("/")[0] for name in pictures if name.count("/") >= 2}
+    known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
+    if not known and tops and tops == nested:  # train2017 and val2017: only where no folder says another thing
+        known = {t: s for t in tops if (s := split_of(t))}
+        known = known if len(known) == len(tops) and "train" in known.values() else {}
+    if not known or (known.keys() != tops and not set(known) & nested):
+        return {}  # a class may be called test, where it lies beside others
+    if "train" not in known.values():
+        raise DataError(
+            str(root),
+            f"holds {some(sorted(known))} but no train folder",
+            given=sorted(tops),
+            expected="train, and val or test beside it, each with one folder a class; or class folders",
+            remedy="rename the folder of training pictures to train",
+        )
+    flat = sorted(set(known) - nested)
+    if flat:
+        raise DataError(
+            str(root),
+            f"{some(flat)} holds pictures, but no class folders",
+            expected=f"one folder a class in {some(sorted(known))}",
+            remedy="sort the pictures into class folders, or move that folder elsewhere",
+        )
+    if known.keys() != tops:
+        raise DataError(
+            str(root),
+            f"beside {', '.join(sorted(known))} there are folders that are no split: {some(sorted(tops - set(known)))}",
+            expected="either split folders, or class folders",
+            remedy="move them elsewhere, or into the folder of a split",
+        )
+    return known
+
+
+def _refuse_empty(root: Path, listing: Listing, split: dict[str, str], names: set[str]) -> None:
+    """Class folders without a picture: what was declared must not vanish."""
+    tops = [f for f in listing.folders if "/" not in f]
+    bare = [f for f in tops if split and f not in split and (f.lower() in SPLITS or split_of(f))]
+    if bare:
+        raise DataError(
+            str(root),
+            f"the folder {some(bare)} holds no picture",
+            expected="pictures in each split's class folders",
+            remedy="put them there, or remove the folder",
+        )
+    depth = 2 if split else 1
+    folders = [f for f in listing.folders if f.count("/") == depth - 1 and (not split or f.split("/")[0] in split)]
+    empty = [f for f in folders if plain(f.split("/")[-1]) not in names]
+    if empty:
+        others = any(f.name.startswith(f"{e}/") for e in empty for f in listing.files)
+        raise DataError(
+            str(root),
+            f"{counted(len(empty), 'class folder holds', 'class folders hold')} no picture: {some(empty)}"
+            + (" (other files lie there)" if others else ""),
+            expected="at least one picture of each class",
+            remedy="put its pictures there, or remove the folder",
+        )
+
+
+def _refuse_unread(root: Path, names: Sequence[str], good: Tensor, bad_files: BadFiles) -> None:
+    left = {names[i] for i in good.tolist()}
+    lost = sorted(set(names) - left)
+    if lost:
+        raise DataError(
+            str(root),
+            f"of {counted(len(lost), 'class', 'classes')} no picture can be read: {some(lost)}",
+            expected="at least one picture of each class",
+            remedy=f"mend its pictures, or remove the folder (task.data.bad_files={bad_files} left them out)",
+        )
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
@@ -206,6 +320,7 @@ class Arrays(Source):
         layout: where the channels are: ``last``, ``first``, or ``auto``: where 1, 3 or 4 of them fit.
         scale: what inputs are divided by; ``null``: 255 or 65535 for bytes and 16-bit values, nothing for others.
         classes: file of class names, or which list of a ``classes.json`` that holds several.
+        bad_rows: ``error`` names every item without a label (-1, NaN, empty); ``skip`` leaves them out.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path", "classes")
@@ -221,58 +336,75 @@ class Arrays(Source):
         layout: Layout = "auto",
         scale: float | None = None,
         classes: str | None = None,
+        bad_rows: OnBadRows = "error",
     ) -> None:
         if scale is not None and not scale > 0:
             raise ValueError("scale must be above 0, or null")
         self.path, self.x, self.y, self.layout, self.scale, self.classes = path, x, y, layout, scale, classes
+        self.bad_rows: OnBadRows = bad_rows
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The arrays; floating targets are numbers, [N, C] of zeros and ones several labels."""
         root = as_path(self.path, "task.data.path")
         if not root.exists():
             raise DataError(str(root), "there is no such file or folder", remedy="check the path")
-        pairs, names = self._folder(root) if root.is_dir() else self._file(root)
+        notes: list[str] = []
+        pairs, names = self._folder(root, notes) if root.is_dir() else self._file(root, notes)
         if names is None:
             names = self._names(root if root.is_dir() else root.parent)
         inputs: dict[str, Tensor] = {}
         for split, (x, y, where) in pairs.items():
-            made = as_inputs(x, where, self.layout, self.scale)
+            told = notes if split == "train" else None
+            made = as_inputs(x, where, self.layout, self.scale, notes=told)
             inputs[split] = fit(made, size) if made.ndim == 4 else made
             if len(made) != len(y):
                 raise DataError(where, f"{len(made)} inputs but {len(y)} targets", expected="one target an input")
-        try:
-            together = np.concatenate([y for _, y, _ in pairs.values()])
-        except ValueError:
+        if len({y.shape[1:] for _, y, _ in pairs.values()}) > 1:
             shapes = ", ".join(f"{split} {list(y.shape)}" for split, (_, y, _) in pairs.items())
-            raise DataError(str(root), f"the splits' targets differ in shape: {shapes}") from None
-        targets, labels, kind = as_targets(together, target, names, str(root))
-        found: dict[str, Items] = {}
-        start = 0
-        for split, made in inputs.items():
-            found[split] = ArrayData(made, targets[start : start + len(made)])
-            start += len(made)
-        return judge_by_valid(found, labels, kind, [])
+            raise DataError(str(root), f"the splits' targets differ in shape: {shapes}")
+        raw = {split: y for split, (_, y, _) in pairs.items()}
+        targets, items, labels, kind = targets_of(raw, target, names, str(root), self.bad_rows, notes)
+        found = {
+            split: placed(partial(ArrayData, inputs[split]), targets[split], items[split], len(raw[split]))
+            for split in targets
+        }
+        return judge_by_valid(found, labels, kind, notes, names is not None)
 
-    def _folder(self, root: Path) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
+    def _folder(self, root: Path, notes: list[str]) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
         pairs: dict[str, tuple[Any, Any, str]] = {}
         names = None
-        for path in sorted(root.glob("*.npz")):
-            if path.stem.lower() in SPLITS:
-                found, inside = self._file(path)
-                pairs[SPLITS[path.stem.lower()]] = next(iter(found.values()))
-                names = names if names is not None else inside
-        loose = {} if pairs else {p.stem: open_npy(p) for p in sorted(root.glob("*.npy"))}
-        if loose:
-            pairs = self._pick(loose, str(root))
+        files = [p for p in sorted(root.iterdir()) if p.suffix in (".npz", ".npy") and not p.name.startswith(".")]
+        splits = {p: s for p in files if p.suffix == ".npz" and (s := SPLITS.get(p.stem.lower()) or split_of(p.stem))}
+        for path, split in splits.items():
+            if split in pairs:
+                same = [p.name for p, s in splits.items() if s == split]
+                raise DataError(str(root), f"{' and '.join(same)} are the same split", remedy="name one file")
+            found, inside = self._file(path, notes)
+            if len(found) > 1 and split not in found:
+                raise DataError(
+                    str(path), f"holds {some(sorted(found))}, but is called {split}", remedy="name the file"
+                )
+            pairs[split] = found.get(split) or next(iter(found.values()))
+            names = names if names is not None else inside
+        left = [p.name for p in files if p not in splits]
+        if not pairs:
+            pairs = (
+                self._pick({p.stem: open_npy(p) for p in files if p.suffix == ".npy"}, str(root), notes)
+                if any(p.suffix == ".npy" for p in files)
+                else {}
+            )
+            left = [name for name in left if name.endswith(".npz")]
         if not pairs:
             raise DataError(
                 str(root),
                 "holds no train.npz and no x.npy with y.npy",
                 given=[p.name for p in sorted(root.iterdir())][:10],
             )
+        if left:
+            notes.append(f"files that were not read: {some(left)}")
         return pairs, names
 
-    def _file(self, path: Path) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
+    def _file(self, path: Path, notes: list[str]) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
         if path.suffix.lower() == ".npy":
             beside = path.parent / (self.y or "y.npy")
             if not beside.is_file():
@@ -282,16 +414,20 @@ class Arrays(Source):
             return {"train": (open_npy(path), open_npy(beside), str(path))}, None
         arrays = open_npz(path)
         inside = next((arrays.pop(n) for n in ("classes", "class_names", "label_names") if n in arrays), None)
-        return self._pick(arrays, str(path)), None if inside is None else [str(n) for n in inside.tolist()]
+        return self._pick(arrays, str(path), notes), None if inside is None else [
+            plain(str(n)) for n in inside.tolist()
+        ]
 
-    def _pick(self, arrays: dict[str, Any], where: str) -> dict[str, tuple[Any, Any, str]]:
+    def _pick(self, arrays: dict[str, Any], where: str, notes: list[str]) -> dict[str, tuple[Any, Any, str]]:
         """Inputs and targets by split, from names such as ``x``, ``x_train`` or ``train_images``."""
         pairs: dict[str, tuple[Any, Any, str]] = {}
+        used: set[str] = set()
         for split in ("", *SPLITS):
             x = self._named(arrays, self.x, self.X, split)
             y = self._named(arrays, self.y, self.Y, split)
-            if x is not None and y is not None:
-                pairs.setdefault(SPLITS.get(split, "train"), (x, y, where))
+            if x is not None and y is not None and SPLITS.get(split, "train") not in pairs:
+                pairs[SPLITS.get(split, "train")] = (arrays[x], arrays[y], where)
+                used |= {x, y}
         if not pairs:
             close = [c for n in (self.x, self.y) if n and n not in arrays for c in nearest(n, arrays)]
             raise DataError(
@@ -302,14 +438,17 @@ class Arrays(Source):
                 if close
                 else "name them: task.data.x=... task.data.y=...",
             )
+        left = [f"{n} {list(a.shape)}" for n, a in arrays.items() if n not in used]
+        if left:
+            notes.append(f"arrays in {Path(where).name} that were not read: {some(left)}")
         return pairs
 
     @staticmethod
-    def _named(arrays: dict[str, Any], asked: str | None, usual: Sequence[str], split: str) -> Any:
+    def _named(arrays: dict[str, Any], asked: str | None, usual: Sequence[str], split: str) -> str | None:
         for name in [asked] if asked else usual:
             for full in (f"{name}_{split}", f"{split}_{name}") if split else (name,):
                 if full in arrays:
-                    return arrays[full]
+                    return full
         return None
 
     def _names(self, folder: Path) -> list[str] | None:
@@ -334,6 +473,7 @@ class TorchvisionSet(PictureSource):
         root: the folder where its files are.
         download: let torchvision download what is missing; off, nothing leaves or enters the machine.
         options: further arguments of the class.
+        bad_rows: ``error`` names every item without a label (-1, NaN); ``skip`` leaves them out.
     """
 
     def __init__(
@@ -342,13 +482,16 @@ class TorchvisionSet(PictureSource):
         root: str = "data",
         download: bool = False,
         options: dict[str, Any] | None = None,
+        bad_rows: OnBadRows = "error",
         size: int | None = None,
+        scale: float | None = None,
         bad_files: BadFiles = "error",
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
         self.name, self.root, self.download, self.options = name, root, download, dict(options or {})
-        self._picture_settings(bad_files, size, check, memory_mb)
+        self.bad_rows: OnBadRows = bad_rows
+        self._picture_settings(bad_files, size, check, memory_mb, scale)
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data set's splits, by its own ``train`` or ``split`` argument."""
@@ -374,10 +517,10 @@ class TorchvisionSet(PictureSource):
         size = size if size is not None else self.size
         if all(_samples(d) is not None for d in made.values()):
             return self._from_files(made, target, size)
-        ready = {split: _in_memory(d) or d for split, d in made.items()}
+        held = {split: _in_memory(d) or d for split, d in made.items()}
         names = getattr(made["train"], "classes", None)
         names = [_first(n) for n in names] if isinstance(names, (list, tuple)) else None
-        return from_datasets(ready, target, size, self.memory_mb, names, f"torchvision:{self.name}")
+        return from_datasets(held, target, size, self.memory_mb, names, f"torchvision:{self.name}", self.bad_rows)
 
     def _from_files(self, made: dict[str, Any], target: Target, size: int | None) -> Splits:
         """Sets that name picture files (ImageFolder and its kin), read as such."""
@@ -393,6 +536,8 @@ class TorchvisionSet(PictureSource):
             {"class": names}, "label" if target == "auto" else target, lambda i: files[i].name, argument=self.name
         )
         items, good, notes = self._load(files, y, size)
+        if len(good) < len(files):
+            _refuse_unread(Path(self.root), names, good, self.bad_files)
         return assemble(items, good, splits, labels, kind, notes)
 
     def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
@@ -448,12 +593,20 @@ class ImportedSource(Source):
         function: ``package.module:function``.
         options: arguments of the function.
         memory_mb: how much may be kept in memory; beyond, items are asked for each time.
+        bad_rows: ``error`` names every item without a label (-1, NaN, empty); ``skip`` leaves them out.
     """
 
     code: ClassVar[str] = "function"
 
-    def __init__(self, function: str, options: dict[str, Any] | None = None, memory_mb: int = 1024) -> None:
+    def __init__(
+        self,
+        function: str,
+        options: dict[str, Any] | None = None,
+        memory_mb: int = 1024,
+        bad_rows: OnBadRows = "error",
+    ) -> None:
         self.function, self.options, self.memory_mb = function, dict(options or {}), memory_mb
+        self.bad_rows: OnBadRows = bad_rows
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """What the function returned, as splits."""
@@ -477,8 +630,10 @@ class ImportedSource(Source):
                 raise DataError(
                     "task.data.function", given=[str(k) for k in found], expected="train, and valid or test beside it"
                 )
+            if len({SPLITS[str(k)] for k in found}) < len(found):
+                raise DataError("task.data.function", "names one split twice", given=[str(k) for k in found])
             found = {SPLITS[str(k)]: v for k, v in found.items()}
         else:
             found = {"train": found}
         names = [str(n) for n in labels] if labels is not None else None
-        return from_datasets(found, target, size, self.memory_mb, names, self.function)
+        return from_datasets(found, target, size, self.memory_mb, names, self.function, self.bad_rows)

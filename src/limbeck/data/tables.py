@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import bisect
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,25 +15,15 @@ import numpy as np
 import torch
 
 from limbeck.data.arrays import read_names
-from limbeck.data.columns import Target, read_features, read_targets, some
-from limbeck.data.items import SPLITS, ArrayData, Splits, as_path
-from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File, list_files
+from limbeck.data.cells import HEAD, Cells, Rows, coded, from_arrow, is_missing, joined_cells, taken
+from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, read_targets, several_faults, shown
+from limbeck.data.delimited import read_delimited, read_text
+from limbeck.data.items import ArrayData, Splits, as_path
+from limbeck.data.lookup import Lookup
+from limbeck.data.names import SPLITS, choose_splits, composed, counted, plain, same_letters, some, split_of
+from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File
 from limbeck.data.sources import PictureSource, assemble
 from limbeck.errors import ConfigError, DataError, require
-
-
-class Rows:
-    """A table: columns of cells, and the place of each row for messages."""
-
-    def __init__(self, columns: Mapping[str, Sequence[Any]], where: Callable[[int], str], n: int) -> None:
-        self.columns, self.where, self.n = columns, where, n
-        self.classes: dict[str, list[str]] = {}
-        self.pictures: list[str] = []
-
-    @property
-    def names(self) -> list[str]:
-        """The columns' names."""
-        return list(self.columns)
 
 
 class _Tabular(PictureSource):
@@ -42,21 +33,24 @@ class _Tabular(PictureSource):
         path: the file, or a folder with one file a split (``train.*``, ``valid.*``, ``test.*``; shards are joined).
         label: the column that holds the label, or a list of columns for several numbers or yes-or-no labels; by default
             ``label``, ``labels``, ``class``, ``target``, ``category`` or ``y``.
-        image: the column of picture paths (relative to ``root``) or picture bytes; by default one that is called and
-            looks like it. Without pictures the columns of numbers are the input.
+        image: the column of picture paths (relative to ``root``) or picture bytes; by default the one that holds such.
+            Without pictures the columns of numbers are the input.
         features: the columns that are the input; by default all columns of numbers but the label. A text column that is
             named here becomes a yes-or-no column a value.
         separator: what stands between several labels in one cell; ``null``: one label a cell.
-        split: the column that says which split a row belongs to; by default one that is called ``split``.
+        split: the column that says which split a row belongs to; by default one that is called ``split`` or the like.
         valid, test: further files with rows for choosing and for judging.
         classes: a file of class names, where the label's cells are places in it.
         root: where picture paths start: a folder or an uncompressed tar archive; by default the table's own folder.
+        decimal: the sign before fractions, ``.`` or ``,``; ``null``: as each column shows it, refused where both fit.
+        bad_rows: ``error`` names every row without a label, or with a cell that is no number; ``skip`` leaves them out.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("path", "valid", "test", "classes", "root")
 
     SUFFIXES: ClassVar[tuple[str, ...]] = ()
     LABELS: ClassVar[tuple[str, ...]] = ("label", "labels", "class", "target", "category", "y")
+    SPLIT: ClassVar[tuple[str, ...]] = ("split", "set", "subset", "partition", "phase")
     IMAGES: ClassVar[tuple[str, ...]] = (
         *("image", "img", "picture", "photo", "file", "filename", "file_name", "filepath", "path", "image_path"),
     )
@@ -73,15 +67,18 @@ class _Tabular(PictureSource):
         test: str | None = None,
         classes: str | None = None,
         root: str | None = None,
+        decimal: Decimal | None = None,
+        bad_rows: OnBadRows = "error",
         bad_files: BadFiles = "error",
         size: int | None = None,
+        scale: float | None = None,
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
         self.path, self.label, self.image, self.features = path, label, image, features
         self.separator, self.split, self.valid, self.test = separator, split, valid, test
-        self.classes, self.root = classes, root
-        self._picture_settings(bad_files, size, check, memory_mb)
+        self.classes, self.root, self.decimal, self.bad_rows = classes, root, decimal, bad_rows
+        self._picture_settings(bad_files, size, check, memory_mb, scale)
 
     def rows(self, path: Path) -> Rows:
         """One file's rows."""
@@ -90,97 +87,159 @@ class _Tabular(PictureSource):
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The rows of all files, divided by file or by the split column."""
         start = as_path(self.path, "task.data.path")
-        files = [("train", start)] if not start.is_dir() else self._folder(start)
+        files, notes = self._folder(start) if start.is_dir() else ([("train", start)], [])
         for name, extra in (("valid", self.valid), ("test", self.test)):
             if extra is not None:
-                files.append((name, as_path(extra, "task.data.test")))
+                files.append((name, as_path(extra, f"task.data.{name}")))
         for _, path in files:
             if not path.is_file():
                 raise DataError(str(path), "there is no such file", remedy="check the path")
         files.sort(key=lambda f: f[0] != "train")  # the training table says which columns there are
-        tables = [(s, self.rows(path)) for s, path in files]
-        return self.from_rows(tables, start if start.is_dir() else start.parent, target, size)
+        tables = [_Part(split, path.name, self.rows(path)) for split, path in files]
+        made = self.from_rows(tables, start if start.is_dir() else start.parent, target, size)
+        made.notes[:0] = notes
+        return made
 
-    def _folder(self, folder: Path) -> list[tuple[str, Path]]:
-        """The split of each file in a folder, from its name."""
-        found = [
-            p for p in sorted(folder.iterdir()) if p.suffix.lower() in self.SUFFIXES and not p.name.startswith(".")
-        ]
+    def _folder(self, folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
+        """The split of each file in a folder, from its name, and what was left out."""
+        entries = [p for p in sorted(folder.iterdir()) if not p.name.startswith(".")]
+        found = [p for p in entries if p.suffix.lower() in self.SUFFIXES]
         if not found and (folder / "data").is_dir():
             return self._folder(folder / "data")
-        files, kinds = [], set()
-        for path in found:
-            words = [w for w in re.split(r"[-_.\s\d]+", path.stem.lower()) if w]
-            splits = [SPLITS[w] for w in words if w in SPLITS]
-            if len(splits) == 1:
-                files.append((splits[0], path))
-                kinds.add(" ".join(w for w in words if w not in SPLITS and w != "of"))
+        files = [(split, p) for p in found if (split := split_of(p.stem))]
         if len(found) == 1 and not files:
-            return [("train", found[0])]
+            files = [("train", found[0])]
+        kinds = {" ".join(w for w in _words(p) if w not in SPLITS and w != "of") for _, p in files}
         if not files or len(kinds) > 1:
             raise DataError(
                 str(folder),
-                f"holds several tables: {some(sorted(kinds))}" if kinds else "holds no files of this kind",
-                given=[p.name for p in found][:10],
+                f"holds several tables: {some(sorted(p.name for p in found))}"
+                if found
+                else "holds no files of this kind",
                 expected=f"train{self.SUFFIXES[0]}, and valid or test beside it",
                 remedy="name one file, and further ones with task.data.valid= and task.data.test=",
             )
-        return files
+        taken_up = {p for _, p in files}
+        left = [p.name for p in entries if p not in taken_up and p.is_file()]
+        return files, [f"files in {folder} that were not read: {some(left, 5)}"] if left else []
 
-    def from_rows(self, tables: Sequence[tuple[str, Rows]], folder: Path, target: Target, size: int | None) -> Splits:
+    # ------------------------------------------------------------------------------------------------------ columns
+    def from_rows(self, tables: Sequence[_Part], folder: Path, target: Target, size: int | None) -> Splits:
         """Splits from tables."""
-        first = tables[0][1]
-        if sum(t.n for _, t in tables) == 0:
+        first = tables[0].rows
+        if sum(t.rows.n for t in tables) == 0:
             raise DataError(str(self.path), "there are no rows", expected="at least one row of each class")
         labels = self._labels(first)
         image = self._image(first)
-        split_column = self._known(first, self.split, "task.data.split") if self.split else None
-        if split_column is None and len(tables) == 1 and "split" in first.columns and "split" not in labels:
-            split_column = "split"
-        reserved = {*labels, *([split_column] if split_column else [])}
-        if image is None:
-            asked = [self._known(first, f, "task.data.features") or f for f in self.features] if self.features else None
-            wanted = asked or [n for n in first.names if n not in reserved and n not in first.pictures and n]
-        else:
+        split_column = self._split_column(first, labels, len(tables) > 1)
+        reserved = dict.fromkeys([*labels, *([split_column] if split_column else [])])
+        others = [n for n in first.names if n not in reserved and n != image]
+        aside = [n for n in others if n in first.classes or n in first.pictures]
+        if image is not None:
             wanted = [image]
-        columns: dict[str, list[Any]] = {n: [] for n in dict.fromkeys([*labels, *wanted, *reserved])}
-        where: list[str] = []
-        splits: list[str] = []
-        for split, table in tables:
-            missing = [n for n in columns if n not in table.columns and n != split_column]
-            if missing:
-                raise DataError(
-                    f"{self.path} ({split})",
-                    f"lacks the columns {some(missing)}",
-                    given=table.names,
-                    expected="the same columns",
-                )
-            for n in columns:
-                if n in table.columns:
-                    columns[n].extend(table.columns[n])
-            where.extend(table.where(i) for i in range(table.n))
-            splits.extend([split] * table.n)
-        if split_column is not None:
-            splits = self._splits(columns[split_column], where)
+        elif self.features:
+            wanted = [self._known(first, n, "task.data.features") for n in self.features]
+        else:
+            wanted = [n for n in others if n not in aside]
+        gathered = self._gather(tables, [*labels, *wanted], split_column)
+        unused = others if image is not None else aside if self.features is None else []
+        if unused:
+            why = "beside the pictures" if image is not None else "class names or pictures"
+            gathered.notes.append(f"columns not used ({why}): {some(unused, 20)}")
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:
             known = read_names(as_path(self.classes, "task.data.classes"))
-        y, names, kind = read_targets(
-            {n: columns[n] for n in labels}, target, where.__getitem__, known=known, separator=self.separator
-        )
-        everything = torch.arange(len(y))
+        while True:
+            try:
+                return self._read_gathered(gathered, labels, wanted, image, known, folder, target, size)
+            except BadRows as error:
+                if self.bad_rows == "error" or not error.rows:
+                    raise
+                gathered.leave_out(error)
+
+    def _gather(self, tables: Sequence[_Part], names: Sequence[str], split_column: str | None) -> _Gathered:
+        """The columns that are used, of all tables."""
+        wanted = list(dict.fromkeys(names))
+        columns: list[dict[str, Cells]] = []
+        for table in tables:
+            missing = [n for n in wanted if n not in table.rows.columns]
+            if missing:
+                raise DataError(
+                    f"{self.path} ({table.split}: {table.name})",
+                    f"lacks the columns {some(missing)}",
+                    given=table.rows.names,
+                    expected="the same columns",
+                )
+            columns.append({n: table.rows.columns[n] for n in wanted})
+        splits = np.concatenate([np.full(t.rows.n, t.split, dtype=object) for t in tables])
+        starts = [0, *accumulate(t.rows.n for t in tables)]
+
+        def where(row: int) -> str:
+            at = bisect.bisect_right(starts, row) - 1
+            place = tables[at].rows.where(row - starts[at])
+            return f"{tables[at].name} {place}" if len(tables) > 1 else place
+
+        notes = [n for t in tables for n in t.rows.notes]
+        if split_column is not None:
+            splits = self._splits(tables[0].rows.columns[split_column], where)
+            if split_column != self.split:
+                notes.append(f"column {split_column!r} says which split a row belongs to")
+        together = {n: joined_cells([c[n] for c in columns]) for n in wanted}
+        return _Gathered(together, splits, np.arange(len(splits)), where, list(dict.fromkeys(notes)))
+
+    def _read_gathered(
+        self,
+        found: _Gathered,
+        labels: Sequence[str],
+        wanted: Sequence[str],
+        image: str | None,
+        known: Sequence[str] | None,
+        folder: Path,
+        target: Target,
+        size: int | None,
+    ) -> Splits:
+        faults: list[BadRows] = []
+        notes: list[str] = []
+        where, columns = found.place, found.columns
+        try:
+            y, names, kind = read_targets(
+                {n: columns[n] for n in labels},
+                target,
+                where,
+                known=known,
+                separator=self.separator,
+                decimal=self.decimal,
+                notes=notes,
+            )
+        except BadRows as error:
+            faults.append(error)
+        try:
+            if image is None:
+                train = np.asarray(found.splits == "train", dtype=bool)
+                x, _, said = read_features(
+                    {n: columns[n] for n in wanted}, self.features, train, where, decimal=self.decimal
+                )
+                notes = [*said, *notes]
+            else:
+                files, said = self._files(columns[image], where, image, folder)
+                notes = [f"inputs: the pictures that column {image!r} names", *said, *notes]
+        except BadRows as error:
+            faults.append(error)
+        if faults:
+            raise several_faults(faults)
+        notes = [*notes, *found.notes]
         if image is None:
-            train = np.array([s == "train" for s in splits])
-            x, _, notes = read_features({n: columns[n] for n in wanted}, self.features, train, where.__getitem__)
-            return assemble(ArrayData(x, y), everything, splits, names, kind, notes)
-        files = self._files(columns[image], where, image, folder)
-        items, good, notes = self._load(files, y, size)
-        return assemble(items, good, splits, names, kind, notes)
+            return assemble(ArrayData(x, y), torch.arange(len(y)), found.splits, names, kind, notes, known is not None)
+        items, good, said = self._load(files, y, size)
+        return assemble(items, good, found.splits, names, kind, [*notes, *said], known is not None)
 
     def _known(self, rows: Rows, name: str, argument: str) -> str:
-        if name not in rows.columns:
+        if name in rows.columns:
+            return name
+        same = same_letters(name, rows.names)
+        if same is None:
             raise DataError.unknown(argument, name, rows.names, "column")
-        return name
+        return same
 
     def _labels(self, rows: Rows) -> list[str]:
         if self.label is not None:
@@ -188,76 +247,147 @@ class _Tabular(PictureSource):
             if not asked:
                 raise ConfigError("task.data.label", given=self.label, expected="at least one column")
             return [self._known(rows, n, "task.data.label") for n in asked]
-        named = [n for n in rows.names if n in rows.classes]
-        lowered = {n.lower(): n for n in rows.names}
-        for n in self.LABELS:
-            if n in lowered:
-                return [lowered[n]]
+        named = self._named(rows.names, self.LABELS)
+        if "y" in map(str.lower, named) and len(named) > 1:
+            named = [n for n in named if n.lower() != "y"]  # beside a label it is a number like x
+        if not named:
+            named = [n for n in rows.names if n in rows.classes]
         if len(named) == 1:
             return named
         raise DataError(
-            str(self.path), "which column is the label?", given=rows.names, remedy="name it with task.data.label=COLUMN"
+            str(self.path),
+            f"which column is the label: {' or '.join(named)}?" if named else "which column is the label?",
+            given=rows.names,
+            remedy="name it with task.data.label=COLUMN",
         )
+
+    @staticmethod
+    def _named(names: Sequence[str], usual: Sequence[str]) -> list[str]:
+        lowered = {n.lower(): n for n in names}
+        return [lowered[n] for n in usual if n in lowered]
 
     def _image(self, rows: Rows) -> str | None:
         if self.image is not None:
             return self._known(rows, self.image, "task.data.image")
         if self.features is not None:
             return None
-        if rows.pictures:
-            return rows.pictures[0]
-        lowered = {n.lower(): n for n in rows.names}
-        for n in self.IMAGES:
-            if n in lowered and rows.n:
-                cell = rows.columns[lowered[n]][0]
-                if isinstance(cell, (bytes, dict)) or (
-                    isinstance(cell, str) and Path(cell).suffix.lower() in EXTENSIONS
-                ):
-                    return lowered[n]
+        found = rows.pictures or [n for n in rows.names if _holds_pictures(rows.head(n))]
+        best = self._named(found, self.IMAGES) or found
+        if len(found) > 1 and best == found:
+            raise DataError(
+                "task.data.image",
+                f"which column holds the pictures: {' or '.join(found)}?",
+                remedy="name it with task.data.image=COLUMN",
+            )
+        return best[0] if best else None
+
+    def _split_column(self, rows: Rows, labels: Sequence[str], several: bool) -> str | None:
+        if self.split:
+            return self._known(rows, self.split, "task.data.split")
+        if several:
+            return None
+        for name in self._named(rows.names, self.SPLIT):
+            if name in labels or name in (self.features or ()):
+                continue
+            if name.lower() == "split":
+                return name
+            words = {plain(str(v)).lower() for v in coded(rows.columns[name]).values}
+            if "train" in {SPLITS.get(w) for w in words} and words <= set(SPLITS):
+                return name
         return None
 
-    def _splits(self, cells: Sequence[Any], where: Sequence[str]) -> list[str]:
-        found = [SPLITS.get(str(c).strip().lower(), "") for c in cells]
-        bad = [f"{where[i]} ({cells[i]})" for i, s in enumerate(found) if not s]
-        if bad:
+    def _splits(self, cells: Cells, where: Callable[[int], str]) -> np.ndarray[Any, Any]:
+        column = coded(cells)
+        found = [SPLITS.get(plain(str(c)).lower()) or split_of(str(c)) for c in column.values]
+        rows = column.where([i for i, s in enumerate(found) if not s])
+        if rows:
+            bad = [f"{where(i)} ({shown(cells[i])})" for i in rows]
             raise DataError("task.data.split", f"names no split at {some(bad)}", expected="train, valid or test")
-        return found
+        return column.spread(np.array(found, dtype=object))
 
-    def _files(self, cells: Sequence[Any], where: Sequence[str], column: str, folder: Path) -> list[Bytes]:
-        """A picture file for each cell: bytes, ``{bytes, path}`` or a path below ``root``."""
-        root = as_path(self.root, "task.data.root") if self.root else folder
-        archive = {f.name: f for f in list_files(root)} if root.is_file() else None
-        short: dict[str, list[File]] = {}
-        if archive is not None:  # a table often leaves the split's folder out of the name
-            for f in archive.values():
-                short.setdefault(f.name.rsplit("/", 1)[-1], []).append(f)
-        elif not root.is_dir():
-            raise DataError("task.data.root", "there is no such folder or archive", given=str(root))
+    def _files(
+        self, cells: Cells, where: Callable[[int], str], column: str, folder: Path
+    ) -> tuple[list[Bytes], list[str]]:
+        """A picture file for each cell: bytes, ``{bytes, path}`` or a path below ``root``; and notes."""
+        look_up = Lookup(as_path(self.root, "task.data.root") if self.root else folder)
         made: list[Bytes] = []
-        bad: list[str] = []
-        for cell, place in zip(cells, where, strict=True):
+        bad: list[int] = []
+        for i, cell in enumerate(cells):
             inner = cell.get("bytes") if isinstance(cell, dict) else cell
             path = cell.get("path") if isinstance(cell, dict) else cell
             if isinstance(inner, (bytes, bytearray, memoryview)):
-                made.append(Blob(place, bytes(inner)))
+                made.append(Blob(where(i), bytes(inner)))
             elif isinstance(cell, (Blob, File)) or hasattr(cell, "read"):
                 made.append(cell)
-            elif not isinstance(path, str) or not path.strip():
-                bad.append(place)
-            elif archive is not None:
-                name = path.strip().removeprefix("./")
-                near = short.get(name.rsplit("/", 1)[-1], [])
-                if name in archive:
-                    made.append(archive[name])
-                elif len(near) == 1:
-                    made.append(near[0])
-                else:
-                    made.append(File(f"{root.name}:{name}", root / name))
+            elif isinstance(path, str) and not is_missing(path):
+                made.append(look_up(path))
             else:
-                made.append(File(path.strip(), root / path.strip()))
+                bad.append(i)
         if bad:
-            raise DataError("task.data.image", f"column {column!r} names no picture at {some(bad)}")
-        return made
+            said = f"column {column!r} names no picture at {some([where(i) for i in bad])}"
+            raise BadRows("task.data.image", said, bad, remedy="fill in or remove these rows, or set task.data.bad_rows=skip")  # fmt: skip
+        return made, look_up.notes()
+
+
+@dataclass
+class _Part:
+    """One file's rows, or one split's."""
+
+    split: str
+    name: str
+    rows: Rows
+
+
+@dataclass
+class _Gathered:
+    """The used columns of all tables.
+
+    Attributes:
+        columns: name -> cells.
+        splits: the split of each row.
+        rows: which row of the tables each is.
+        where: the place of a row of the tables.
+        notes: sentences about how they were read.
+    """
+
+    columns: dict[str, Cells]
+    splits: np.ndarray[Any, Any]
+    rows: np.ndarray[Any, Any]
+    where: Callable[[int], str]
+    notes: list[str] = field(default_factory=list)
+
+    def place(self, row: int) -> str:
+        """The place of a row that is left."""
+        return self.where(int(self.rows[row]))
+
+    def leave_out(self, error: BadRows) -> None:
+        """Go on without the rows of an error."""
+        self.notes.append(f"{counted(len(error.rows), 'row')} left out: {error.problem}")
+        kept = np.setdiff1d(np.arange(len(self.rows)), error.rows)
+        if not len(kept):
+            raise error
+        self.columns = {n: taken(c, kept) for n, c in self.columns.items()}
+        self.splits, self.rows = self.splits[kept], self.rows[kept]
+
+
+def _words(path: Path) -> list[str]:
+    return [w for w in re.split(r"[-_.\s\d]+", path.stem.lower()) if w]
+
+
+def _holds_pictures(cells: Cells) -> bool:
+    """Whether the filled ones of some cells are pictures, or the paths of such."""
+    filled = [c for c in cells if not is_missing(c)]
+    return bool(filled) and all(
+        _is_picture(c) or (isinstance(c, str) and Path(c.strip()).suffix.lower() in EXTENSIONS) for c in filled
+    )
+
+
+def _is_picture(cell: Any) -> bool:
+    if isinstance(cell, dict):
+        return isinstance(cell.get("bytes"), bytes) or (
+            isinstance(cell.get("path"), str) and Path(cell["path"]).suffix.lower() in EXTENSIONS
+        )
+    return isinstance(cell, (bytes, Blob, File)) or hasattr(cell, "read")
 
 
 class Table(_Tabular):
@@ -283,10 +413,13 @@ class Table(_Tabular):
         test: str | None = None,
         classes: str | None = None,
         root: str | None = None,
+        decimal: Decimal | None = None,
+        bad_rows: OnBadRows = "error",
         delimiter: str | None = None,
         encoding: str = "utf-8",
         bad_files: BadFiles = "error",
         size: int | None = None,
+        scale: float | None = None,
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
@@ -301,8 +434,11 @@ class Table(_Tabular):
             test,
             classes,
             root,
+            decimal,
+            bad_rows,
             bad_files,
             size,
+            scale,
             check,
             memory_mb,
         )
@@ -316,74 +452,15 @@ class Table(_Tabular):
 
     def rows(self, path: Path) -> Rows:
         """The rows; a place is a line number of the file."""
-        text = _text(path, self.encoding)
-        first = text.lstrip("\r\n").split("\n", 1)[0]
-        delimiter = self.delimiter or ("\t" if path.suffix.lower() in (".tsv", ".tab") else _delimiter(first))
-        csv.field_size_limit(2**31 - 1)  # the default refuses fields above 131,072 characters
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header: list[str] | None = None
-        cells: list[list[str]] = []
-        lines: list[int] = []
-        odd: list[str] = []
-        line = 1
-        try:
-            for record in reader:
-                begun, line = line, reader.line_num + 1
-                if not record or (len(record) == 1 and not record[0].strip()):
-                    continue
-                if header is None:
-                    header = [name.strip() for name in record]
-                    continue
-                if len(record) != len(header):
-                    odd.append(f"line {begun} ({len(record)})")
-                    continue
-                cells.append(record)
-                lines.append(begun)
-        except csv.Error as error:
-            raise DataError(f"{path}, line {reader.line_num}", f"cannot be read as a table: {error}") from None
-        if header is None:
-            raise DataError(str(path), "the table is empty", expected="a header line and rows")
-        if odd:
-            raise DataError(
-                str(path),
-                f"the header has {len(header)} fields, but not {some(odd)}",
-                remedy="quote fields that hold the delimiter, or name another with task.data.delimiter=",
-            )
-        twice = sorted({n for n in header if n and header.count(n) > 1})
-        if twice:
-            raise DataError(str(path), f"columns have the same name: {some(twice)}")
-        columns = {n: [r[i] for r in cells] for i, n in enumerate(header) if n}
-        return Rows(columns, lambda i: f"line {lines[i]}", len(cells))
+        return read_delimited(path, self.encoding, self.delimiter, self._written, self.bad_rows == "skip")
 
-
-def _text(path: Path, encoding: str) -> str:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
-    if raw[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        encoding = "utf-16"
-    elif raw[:3] == b"\xef\xbb\xbf":
-        encoding = "utf-8-sig"
-    try:
-        text = raw.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}",
-            f"is no {encoding} text: {error.reason}",
-            remedy="name the encoding, for example task.data.encoding=latin-1" if encoding == "utf-8" else "",
-        ) from None
-    if "\0" in text:
-        raise DataError(
-            f"{path}, line {text.count(chr(10), 0, text.index(chr(0))) + 1}", "holds a null character; is it a text?"
-        )
-    return text
-
-
-def _delimiter(header: str) -> str:
-    outside = re.sub(r'"[^"]*"', "", header)
-    return max(",;\t|", key=outside.count)  # the first of equals: a comma
+    def _written(self, names: Sequence[str]) -> set[str]:
+        """The columns that must stay as they are written: those of one label, and of the split."""
+        split = [self.split] if self.split else self._named(names, self.SPLIT)
+        if isinstance(self.label, list) and len(self.label) > 1:
+            return set(split)
+        label = [self.label] if isinstance(self.label, str) else self.label or self._named(names, self.LABELS)
+        return {same for n in (*split, *label) if (same := same_letters(n, names))}
 
 
 class Jsonl(_Tabular):
@@ -393,41 +470,42 @@ class Jsonl(_Tabular):
 
     def rows(self, path: Path) -> Rows:
         """The objects; keys are columns, and a key that an object lacks is an empty cell."""
-        text = _text(path, "utf-8")
         records: list[dict[str, Any]] = []
         places: list[str] = []
         bad: list[str] = []
-        if text.lstrip()[:1] == "[" and path.suffix.lower() == ".json":
-            try:
-                listed = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise DataError(str(path), f"is no JSON: {error}") from None
-            for i, record in enumerate(listed):
-                if isinstance(record, dict):
-                    records.append(record)
-                    places.append(f"object {i + 1}")
-                else:
-                    bad.append(f"object {i + 1}: not an object")
-        else:
-            for number, line in enumerate(text.split("\n"), 1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    bad.append(f"line {number}: {getattr(error, 'msg', error)}")
-                    continue
-                if isinstance(record, dict):
-                    records.append(record)
-                    places.append(f"line {number}")
-                else:
-                    bad.append(f"line {number}: not an object")
-        if bad:
+        for place, record in _records(path, read_text(path, "utf-8")):
+            if isinstance(record, dict):
+                records.append({composed(k): v for k, v in record.items()})
+                places.append(place)
+            else:
+                bad.append(f"{place}: {record if isinstance(record, ValueError) else 'not an object'}")
+        if bad and self.bad_rows == "error":
             raise DataError(
-                str(path), f"{len(bad)} lines cannot be read: {some(bad, 20)}", expected="one JSON object a line"
+                str(path),
+                f"{counted(len(bad), 'line')} cannot be read: {some(bad, 20)}",
+                expected="one JSON object a line",
+                remedy="mend the lines, or leave them out with task.data.bad_rows=skip",
             )
+        notes = [f"{counted(len(bad), 'line')} left out that cannot be read: {some(bad)}"] if bad else []
         names = list(dict.fromkeys(k for r in records for k in r))
-        return Rows({n: [r.get(n) for r in records] for n in names}, places.__getitem__, len(records))
+        return Rows({n: [r.get(n) for r in records] for n in names}, places.__getitem__, len(records), notes)
+
+
+def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """The place of each value in a file of JSON lines (or one list), and the value, or what is wrong with it."""
+    if text.lstrip()[:1] == "[" and path.suffix.lower() == ".json":
+        try:
+            listed = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise DataError(str(path), f"is no JSON: {error}") from None
+        yield from ((f"object {i + 1}", record) for i, record in enumerate(listed))
+        return
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield f"line {number}", ValueError(getattr(error, "msg", str(error)))
 
 
 class Parquet(_Tabular):
@@ -444,30 +522,31 @@ class Parquet(_Tabular):
             raise DataError(
                 str(path), f"cannot be read: {' '.join(str(error).split())[:200]}", expected="a parquet file"
             ) from None
-        rows = Rows(
-            _Lazily(table.column_names, lambda n: table.column(n).to_pylist()), lambda i: f"row {i}", table.num_rows
-        )
+        stored = {composed(n): n for n in table.column_names}
+        cells = _Lazily(stored, lambda n: from_arrow(table.column(stored[n])))
+        rows = Rows(cells, lambda i: f"row {i}", table.num_rows)
+        rows.head = lambda n: table.column(stored[n]).slice(0, HEAD).to_pylist()
         noted = (table.schema.metadata or {}).get(b"huggingface")
         try:
             features = json.loads(noted)["info"]["features"] if noted else {}
             for name, feature in features.items():
                 if feature.get("_type") == "ClassLabel":
-                    rows.classes[name] = [str(n) for n in feature["names"]]
+                    rows.classes[composed(name)] = [str(n) for n in feature["names"]]
                 elif feature.get("_type") == "Image":
-                    rows.pictures.append(name)
+                    rows.pictures.append(composed(name))
         except (ValueError, KeyError, TypeError, AttributeError):
             rows.classes, rows.pictures = {}, []
         return rows
 
 
-class _Lazily(Mapping[str, Sequence[Any]]):
+class _Lazily(Mapping[str, Cells]):
     """Columns that are read when they are asked for."""
 
-    def __init__(self, names: Sequence[str], column: Callable[[str], Sequence[Any]]) -> None:
+    def __init__(self, names: Iterable[str], column: Callable[[str], Cells]) -> None:
         self._names, self._column = list(names), column
-        self._read: dict[str, Sequence[Any]] = {}
+        self._read: dict[str, Cells] = {}
 
-    def __getitem__(self, name: str) -> Sequence[Any]:
+    def __getitem__(self, name: str) -> Cells:
         if name not in self._names:
             raise KeyError(name)
         if name not in self._read:
@@ -490,9 +569,10 @@ class HuggingFaceSet(_Tabular):
     Args:
         name: the Hub id, or a local file or folder.
         config: which configuration of the data set, where it has several.
+        train, valid, test: which of its splits they are; by default those whose names say so, several joined to one.
     """
 
-    paths: ClassVar[tuple[str, ...]] = ("name",)
+    paths: ClassVar[tuple[str, ...]] = ("name", "classes", "root")
 
     def __init__(
         self,
@@ -502,37 +582,49 @@ class HuggingFaceSet(_Tabular):
         image: str | None = None,
         features: list[str] | None = None,
         separator: str | None = None,
+        train: str | None = None,
+        valid: str | None = None,
+        test: str | None = None,
+        classes: str | None = None,
+        root: str | None = None,
+        decimal: Decimal | None = None,
+        bad_rows: OnBadRows = "error",
         bad_files: BadFiles = "error",
         size: int | None = None,
+        scale: float | None = None,
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
-        super().__init__(
-            name, label, image, features, separator, bad_files=bad_files, size=size, check=check, memory_mb=memory_mb
-        )
+        self._same = {
+            "label": label,
+            "image": image,
+            "features": features,
+            "separator": separator,
+            "classes": classes,
+            "root": root,
+            "decimal": decimal,
+            "bad_rows": bad_rows,
+            "bad_files": bad_files,
+            "size": size,
+            "scale": scale,
+            "check": check,
+            "memory_mb": memory_mb,
+        }
+        super().__init__(name, **self._same)  # type: ignore[arg-type]
         self.name, self.configuration = name, config
+        self.asked = {"train": train, "valid": valid, "test": test}
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data set's splits."""
         local = as_path(self.name, "task.data.name")
-        for source in (Table, Jsonl, Parquet):
+        for source in (Table, Jsonl, Parquet) if not any(self.asked.values()) else ():
             if local.suffix.lower() in source.SUFFIXES or (local.is_dir() and self._files_of(local, source.SUFFIXES)):
-                return source(
-                    self.name,
-                    self.label,
-                    self.image,
-                    self.features,
-                    self.separator,
-                    bad_files=self.bad_files,
-                    size=self.size,
-                    check=self.check,
-                    memory_mb=self.memory_mb,
-                ).read(target, size)
+                return source(self.name, **self._same).read(target, size)  # type: ignore[arg-type]
         library = require("datasets", "language", "reading Hugging Face data sets")
         try:
             found = (
                 library.load_from_disk(str(local))
-                if local.is_dir()
+                if local.is_dir() and not self._is_files(local)
                 else library.load_dataset(self.name, self.configuration)
             )
         except Exception as error:
@@ -544,20 +636,19 @@ class HuggingFaceSet(_Tabular):
                 remedy="check the name and the connection, or name local files",
             ) from None
         groups = found if isinstance(found, dict) else {"train": found}
-        tables, left = [], []
-        for name, part in groups.items():
-            split = SPLITS.get(re.split(r"[-_.\d]", name.lower())[0])
-            (tables.append((split, self._rows_of(part, library))) if split else left.append(name))
-        if not any(s == "train" for s, _ in tables):
-            raise DataError("task.data.name", "the data set has no train split", given=list(groups))
+        chosen, notes = choose_splits({n: len(part) for n, part in groups.items()}, self.asked)
+        tables = [_Part(split, name, self._rows_of(groups[name], library)) for name, split in chosen.items()]
         splits = self.from_rows(tables, local if local.is_dir() else Path(), target, size)
-        if left:
-            splits.notes.append(f"splits that are neither train, valid nor test were left out: {some(left)}")
+        splits.notes[:0] = notes
         return splits
 
     @staticmethod
+    def _is_files(folder: Path) -> bool:
+        return not ((folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists())
+
+    @staticmethod
     def _files_of(folder: Path, suffixes: Sequence[str]) -> bool:
-        if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        if not HuggingFaceSet._is_files(folder):
             return False  # written by save_to_disk
         return any(
             p.suffix.lower() in suffixes and p.suffix != ".txt"
@@ -575,6 +666,7 @@ class HuggingFaceSet(_Tabular):
             lambda n: [_Cell(part, i, n) for i in range(len(part))] if n in pictures else list(part[n]),
         )
         rows = Rows(cells, lambda i: f"row {i}", len(part))
+        rows.head = lambda n: list(part.select(range(min(HEAD, len(part))))[n])
         rows.pictures = pictures
         for n, f in part.features.items():
             inner = getattr(f, "feature", f)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from limbeck.data.items import SPLITS
+from limbeck.data.names import SPLITS
 from limbeck.errors import DataError, first_line, nearest, require
 from limbeck.grammar.component import Component
 

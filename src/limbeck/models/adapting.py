@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.columns import some
+from limbeck.data.names import some
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract

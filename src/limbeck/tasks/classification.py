@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.data.columns import Target
-from limbeck.data.items import Items, Kind, Part, check_items, choose, divide
+from limbeck.data.items import Items, Kind, Part, choose
 from limbeck.data.sources import Digits, Source
+from limbeck.data.splits import EmptyClasses, Sizes, check_shares, sizes_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.functional.metrics import calibration_error, calibration_table
@@ -44,11 +45,13 @@ class Classification(Task):
             taken from the test items.
         test_fraction: share of the items set aside for judging, where the source has no test split.
         size: side length that pictures are brought to; ``null`` keeps theirs.
+        empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
         eval_batch: items at a time when judging.
 
     Attributes:
         kind_of_target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is read.
         notes: sentences about how the data was read.
+        class_sizes: how many items of each class the splits have, by split.
     """
 
     # neither changes what a teacher learns; the student's own items are told apart by their content
@@ -62,22 +65,21 @@ class Classification(Task):
         valid_fraction: float = 0.1,
         test_fraction: float = 0.2,
         size: int | None = None,
+        empty_classes: EmptyClasses = "error",
         eval_batch: int = 256,
     ) -> None:
         if student_items is not None and student_items < 1:
             raise ValueError("student_items must be 1 or more, or null for all")
-        for name, share in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name} must lie between 0 and 1")
-        if size is not None and size < 1:
-            raise ValueError("size must be 1 or more, or null to keep the pictures' own")
+        check_shares(valid_fraction, test_fraction, size)
         if eval_batch < 1:
             raise ValueError("eval_batch must be 1 or more")
         self.data, self.asked, self.student_items = data, target, student_items
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.size, self.eval_batch = size, eval_batch
+        self.empty_classes: EmptyClasses | None = empty_classes
         self.kind_of_target: Kind = "label" if target == "auto" else target
         self.notes: list[str] = []
+        self.class_sizes: Sizes = {}
         self._pool: Items | None = None
         self._seed: int | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -119,65 +121,23 @@ class Classification(Task):
         self._seed = seed
 
     def _read(self) -> None:
-        splits = self.data.read(self.asked, self.size)
+        splits = self.data.divided(self.asked, self.size, self.valid_fraction, self.test_fraction, self.empty_classes)
         self.kind_of_target, self.labels = splits.kind, list(splits.labels)
         self._look()
-        self.notes = list(splits.notes)
-        train, valid, test = splits.train, splits.valid, splits.test
-        if len(train) == 0:
-            raise DataError("data", "there are no training items", expected="at least one item of each class")
-        if splits.kind == "label" and (len(self.labels) < 2 or len(train.y.unique()) < 2):
-            only = self.labels[int(train.y[0])] if self.labels else "none"
-            raise DataError(
-                "data",
-                f"the training items have one class only: {only!r}",
-                expected="at least two classes",
-                remedy="check the folder or the label column that is read",
-            )
-        # divided by the data's size alone, so that splits are the same for every seed, method and machine
-        if test is None:
-            train, test = self._divide(train, self.test_fraction, "test")
-            whole = len(test) + len(train)
-            self.notes.append(f"no test split: {len(test)} of {whole} items were set aside for judging")
-        if valid is None:
-            train, valid = self._divide(train, self.valid_fraction, "valid")
-        for name, items in (("train", train), ("valid", valid), ("test", test)):
-            check_items(items, name, splits.kind, self.labels)
-        shapes = {name: items.shape for name, items in (("train", train), ("valid", valid), ("test", test))}
-        if len(set(shapes.values())) > 1:
-            raise DataError(
-                "data",
-                "the splits' inputs differ in shape: " + ", ".join(f"{k} {list(v)}" for k, v in shapes.items()),
-                remedy="set task.size to bring pictures to one size",
-            )
-        if splits.kind == "label":
-            seen = torch.bincount(train.y, minlength=len(self.labels)).tolist()
-            missing = [name for name, count in zip(self.labels, seen, strict=True) if not count]
-            if missing:
-                self.notes.append(f"no training item has the class {', '.join(missing[:10])}")
+        self.notes, self.class_sizes = list(splits.notes), sizes_of(splits)
         if splits.kind == "number":
-            self.number_mean = train.y.double().mean(0).float()
-            std = train.y.double().std(0, correction=0).float()
+            self.number_mean = splits.train.y.double().mean(0).float()
+            std = splits.train.y.double().std(0, correction=0).float()
             if (std == 0).any():
                 names = [self.labels[i] for i in (std == 0).nonzero()[:, 0].tolist()]
                 raise DataError(
                     "data", f"the target {', '.join(names)} has one value only", expected="numbers that vary"
                 )
             self.number_std = std
-        self._pool, self.valid, self.test = train, valid, test
+        assert splits.valid is not None and splits.test is not None
+        self._pool, self.valid, self.test = splits.train, splits.valid, splits.test
         for note in self.notes:
             log.info(note)
-
-    @staticmethod
-    def _divide(items: Items, fraction: float, name: str) -> tuple[Items, Items]:
-        rest, part = divide(items, fraction, name)
-        if len(part) == 0:
-            raise DataError(
-                "data",
-                f"{len(items)} items with hardly more than one of each class cannot be divided into train and {name}",
-                expected=f"a {name} split, or more items",
-            )
-        return rest, part
 
     @property
     def outputs(self) -> int:

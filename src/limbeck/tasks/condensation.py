@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.data.items import digest
+from limbeck.data.names import some
 from limbeck.data.sources import Digits, Source
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.augment import strategy_names
@@ -27,6 +28,8 @@ from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
     from limbeck.engine.bench import Bench
+
+_USES = {"valid": "for choosing", "test": "for judging"}
 
 Baseline = Literal["random", "kmeans", "herding"]
 
@@ -71,7 +74,8 @@ class Condensation(Classification):
         size: int | None = None,
         eval_batch: int = 256,
     ) -> None:
-        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch)
+        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch=eval_batch)
+        self.empty_classes = None
         if per_class < 1:
             raise ValueError("per_class must be 1 or more")
         if networks < 1:
@@ -99,11 +103,22 @@ class Condensation(Classification):
             raise DataError(
                 "task.data", f"the items have shape {list(self.shape)}", expected="pictures (channels, height, width)"
             )
-        counts = torch.bincount(self.teacher_train.y, minlength=self.outputs)
-        few = [self.labels[i] for i, n in enumerate(counts.tolist()) if n < self.per_class]  # type: ignore[index]
-        if few:
+        least = min(self.class_sizes["train"])
+        if least < self.per_class:
+            aside = {split: self.class_sizes[split] for split in ("valid", "test")}
+            assert self.labels is not None
+            few = [
+                f"{label} has {n} to learn from, " + ", ".join(f"{s[i]} {_USES[split]}" for split, s in aside.items())
+                for i, (label, n) in enumerate(zip(self.labels, self.class_sizes["train"], strict=True))
+                if n < self.per_class
+            ]
+            remedy = "more pictures, a test folder or a smaller task.test_fraction leave more of them"
             raise DataError(
-                "task.per_class", given=self.per_class, expected=f"no more than the items of {', '.join(few[:5])}"
+                "task.per_class",
+                f"there are fewer items: {some(few, 5)}",
+                given=self.per_class,
+                expected=f"at most {least}",
+                remedy=f"set task.per_class={least}, or add items; {remedy}" if least else remedy,
             )
 
     @property

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.items import Items
 from limbeck.data.sources import Digits, Source
+from limbeck.data.splits import Sizes, check_shares, sizes_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
@@ -30,7 +32,6 @@ from limbeck.grammar.task import Task
 from limbeck.networks import FeatureNet
 from limbeck.storage.store import remembered
 from limbeck.storage.weights import fingerprint, load_strict
-from limbeck.tasks.classification import Classification
 from limbeck.tasks.sampler import (
     SamplerArtifact,
     classifier_free,
@@ -138,8 +139,10 @@ class Generation(Task):
         self.guidance, self.steps, self.samples = sorted(set(guidance)), sorted(set(steps)), samples
         self.times_more, self.reference_steps, self.clip = times_more, reference_steps, clip
         self.eval_batch = eval_batch
-        self.reader = Classification(data, "label", None, valid_fraction, test_fraction, size)
+        check_shares(valid_fraction, test_fraction, size)
+        self.valid_fraction, self.test_fraction, self.size = valid_fraction, test_fraction, size
         self.notes: list[str] = []
+        self.class_sizes: Sizes = {}
         self._schedule: Schedule | None = None
         self._features: dict[str, FeatureNet] = {}
 
@@ -156,12 +159,16 @@ class Generation(Task):
         Raises:
             DataError: no pictures, or fewer than two classes. ConfigError: the schedule cannot be read.
         """
-        self.reader.load(seed)
-        if len(self.reader.shape) != 3:
-            raise DataError("data", given=list(self.reader.shape), expected="pictures [channels, height, width]")
-        self.train, self.teacher_train = self.reader.train, self.reader.teacher_train
-        self.valid, self.test = self.reader.valid, self.reader.test
-        self.labels, self.notes = self.reader.labels, list(self.reader.notes)
+        if self.labels is None:
+            splits = self.data.divided("label", self.size, self.valid_fraction, self.test_fraction)
+            if len(splits.train.shape) != 3:
+                raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
+            assert splits.valid is not None and splits.test is not None
+            self.train: Items = splits.train
+            self.teacher_train: Items = splits.train
+            self.valid: Items = splits.valid
+            self.test: Items = splits.test
+            self.labels, self.notes, self.class_sizes = list(splits.labels), list(splits.notes), sizes_of(splits)
         if self._schedule is None:
             self._schedule = make_schedule(self.schedule_name, self.zero_terminal_snr)
             diffusion.check_terminal_snr(self._schedule)
@@ -177,13 +184,14 @@ class Generation(Task):
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of one sample: (channels, height, width)."""
-        return self.reader.shape
+        self.load()
+        return self.train.shape
 
     @property
     def classes(self) -> int:
         """Number of classes, the null condition not counted."""
-        self.reader.load()
-        return len(self.reader.labels or [])
+        self.load()
+        return len(self.labels or [])
 
     def signed(self, x: Tensor) -> Tensor:
         """Pictures in [0, 1] as noise is added to them: [-1, 1]."""
@@ -350,7 +358,7 @@ class Generation(Task):
         """Noise [n, C, H, W] and classes [n] that every sampler is judged with: the classes of the test split."""
         ids = torch.arange(self.samples, device=device)
         z = Draws(0, ("probe",), device).randn("z", ids, self.shape)
-        y = self.reader.test.y  # type: ignore[attr-defined]
+        y = self.test.y
         # an even stride through the test split: a split sorted by class still gives every class its share
         pick = (
             (torch.arange(self.samples) * len(y) // self.samples)

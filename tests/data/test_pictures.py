@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from limbeck.data.pictures import Blob, Unranged, Unreadable, decode, fit, list_pictures, load_pictures
+from limbeck.data.pictures import Blob, Unranged, Unreadable, decode, fit, list_all, list_pictures, load_pictures
 from limbeck.errors import DataError
 from tests.data.picture_files import deep_png, encode, noise
 
@@ -281,3 +282,72 @@ def test_several_sizes_are_refused_with_the_remedy() -> None:
     with pytest.raises(DataError, match=r"6x6.*9x6.*task\.size"):
         load_pictures(files, torch.tensor([0, 1, 1]), size=None)
     assert load_pictures(files, torch.tensor([0, 1, 1]), size=5)[0].shape == (3, 5, 5)
+
+
+# ------------------------------------------------------------------------------------------------------------- one scale
+def counts(*highs: int) -> list[Blob]:
+    """32-bit grey pictures whose largest value is given."""
+    made = []
+    for i, high in enumerate(highs):
+        values = np.linspace(0, high, 16).round().astype(np.int32).reshape(4, 4)
+        made.append(Blob(f"{i}.tif", encode(Image.fromarray(values), "TIFF")))
+    return made
+
+
+def load(files: list[Blob], **more: Any) -> tuple[list[float], list[str]]:
+    data, _, notes = load_pictures(files, torch.arange(len(files)), size=None, **more)
+    return data.fetch(torch.arange(len(files)))["x"].amax((1, 2, 3)).tolist(), notes
+
+
+def test_the_scale_belongs_to_the_set_and_not_to_the_picture() -> None:
+    dim, bright = load(counts(60_000, 30_000))[0]
+    assert dim == pytest.approx(60_000 / 65_535) and dim / bright == pytest.approx(2)
+    with pytest.raises(DataError, match=r"1 of 2 pictures hold 32-bit integers.*1\.tif.*task\.data\.scale=120000"):
+        load(counts(60_000, 120_000))
+    with pytest.raises(DataError, match="32-bit integers"):  # what is skipped is what cannot be read
+        load(counts(60_000, 120_000), bad_files="skip")
+    found, notes = load(counts(60_000, 120_000), scale=120_000.0)
+    assert found == pytest.approx([0.5, 1.0]) and notes == [
+        "2 pictures of more than 8 bits: values up to 120000 divided by 120000"
+    ]
+    with pytest.raises(DataError, match=r"more than task\.data\.scale=1000"):
+        load(counts(60_000), scale=1000.0)
+    with pytest.raises(DataError, match="negative values"):
+        load(counts(-5))
+
+
+@pytest.mark.parametrize("memory", [0, 64])
+def test_bytes_in_32_bits_are_bytes(memory: int) -> None:
+    found, notes = load(counts(200, 100), memory_mb=memory)
+    assert found == pytest.approx([200 / 255, 100 / 255]) and "divided by 255" in notes[0]
+    assert load(counts(200, 300))[0] == pytest.approx([200 / 65_535, 300 / 65_535])
+
+
+def test_sixteen_bits_of_which_twelve_are_used() -> None:
+    raw = deep_png(np.full((4, 4), 4095, np.uint16))
+    colour = deep_png(np.full((4, 4, 3), 4095, np.uint16))
+    files = [Blob("a.png", raw), Blob("b.png", colour)]
+    found, notes = load(files)
+    assert found == pytest.approx([4095 / 65_535] * 2) and "values up to 4095 divided by 65535" in notes[0]
+    assert load(files, scale=4095.0)[0] == [1.0, 1.0]
+    marks = {load_pictures(files, torch.arange(2), size=None, scale=s)[0].fingerprint for s in (None, 4095.0)}
+    assert len(marks) == 2
+
+
+def test_a_listing_tells_what_it_passed_over(tmp_path: Path) -> None:
+    raw = encode(Image.fromarray(noise(11, 4, 4, 3)), "PNG")
+    for name in ("a/1.png", ".b/2.png", ".b/c/3.png", "a/.4.png", "a/x.txt", "__MACOSX/a/5.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(raw)
+    (tmp_path / "a/up").symlink_to(tmp_path, target_is_directory=True)
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for name in ("a", ".b", "__MACOSX"):
+            archive.add(tmp_path / name, name)
+    for root in (tmp_path, tmp_path / "set.tar"):
+        found = list_all(root)
+        assert [f.name for f in found.pictures] == ["a/1.png"] and found.folders == ["a"]
+        assert found.passed == {".b": 2, "a/.4.png": 1, "__MACOSX": 1}
+    assert (
+        list_all(tmp_path).circles == ["a/up"]
+        and "links to a folder they lie in: a/up" in list_all(tmp_path).notes()[0]
+    )

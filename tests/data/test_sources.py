@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -354,3 +355,122 @@ def test_torchvision_sets(tmp_path: Path) -> None:
         TorchvisionSet("CIFAR11").read()
     with pytest.raises(DataError, match=r"download=true"):
         TorchvisionSet("MNIST", root=str(tmp_path / "none")).read()
+
+
+# ------------------------------------------------------------------------------------------- what is left out is told
+def test_what_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
+    write_folder(tmp_path, {"cone": 2, "whelk": 2})
+    for place in (
+        ".old/3.png",
+        "@eaDir/cone/t.png",
+        "@eaDir/cone/u.jpg",
+        "whelk/._2.png",
+        "loose.png",
+        "cone/deep/0.png",
+    ):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noise(9, 4, 4, 3)).save(tmp_path / place)
+    (tmp_path / "whelk/notes.docx").write_bytes(b"x")
+    found = Folder(str(tmp_path)).read(size=4)
+    assert len(found.train) == 5 and found.notes == [
+        "not read: hidden or a system's own: .old (1 picture), @eaDir (2 pictures), whelk/._2.png (1 picture); "
+        "no pictures by their ending: whelk/notes.docx",
+        "1 picture outside any class folder left out: loose.png",
+        "pictures in folders below a class folder belong to its class: cone/deep (1)",
+    ]
+
+
+def test_a_class_folder_without_a_picture_is_an_error(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {"ripe": 2, "rotten": 2})
+    write_folder(tmp_path / "test", {"ripe": 1})
+    (tmp_path / "train/bruised").mkdir()
+    (tmp_path / "train/bruised/.DS_Store").write_bytes(b"x")
+    with pytest.raises(DataError, match="1 class folder holds no picture: train/bruised, "):
+        Folder(str(tmp_path)).read()
+    (tmp_path / "train/bruised/0.png.part").write_bytes(b"x")
+    with pytest.raises(DataError, match="other files lie there"):
+        Folder(str(tmp_path)).read()
+    write_folder(tmp_path / "train", {"bruised": 1})
+    (tmp_path / "test/rotten").mkdir()  # no test item has it, which is said later
+    assert Folder(str(tmp_path)).read().labels == ["bruised", "ripe", "rotten"]
+    (tmp_path / "train/bruised/0.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="of 1 class no picture can be read: bruised"):
+        Folder(str(tmp_path), bad_files="skip").read()
+    (tmp_path / "val").mkdir()
+    with pytest.raises(DataError, match="the folder val holds no picture"):
+        Folder(str(tmp_path)).read()
+
+
+@pytest.mark.parametrize(
+    ("folders", "said"),
+    [
+        (("train/a", "train/b", "test"), "test holds pictures, but no class folders"),
+        (("train", "test"), "test, train holds pictures, but no class folders"),
+        (("val/a", "test/a"), "no train folder"),
+        (("train/a", "train/b", "old/a"), "no split: old"),
+    ],
+)
+def test_folders_of_splits_that_are_none(folders: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    for folder in folders:
+        (tmp_path / folder).mkdir(parents=True)
+        Image.fromarray(noise(1, 4, 4, 3)).save(tmp_path / folder / "0.png")
+    with pytest.raises(DataError, match=said):
+        Folder(str(tmp_path)).read()
+
+
+def test_folders_whose_names_say_which_split_they_are(tmp_path: Path) -> None:
+    write_folder(tmp_path / "two/train2017", {"a": 2, "b": 2})
+    write_folder(tmp_path / "two/val2017", {"a": 1, "b": 1})
+    found = Folder(str(tmp_path / "two")).read()
+    assert (found.labels, len(found.train), len(found.test or [])) == (["a", "b"], 4, 2)
+    write_folder(tmp_path / "flat", {"test": 2, "exam": 2})
+    assert Folder(str(tmp_path / "flat")).read().labels == ["exam", "test"]
+
+
+def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path: Path) -> None:
+    write_folder(tmp_path / "train", {unicodedata.normalize("NFC", "Malmö"): 2, "Kiruna": 2})
+    write_folder(tmp_path / "test", {unicodedata.normalize("NFD", "Malmö"): 1, "Kiruna": 1})
+    found = Folder(str(tmp_path)).read()
+    assert found.labels == ["Kiruna", "Malmö"] and found.test is not None and found.test.y.tolist() == [0, 1]
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:
+    x, y = noise(1, 6, 4, 4), np.arange(6) % 2
+    np.savez(tmp_path / "all.npz", x_train=x, y_train=y, x_test=x[:2], meta=np.zeros(3))
+    found = Arrays(str(tmp_path / "all.npz")).read()
+    assert found.notes[0] == "arrays in all.npz that were not read: x_test [2, 4, 4], meta [3]"
+    assert found.notes[1].startswith("inputs: pictures 4x4, 1 channel, uint8 up to ") and found.test is None
+    (tmp_path / "set").mkdir()
+    np.savez(tmp_path / "set/train.npz", x=x, y=y)
+    np.savez(tmp_path / "set/extra.npz", x=x, y=y)
+    assert "files that were not read: extra.npz" in Arrays(str(tmp_path / "set")).read().notes
+    np.savez(tmp_path / "set/train_b.npz", x=x, y=y)
+    with pytest.raises(DataError, match=r"train\.npz and train_b\.npz are the same split"):
+        Arrays(str(tmp_path / "set")).read()
+
+
+def test_items_without_a_label_are_named_or_left_out(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x_train=np.eye(4), y_train=[0, -1, 1, 0], x_test=np.eye(4)[:2], y_test=[-1, -1])
+    with pytest.raises(DataError, match=r"-1 at train item 1, test item 0, test item 1.*task\.data\.bad_rows=skip"):
+        Arrays(str(tmp_path / "a.npz")).read()
+    found = Arrays(str(tmp_path / "a.npz"), bad_rows="skip").read()
+    assert found.train.y.tolist() == [0, 1, 0] and found.test is None and "3 items left out" in found.notes[-1]
+    assert found.train.fetch(torch.tensor([1]))["x"].tolist() == [[0.0, 0.0, 1.0, 0.0]]
+    np.savez(tmp_path / "b.npz", x=np.eye(4), y=[0.0, np.nan, 1.0, 0.0])
+    with pytest.raises(DataError, match=r"task\.target=label"):
+        Arrays(str(tmp_path / "b.npz"), bad_rows="skip").read()
+    found = Arrays(str(tmp_path / "b.npz"), bad_rows="skip").read("label")
+    assert found.labels == ["0", "1"] and found.train.y.tolist() == [0, 1, 0]
+    data = Pairs([(np.zeros(2), 0), (np.ones(2), -1), (np.zeros(2), 1)])
+    for memory in (64, 0):
+        kept = from_datasets({"train": data}, "auto", None, memory, ["a", "b"], "test", "skip")
+        assert kept.train.y.tolist() == [0, 1] and kept.train.fetch(torch.tensor([1]))["x"].tolist() == [[0.0, 0.0]]
+
+
+def test_channels_that_may_be_first_or_last_are_asked_for() -> None:
+    assert as_inputs(noise(1, 2, 4, 4, 3), "x").shape == (2, 3, 4, 4)  # square only if they are last
+    assert as_inputs(noise(1, 2, 3, 4, 4), "x").shape == (2, 3, 4, 4)
+    for shape in ((2, 3, 3, 3), (2, 3, 5, 3), (2, 1, 28, 1)):
+        with pytest.raises(DataError, match=r"first or last.*task\.data\.layout"):
+            as_inputs(noise(1, *shape), "x")
+    assert as_inputs(noise(1, 2, 1, 28, 1), "x", usual="last").shape == (2, 1, 1, 28)

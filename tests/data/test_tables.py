@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -254,3 +256,106 @@ def test_the_datasets_library(tmp_path: Path) -> None:
     assert torch.equal(found.train.fetch(torch.tensor([2]))["x"][0], wanted)
     with pytest.raises(DataError, match=r"data\.name"):
         HuggingFaceSet("no-such-owner/no-such-set").read()
+
+
+# ---------------------------------------------------------------------------------------------- what is left out is told
+def test_rows_without_a_label_or_a_number_are_named_or_left_out(tmp_path: Path) -> None:
+    text = "x,label\n1,a\n,b\n3,\n4,b\ninf,a\n6,a\n"
+    with pytest.raises(DataError) as error:
+        table(tmp_path, text)
+    said = str(error.value)  # labels and inputs at once
+    assert "'label' is empty at line 4" in said and "no finite number at line 3 (empty), line 6 (inf)" in said
+    found = table(tmp_path, text, bad_rows="skip")
+    assert labels_of(found) == ["a", "b", "a"] and found.train.fetch(torch.arange(3))["x"].flatten().tolist() == [
+        1,
+        4,
+        6,
+    ]
+    assert any(n.startswith("3 rows left out: ") and "line 4" in n and "line 6 (inf)" in n for n in found.notes)
+    with pytest.raises(DataError, match="is empty at"):
+        table(tmp_path, "x,label\n1,\n2,\n", bad_rows="skip")  # nothing would be left
+    lines = '{"x": 1, "label": "a"}\n{"x": 2, "la\n{"x": 3, "label": "b"}\n'
+    found = table(tmp_path, lines, "t.jsonl", bad_rows="skip")
+    assert (
+        labels_of(found) == ["a", "b"]
+        and "1 line left out that cannot be read: line 2: Unterminated" in found.notes[-1]
+    )
+
+
+def test_a_place_names_its_file_where_there_are_several(tmp_path: Path) -> None:
+    (tmp_path / "later.csv").write_text("x,label\n1,a\n?,b\n3,b\n")
+    with pytest.raises(DataError, match=r"at later\.csv line 3 \(\?\)"):
+        table(tmp_path, "x,label\n1,a\n2,b\n", test=str(tmp_path / "later.csv"))
+
+
+def test_which_column_is_what_is_recognised_or_asked(tmp_path: Path) -> None:
+    (tmp_path / "img").mkdir()
+    for i in range(2):
+        Image.fromarray(noise(i, 4, 4, 3)).save(tmp_path / "img" / f"{i}.png")
+    found = table(tmp_path, "width,Aufnahme,label\n4,img/0.png,a\n4,img/1.png,b\n")
+    assert found.train.shape == (3, 4, 4) and found.notes == [
+        "inputs: the pictures that column 'Aufnahme' names",
+        "columns not used (beside the pictures): width",
+    ]
+    both = "left,right,label\nimg/0.png,img/1.png,a\nimg/1.png,img/0.png,b\n"
+    with pytest.raises(DataError, match=r"which column holds the pictures: left or right\?.*task\.data\.image=COLUMN"):
+        table(tmp_path, both)
+    assert table(tmp_path, both, image="right").train.shape == (3, 4, 4)
+    with pytest.raises(DataError, match=r"which column is the label: label or target\?"):
+        table(tmp_path, "x,label,target\n1,a,0\n2,b,1\n")
+    assert table(tmp_path, "x,y,label\n1,5,a\n2,6,b\n").notes[0] == "inputs: x, y"
+    found = table(tmp_path, "x,subset,label\n1,train,a\n2,train,b\n3,test,a\n")
+    assert found.test is not None and "column 'subset' says which split a row belongs to" in found.notes
+    assert table(tmp_path, "x,subset,label\n1,train,a\n2,bus,b\n").test is None  # a means of transport
+    assert "1 column without a name in the header left out" in table(tmp_path, ",x,label\n0,1,a\n1,2,b\n").notes
+
+
+def test_paths_as_windows_and_a_mac_write_them(tmp_path: Path) -> None:
+    apart = unicodedata.normalize("NFD", "Malmö")
+    (tmp_path / "img" / apart).mkdir(parents=True)
+    for i in range(2):
+        Image.fromarray(noise(i, 4, 4, 3)).save(tmp_path / "img" / apart / f"{i}.png")
+    found = table(tmp_path, "file,label\nimg\\Malmö\\0.png,a\nimg/Malmö/1.png,b\n")
+    assert labels_of(found) == ["a", "b"] and "1 path with backslashes read as folders" in found.notes[1]
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(tmp_path / "img", "img")
+    other = table(tmp_path, "file,label\nimg\\Malmö\\0.png,a\n1.png,b\n", root=str(tmp_path / "all.tar"))
+    assert other.train.fingerprint == found.train.fingerprint
+    with pytest.raises(DataError) as error:
+        table(tmp_path, "file,label\npics\\0.png,a\npics\\1.png,b\n")
+    said = str(error.value)
+    assert (
+        "none of the 2 pictures" in said
+        and str(tmp_path) in said
+        and "backslashes" in said
+        and "task.data.root" in said
+    )
+
+
+def test_a_folder_tells_which_tables_it_did_not_read(tmp_path: Path) -> None:
+    for name in ("train_a", "test_a", "all"):
+        (tmp_path / f"{name}.csv").write_text("x,label\n1,a\n2,b\n")
+    (tmp_path / "readme.md").write_text("words")
+    found = Table(str(tmp_path)).read()
+    assert found.test is not None and found.notes[0] == f"files in {tmp_path} that were not read: all.csv, readme.md"
+
+
+def test_splits_of_the_datasets_library_by_their_names(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"x": datasets.Value("float32"), "label": datasets.ClassLabel(names=["z", "y"])})
+    made = {
+        name: datasets.Dataset.from_dict({"x": [1.0] * n, "label": [i % 2 for i in range(n)]}, features=features)
+        for name, n in (("train_a", 4), ("train_b", 3), ("test_a", 2), ("rest", 5))
+    }
+    made["test_b"] = datasets.Dataset.from_dict({"x": [1.0, 2.0], "label": [-1, -1]}, features=features)
+    datasets.DatasetDict(made).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(DataError, match=r"negative labels: -1 at test_b row 0, test_b row 1"):
+        HuggingFaceSet(str(tmp_path / "saved")).read()
+    found = HuggingFaceSet(str(tmp_path / "saved"), bad_rows="skip").read()
+    assert (len(found.train), len(found.test or [])) == (7, 2) and found.notes[:3] == [
+        "train is train_a (4) and train_b (3)",
+        "test is test_a (2) and test_b (2)",
+        "not read: split rest (5)",
+    ]
+    found = HuggingFaceSet(str(tmp_path / "saved"), train="rest", test="test_a").read()
+    assert (len(found.train), len(found.test or [])) == (5, 2)

@@ -40,7 +40,7 @@ def main(words: list[str]) -> int:
     if parts:
         common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:4])
     common.table(_rows(found), ["what", "value"], "" if parts else f"plan of {tree['name']}")
-    for line in found.get("advice", []):
+    for line in (*found.get("notes", []), *found.get("advice", [])):
         print(line)
     return 0
 
@@ -64,7 +64,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in found.items():
         label = name.replace("_", " ")
-        if value is None or value == {} or name == "advice" or (name in _TOLD and "parts" in found):
+        if value is None or value == {} or name in ("notes", "advice") or (name in _TOLD and "parts" in found):
             continue
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             rows += [(label if i == 0 else "", common.figure(entry)) for i, entry in enumerate(value)]

@@ -126,7 +126,7 @@ def _from_one(
         _refuse_several(name, column, there, decimal, where, argument)
     if known is None and asked in ("auto", "number"):
         read = number_reader(name, there, decimal, argument, notes)
-    if known is None and asked == "auto" and not any(isinstance(v, (bool, np.bool_)) for v in there):
+    if known is None and asked == "auto" and there and not any(isinstance(v, (bool, np.bool_)) for v in there):
         asked = _kind_of_numbers(name, there, [read(v) for v in there], column, where, argument, notes)
     _refuse_missing(name, column, where, argument)
     if asked == "number":
@@ -181,8 +181,8 @@ def _kind_of_numbers(
     if whole and any(_has_a_point(v) for v in there):
         raise DataError(
             argument,
-            f"column {name!r} holds whole numbers stored as fractions ({some([str(v) for v in there], 5)}): classes, or numbers?",
-            expected="to be told which",
+            f"column {name!r} holds whole numbers stored as fractions ({some([str(v) for v in there], 5)}), "
+            "which may be classes or numbers",
             remedy="set task.target=label for classes, or task.target=number for numbers (regression)",
         )
     many = len(values) > 100 and 2 * len(values) > len(column)
@@ -302,6 +302,8 @@ def shown(cell: Any) -> str:
     """A cell as a message shows it."""
     if isinstance(cell, (float, np.floating)) and np.isnan(cell):
         return "empty or NaN"
+    if isinstance(cell, (float, np.floating)):
+        return f"{cell:g}"
     return "empty" if is_missing(cell) else text_of(cell)
 
 

@@ -115,7 +115,7 @@ class _Opened:
             return DataError(
                 f"{self.path}, line {self._line(error.start)}",
                 f"is no {self.encoding} text: {error.reason}",
-                remedy="name the encoding, for example task.data.encoding=latin-1" if self.asked == "utf-8" else "",
+                remedy="name the encoding, for example task.data.encoding=cp1252 (Windows) or latin-1",
             )
         return DataError(str(self.path), f"is no {self.encoding} text")
 
@@ -283,13 +283,16 @@ def _is_plain(file: _Opened, header: _Header) -> bool:
         return False
     if importlib.util.find_spec("pyarrow") is None or not header.delimiter.isascii():
         return False
-    return _quotes_are_plain(file.raw, header.delimiter)
+    return _reads_alike(file.raw, header.delimiter)
 
 
-def _quotes_are_plain(raw: mmap.mmap | bytes, delimiter: str) -> bool:
-    """Whether every quoted field begins and ends where a field does: a quote elsewhere is read in different ways."""
+def _reads_alike(raw: mmap.mmap | bytes, delimiter: str) -> bool:
+    """Whether the header is the first line, and every quoted field begins and ends where a field does: a quote elsewhere
+    is read in different ways."""
     data = np.frombuffer(raw, np.uint8)
     data = data[3:] if data[:3].tobytes() == b"\xef\xbb\xbf" else data
+    if data[0] in (10, 13):  # pyarrow would take the blank line for the header
+        return False
     at = np.flatnonzero(data == ord('"'))
     if len(at) % 2:
         return False
@@ -306,13 +309,13 @@ def _by_pyarrow(file: _Opened, header: _Header, wanted: set[str]) -> Rows | None
     from pyarrow import csv as arrow
 
     names = [str(i) for i in range(len(header.names))]
-    sample = next(_blocks(_after_header(_Records(file, header)), len(names), []), ([], None))[0]
+    sample = next(_blocks(_after_header(_Records(file, header)), len(names), []), None)
+    if sample is None:
+        return None
     kinds = {
         i: pa.float64() if header.names[int(i)] not in wanted and _numbers(cells) is not None else pa.string()
-        for i, cells in zip(names, sample, strict=True)
+        for i, cells in zip(names, sample[0], strict=True)
     }
-    if not sample:
-        return None
     for types in (kinds, dict.fromkeys(names, pa.string())):
         try:
             table = arrow.read_csv(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -34,6 +36,9 @@ class Task(Component):
             only judges.
         labels: class names in the task's order, or ``None``.
         onnx_names: the tensors of a batch that are inputs of an exported graph.
+        notes: sentences about what was read and what was not, a line each, for the screen, the plan, the report and
+            ``result.json``.
+        class_sizes: how many items of each class the splits have, by split; empty where there are no classes.
         judging: settings that only judge: a teacher trained under other values of them is the same teacher.
     """
 
@@ -43,6 +48,8 @@ class Task(Component):
     labels: list[str] | None = None
     onnx_names: tuple[str, ...] = ("x",)
     judging: tuple[str, ...] = ()
+    notes: Sequence[str] = ()
+    class_sizes: Mapping[str, Sequence[int]] = MappingProxyType({})
     train: Data
     teacher_train: Data
     valid: Data

@@ -119,6 +119,7 @@ def render(folder: Path) -> str:
         samples=samples,
         metrics=_all_metrics(s, runs, kind),
         timings=_timings(s, runs),
+        classes=_classes(first),
         exports=_exports(first) if kind == "run" else [],
         notes=notes,
         config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
@@ -447,6 +448,15 @@ def _timings(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | Non
             {"label": "peak memory" if s.kind == "run" else f"{row.name}: peak memory", "text": text, "share": None}
         )
     return bars
+
+
+def _classes(result: Mapping[str, Any], most: int = 1000) -> dict[str, Any]:
+    """How many items of each class every split has; empty where there are no classes."""
+    sizes, labels = result.get("class_items"), result.get("labels")
+    if not isinstance(sizes, Mapping) or not sizes or not isinstance(labels, list):
+        return {}
+    rows = [(str(name), [n[i] for n in sizes.values()]) for i, name in enumerate(labels)]
+    return {"head": list(sizes), "rows": rows[:most], "more": max(0, len(rows) - most)}
 
 
 def _exports(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

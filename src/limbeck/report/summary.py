@@ -6,6 +6,8 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters`
 {teacher, student}`` (``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``, ``items: {test}``,
 ``notes``. Optional:
 
+- ``labels`` and ``class_items: {train, valid, test}``: the classes, and how many items of each every split has;
+
 - ``names: {teacher, student, alone}``: how the participants are called, where 'student alone' would be wrong;
 - ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and
   differ, no gain is claimed;

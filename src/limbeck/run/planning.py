@@ -86,7 +86,8 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         "memory_mb": peak_memory(),
         "cache_mb": cache / 2**20,
         "items": n,
-        "advice": recipe.notes + _advice(recipe, any(t.each is not None for t in timed.values()), cache),
+        "notes": [*recipe.notes, *task.notes, *bench.notes],
+        "advice": _advice(recipe, any(t.each is not None for t in timed.values()), cache),
     }
 
 

@@ -39,6 +39,8 @@ def prepare(
     device = dist.pick_device(recipe.engine.device)
     dist.start(device)
     task.load(recipe.seed)
+    for note in task.notes:  # before hours are spent on data that was not meant
+        say(note)
     method.accept(task)
     accept_all(recipe.queries, task)
     student_model, teacher_model = recipe.student, recipe.teacher
@@ -130,8 +132,7 @@ def _rehearse(recipe: Recipe, bench: Bench) -> None:
     """
     assert bench.teacher is not None
     task = copy.copy(bench.task)
-    if hasattr(task, "notes"):
-        task.notes = list(task.notes)
+    task.notes = list(task.notes)
     modules = (bench.student.module, bench.teacher.module)
     try:
         told = copy.deepcopy((recipe.method, recipe.objectives, *modules), {id(bench.task): task})

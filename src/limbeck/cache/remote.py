@@ -22,7 +22,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from limbeck.cache.exchange import LARGEST, Asker, Failed
-from limbeck.data.columns import some
+from limbeck.data.names import some
 from limbeck.errors import ConfigError, ShapeError, first_line, shorten
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import Signal

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.engine import interrupt
-from limbeck.engine.turns import take_turn
+from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.errors import Stopped
 from limbeck.storage import store
 
@@ -57,3 +57,21 @@ def test_waiting_ends_where_a_signal_asks_for_it(tmp_path: Path) -> None:
         with pytest.raises(Stopped) as stopped:
             take_turn(folder, folder / "network", lambda text: None, "teacher")
     assert stopped.value.signum == 2
+
+
+def test_what_is_made_anew_because_of_code_says_so(tmp_path: Path) -> None:
+    def parts(code: str, lr: float = 0.1, structure: str = "relu") -> dict[str, object]:
+        network = {"structure": structure, "state": structure, "trained": "t", "code": {"mynet.py": code, "b.py": "b"}}
+        return {"network": network, "optim": {"lr": lr}}
+
+    first = place(tmp_path, "teacher", parts("1"))
+    first.mkdir()
+    describe(first, parts("1"))
+    now = parts("2", structure="sigmoid")
+    assert place(tmp_path, "teacher", now) != first == place(tmp_path, "teacher", parts("1"))
+    said = why_anew(place(tmp_path, "teacher", now), "teacher", now)
+    assert said == ", anew because your code has changed since: mynet.py"
+    for other in (parts("1"), parts("2", lr=0.2), parts("2") | {"more": 1}):
+        assert why_anew(tmp_path / "teacher-x", "teacher", other) == ""
+    (first / "identity.json").write_text("{")
+    assert why_anew(tmp_path / "teacher-x", "teacher", now) == ""

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from limbeck.cache.records import Misfits, Precision, Remaining, checksum, record, rounding, some
-from limbeck.engine import interrupt
+from limbeck.engine import identity, interrupt
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
@@ -118,6 +118,11 @@ class Cache:
         """Answers go to this device."""
         self.device = torch.device(device)
         return self
+
+    @property
+    def fingerprint(self) -> str:
+        """What it was recorded from, and how: a run that learns from it knows it by this."""
+        return store.hash_tree(self.about)
 
     def leave_out(self, task: Task) -> None:
         """Take the items that the recording leaves out from the task's training items, once, and note it."""
@@ -343,8 +348,9 @@ def build_cache(
         source = _Source(build(tree), features)
     task, teacher = source.task, source.teacher
     about = {
-        "format": 1,
-        "teacher": store.fingerprint(teacher.module) if isinstance(teacher.module, torch.nn.Module) else "",
+        "format": identity.FORMAT,
+        "teacher": identity.state_of(teacher.module),
+        "network": identity.answers(teacher.module, teacher.contract, teacher.model),
         "model": _plain(teacher.model),
         "task": _plain(task),
         "seed": recipe.seed,

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 
 from limbeck.engine import distributed as dist
+from limbeck.engine import identity
 from limbeck.engine.engine import Engine, EngineSettings
-from limbeck.engine.turns import take_turn
+from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import LimbeckError
 from limbeck.grammar.method import Built, Data, Method, Query, Setup
-from limbeck.grammar.optim import Optim, settings_of
+from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.task import Model, Task
 from limbeck.storage import store
@@ -72,11 +73,13 @@ class Bench:
         """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
         role = "student" if name == "alone" else "teacher"
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
-        folder = self.place_of(model, built, data, optim, name, seed, queries)
+        parts = self.parts_of(built, data, optim, seed, queries)
+        folder = place(workspace(), name, parts)
         lock = take_turn(folder, folder / "network", self.say, name)
         if lock is not None:
-            self.say(f"{name}: training it ({optim.steps} steps)")
+            self.say(f"{name}: training it ({optim.steps} steps){why_anew(folder, name, parts)}")
             with lock:
+                describe(folder, parts)
                 method = self.unaided(built, data, optim, name, seed, queries)
                 engine = Engine(self.settings.of_network(role), seed, folder, progress=self.progress, say=self.say)
                 engine.run(method)
@@ -95,30 +98,18 @@ class Bench:
         built.module.to(self.device).eval()
         return built
 
-    def place_of(
-        self,
-        model: Model,
-        built: Built,
-        data: Data,
-        optim: Optim,
-        name: str,
-        seed: int,
-        queries: dict[str, Query] | None,
-    ) -> Path:
-        """Where in the workspace a network is remembered that `train_network` trains; in it, ``network``."""
-        key = store.hash_tree(
-            {
-                "model": model.config
-                or {"class": type(built.module).__qualname__, "weights": store.fingerprint(built.module)},
-                "task": {k: v for k, v in self.task.config.items() if k not in ("data", *self.task.judging)},
-                "data": data.fingerprint,
-                "optim": settings_of(optim),
-                "queries": {n: q.config for n, q in (queries or {}).items()},
-                "seed": seed,
-                "format": 1,
-            }
-        )[:20]
-        return workspace() / f"{name}-{key}"
+    def parts_of(
+        self, built: Built, data: Data, optim: Optim, seed: int, queries: dict[str, Query] | None
+    ) -> dict[str, Any]:
+        """What a network that `train_network` trains is remembered by; ``built``: as it is before that."""
+        return {
+            "network": identity.network(built.module, built.contract, model=built.model),
+            "task": identity.of_task(self.task),
+            "data": identity.of_data(data),
+            "optim": identity.value(optim),
+            "queries": {n: identity.value(q) for n, q in (queries or {}).items()},
+            "seed": seed,
+        }
 
     def unaided(
         self, built: Built, data: Data, optim: Optim, name: str, seed: int, queries: dict[str, Query] | None

@@ -14,7 +14,10 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import CodeType, ModuleType
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, StorageError
 from limbeck.storage.store import hash_tree
+from limbeck.storage.usercode import UserCode, installed, user_code
 from limbeck.storage.weights import fingerprint
 
 FORMAT = 2
@@ -39,23 +43,29 @@ def key(parts: Mapping[str, Any]) -> str:
 
 
 # ------------------------------------------------------------------------------------------------------------ networks
-def network(module: Any, contract: Any = None, state: bool = True) -> dict[str, Any]:
+def network(module: Any, contract: Any = None, state: bool = True, model: Any = None) -> dict[str, Any]:
     """What a network is: its modules and their settings, which parameters are trained, its weights, the user's code.
 
     Args:
         module: the network; or a recorded or remote participant, which has a ``fingerprint`` of its own.
         contract: how its inputs and outputs are adapted (`limbeck.grammar.role.Contract`).
         state: the weights and buffers too.
+        model: the component that built it, whose code counts with the network's.
     """
     found: dict[str, Any] = {"contract": hash_tree(_settings(contract))} if contract is not None else {}
     if not isinstance(module, nn.Module):
         return found | {"kind": type(module).__qualname__, "state": state_of(module)}
     found["structure"] = hash_tree([_described(name, child) for name, child in module.named_modules()])
     found["trained"] = hash_tree(sorted(n for n, p in module.named_parameters() if p.requires_grad))
-    found["code"] = code(type(child) for child in module.modules())
+    found["code"] = code({type(child): None for child in module.modules()}) | code_of(model)
     if state:
         found["state"] = state_of(module)
     return found
+
+
+def answers(module: Any, contract: Any = None, model: Any = None) -> dict[str, Any]:
+    """What a network answers by: `network` without which of its parameters are trained."""
+    return {k: v for k, v in network(module, contract, model=model).items() if k != "trained"}
 
 
 def _described(name: str, module: nn.Module) -> list[Any]:
@@ -116,7 +126,7 @@ def value(thing: Any, where: str = "") -> Any:
     if isinstance(thing, Settings):
         return {name: value(getattr(thing, name, given), f"{where}.{name}") for name, given in _given(thing).items()}
     if isinstance(thing, Built):
-        return network(thing.module, thing.contract, state=False) | {"labels": thing.labels}
+        return network(thing.module, thing.contract, False, thing.model) | {"labels": thing.labels}
     if isinstance(thing, nn.Module):
         return network(thing)
     if isinstance(getattr(thing, "fingerprint", None), str):
@@ -155,7 +165,8 @@ def component(thing: Any) -> dict[str, Any]:
     cls = type(thing)
     found: dict[str, Any] = {"class": _class(cls), "revision": revision(cls)}
     found["settings"] = {name: value(given, name) for name, given in _given(thing).items()}
-    return found | {"code": code([cls])}
+    named = [str(getattr(thing, cls.code))] if cls.code else []
+    return found | {"code": code([cls]) | named_code(named)}
 
 
 def revision(cls: type) -> int:
@@ -179,8 +190,104 @@ def function(thing: Callable[..., Any]) -> dict[str, Any]:
 
 # ---------------------------------------------------------------------------------------------------------------- code
 def code(things: Iterable[Any]) -> dict[str, str]:
-    """The user's own files that define classes or functions, each with its hash."""
-    return {}
+    """The user's own files that define classes or functions, and what these import of the user's: a hash of each.
+
+    Of a module that is loaded it is the file as it was when it was first looked at: editing a file changes nothing in a
+    process that goes on with what it has imported. What a script or a notebook defines is known by its own source.
+    """
+    modules: set[str] = set()
+    found: dict[str, str] = {}
+    for thing in things:
+        name = getattr(thing, "__module__", None) or ""
+        if name == "__main__":
+            found[f"{thing.__qualname__} of the script"] = _source(thing)
+        elif name not in modules and not _theirs(name):
+            modules.add(name)
+    return found | named_code(modules)
+
+
+def named_code(names: Iterable[str]) -> dict[str, str]:
+    """The user's own files behind modules, or behind ``module:function``, and a hash of each."""
+    found: dict[str, str] = {}
+    for name in sorted(names):
+        known = user_code(name)
+        if known.files:
+            found |= _as_loaded(known)
+    return found
+
+
+def code_of(component: Any) -> dict[str, str]:
+    """The user's own code that a component brings in: its class, what it imports by name, and the components in it."""
+    from limbeck.grammar.component import Component
+
+    if isinstance(component, Mapping):
+        component = list(component.values())
+    if isinstance(component, (list, tuple)):
+        return {k: v for c in component for k, v in code_of(c).items()}
+    if not isinstance(component, Component):
+        return {}
+    cls = type(component)
+    imported = named_code([str(getattr(component, cls.code))]) if cls.code else {}
+    return code([cls]) | imported | code_of([*component.given[0], *component.given[1].values()])
+
+
+def _theirs(module: str) -> bool:
+    """Whether a module is an installed package's."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is None or installed(Path(file))
+
+
+_LOADED: dict[str, tuple[Any, str]] = {}  # by file: the specification it was loaded by, and its hash at that time
+
+
+def without_code(parts: Any) -> tuple[Any, dict[str, str]]:
+    """What something is remembered by, without what follows from the user's code; and that code by its files."""
+    files: dict[str, str] = {}
+
+    def walk(node: Any) -> Any:
+        if not isinstance(node, Mapping):
+            return [walk(v) for v in node] if isinstance(node, list) else node
+        own = node.get("code")
+        if isinstance(own, Mapping):
+            files.update(own)
+        follows = ("structure", "state", "trained") if own else ()  # of a network of the user's own
+        return {k: walk(v) for k, v in node.items() if k != "code" and k not in follows}
+
+    return walk(parts), files
+
+
+def _as_loaded(known: UserCode) -> dict[str, str]:
+    loaded = {}
+    for module in list(sys.modules.values()):
+        own = module.__dict__ if isinstance(module, ModuleType) else {}
+        if isinstance(own.get("__file__"), str):
+            loaded[own["__file__"]] = own.get("__spec__")  # a new one where it was loaded anew
+    found = {}
+    for file, (place, now) in zip(known.files, known.hashes.items(), strict=True):
+        spec = loaded.get(str(file))
+        then = _LOADED.get(str(file))
+        if spec is not None and (then is None or then[0] is not spec):
+            _LOADED[str(file)] = then = (spec, now)
+        found[place] = then[1] if spec is not None and then is not None else now
+    return found
+
+
+def _source(thing: Any) -> str:
+    """What a class or function of a script says; where nobody knows its source, what it was compiled to."""
+    try:
+        return hash_tree(inspect.getsource(thing))
+    except (OSError, TypeError):
+        members = vars(thing).values() if isinstance(thing, type) else [thing]
+        return hash_tree([_compiled(m.__code__) for m in members if hasattr(m, "__code__")])
+
+
+def _compiled(thing: CodeType) -> list[Any]:
+    constants = [_compiled(c) if isinstance(c, CodeType) else repr(c) for c in thing.co_consts]
+    return [
+        thing.co_code.hex(),
+        list(thing.co_names),
+        [_ADDRESS.sub("", c) if isinstance(c, str) else c for c in constants],
+    ]
 
 
 # ----------------------------------------------------------------------------------------------------- runs and stages
@@ -194,11 +301,12 @@ def of_run(method: Any, stages: Sequence[Any], about: Mapping[str, Any]) -> dict
     """
     data = {s.name: of_data(s.data) for s in stages if hasattr(s.data, "fetch")}
     cls = type(method)
+    models = {id(b.module): b.model for b in (method.setup.student, method.setup.teacher) if b is not None}
     return {
         "format": FORMAT,
         "limbeck": _version(),
         **about,
-        "roles": {n: network(r.module, r.contract) for n, r in method.roles.items()},
+        "roles": {n: network(r.module, r.contract, model=models.get(id(r.module))) for n, r in method.roles.items()},
         "data": {**about.get("data", {}), **data},
         "revisions": {_class(cls): revision(cls)},
         "code": {**about.get("code", {}), **code([cls])},
@@ -314,7 +422,7 @@ def _said_data(name: str, then: Any, now: Any) -> str:
     then, now = (d if isinstance(d, Mapping) else {"content": d} for d in (then, now))
     if then.get("items") != now.get("items"):
         return f"{what} ({then.get('items', 'no')} items then, {now.get('items', 'no')} now)"
-    return f"the content of {what.removeprefix('the ')}"
+    return f"the content of {what}"
 
 
 def _said_role(name: str, then: Any, now: Any) -> str:
@@ -323,11 +431,11 @@ def _said_role(name: str, then: Any, now: Any) -> str:
         return f"{who} ({'was not there then' if not then else 'is not there now'})"
     changed = [part for part in sorted({*then, *now}) if then.get(part) != now.get(part)]
     words = {
+        "code": f"your code in {', '.join(_files(then.get('code'), now.get('code')))}",  # the cause before what follows
         "kind": f"what {who} is",
         "structure": f"the network of {who}",
         "contract": f"how inputs reach {who}",
         "trained": f"which parameters of {who} are trained",
-        "code": f"the code of {who} ({', '.join(_files(then.get('code'), now.get('code')))})",
         "state": f"the weights that {who} begins with",
     }
     return next((words[p] for p in words if p in changed), who)

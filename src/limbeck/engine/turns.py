@@ -1,17 +1,47 @@
-"""Remembered stages between runs: who makes one, and who waits for it."""
+"""Remembered stages between runs: where one lies, what it was made from, who makes it, and who waits for it."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from limbeck.engine import distributed as dist
-from limbeck.engine import interrupt
+from limbeck.engine import identity, interrupt
 from limbeck.errors import Stopped, StorageError
 from limbeck.storage import store
+
+
+def place(root: Path, name: str, parts: Mapping[str, Any]) -> Path:
+    """Where something is remembered that was made of ``parts``."""
+    return root / f"{store.safe_name(name)}-{identity.key(parts)}"
+
+
+def describe(folder: Path, parts: Mapping[str, Any]) -> None:
+    """Leave in a folder what it is remembered by, for people and for `why_anew`."""
+    if dist.rank() == 0:
+        text = json.dumps(parts, indent=1, sort_keys=True, default=store.hash_tree)
+        store.atomic_write(folder / _ABOUT, text.encode())
+
+
+def why_anew(folder: Path, name: str, parts: Mapping[str, Any]) -> str:
+    """Why something is made anew that was made of the same settings before: by which changed code; else empty."""
+    now = identity.without_code(json.loads(json.dumps(parts, default=store.hash_tree)))
+    for other in sorted(folder.parent.glob(f"{store.safe_name(name)}-*/{_ABOUT}")):
+        try:
+            then = identity.without_code(json.loads(other.read_text()))
+        except (OSError, ValueError):
+            continue
+        changed = sorted(f for f in {*then[1], *now[1]} if then[1].get(f) != now[1].get(f))
+        if then[0] == now[0] and changed:
+            return f", anew because your code has changed since: {', '.join(changed)}"
+    return ""
+
+
+_ABOUT = "identity.json"
 
 
 def take_turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:

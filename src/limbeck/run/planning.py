@@ -17,6 +17,7 @@ from torch import nn
 from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.engine.timing import Timed
+from limbeck.engine.turns import place
 from limbeck.errors import first_line
 from limbeck.grammar.method import Built, Data, Query
 from limbeck.grammar.optim import Optim
@@ -137,7 +138,7 @@ class _Trial(Bench):
         role = "student" if name == "alone" else "teacher"
         built = build_model(model, self.task, seed, "student" if name == "alone" else name)
         if self.found is not None:
-            folder = self.place_of(model, built, data, optim, name, seed, queries)
+            folder = place(workspace(), name, self.parts_of(built, data, optim, seed, queries))
             if store.is_complete(folder / "network"):
                 self.found.append(Part(name, 0, None, 0.0, "reused from the workspace"))
             else:

@@ -15,9 +15,12 @@ import importlib.util
 import os
 import sys
 import sysconfig
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from limbeck.storage.files import Seen, digest
 
 _SUFFIXES = tuple(importlib.machinery.all_suffixes())
 
@@ -31,12 +34,14 @@ class UserCode:
         found: whether such a module lies on the search path (whether it has the function shows only when it is run).
         files: the user's own files, none where the module is an installed package's.
         fingerprint: of the files' contents and their places relative to the folder that is searched.
+        hashes: of each file, by its place relative to that folder.
     """
 
     name: str
     found: bool
     files: tuple[Path, ...]
     fingerprint: str
+    hashes: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 def user_code(name: str) -> UserCode:
@@ -49,26 +54,27 @@ def user_code(name: str) -> UserCode:
     """
     module = name.partition(":")[0]
     top = module.partition(".")[0]
-    waiting, seen = [top], {top}
+    waiting, met = [top], {top}
     files: dict[str, Path] = {}
     found = False
-    while waiting:
-        package = waiting.pop()
-        places = _places(package)
-        if package == top:
-            found = places is not None
-        for root, file in places or ():
-            if _installed(file):
-                continue
-            files[file.relative_to(root).as_posix()] = file
-            for imported in _imports(file):
-                if imported not in seen:
-                    seen.add(imported)
-                    waiting.append(imported)
+    with Seen() as seen:
+        while waiting:
+            package = waiting.pop()
+            places = _places(package)
+            if package == top:
+                found = places is not None
+            for root, file in places or ():
+                if installed(file):
+                    continue
+                files[file.relative_to(root).as_posix()] = file
+                fresh = [name for name in seen.ask(file, "imports", partial(_imports, file)) if name not in met]
+                met.update(fresh)
+                waiting += fresh
+        hashes = {relative: _hash(files[relative], seen) for relative in sorted(files)}
     whole = hashlib.sha256(module.encode())
-    for relative in sorted(files):
-        whole.update(f"\0{relative}\0{_hash(files[relative])}".encode())
-    return UserCode(name, found, tuple(files[r] for r in sorted(files)), whole.hexdigest() if found else "")
+    for relative, content in hashes.items():
+        whole.update(f"\0{relative}\0{content}".encode())
+    return UserCode(name, found, tuple(files[r] for r in hashes), whole.hexdigest() if found else "", hashes)
 
 
 def _places(top: str) -> list[tuple[Path, Path]] | None:
@@ -88,7 +94,7 @@ def _places(top: str) -> list[tuple[Path, Path]] | None:
         return None
     if spec.submodule_search_locations is not None:
         folders = [Path(f) for f in spec.submodule_search_locations]
-        return [(f.parent, file) for f in folders if not _installed(f) for file in _modules(f)]
+        return [(f.parent, file) for f in folders if not installed(f) for file in _modules(f)]
     origin = Path(spec.origin) if spec.origin and spec.has_location else None
     return [] if origin is None else [(origin.parent, origin)]
 
@@ -109,33 +115,33 @@ def _roots() -> tuple[Path, ...]:
     return (own, *(Path(p).resolve() for n in names if (p := sysconfig.get_path(n))))
 
 
-def _installed(file: Path) -> bool:
+def installed(file: Path) -> bool:
+    """Whether a file belongs to an installed package, to Python, or to limbeck."""
     whole = file.resolve()
     if {"site-packages", "dist-packages"} & set(whole.parts):
         return True
     return any(whole.is_relative_to(root) for root in _roots())
 
 
-def _imports(file: Path) -> set[str]:
+def _imports(file: Path) -> list[str]:
     """The first names of what a file imports, wherever in it that stands; relative imports stay in the package."""
     if file.suffix != ".py":
-        return set()
+        return []
     try:
         tree = ast.parse(file.read_bytes())
     except (OSError, ValueError, SyntaxError, RecursionError, MemoryError):  # whoever runs it is told
-        return set()
+        return []
     found = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found |= {alias.name.partition(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             found.add(node.module.partition(".")[0])
-    return found
+    return sorted(found)
 
 
-def _hash(file: Path) -> str:
+def _hash(file: Path, seen: Seen) -> str:
     try:
-        with open(file, "rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
+        return digest(file, seen)
     except OSError:
         return "unreadable"

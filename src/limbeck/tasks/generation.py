@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from limbeck.data.items import Items
 from limbeck.data.sources import Digits, Source
 from limbeck.data.splits import Sizes, check_shares, sizes_of
+from limbeck.engine import identity
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
@@ -423,13 +424,14 @@ class Generation(Task):
             return {"x": sample_guided(module, z, labels, w, steps, self.schedule, self.clip, self.eval_batch).cpu()}
 
         parts = {
-            "teacher": fingerprint(module),
+            "teacher": identity.answers(module, bench.teacher.contract, bench.teacher.model),
             "reading": str(reading(module)),
             "schedule": describe_schedule(self.schedule),
             "probe": fingerprint([z.cpu(), labels.cpu()]),
             "w": w,
             "steps": steps,
             "clip": self.clip,
+            "format": identity.FORMAT,
         }
         x = remembered("samples", parts, made)["x"].to(bench.device)
         return x, float(steps if w == 0 else 2 * steps)

@@ -350,7 +350,7 @@ def build_cache(
     about = {
         "format": identity.FORMAT,
         "teacher": identity.state_of(teacher.module),
-        "network": identity.answers(teacher.module, teacher.contract, teacher.model),
+        "network": store.hash_tree(identity.answers(teacher.module, teacher.contract, teacher.model)),
         "model": _plain(teacher.model),
         "task": _plain(task),
         "seed": recipe.seed,
@@ -371,9 +371,13 @@ def build_cache(
     with store.RunLock(out):
         if (out / "about").is_dir():
             known = store.load_tree(out / "about")
-            if {n: known.get(n) for n in about} != about:
+            other = [n for n in about if known.get(n) != about[n]]
+            if other:
+                old = f" (of an earlier limbeck: format {known.get('format')})" if "format" in other else ""
                 raise CacheMismatch(
-                    str(out), "the folder holds another recording", remedy="choose another --out, or delete it"
+                    str(out),
+                    f"the folder holds another recording{old}; what differs: {', '.join(other)}",
+                    remedy="choose another --out, or delete it",
                 )
             _say(f"limbeck cache: {out} holds this recording already; nothing was written")
             return _told(out, known)

@@ -24,14 +24,13 @@ MAY = {
     "objectives": FOUNDATION | {"data", "networks", "tasks"},
     "tasks": FOUNDATION | {"data", "networks", "objectives"},
     "models": FOUNDATION | {"data", "networks", "tasks"},
+    "evaluators": FOUNDATION | {"data", "networks", "objectives", "tasks"},
     "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models"},
 }
 """Beside itself. What is not named here (run, report, cache, compare, export, commands) may import everything."""
 
 EXCEPTIONS = {
     ("grammar/role.py", "engine"): "a role splits its own module over the processes",
-    ("grammar/task.py", "engine"): "a task names the bench that it judges on, as a type",
-    ("grammar/artifact.py", "engine"): "an artifact names the bench that it is judged on, as a type",
     ("grammar/artifact.py", "recipe"): "a network is saved with the recipe node that builds it",
     ("tasks/sampler.py", "models"): "a saved sampler is opened by the kind of model that wrote it",
 }

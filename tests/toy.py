@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -73,8 +73,6 @@ def network(width: int = 5, seed: int = 0, norm: bool = False, dropout: float = 
 
 class Toy(Method):
     """The task's loss, a divergence to the teacher, a centred term by `Share`, an averaged role, adaptive state."""
-
-    needs_teacher: ClassVar[bool] = True
 
     def __init__(self, decay: float = 0.9, shard: tuple[str, ...] = ()) -> None:
         self.decay, self.shard = decay, shard

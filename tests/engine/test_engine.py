@@ -20,6 +20,7 @@ from limbeck.engine.inner import fit
 from limbeck.engine.step import Stepper
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import ConfigError, MethodError, NonFinite, Stopped
+from limbeck.evaluators.direct import Direct
 from limbeck.grammar.method import Batch, Context, Method, Share, Stage, Term, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Stream
@@ -333,11 +334,12 @@ def prepared(folder: Path) -> tuple[Best, Method]:
         task = toy.ToyTask()
         device = torch.device("cpu")
         student: Any = None
+        teacher: Any = None
 
     method = bound()
     bench: Any = Bench()
     bench.student = method.setup.student
-    return Best(bench, method, folder), method
+    return Best(bench, method, Direct(), folder), method
 
 
 def best_of(folder: Path, shard: tuple[str, ...]) -> tuple[Best, Method]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 diffusers = pytest.importorskip("diffusers")
 
 from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
+from limbeck.evaluators.sampler import Sampler  # noqa: E402
 from limbeck.functional import diffusion  # noqa: E402
 from limbeck.grammar.method import Built, Setup  # noqa: E402
 from limbeck.grammar.optim import Optim  # noqa: E402
@@ -43,7 +45,7 @@ ALL: dict[str, dict[str, Any]] = {"UNet2DModel": UNET, "UNet2DConditionModel": C
 
 @pytest.fixture(scope="module")
 def task() -> Generation:
-    made = Generation(steps=[1, 2], guidance=[0.0, 1.0], samples=20, reference_steps=4, times_more=2)
+    made = Generation()
     made.load(0)
     return made
 
@@ -170,7 +172,8 @@ def test_the_library_alone_samples_the_same(task: Generation, tmp_path: Path) ->
         task, student, Students({4: student.module}), task.schedule, (0.0, 2.0), task.shape, task.labels
     )
     sampler.save(tmp_path)
-    z, y = task.probe()
+    bench: Any = SimpleNamespace(task=task, device=torch.device("cpu"))
+    z, y = Sampler(samples=20).probe(bench)
     want = sampler.sample(20, y, 1.5, 4, z=z)
 
     place = str(tmp_path / "student")

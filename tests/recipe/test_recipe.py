@@ -20,6 +20,7 @@ from torch import Tensor
 from limbeck.errors import ConfigError, LimbeckError, MissingExtra
 from limbeck.grammar.card import recipes
 from limbeck.grammar.component import Component, Settings
+from limbeck.grammar.evaluator import Evaluator
 from limbeck.grammar.method import Method, Objective, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.task import Model, Task
@@ -155,6 +156,10 @@ class Turn(Query):
         self.degrees = degrees
 
 
+class Score(Evaluator):
+    """Scores."""
+
+
 class Inner(Settings):
     """Settings of something inside.
 
@@ -208,7 +213,7 @@ class Alone(Method):
         steps: how many.
     """
 
-    needs_teacher = False
+    participants = {}  # noqa: RUF012
     steps: int = 5
     sizes: list[int] = field(default_factory=lambda: [1, 2])
 
@@ -232,6 +237,7 @@ TOYS = {
     "source": {"shapes": "Shapes", "files": "Files"},
     "objective": {"match": "Match"},
     "query": {"turn": "Turn"},
+    "evaluator": {"direct": "Score"},
 }
 
 

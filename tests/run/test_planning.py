@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from limbeck import cli
 from limbeck.data.items import ArrayData
 from limbeck.engine.timing import Timed, Trial
+from limbeck.evaluators.direct import Direct
+from limbeck.evaluators.fresh import Fresh
 from limbeck.grammar.optim import Optim
-from limbeck.grammar.task import Task
 from limbeck.methods.condensation.mtt import Mtt
 from limbeck.recipe.recipe import build
 from limbeck.run import plan, planning, prepare
@@ -57,7 +58,7 @@ def test_what_is_remembered_is_not_paid_for_again(tmp_path: Path) -> None:
     tree = tree_of("kd")
     recipe = build(tree)
     bench = prepare(recipe, None, say=quiet)
-    bench.train_alone()
+    bench.alone()
     found = rows(plan(tree, steps=1))
     for part in ("teacher", "alone"):
         assert (found[part]["seconds"], found[part]["note"]) == (0.0, "reused from the workspace")
@@ -91,7 +92,7 @@ def test_items_are_tried_short_and_stand_in_for_all(monkeypatch: pytest.MonkeyPa
     for name in ("mtt", "tesla"):
         planned = plan(tree_of(name, *changes), steps=1)
         found = rows(planned)
-        assert list(found) == ["preparing", "alone", "experts", "distil", "judging"]
+        assert list(found) == ["preparing", "experts", "distil", "judging"]
         assert all(p["seconds"] > 0 for p in found.values())
         assert found["experts"]["steps"] == 5 and planned["stages"][0]["items"] == 5
         assert found["distil"]["note"] == "on stand-ins for what experts will leave"
@@ -116,27 +117,28 @@ def test_a_stage_that_takes_no_stand_in_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_judging_that_cannot_be_tried_in_part_is_named() -> None:
     found = rows(plan(tree_of("guided-diffusion"), steps=1))
-    for part in ("alone", "judging"):
-        assert found[part]["note"] == "not measured: how Generation judges cannot be tried in part"
+    assert found["judging"]["note"] == "not measured: how the evaluator Sampler scores cannot be tried in part"
+    assert "alone" not in found
     assert found["teacher"]["seconds"] > 0
 
 
 def test_work_is_scaled_by_items_and_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(planning, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
-    task: Any = build(tree_of("mtt")).task
+    recipe = build(tree_of("mtt"))
+    task, evaluator = recipe.task, Fresh(Optim(steps=100))
     task.load(0)
-    steps, whole = task.evaluation.steps, len(task.test)
+    whole = len(task.test)
     bench = planning._Trial(task, None, None, None, None, 0, None, None, None)  # type: ignore[arg-type]
 
-    def work(short: Task, quiet: Any) -> None:
-        assert quiet.task is short and quiet.found is None and task.evaluation.steps == steps
-        clock[0] += 7 + 2 * len(short.test) + 3 * short.evaluation.steps  # type: ignore[attr-defined]
+    def work(short: Any, quiet: Any) -> None:
+        assert quiet.task is not task and quiet.found is None and evaluator.optim.steps == 100
+        clock[0] += 7 + 2 * len(quiet.task.test) + 3 * short.optim.steps
 
-    row = planning._scaled("judging", work, bench, {"evaluation": Optim(steps=100)})
+    row = planning._scaled("judging", work, bench, evaluator)
     assert row.seconds == pytest.approx(7 + 2 * whole + 3 * 100)
     assert (row.steps, row.seconds_a_step) == (100, pytest.approx(3.0))
-    row = planning._scaled("judging", lambda *args: 1 // 0, bench, {})
+    row = planning._scaled("judging", lambda *args: 1 // 0, bench, Direct())
     assert row.seconds is None and "on 2 items alone it fails" in row.note
 
 
@@ -174,7 +176,7 @@ def test_the_table_has_every_part_and_says_what_the_total_leaves_out(capsys: pyt
     words = ["plan", "guided-diffusion", "teach.steps=3", "train.steps=3"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    for word in ("teacher", "alone", "judging", "not measured", "total", "without alone, judging, starting Python"):
+    for word in ("teacher", "judging", "not measured", "total", "without judging, starting Python"):
         assert word in " ".join(said.split()), said
     assert cli.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -15,7 +15,9 @@ from limbeck.data.items import ArrayData, Splits
 from limbeck.data.sources import Source, Target
 from limbeck.engine.inner import fit
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, TeacherMismatch
+from limbeck.evaluators.sampler import Sampler, write_grid
 from limbeck.functional import diffusion
+from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Built
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.signal import Signal
@@ -26,7 +28,6 @@ from limbeck.tasks.generation import (
     Generation,
     fresh_ids,
     sample_guided,
-    write_grid,
 )
 from limbeck.tasks.sampler import (
     SamplerArtifact,
@@ -37,10 +38,21 @@ from limbeck.tasks.sampler import (
 )
 from limbeck.tasks.schedules import describe_schedule, make_schedule, read_schedule
 
+EVALUATOR = Sampler(steps=[1, 2], guidance=[0.0, 1.0], samples=30, reference_steps=6, times_more=2)
+
+
+def bench_of(task: Generation, teacher: nn.Module | None = None) -> Any:
+    built = None if teacher is None else Built(teacher)
+    return SimpleNamespace(task=task, teacher=built, device=torch.device("cpu"), folder=None)
+
+
+def probe(task: Generation) -> tuple[Tensor, Tensor]:
+    return EVALUATOR.probe(bench_of(task))
+
 
 @pytest.fixture(scope="module")
 def task() -> Generation:
-    made = Generation(steps=[1, 2], guidance=[0.0, 1.0], samples=30, reference_steps=6, times_more=2)
+    made = Generation()
     made.load(0)
     return made
 
@@ -180,7 +192,7 @@ def test_guidance_is_one_batch_of_both_conditions() -> None:
 
 
 def test_w_zero_samples_the_plain_conditional_model(task: Generation) -> None:
-    net, (z, y) = network(), task.probe()
+    net, (z, y) = network(), probe(task)
     a = sample_guided(net, z, y, 0.0, 3, task.schedule, batch=7)
     b = diffusion.ddim_sample(conditional(net, y), z, 3, task.schedule, "v")
     torch.testing.assert_close(a, ((b.detach() + 1) / 2).clamp(0, 1), rtol=1e-4, atol=1e-5)
@@ -192,7 +204,7 @@ def test_w_zero_samples_the_plain_conditional_model(task: Generation) -> None:
 def test_guidance_without_a_null_condition(task: Generation) -> None:
     net = Knows()
     net.null_condition = None  # type: ignore[assignment]
-    z, y = task.probe()
+    z, y = probe(task)
     with pytest.raises(ConfigError, match="null condition"):
         sample_guided(net, z, y, 1.0, 2, task.schedule)
 
@@ -207,8 +219,9 @@ def test_a_module_that_does_not_say_what_it_means() -> None:
 
 def test_what_is_judged(task: Generation) -> None:
     teacher = network(seed=1)
-    bench = SimpleNamespace(teacher=Built(teacher), device=torch.device("cpu"))
-    plain, many = task.alone(bench), task.teacher_metrics(bench)  # type: ignore[arg-type]
+    bench = bench_of(task, teacher)
+    rows = EVALUATOR.rows(bench)
+    plain, many = (EVALUATOR.score(rows[name](), bench) for name in ("ddim", "teacher"))  # type: ignore[arg-type]
     assert set(plain) == set(many)
     names = {
         f"{m}_w{w}_n{n}" for m in ("fid", "endpoint_mse", "class_accuracy", "calls") for w in (0, 1) for n in (1, 2)
@@ -222,44 +235,52 @@ def test_what_is_judged(task: Generation) -> None:
     assert plain["endpoint_mse"] == pytest.approx(
         sum(plain[f"endpoint_mse_w{w}_n{n}"] for w in (0, 1) for n in (1, 2)) / 4
     )
-    assert task.primary in plain
     assert plain.per_item.keys() == {k for k in plain if k.startswith("endpoint_mse")}  # type: ignore[attr-defined]
     for name, errors in plain.per_item.items():  # type: ignore[attr-defined]
-        assert len(errors) == task.samples and errors.mean().item() == pytest.approx(plain[name], rel=1e-5)
+        assert len(errors) == EVALUATOR.samples and errors.mean().item() == pytest.approx(plain[name], rel=1e-5)
+    assert EVALUATOR.primary in plain and EVALUATOR.baseline in rows
+
+
+class Drawn(Artifact):
+    """What is given, whatever is asked."""
+
+    kind = "sampler"
+
+    def __init__(self, x: Tensor | None) -> None:
+        self.x = x
+
+    def draw(self, w: float, n: int, z: Tensor, labels: Tensor, batch: int = 256) -> tuple[Tensor, float] | None:
+        return None if self.x is None else (self.x, 1.0)
 
 
 def test_real_pictures_score_as_real(task: Generation) -> None:
-    bench = SimpleNamespace(teacher=Built(network(seed=1)), device=torch.device("cpu"))
+    bench = bench_of(task, network(seed=1))
     y = task.test.y  # type: ignore[attr-defined]
     x = task.test.fetch(torch.arange(len(y)))["x"]
-    labels = task.probe()[1]
+    labels = probe(task)[1]
     real = torch.stack([x[(y == c).nonzero()[0, 0]] for c in labels])
 
-    def draw(w: float, n: int, z: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-        return real, 1.0
-
-    good = task.judge_sampler(draw, bench)  # type: ignore[arg-type]
-    bad = task.judge_sampler(lambda w, n, z, y: (torch.rand_like(real), 1.0), bench)  # type: ignore[arg-type]
+    good = EVALUATOR.score(Drawn(real), bench)
+    bad = EVALUATOR.score(Drawn(torch.rand_like(real)), bench)
     assert good["class_accuracy"] > 0.9 > bad["class_accuracy"]
     assert good["fid"] < 0.5 * bad["fid"]
 
 
 def test_a_sampler_that_can_take_none_of_the_steps(task: Generation) -> None:
-    bench = SimpleNamespace(teacher=Built(network(seed=1)), device=torch.device("cpu"))
-    with pytest.raises(ConfigError, match=r"task\.steps"):
-        task.judge_sampler(lambda *_: None, bench)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"evaluator\.steps"):
+        EVALUATOR.score(Drawn(None), bench_of(task, network(seed=1)))
 
 
 def test_judging_without_a_teacher(task: Generation) -> None:
-    bench = SimpleNamespace(teacher=None, device=torch.device("cpu"))
+    assert not EVALUATOR.rows(bench_of(task))
     with pytest.raises(ConfigError, match="against a teacher"):
-        task.alone(bench)  # type: ignore[arg-type]
+        EVALUATOR.score(Drawn(torch.zeros(30, 1, 8, 8)), bench_of(task))
 
 
 def test_the_probe_asks_for_every_class(task: Generation) -> None:
-    z, y = task.probe()
+    z, y = probe(task)
     assert z.shape == (30, 1, 8, 8) and set(y.tolist()) == set(range(10))
-    assert torch.equal(z, task.probe()[0])
+    assert torch.equal(z, probe(task)[0])
 
 
 def test_features_of_larger_pictures() -> None:
@@ -314,6 +335,17 @@ def test_a_denoisers_checkpoint(tmp_path: Path, task: Generation) -> None:
     "settings",
     [
         {"drop_condition": 1.0},
+        {"eval_batch": 0},
+    ],
+)
+def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        Generation(**settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
         {"guidance": []},
         {"guidance": [-1.0]},
         {"steps": []},
@@ -321,12 +353,11 @@ def test_a_denoisers_checkpoint(tmp_path: Path, task: Generation) -> None:
         {"samples": 1},
         {"times_more": 0},
         {"reference_steps": 0},
-        {"eval_batch": 0},
     ],
 )
-def test_settings_that_cannot_be(settings: dict[str, Any]) -> None:
+def test_settings_of_the_evaluator_that_cannot_be(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):
-        Generation(**settings)
+        Sampler(**settings)
 
 
 def test_classes_that_differ(task: Generation) -> None:
@@ -370,7 +401,7 @@ def test_a_sampler_uses_the_student_of_its_steps(task: Generation) -> None:
         assert sampler.student_for(n) is sampler.students.steps[n]
     assert sampler.student_for(9) is sampler.students.steps[4]
     assert sampler.student_for(2, "stochastic") is sampler.students.stochastic[2]
-    z, y = task.probe()
+    z, y = probe(task)
     for n in (1, 2):
         net = sampler.students.steps[n]
         want = diffusion.ddim_sample(conditional(net, y, torch.ones(30)), z, n, task.schedule, "v").detach()
@@ -456,8 +487,7 @@ def test_a_sampler_that_does_not_come_back(task: Generation, tmp_path: Path, har
 def test_a_sampler_is_judged_within_its_range(task: Generation) -> None:
     sampler = artifact(task)
     sampler.w_range = (0.0, 0.5)
-    bench: Any = SimpleNamespace(teacher=Built(network(seed=1)), device=torch.device("cpu"))
-    found = sampler.evaluate(bench)
+    found = EVALUATOR.score(sampler, bench_of(task, network(seed=1)))
     assert "fid_w0_n1" in found and "fid_w1_n1" not in found and "fid_stochastic_w0_n2" in found
     assert found["calls_w0_n2"] == 2
 

@@ -310,7 +310,7 @@ def build_cache(
     from limbeck.recipe.recipe import build
 
     recipe = build(tree)
-    if not recipe.method.needs_teacher:
+    if "teacher" not in recipe.method.participants:
         raise ConfigError("method", f"{recipe.name} has no teacher to record")
     if not recipe.task.cache_bytes():
         raise ConfigError(

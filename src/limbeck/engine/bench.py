@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from limbeck.engine.engine import Engine, EngineSettings
 from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import LimbeckError
-from limbeck.grammar.method import Built, Data, Method, Query, Setup
+from limbeck.grammar.method import Built, Data, Method, Participant, Query, Setup
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.task import Model, Task
@@ -28,16 +29,18 @@ TEACHER_SEED = 0
 
 @dataclass
 class Bench:
-    """What judging and teaching may use: the participants, the budget, and stages that are remembered.
+    """What scoring and teaching may use (see ``limbeck.grammar.evaluator.Bench``), and networks that are remembered.
 
     Attributes:
-        task, student, teacher: the participants; ``teacher`` is ``None`` for a method without one.
+        task, student, teacher: ``teacher`` is ``None`` for a method without one.
         student_model: the student's Model component, to build it afresh.
         train: the student's budget.
         seed, device, folder, settings: of this run.
         queries: augmentations of the recipe, applied to the baseline too.
         seconds: what each remembered stage cost when it was made.
         notes: sentences about the participants, for the report.
+        others: participants beside these two.
+        name: whose network is taught on it.
     """
 
     task: Task
@@ -55,11 +58,33 @@ class Bench:
     say: Callable[[str], None] = print
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    others: dict[str, Built] = field(default_factory=dict)
+    name: str = "teacher"
 
-    def train_alone(self) -> dict[str, float]:
+    @property
+    def built(self) -> dict[str, Built]:
+        """Every participant by name."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        return {"student": self.student, **teacher, **self.others}
+
+    def put(self, name: str, built: Built) -> None:
+        """Take a participant: built, or taught."""
+        if name in ("student", "teacher"):
+            setattr(self, name, built)
+        else:
+            self.others[name] = built
+
+    def alone(self) -> Built:
         """The student's architecture trained by the task's own loss: same data, steps, optimiser, seed, augmentations."""
-        built = self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, self.queries)
-        return self.task.evaluate(built, self.task.test, self.teacher, device=self.device)
+        return self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, self.queries)
+
+    def teaching(self, name: str, participant: Participant) -> Bench:
+        """The same bench as the model of a participant sees it that is to be taught: its own name, task and data."""
+        task = self.task.part(participant.task) if participant.task else self.task
+        if participant.data == "train":
+            task = copy.copy(task)
+            task.teacher_train = task.train
+        return replace(self, task=task, name=name)
 
     def train_network(
         self,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from types import MappingProxyType
 
-from limbeck.grammar.method import Batch, Context, Data, Method, Setup, Stage, Terms
+from limbeck.grammar.method import Batch, Context, Data, Method, Participant, Stage, Terms
 
 
 class Unaided(Method):
@@ -16,15 +16,10 @@ class Unaided(Method):
             order as the student it is compared to.
     """
 
-    needs_teacher: ClassVar[bool] = False
+    participants = MappingProxyType[str, Participant]({})
 
     def __init__(self, data: Data | None = None, name: str = "alone") -> None:
         self.data, self.name = data, name
-
-    def bind(self, setup: Setup) -> None:
-        """Take the student; a teacher is ignored."""
-        super().bind(setup)
-        self.roles.pop("teacher", None)
 
     def stages(self) -> list[Stage]:
         """One stage of steps."""

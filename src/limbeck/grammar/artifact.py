@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from limbeck.grammar.method import Built
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
     from limbeck.grammar.task import Task
 
 
 class Artifact:
-    """Something that can be saved, judged and exported.
+    """Something that can be scored, saved and exported.
 
     Attributes:
         kind: ``network``, ``dataset``, ``sampler``... as shown in reports.
@@ -28,9 +27,9 @@ class Artifact:
         """Write it alone, in its native format, into a folder that exists."""
         raise TypeError(f"{type(self).__name__} must define save")
 
-    def evaluate(self, bench: Bench) -> dict[str, float]:
-        """Its metrics on the test split."""
-        raise TypeError(f"{type(self).__name__} must define evaluate")
+    def state(self) -> dict[str, Any]:
+        """Its tensors and modules by name: what is kept of it where it is the best so far."""
+        raise TypeError(f"{type(self).__name__} must define state")
 
     def size(self) -> dict[str, float]:
         """Parameters, bytes and the like."""
@@ -67,9 +66,9 @@ class NetworkArtifact(Artifact):
             "task": self.task.describe(),
         }
 
-    def evaluate(self, bench: Bench) -> dict[str, float]:
-        """The task's metrics on the test split, with agreement where there is a teacher."""
-        return self.task.evaluate(self.built, self.task.test, bench.teacher, device=bench.device)
+    def state(self) -> dict[str, Any]:
+        """The network."""
+        return {"network": self.built.module}
 
     def size(self) -> dict[str, float]:
         """Parameters and bytes of parameters and buffers."""

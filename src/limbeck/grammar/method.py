@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
@@ -319,9 +320,34 @@ class Built:
         return [*self.notes, *(f"member {i}: {n}" for i, m in enumerate(self.members) for n in m.told)]
 
 
+@dataclass(frozen=True)
+class Participant:
+    """Somebody who takes part in a method beside the student: a teacher, an expert, a peer, a critic, a reference model.
+
+    Each is named by the recipe (``teacher``, or ``participants.NAME``), built before the student, tried at the door,
+    taught by a remembered stage where it has no trained weights, and has a row in plan and report.
+
+    Attributes:
+        taught: whether one without trained weights is trained on labels before the method begins.
+        task: the part of the task that it is for (`Task.part`); empty for the whole.
+        like: whose recipe node it takes where the recipe names none (``student``); empty takes the task's default teacher.
+        data: the split that it is taught on (``teacher_train`` or ``train``).
+        needed: whether there must be one; otherwise it takes part where the recipe names it.
+    """
+
+    taught: bool = True
+    task: str = ""
+    like: str = ""
+    data: str = "teacher_train"
+    needed: bool = True
+
+
 @dataclass
 class Setup:
-    """Everything a method is bound to before it runs."""
+    """Everything a method is bound to before it runs.
+
+    ``others``: participants beside student and teacher, by name; ``built`` holds all of them.
+    """
 
     task: Task
     student: Built
@@ -332,6 +358,13 @@ class Setup:
     queries: dict[str, Query] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     shard: Sequence[str] = ()  # roles that are split over the processes
+    others: dict[str, Built] = field(default_factory=dict)
+
+    @property
+    def built(self) -> dict[str, Built]:
+        """Every participant by name."""
+        teacher = {} if self.teacher is None else {"teacher": self.teacher}
+        return {"student": self.student, **teacher, **self.others}
 
 
 class Method(Component):
@@ -341,14 +374,14 @@ class Method(Component):
     (numbers, strings, tensors, nested), is read in ``step`` and moves only in ``observe``.
 
     Attributes:
-        needs_teacher: whether a teacher must be given or trained.
+        participants: who takes part beside the student: by default one teacher. An instance may have its own.
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
         coupled: why items of a batch are coupled by the mathematics (then accumulating is not invariant); empty if not.
     """
 
     kind: ClassVar[str] = "method"
-    needs_teacher: ClassVar[bool] = True
+    participants: Mapping[str, Participant] = MappingProxyType({"teacher": Participant()})
     learners: Sequence[str] = ("student",)
     coupled: str = ""
     student_taps: tuple[str, ...] = ()
@@ -372,15 +405,15 @@ class Method(Component):
         self.roles = {
             "student": Role(setup.student.module, contract=setup.student.contract, shard="student" in setup.shard)
         }
-        if setup.teacher is not None:
-            self.roles["teacher"] = Role(
-                setup.teacher.module, contract=setup.teacher.contract, shard="teacher" in setup.shard
-            )
-        elif self.needs_teacher:
+        for name, built in setup.built.items():
+            if name in self.participants:
+                self.roles[name] = Role(built.module, contract=built.contract, shard=name in setup.shard)
+        for name in [n for n, p in self.participants.items() if p.needed and n not in self.roles]:
+            setting = name if name == "teacher" else f"participants.{name}"
             raise ConfigError(
-                "teacher",
-                f"{type(self).__name__} needs a teacher",
-                remedy="set teacher=NAME, or teacher.checkpoint=FILE; without a checkpoint a stage trains it",
+                setting,
+                f"{type(self).__name__} needs a {name}",
+                remedy=f"set {setting}=NAME, or {setting}.checkpoint=FILE; without a checkpoint a stage trains it",
             )
 
     @property
@@ -412,10 +445,19 @@ class Method(Component):
         """Move adaptive state, once per optimiser step, from means over everything (all micro-batches and processes)."""
 
     def artifact(self) -> Artifact:
-        """What the run made. By default the student network."""
+        """What the run made, as it stands: by default the student network. It is scored, saved and exported."""
+        return self.network("student")
+
+    def rows(self) -> dict[str, Artifact]:
+        """Further rows of the report, by name, each scored as the student is: a peer, an early exit, a greedy choice."""
+        return {}
+
+    def network(self, role: str) -> Artifact:
+        """A role's network as an artifact: of the student, of an average of it, of a peer."""
         from limbeck.grammar.artifact import NetworkArtifact
 
-        return NetworkArtifact(self.setup.task, self.setup.student)
+        like = self.setup.built.get(role, self.setup.student)
+        return NetworkArtifact(self.setup.task, replace(like, module=self.roles[role].module))
 
 
 def as_phases(result: Terms | Iterable[Terms | Share]) -> Iterator[Terms | Share]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from limbeck.errors import ConfigError
-from limbeck.grammar.method import Batch, Context, Method, Objective, Setup, Terms
+from limbeck.grammar.method import Batch, Context, Method, Objective, Participant, Setup, Terms
 
 
 class Objectives(Method):
@@ -15,11 +15,9 @@ class Objectives(Method):
         objectives: name -> objective, each with its own weight.
     """
 
-    needs_teacher: ClassVar[bool] = False
-
     def __init__(self, objectives: dict[str, Objective] | None = None) -> None:
         self.objectives = dict(objectives or {})
-        self.needs_teacher = any(o.needs_teacher for o in self.objectives.values())  # type: ignore[misc]
+        self.participants = {"teacher": Participant()} if any(o.needs_teacher for o in self.objectives.values()) else {}
 
     def bind(self, setup: Setup) -> None:
         """Take the participants; at least one objective must be there."""

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from limbeck.errors import ConfigError
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
     from limbeck.grammar.artifact import Artifact
+    from limbeck.grammar.evaluator import Bench
     from limbeck.grammar.optim import Optim
 
 
@@ -95,23 +96,6 @@ class Task(Component):
         """The recipe node of the teacher when none is named."""
         raise TypeError(f"{type(self).__name__} has no default teacher: name one")
 
-    def alone(self, bench: Bench) -> dict[str, float]:
-        """Metrics of the baseline without distillation at equal budget. By default the student trained by itself."""
-        return bench.train_alone()
-
-    def teacher_metrics(self, bench: Bench) -> dict[str, float]:
-        """Metrics of the teacher; empty where the method has none."""
-        if bench.teacher is None:
-            return {}
-        recorded = getattr(bench.teacher.module, "metrics", None)
-        if isinstance(recorded, dict):  # a cache knows its training items only, and what its teacher scored
-            return recorded
-        return self.evaluate(bench.teacher, self.test, device=bench.device)
-
-    def judge(self, artifact: Artifact, bench: Bench) -> dict[str, float]:
-        """Metrics of what the run made."""
-        return artifact.evaluate(bench)
-
     def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
         """Try a ready teacher on some labelled items, before anything is trained; what is found goes into its notes.
 
@@ -126,8 +110,20 @@ class Task(Component):
         """Plain facts that travel with a network (in ``student.json``), so that its answers can be read elsewhere."""
         return {}
 
-    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """Further entries of ``result.json`` (calibration bins, pictures), for the report."""
+    def part(self, name: str) -> Task:
+        """A part of the task that a participant may be for (the hands of a body, the validity of a sentence).
+
+        Raises:
+            ConfigError: the task has no such part.
+        """
+        raise ConfigError("task", f"{type(self).__name__} has no part {name!r}")
+
+    def default_evaluator(self) -> dict[str, Any]:
+        """The recipe node of the evaluator when none is named: one forward pass over the split."""
+        return {"use": "direct"}
+
+    def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
+        """Further entries of ``result.json`` (calibration bins), for the report; ``rows`` are what was scored, by name."""
         return {}
 
     def cache_bytes(self) -> float:
@@ -178,7 +174,7 @@ class Model(Component):
 
     def teach(self, bench: Bench, optim: Optim) -> Built:
         """A teacher without trained weights, trained on the task's own labels: a remembered stage."""
-        return bench.train_network(self, bench.task.teacher_train, optim, "teacher")
+        return bench.train_network(self, bench.task.teacher_train, optim, bench.name)
 
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """Write the network alone in its own native format: by default ``student.safetensors``."""

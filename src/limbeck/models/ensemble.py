@@ -16,7 +16,7 @@ from limbeck.grammar.task import Check, Model, Task
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
+    from limbeck.grammar.evaluator import Bench
     from limbeck.grammar.optim import Optim
 
 
@@ -108,7 +108,7 @@ class EnsembleOf(Model):
             if member.trained:
                 made.append(self._made[i] if self._made else member.build(bench.task))
             else:
-                made.append(bench.train_network(member, bench.task.teacher_train, optim, "teacher", seed=i))
+                made.append(bench.train_network(member, bench.task.teacher_train, optim, bench.name, seed=i))
         return self._join(made, bench.task)
 
     def _join(self, made: Sequence[Built], task: Task) -> Built:

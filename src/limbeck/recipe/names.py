@@ -50,6 +50,11 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "text-parquet": "limbeck.data.text:TextParquet",
         "text-hf": "limbeck.data.text:TextHuggingFace",
     },
+    "evaluator": {
+        "direct": "limbeck.evaluators.direct:Direct",
+        "fresh": "limbeck.evaluators.fresh:Fresh",
+        "sampler": "limbeck.evaluators.sampler:Sampler",
+    },
     "query": {
         "flip": "limbeck.objectives.queries:Flip",
         "crop": "limbeck.objectives.queries:Crop",

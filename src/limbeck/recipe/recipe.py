@@ -28,6 +28,7 @@ from limbeck.recipe.values import read_value, write_yaml
 
 if TYPE_CHECKING:
     from limbeck.engine.engine import EngineSettings
+    from limbeck.grammar.evaluator import Evaluator
     from limbeck.grammar.method import Method, Objective, Query
     from limbeck.grammar.optim import Optim
     from limbeck.grammar.task import Model, Task
@@ -42,10 +43,15 @@ class Recipe(Settings):
         student: what is trained; left out, the task's default.
         teacher: what is learnt from; left out, the task's default where the method needs one. Without a checkpoint a
             stage trains it.
+        participants: further participants of the method by name (experts, peers, critics); each left out is built as the
+            method says.
         train: how the student is optimised.
-        teach: how a teacher without a checkpoint is trained.
+        teach: how a teacher, and every other participant that is taught, is trained where it has no checkpoint.
         objectives: further terms to add to the method's own, by name.
         queries: changes to the batch, by name, in order.
+        evaluator: how every row of the report is scored; left out, the task's default.
+        baselines: which baselines are scored beside the student (``alone`` and what else the evaluator offers); ``null``
+            scores all of them, ``[]`` none.
         engine: where and how the loop runs.
         seed: number of the random draws.
         loggers: where measurements go: csv, jsonl, tensorboard; wandb, mlflow, trackio by name.
@@ -61,10 +67,13 @@ class Recipe(Settings):
         method: Method,
         student: Model | None = None,
         teacher: Model | None = None,
+        participants: dict[str, Model] = {},  # noqa: B006 (copied, never changed)
         train: Optim,
         teach: Optim,
         objectives: dict[str, Objective],
         queries: dict[str, Query],
+        evaluator: Evaluator | None = None,
+        baselines: tuple[str, ...] | None = None,
         engine: EngineSettings,
         seed: int = 0,
         loggers: tuple[str, ...] = ("csv", "jsonl", "tensorboard"),
@@ -77,7 +86,10 @@ class Recipe(Settings):
         if not NAME.fullmatch(name.replace(".", "_")):
             raise ValueError("name must be letters, digits, '-', '_' and '.', beginning with a letter")
         self.task, self.method, self.student, self.teacher = task, method, student, teacher
+        self.participants = dict(participants)
         self.train, self.teach = train, teach
+        self.evaluator = evaluator
+        self.baselines = None if baselines is None else list(baselines)
         self.objectives, self.queries = dict(objectives), dict(queries)
         self.engine, self.seed = engine, seed
         self.loggers, self.export, self.name = list(loggers), list(export), name
@@ -87,11 +99,12 @@ class Recipe(Settings):
     def _hinted() -> dict[str, Any]:
         """What the constructor's hints mean."""
         from limbeck.engine.engine import EngineSettings
+        from limbeck.grammar.evaluator import Evaluator
         from limbeck.grammar.method import Method, Objective, Query
         from limbeck.grammar.optim import Optim
         from limbeck.grammar.task import Model, Task
 
-        return {c.__name__: c for c in (EngineSettings, Method, Objective, Query, Optim, Model, Task)}
+        return {c.__name__: c for c in (EngineSettings, Evaluator, Method, Objective, Query, Optim, Model, Task)}
 
 
 def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:

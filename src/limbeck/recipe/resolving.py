@@ -15,6 +15,7 @@ from limbeck.grammar.component import Component, Settings
 from limbeck.recipe.credentials import part
 from limbeck.recipe.hints import Mismatch, leaf, typed
 from limbeck.recipe.overrides import short
+from limbeck.recipe.renamed import renamed
 from limbeck.recipe.scalars import encodable
 from limbeck.recipe.schema import (
     PYTHON_NEEDED,
@@ -78,16 +79,20 @@ class Checker:
     def recipe(self, cls: type, tree: Mapping[str, Any]) -> dict[str, Any]:
         """The whole of a recipe, whose class is ``cls``."""
         params = schema(cls)
+        tree = renamed(tree)
         unknown = self._unknown_keys(tree, params)
         found: dict[str, Any] = {}
         first = ("task", "method")
         for name in (*first, *(n for n in params if n not in first)):
             param = params[name]
-            if name in ("student", "teacher"):
-                default = self._default_model(params, name, found, tree.get(name))
+            if name in ("student", "teacher", "evaluator"):
+                default = self._default(params, name, found, tree.get(name))
                 param = dataclasses.replace(param, default=default)
                 value = default if tree.get(name) is None else tree[name]
                 found[name] = self.value(param, value, name)
+            elif name == "participants":
+                given = tree.get(name)
+                found[name] = self._param(param, {name: self._participants(params, found, given)}, "", "a recipe")
             else:
                 found[name] = self._param(param, tree, "", "a recipe")
         for key in unknown:
@@ -97,8 +102,34 @@ class Checker:
             Builder().settings(cls, found, "")  # raises what every constructor refuses, not the first alone
         return {name: found[name] for name in ("name", *(n for n in params if n != "name"))}
 
-    def _default_model(self, params: Mapping[str, Param], name: str, found: Mapping[str, Any], given: Any) -> Any:
-        """The node of the student or teacher that the task offers; ``None`` where none is needed or known."""
+    def _participants(self, params: Mapping[str, Param], found: Mapping[str, Any], given: Any) -> Any:
+        """The nodes of the method's further participants, those that are not given filled in."""
+        if self.problems or not found.get("task") or not found.get("method") or not isinstance(given or {}, Mapping):
+            return {} if given is None else given
+        nodes = dict(given or {})
+        try:
+            task: Any = Builder().component(params["task"].base, found["task"], "task")
+            method: Any = Builder().component(params["method"].base, found["method"], "method")
+            known = {n: p for n, p in method.participants.items() if n != "teacher"}
+            for name in nodes:
+                if name not in known:
+                    self.problems.append(
+                        ConfigError.unknown(
+                            f"participants.{name}", name, known, f"participant of {found['method']['use']}"
+                        )
+                    )
+            for name, participant in known.items():
+                if nodes.get(name) is None and participant.needed:
+                    part = task.part(participant.task) if participant.task else task
+                    nodes[name] = found.get(participant.like) or part.default_teacher()
+        except LimbeckError:
+            self.refused = True
+        except TypeError as error:
+            self.problems.append(ConfigError("participants", str(error), remedy="set participants.NAME=MODEL"))
+        return nodes
+
+    def _default(self, params: Mapping[str, Param], name: str, found: Mapping[str, Any], given: Any) -> Any:
+        """The node of student, teacher or evaluator that the task offers; ``None`` where none is needed or known."""
         if isinstance(given, str) or (isinstance(given, Mapping) and "use" in given):
             return None
         if not self.build or self.problems or not found.get("task") or not found.get("method"):
@@ -107,9 +138,9 @@ class Checker:
             task: Any = Builder().component(params["task"].base, found["task"], "task")
             if name == "teacher" and given is None:
                 method: Any = Builder().component(params["method"].base, found["method"], "method")
-                if not method.needs_teacher:
+                if not ("teacher" in method.participants and method.participants["teacher"].needed):
                     return None
-            return task.default_student() if name == "student" else task.default_teacher()
+            return getattr(task, f"default_{name}")()
         except LimbeckError:
             self.refused = True
         except TypeError as error:

@@ -11,7 +11,8 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters`
 - ``names: {teacher, student, alone}``: how the participants are called, where 'student alone' would be wrong;
 - ``budget: {student: {...}, alone: {...}}``: what each was allowed (steps, batch size); where both are given and
   differ, no gain is claimed;
-- ``baselines: {name: {metric: value}}``: further rows to be beaten (herding, k-means...);
+- ``metrics.rows: {name: {metric: value}}``: every row by its own name; beside the three above further baselines
+  (herding, k-means) and what the method adds (a peer, an early exit). Results from before 0.2 have ``baselines`` instead;
 - ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
 - ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
   ``file``, ``pixels``: rows of pictures ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
@@ -514,9 +515,11 @@ def _teachers(
 def _baselines(results: Sequence[Result], primary: str, items: int | None) -> list[Row]:
     seen: dict[str, dict[str, Mapping[str, Any]]] = {}
     for result in results:
-        given = result.get("baselines")
-        for name, values in given.items() if isinstance(given, Mapping) else ():
-            if isinstance(values, Mapping):
+        metrics = result["metrics"]
+        known = [metrics.get(role) for role in ("teacher", "student", "alone")]
+        given = {**(result.get("baselines") or {}), **(metrics.get("rows") or {})}
+        for name, values in given.items():
+            if isinstance(values, Mapping) and name not in ("teacher", "student", "alone") and values not in known:
                 seen.setdefault(str(name), {}).setdefault(str(result.get("seed")), values)
     return [_row(name, "baseline", by_seed, primary, items) for name, by_seed in seen.items()]
 

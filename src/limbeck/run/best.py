@@ -10,6 +10,7 @@ from torch import nn
 
 from limbeck.engine import distributed as dist
 from limbeck.engine.bench import Bench
+from limbeck.grammar.evaluator import Evaluator, main_metric
 from limbeck.grammar.method import Method
 from limbeck.grammar.signal import evaluating
 from limbeck.storage import store
@@ -18,23 +19,22 @@ from limbeck.storage import store
 class Best:
     """The best student on the validation split, kept beside the last one and marked as such."""
 
-    def __init__(self, bench: Bench, method: Method, folder: Path) -> None:
-        self.bench, self.method, self.folder = bench, method, folder / "best"
+    def __init__(self, bench: Bench, method: Method, evaluator: Evaluator, folder: Path) -> None:
+        self.bench, self.method, self.evaluator, self.folder = bench, method, evaluator, folder / "best"
         # an interrupted run goes on with what it had found
         self.known: dict[str, Any] | None = store.load_tree(self.folder) if store.is_complete(self.folder) else None
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Metrics on the validation split; the student is kept where it is better than all before."""
-        task, student = self.bench.task, self.bench.student
-        if not isinstance(student.module, nn.Module):
-            return {}
-        with evaluating([student.module]):
-            values = task.evaluate(student, task.valid, device=self.bench.device)
-        score = values.get(task.primary, math.nan)
+        """Metrics on the validation split of what the method would deliver now; kept where it is better than all before."""
+        made = self.method.artifact()
+        with evaluating(role.module for role in self.method.roles.values()):
+            values = self.evaluator.score(made, self.bench, "valid")
+        primary, higher = main_metric(self.evaluator, self.bench.task)
+        score = values.get(primary, math.nan)
         known = math.nan if self.known is None else float(self.known["score"])
-        if not math.isnan(score) and (math.isnan(known) or (score > known if task.higher_is_better else score < known)):
+        if not math.isnan(score) and (math.isnan(known) or (score > known if higher else score < known)):
             # every process gathers a sharded student, the first one writes
-            state = dist.whole_state(student.module)
+            state = _whole(made.state())
             self.known = {"score": score, "step": step, "valid": values}
             if dist.rank() == 0:
                 store.save_tree(self.folder, {**self.known, "state": state})
@@ -46,3 +46,10 @@ class Best:
         if self.known is None:
             return {}
         return {f"valid/{k}": v for k, v in self.known["valid"].items()} | {"step": float(self.known["step"])}
+
+
+def _whole(state: Any) -> Any:
+    """A tree of modules and tensors as tensors, the pieces of sharded ones joined."""
+    if isinstance(state, dict):
+        return {k: _whole(v) for k, v in state.items()}
+    return dist.whole_state(state) if isinstance(state, nn.Module) else dist.gathered(state)

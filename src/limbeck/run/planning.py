@@ -12,20 +12,21 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
 
 from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.engine.timing import Timed
 from limbeck.engine.turns import place
 from limbeck.errors import first_line
+from limbeck.grammar.evaluator import Evaluator
 from limbeck.grammar.method import Built, Data, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import own_generators
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Model
 from limbeck.recipe.recipe import Recipe, build
 from limbeck.run.measures import peak_memory, sizes
-from limbeck.run.preparing import prepare
+from limbeck.run.preparing import participants, prepare
+from limbeck.run.rows import evaluator_of, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
 
@@ -51,7 +52,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     engine = Engine(recipe.engine, recipe.seed, workspace=workspace())
     engine.prepare(recipe.method)
     timed = engine.time_steps(recipe.method, steps)
-    parts += _teacher(recipe, bench)
+    parts += _teaching(recipe, bench)
     judging = _judging(recipe, bench)
     parts += [row for row in judging if row.part == "alone"]
     parts += [Part.of(s.name, timed[s.name]) for s in engine.stages]
@@ -152,17 +153,24 @@ class _Trial(Bench):
         return built
 
 
-def _teacher(recipe: Recipe, bench: _Trial) -> list[Part]:
-    """What the teacher takes before anything is distilled."""
-    if bench.teacher is None or recipe.teacher is None:
-        return []
-    if recipe.teacher.trained:
-        return [Part("teacher", 0, None, 0.0, "trained already")]
-    recipe.teacher.teach(bench, recipe.teach)
-    rows, bench.found = list(bench.found or ()), []
-    for i, row in enumerate(rows):
-        row.part = f"teacher {i + 1}" if len(rows) > 1 else "teacher"
-    return rows or [Part("teacher", note="not measured: its model trains it in a way of its own")]
+def _teaching(recipe: Recipe, bench: _Trial) -> list[Part]:
+    """What teacher and other participants take before anything is distilled."""
+    parts: list[Part] = []
+    for name, model in participants(recipe).items():
+        who = recipe.method.participants[name]
+        if not who.taught:
+            continue
+        if model.trained:
+            parts.append(Part(name, 0, None, 0.0, "trained already"))
+            continue
+        model.teach(bench.teaching(name, who), recipe.teach)
+        rows = list(bench.found or ())
+        if bench.found is not None:
+            bench.found.clear()
+        for i, row in enumerate(rows):
+            row.part = f"{name} {i + 1}" if len(rows) > 1 else name
+        parts += rows or [Part(name, note="not measured: its model trains it in a way of its own")]
+    return parts
 
 
 # ------------------------------------------------------------------------------------------------------------- judging
@@ -184,45 +192,36 @@ class _First:
 
 
 def _judging(recipe: Recipe, bench: _Trial) -> list[Part]:
-    """The student alone, and the judging of teacher, student and student alone."""
-    task = bench.task
-    own = [n for n in ("alone", "teacher_metrics", "judge") if getattr(type(task), n) is not getattr(Task, n)]
-    # a task that trains networks in order to judge says how in settings of its own
-    optims = {name: value for name, value in vars(task).items() if isinstance(value, Optim)}
-    if own and len(optims) != 1:
-        why = f"not measured: how {type(task).__name__} judges cannot be tried in part"
-        return [Part("alone", note=why), Part("judging", note=why)]
+    """The student alone, and the scoring of every row of the report."""
+    evaluator = evaluator_of(recipe)
+    rows: list[Part] = []
+    if "alone" in evaluator.rows(bench) and (recipe.baselines is None or "alone" in recipe.baselines):
+        bench.alone()
+        rows, bench.found = list(bench.found or ()), []
+    if not evaluator.even:
+        why = f"not measured: how the evaluator {type(evaluator).__name__} scores cannot be tried in part"
+        return [*rows, Part("judging", note=why)]
 
-    def judge(short: Task, quiet: _Trial) -> None:
-        artifact: Any = recipe.method.artifact()
-        artifact.task = short
-        short.teacher_metrics(quiet)
-        short.judge(artifact, quiet)
-        if not own:  # the student alone is a network to be judged, too
-            short.evaluate(bench.student, short.test, bench.teacher, device=bench.device)
-        short.extras(artifact, quiet)
+    def judge(short: Evaluator, quiet: _Trial) -> None:
+        scored = score_rows(short, quiet, recipe.method, recipe.method.artifact(), recipe.baselines)
+        quiet.task.extras(scored.rows, quiet)
+        short.extras(scored.rows["student"], quiet)
 
-    if own:
-        return [
-            _scaled("alone", lambda short, quiet: short.alone(quiet), bench, optims),
-            _scaled("judging", judge, bench, optims),
-        ]
-    bench.train_network(bench.student_model, task.train, bench.train, "alone", bench.seed, bench.queries)
-    rows, bench.found = list(bench.found or ()), []
-    return [*rows, _scaled("judging", judge, bench, optims)]
+    return [*rows, _scaled("judging", judge, bench, evaluator)]
 
 
-def _scaled(name: str, work: Callable[[Task, _Trial], Any], bench: _Trial, optims: dict[str, Optim]) -> Part:
+def _scaled(name: str, work: Callable[[Evaluator, _Trial], Any], bench: _Trial, evaluator: Evaluator) -> Part:
     """Work on few test items, and with few steps of what it trains, told as a whole: its time grows evenly with both."""
+    optims = {key: value for key, value in vars(evaluator).items() if isinstance(value, Optim)}
     whole, steps = len(bench.task.test), next((o.steps for o in optims.values()), 0)
     few, more = min(2, whole), min(_ITEMS, whole)
 
     def seconds(items: int, trained: int) -> float:
-        short = copy.copy(bench.task)
-        short.test = _First(bench.task.test, items)
+        task, short = copy.copy(bench.task), copy.copy(evaluator)
+        task.test = _First(bench.task.test, items)
         for key, optim in optims.items():
             setattr(short, key, optim.with_(steps=trained))
-        quiet = dataclasses.replace(bench, task=short, found=None)
+        quiet = dataclasses.replace(bench, task=task, found=None)
         began = time.perf_counter()
         with torch.random.fork_rng(devices=[]):
             work(short, quiet)
@@ -242,18 +241,20 @@ def _scaled(name: str, work: Callable[[Task, _Trial], Any], bench: _Trial, optim
 
 
 def _validation(recipe: Recipe, engine: Engine, bench: _Trial) -> Part:
-    """The student judged every ``eval_every`` steps."""
+    """What the method delivers scored every ``eval_every`` steps."""
     every = recipe.engine.eval_every
     times = sum(-(-s.total // every) for s in engine.stages)
-    if not isinstance(bench.student.module, nn.Module):
-        return Part("validation", 0, None, 0.0)
+    evaluator = evaluator_of(recipe)
+    if not evaluator.even:
+        why = f"not measured: how the evaluator {type(evaluator).__name__} scores cannot be tried in part"
+        return Part("validation", note=why)
     valid = copy.copy(bench.task)
     valid.test = bench.task.valid
     row = _scaled(
         "validation",
-        lambda short, quiet: short.evaluate(bench.student, short.test, device=bench.device),
+        lambda short, quiet: short.score(recipe.method.artifact(), quiet),
         dataclasses.replace(bench, task=valid),
-        {},
+        evaluator,
     )
     if row.seconds is not None:
         each, row.seconds = row.seconds, row.seconds * times

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,10 @@ from limbeck.engine.engine import Engine
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built, Setup
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
+from limbeck.grammar.task import Model
 from limbeck.objectives.queries import accept_all
 from limbeck.recipe.recipe import Recipe
+from limbeck.run.rows import evaluator_of
 
 
 def prepare(
@@ -30,10 +32,10 @@ def prepare(
     untaught: bool = False,
     check: bool = True,
 ) -> Bench:
-    """Data read, models built, the teacher loaded or trained (remembered), everything checked against everything.
+    """Data read, models built, participants loaded or trained (remembered), everything checked against everything.
 
-    With ``untaught`` a teacher that would have to be trained is only built, and without ``check`` a ready one is not tried
-    on labelled items: enough to read back what a run made.
+    With ``untaught`` a participant that would have to be trained is only built, and without ``check`` a ready one is not
+    tried on labelled items: enough to read back what a run made.
     """
     task, method = recipe.task, recipe.method
     device = dist.pick_device(recipe.engine.device)
@@ -42,8 +44,9 @@ def prepare(
     for note in task.notes:  # before hours are spent on data that was not meant
         say(note)
     method.accept(task)
+    evaluator_of(recipe).accept(task)
     accept_all(recipe.queries, task)
-    student_model, teacher_model = recipe.student, recipe.teacher
+    student_model = recipe.student
     assert student_model is not None
     bench = Bench(
         task=task,
@@ -60,56 +63,87 @@ def prepare(
         progress=progress,
         say=say,
     )
-    if method.needs_teacher:
-        if teacher_model is None:
-            raise ConfigError(
-                "teacher", f"{recipe.name or type(method).__name__} needs a teacher", remedy="set teacher=NAME"
-            )
+    models = participants(recipe)
+    for name, model in models.items():
+        who = method.participants[name]
+        part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
-        bench.teacher = build_model(teacher_model, task, TEACHER_SEED, "teacher")
-        if check:
-            task.check_teacher(bench.teacher, device)
-        if not (teacher_model.trained or untaught):
-            _rehearse(recipe, bench)
-            gc.collect()  # a tapped copy and its hooks hold each other
-            bench.teacher = teacher_model.teach(bench, recipe.teach)
-        contract = bench.teacher.contract.describe()
+        bench.put(name, build_model(model, part, TEACHER_SEED if who.taught else recipe.seed, name))
+        if check and who.taught:
+            part.check_teacher(bench.built[name], device)
+    check_baselines(evaluator_of(recipe), bench, recipe.baselines)
+    untrained = [n for n, model in models.items() if method.participants[n].taught and not model.trained]
+    if untrained and not untaught:
+        _rehearse(recipe, bench)
+        gc.collect()  # a tapped copy and its hooks hold each other
+        for name in untrained:
+            bench.put(name, models[name].teach(bench.teaching(name, method.participants[name]), recipe.teach))
+    for name in models:
+        contract = bench.built[name].contract.describe()
         if contract:
-            say(f"teacher input: {contract}")
-    for role, built in (("teacher", bench.teacher), ("student", bench.student)):
-        bench.notes += [f"{role}: {note}" for note in (built.told if built is not None else [])]
+            say(f"{name} input: {contract}")
+    for name in (*models, "student"):
+        bench.notes += [f"{name}: {note}" for note in bench.built[name].told]
     for note in bench.notes:
         say(note)
-    _join(recipe, bench, bench.student, bench.teacher)
+    _join(recipe, bench, bench.built)
     still = frozen_statistics(bench.student.module) if recipe.train.keep_statistics else []
     if still:
-        who = (
+        keep = (
             "1 layer with frozen weights keeps its"
             if len(still) == 1
             else f"{len(still)} layers with frozen weights keep their"
         )
-        bench.notes.append(f"student: {who} running statistics; train.keep_statistics=false lets them follow the data")
+        bench.notes.append(f"student: {keep} running statistics; train.keep_statistics=false lets them follow the data")
         say(bench.notes[-1])
     return bench
 
 
-def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -> None:
-    """Student and teacher matched to each other, and the method bound to them."""
-    if teacher is not None:
-        if isinstance(student.module, nn.Module) and isinstance(teacher.module, nn.Module):
-            refuse_shared(student.module, teacher.module)
-        bench.task.match(student, teacher)
+def participants(recipe: Recipe) -> dict[str, Model]:
+    """The models of the method's participants beside the student, in the method's order.
+
+    Raises:
+        ConfigError: one that is needed is not named; or one is named that the method does not have.
+    """
+    named = {"teacher": recipe.teacher, **recipe.participants}
+    found: dict[str, Model] = {}
+    for name, participant in recipe.method.participants.items():
+        model = named.get(name)
+        if model is not None:
+            found[name] = model
+        elif participant.needed:
+            setting = name if name == "teacher" else f"participants.{name}"
+            raise ConfigError(
+                setting, f"{recipe.name or type(recipe.method).__name__} needs a {name}", remedy=f"set {setting}=NAME"
+            )
+    for name in recipe.participants:
+        if name not in recipe.method.participants:
+            known = [n for n in recipe.method.participants if n != "teacher"]
+            raise ConfigError.unknown(f"participants.{name}", name, known, "participant of this method")
+    return found
+
+
+def _join(recipe: Recipe, bench: Bench, built: Mapping[str, Built]) -> None:
+    """Participants matched to the student, and the method bound to them."""
+    student = built["student"]
+    others = {name: b for name, b in built.items() if name != "student"}
+    for name, other in others.items():
+        if isinstance(student.module, nn.Module) and isinstance(other.module, nn.Module):
+            refuse_shared(student.module, other.module)
+        if not recipe.method.participants[name].task:
+            bench.task.match(student, other)
     recipe.method.bind(
         Setup(
             task=bench.task,
             student=student,
-            teacher=teacher,
+            teacher=others.pop("teacher", None),
             train=recipe.train,
             seed=recipe.seed,
             objectives=recipe.objectives,
             queries=recipe.queries,
             device=bench.device,
             shard=recipe.engine.shard,
+            others=others,
         )
     )
     learner = recipe.method.roles["student"]
@@ -125,22 +159,21 @@ def _join(recipe: Recipe, bench: Bench, student: Built, teacher: Built | None) -
 
 
 def _rehearse(recipe: Recipe, bench: Bench) -> None:
-    """All that student, teacher, method and add-ons have to say of each other, before a teacher is trained for hours.
+    """All that student, participants, method and add-ons have to say of each other, before one is trained for hours.
 
-    They are copies, for nothing of it may stay: no weights in memory while the teacher is trained, no vocabulary cut for a
+    They are copies, for nothing of it may stay: no weights in memory while a teacher is trained, no vocabulary cut for a
     pair while one of them learns alone, no sentence noted twice. What cannot be copied is tried when its turn comes.
     """
-    assert bench.teacher is not None
     task = copy.copy(bench.task)
     task.notes = list(task.notes)
-    modules = (bench.student.module, bench.teacher.module)
+    built = bench.built
+    modules = {name: b.module for name, b in built.items()}
     try:
-        told = copy.deepcopy((recipe.method, recipe.objectives, *modules), {id(bench.task): task})
+        told = copy.deepcopy((recipe.method, recipe.objectives, modules), {id(bench.task): task})
     except Exception:  # a library's network says this as it likes
         return
     twin = copy.copy(recipe)
-    twin.method, twin.objectives, *twins = told
-    student, teacher = (replace(b, module=m) for b, m in zip((bench.student, bench.teacher), twins, strict=True))
+    twin.method, twin.objectives, twins = told
     with torch.random.fork_rng(devices=[]):
-        _join(twin, replace(bench, task=task), student, teacher)
+        _join(twin, replace(bench, task=task), {n: replace(b, module=twins[n]) for n, b in built.items()})
         Engine(recipe.engine, recipe.seed).rehearse(twin.method)

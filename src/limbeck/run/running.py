@@ -19,6 +19,7 @@ from limbeck.engine.progress import Progress
 from limbeck.errors import LimbeckError, Stopped, StorageError
 from limbeck.export import check_format, export
 from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.evaluator import main_metric
 from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.recipe.trust import remember
@@ -27,6 +28,7 @@ from limbeck.run.folder import default_folder, empty, finished, read_result
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
+from limbeck.run.rows import Scored, evaluator_of, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
 
@@ -115,38 +117,31 @@ def _run(
     for note in recipe.notes:
         say(note)
     bench = prepare(recipe, folder, progress, say)
-    # what a ready teacher and the method have to say of each other, before the baseline is trained for hours
-    Engine(recipe.engine, recipe.seed).rehearse(recipe.method)
-    alone = bench.task.alone(bench)
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
-        return _distil(recipe, folder, bench, alone, logs, main, began)
+        return _distil(recipe, folder, bench, logs, main, began)
 
 
 def _distil(
-    recipe: Recipe,
-    folder: Path,
-    bench: Bench,
-    alone: dict[str, float],
-    logs: Any,
-    main: bool,
-    began: tuple[float, float],
+    recipe: Recipe, folder: Path, bench: Bench, logs: Any, main: bool, began: tuple[float, float]
 ) -> tuple[dict[str, Any], Artifact]:
     task, method, progress, say = bench.task, recipe.method, bench.progress, bench.say
-    best = Best(bench, method, folder)
+    evaluator = evaluator_of(recipe)
+    best = Best(bench, method, evaluator, folder)
     say(f"{recipe.name}: distilling")
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
     engine.run(method)
     artifact = method.artifact()
-    metrics = {"teacher": task.teacher_metrics(bench), "student": task.judge(artifact, bench), "alone": alone}
+    scored = score_rows(evaluator, bench, method, artifact, recipe.baselines)
+    metrics = scored.told()
     if best.metrics:
         metrics["best"] = best.metrics
-    result = _told(recipe, bench, artifact, metrics, engine)
+    result = _told(recipe, bench, scored, metrics, engine)
     result["wall_seconds"] = time.perf_counter() - began[0]
     result["cost"]["cpu_seconds"] = time.process_time() - began[1]
-    result.update(task.extras(artifact, bench))
+    result.update({**task.extras(scored.rows, bench), **evaluator.extras(artifact, bench)})
     if main:
         artifact.save(folder)
-        save_items(folder, {**metrics, **result.get("baselines", {})})
+        save_items(folder, scored.named())
         logs.summary(result)
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
         report.write_report(folder)
@@ -157,21 +152,20 @@ def _distil(
     return {**result, "folder": str(folder), "reused": False}, artifact
 
 
-def _told(
-    recipe: Recipe, bench: Bench, artifact: Artifact, metrics: dict[str, dict[str, float]], engine: Engine
-) -> dict[str, Any]:
+def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any], engine: Engine) -> dict[str, Any]:
     """What ``result.json`` says of a run, but for how long it took in all and what the task adds."""
-    task, method = bench.task, recipe.method
+    task, method, artifact = bench.task, recipe.method, scored.rows["student"]
+    primary, higher = main_metric(evaluator_of(recipe), task)
     return {
         "recipe": recipe.name,
         "method": method.config.get("use", type(method).__name__),
         "seed": recipe.seed,
         "task": task.config.get("use", type(task).__name__),
-        "primary": task.primary,
-        "higher_is_better": task.higher_is_better,
+        "primary": primary,
+        "higher_is_better": higher,
         "metrics": metrics,
         "artifact": artifact.kind,
-        "sizes": {"student": artifact.size(), "teacher": sizes(bench.teacher)},
+        "sizes": {**{n: row.size() for n, row in scored.rows.items()}, "teacher": sizes(bench.teacher)},
         "latency_ms": {"student": latency(task, artifact), "teacher": latency(task, bench.teacher)},
         "cost": {
             "seconds": {**bench.seconds, **engine.seconds},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,7 +24,7 @@ from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
+    from limbeck.grammar.evaluator import Bench
 
 log = logging.getLogger("limbeck.data")
 
@@ -374,23 +373,15 @@ class Classification(Task):
             found["r2_teacher"] = (1 - rest / whole.clamp_min(1e-30)).mean().item()
         return Scores(found, {"mae": error.abs().mean(1)})
 
-    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """``calibration``: the bins of a reliability diagram of teacher, student alone and student (one label an item).
+    def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
+        """``calibration``: the bins of a reliability diagram of every network among the rows (one label an item).
 
         Drawn from at most 5,000 test items, at even distances: a diagram needs no more.
         """
-        if self.kind_of_target != "label" or not isinstance(artifact, NetworkArtifact):
+        if self.kind_of_target != "label":
             return {}
-        silent = replace(bench, say=lambda text: None, progress=None, seconds={})
-        alone = silent.train_network(bench.student_model, self.train, bench.train, "alone", bench.seed, bench.queries)
-        found = {}
-        for role, built in (("teacher", bench.teacher), ("alone", alone), ("student", artifact.built)):
-            if built is not None:
-                try:
-                    found[role] = calibration_bins(self._table(built, bench.device))
-                except CacheMismatch:  # a recorded teacher knows its training items only
-                    continue
-        return {"calibration": found}
+        networks = {name: row.built for name, row in rows.items() if isinstance(row, NetworkArtifact)}
+        return {"calibration": {n: calibration_bins(self._table(built, bench.device)) for n, built in networks.items()}}
 
     def _table(self, built: Built, device: torch.device, most: int = 5000) -> Tensor:
         """Sums per bin of confidence [bins, 3] over test items."""

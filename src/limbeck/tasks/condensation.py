@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,42 +16,37 @@ from limbeck import functional as F
 from limbeck.data.items import digest
 from limbeck.data.names import some
 from limbeck.data.sources import Digits, Source
+from limbeck.engine.inner import fit
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.optim import Optim
-from limbeck.grammar.random import Draws, key_of, seed_modules
-from limbeck.grammar.scores import Scores
+from limbeck.grammar.random import Draws
 from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
+    from limbeck.grammar.evaluator import Bench
 
 _USES = {"valid": "for choosing", "test": "for judging"}
 
-Baseline = Literal["random", "kmeans", "herding"]
+Choice = Literal["random", "kmeans", "herding"]
 
 
 class Condensation(Classification):
     """A data set of a few items per class that teaches like the whole.
 
     The recipe's ``student`` is the network that the synthetic data are made for; ``train`` and ``teach`` are not used
-    to judge: ``evaluation`` is, the same for every method and for the baselines (real items of the same number).
+    to judge: the recipe's ``evaluator`` is, the same for every method and for the baselines (as many real items).
 
     Args:
         data: where the real items come from.
         per_class: synthetic items per class.
-        evaluation: how fresh networks are trained when judging (lr is replaced by a learned step size).
-        networks: fresh networks per architecture.
-        architectures: further architectures judged on the same data: ``mlp``, ``convnet``, ``lenet``, ``alexnet``,
-            ``vgg11``, ``resnet18``.
         strategy: differentiable augmentation while judging; leave ``flip`` out for digits, empty for none.
         align_corners: of its rotations and scalings (False in DC, DSA, DM; True in MTT and its descendants).
         zca: whiten the pixels instead of normalising them (fitted on the training items).
-        baselines: which choices of real items are judged beside it.
         valid_fraction, test_fraction: as in classification.
         size: side length that pictures are brought to.
         eval_batch: items at a time when judging.
@@ -60,15 +56,9 @@ class Condensation(Classification):
         self,
         data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
         per_class: int = 1,
-        evaluation: Optim = Optim(  # noqa: B008 (plain settings)
-            steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"
-        ),
-        networks: int = 3,
-        architectures: list[str] = [],  # noqa: B006 (copied, never changed)
         strategy: str = "color_crop_cutout_scale_rotate",
         align_corners: bool = True,
         zca: bool = False,
-        baselines: list[Baseline] = ["random"],  # noqa: B006
         valid_fraction: float = 0.1,
         test_fraction: float = 0.2,
         size: int | None = None,
@@ -78,15 +68,8 @@ class Condensation(Classification):
         self.empty_classes = None
         if per_class < 1:
             raise ValueError("per_class must be 1 or more")
-        if networks < 1:
-            raise ValueError("networks must be 1 or more")
-        unknown = [a for a in architectures if a not in _pool()]
-        if unknown:
-            raise ValueError(f"architecture {unknown[0]!r} is unknown; known: {', '.join(_pool())}")
         strategy_names(strategy)
-        self.per_class, self.evaluation, self.networks = per_class, evaluation, networks
-        self.architectures, self.strategy, self.align_corners = list(architectures), strategy, align_corners
-        self.zca, self.baselines = zca, list(baselines)
+        self.per_class, self.strategy, self.align_corners, self.zca = per_class, strategy, align_corners, zca
         self._space: Space | None = None
 
     # ---------------------------------------------------------------------------------------------------------- data
@@ -136,7 +119,7 @@ class Condensation(Classification):
     def _all(self, data: Any) -> Tensor:
         return torch.cat([data.fetch(ids)["x"] for ids in torch.arange(len(data)).split(1024)])
 
-    def choose_real(self, how: Baseline, seed: int) -> tuple[Tensor, Tensor]:
+    def choose_real(self, how: Choice, seed: int) -> tuple[Tensor, Tensor]:
         """``per_class`` real items of each class [M, C, H, W] in the synthetic space, rows grouped by class, and labels [M].
 
         ``random``; ``kmeans``: the items nearest to the centres of that many clusters; ``herding``: greedily, so that
@@ -155,88 +138,32 @@ class Condensation(Classification):
         picked = torch.tensor(chosen)
         return self.space.enter(self.teacher_train.fetch(picked)["x"]), y[picked].clone()
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- scoring
 
-    def judge_set(self, bench: Bench, images: Tensor, labels: Tensor, lr: float | None, name: str) -> dict[str, float]:
-        """Accuracy of fresh networks trained on a set: mean and standard deviation over ``networks`` seeds.
+    choices = ("random", "kmeans", "herding")
+    """How real items can be chosen as a baseline."""
 
-        Args:
-            bench: the run.
-            images: [M, C, H, W] in the synthetic space.
-            labels: class ids [M] or soft labels [M, C].
-            lr: a learned step size, or ``None`` for the evaluation's own.
-            name: keys the networks' first weights and the order of items: the same for every set that is compared.
-        """
-        found: dict[str, float] = {}
-        items: dict[str, Tensor] = {}
-        main = bench.student_model
-        for arch in ["", *self.architectures]:
-            scores = []
-            for k in range(self.networks):
-                with torch.random.fork_rng(devices=[]):
-                    seed_modules(key_of(bench.seed, "judge", arch, k), torch.device("cpu"))
-                    module = main.build(self).module if not arch else _pool()[arch](self.shape, self.outputs)
-                optim = self.evaluation if lr is None else self.evaluation.with_(lr=lr)
-                net = self.train_on(module, images, labels, optim, bench.seed, f"judge-{arch}-{k}", bench.device)
-                scores.append(
-                    self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
-                )
-            prefix = f"{arch}/" if arch else ""
-            for metric in () if arch else ("accuracy", "nll"):
-                items[metric] = torch.stack([s.per_item[metric].double() for s in scores]).mean(0)
-            accuracy = [s["accuracy"] for s in scores]
-            found[f"{prefix}accuracy"] = float(np.mean(accuracy))
-            found[f"{prefix}accuracy_std"] = float(np.std(accuracy, ddof=1)) if len(accuracy) > 1 else 0.0
-            for metric in ("nll", "ece") if not arch else ():
-                found[metric] = float(np.mean([s[metric] for s in scores]))
-        return Scores(found, items)
+    def real(self, how: Choice, seed: int) -> SetArtifact:
+        """As many real items as the synthetic ones, chosen so (`choose_real`)."""
+        images, labels = self.choose_real(how, seed)
+        return SetArtifact(self, images, labels, labels, None)
 
-    def train_on(
-        self,
-        module: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        optim: Optim,
-        seed: int,
-        scope: str,
-        device: torch.device,
-    ) -> nn.Module:
-        """Train a network on a set held in the synthetic space, augmented."""
-        from limbeck.engine.inner import fit
-
-        data = SetData(images.detach().cpu(), labels.detach().cpu())
-        optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
-
-        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
-            return F.cross_entropy(net(batch["x"]), batch["y"])
-
-        queries = [Augment(self.strategy, self.align_corners)] if self.strategy else []
-        return fit(module, data, loss, optim, seed=seed, scope=scope, device=device, queries=queries)
-
-    def alone(self, bench: Bench) -> dict[str, float]:
-        """Random real items, as many as the synthetic ones, judged the same way: what is to be beaten."""
-        return self.judge_set(bench, *self.choose_real("random", bench.seed), None, "random")
-
-    def teacher_metrics(self, bench: Bench) -> dict[str, float]:
-        """The same network trained on all real items."""
+    def whole(self) -> SetArtifact:
+        """All real items: what one network learns from them is the row of the teacher."""
         data = self.teacher_train
-        images, labels = self.space.enter(self._all(data)), data.y
-        with torch.random.fork_rng(devices=[]):
-            seed_modules(key_of(bench.seed, "judge", "", 0), torch.device("cpu"))
-            module = bench.student_model.build(self).module
-        net = self.train_on(module, images, labels, self.evaluation, bench.seed, "whole", bench.device)
-        found = self.evaluate(Built(net, self.space.contract(), self.labels), self.test, device=bench.device)
-        return Scores({k: found[k] for k in ("accuracy", "nll", "ece")}, found.per_item)
+        return SetArtifact(self, self.space.enter(self._all(data)), data.y, data.y, None, networks=1, scope="whole")
 
-    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """The baselines of real items, and the synthetic pictures for the report."""
-        made = {
-            how: self.judge_set(bench, *self.choose_real(how, bench.seed), None, how)
-            for how in self.baselines
-            if how != "random"
-        }
-        assert isinstance(artifact, SetArtifact)
-        return {"baselines": made, "images": artifact.pictures()}
+    def pool(self) -> dict[str, Callable[[], nn.Module]]:
+        """The architectures a synthetic set is also judged with."""
+        return {name: partial(make, self.shape, self.outputs) for name, make in _pool().items()}
+
+    def default_evaluator(self) -> dict[str, Any]:
+        """Fresh networks trained on the set."""
+        return {"use": "fresh"}
+
+    def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
+        """Nothing: a set has no calibration of its own."""
+        return {}
 
     def default_student(self) -> dict[str, Any]:
         """The ConvNet of data set distillation, as deep as the picture allows."""
@@ -365,19 +292,24 @@ class SetArtifact(Artifact):
         labels: class ids [M], or soft labels [M, C].
         ids: class ids [M].
         lr: the learned step size, or ``None``.
+        networks, scope: see `limbeck.evaluators.fresh.Trains`.
     """
 
     kind: ClassVar[str] = "dataset"
     formats = ("safetensors", "images", "parquet")
 
-    def __init__(self, task: Condensation, images: Tensor, labels: Tensor, ids: Tensor, lr: float | None) -> None:
-        self.task, self.images, self.labels, self.ids, self.lr = (
-            task,
-            images.detach().cpu(),
-            labels.detach().cpu(),
-            ids.cpu(),
-            lr,
-        )
+    def __init__(
+        self,
+        task: Condensation,
+        images: Tensor,
+        labels: Tensor,
+        ids: Tensor,
+        lr: float | None,
+        networks: int | None = None,
+        scope: str = "",
+    ) -> None:
+        self.task, self.lr, self.networks, self.scope = task, lr, networks, scope
+        self.images, self.labels, self.ids = images.detach().cpu(), labels.detach().cpu(), ids.cpu()
 
     def save(self, folder: Path) -> None:
         """``student.safetensors`` (images, labels, ids, step size) and ``student.json`` (names, space)."""
@@ -406,10 +338,7 @@ class SetArtifact(Artifact):
             "space": {"mean": list(self.task.space.mean), "std": list(self.task.space.std), "zca": self.task.zca},
         }
         if form == "safetensors":
-            tensors = {"images": self.images, "labels": self.labels, "ids": self.ids}
-            if self.lr is not None:
-                tensors["step_size"] = torch.tensor(self.lr)
-            save_state_dict(folder / "student.safetensors", tensors)
+            save_state_dict(folder / "student.safetensors", self.state())
             return [folder / "student.safetensors", _write_about(folder, about)]
         if form not in self.formats:
             raise ConfigError.unknown("format", form, self.formats, "format of a data set")
@@ -443,9 +372,22 @@ class SetArtifact(Artifact):
         atomic_write(folder / "data.parquet", lambda f: pq.write_table(table, f))
         return [folder / "data.parquet", _write_about(folder, about)]
 
-    def evaluate(self, bench: Bench) -> dict[str, float]:
-        """Fresh networks trained on it."""
-        return self.task.judge_set(bench, self.images, self.labels, self.lr, "set")
+    def state(self) -> dict[str, Any]:
+        """Images, labels, class ids and the step size."""
+        step = {} if self.lr is None else {"step_size": torch.tensor(self.lr)}
+        return {"images": self.images, "labels": self.labels, "ids": self.ids, **step}
+
+    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
+        """A network trained on the set by cross-entropy, augmented as the task says; ``scope`` keys its draws."""
+        data = SetData(self.images, self.labels)
+        optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
+
+        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
+            return F.cross_entropy(net(batch["x"]), batch["y"])
+
+        queries = [Augment(self.task.strategy, self.task.align_corners)] if self.task.strategy else []
+        net = fit(module, data, loss, optim, seed=seed, scope=scope, device=device, queries=queries)
+        return Built(net, self.task.space.contract(), self.task.labels)
 
     def size(self) -> dict[str, float]:
         """Items and bytes: images, labels and step size."""
@@ -482,7 +424,7 @@ def _png(x: Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def _central(flat: np.ndarray[Any, Any], count: int, how: Baseline, seed: int) -> list[int]:
+def _central(flat: np.ndarray[Any, Any], count: int, how: Choice, seed: int) -> list[int]:
     if how == "kmeans":
         from sklearn.cluster import KMeans
 

@@ -26,7 +26,6 @@ from limbeck.grammar.random import Draws
 from limbeck.tasks.schedules import describe_schedule, read_schedule
 
 if TYPE_CHECKING:
-    from limbeck.engine.bench import Bench
     from limbeck.tasks.generation import Generation
 
 Sampler = Literal["deterministic", "stochastic"]
@@ -498,27 +497,21 @@ class SamplerArtifact(NetworkArtifact):
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointCorrupt(str(folder / "sampler.json"), f"it does not describe a sampler: {error}") from None
 
-    # -- judging ------------------------------------------------------------------------------------------------------
-
-    def evaluate(self, bench: Bench) -> dict[str, float]:
-        """Fréchet distance, error to the many-step teacher's endpoints, class accuracy and network calls."""
-        assert self.task is not None
-        task: Any = self.task
-
-        def draw(w: float, steps: int, z: Tensor, labels: Tensor) -> tuple[Tensor, float] | None:
-            if not self._has(steps) or not self.w_range[0] <= w <= self.w_range[1]:
-                return None
-            made = self.sample(len(z), labels, w, steps, z=z, batch=task.eval_batch)
-            return made, float(steps)
-
-        found = task.judge_sampler(draw, bench)
-        for steps in sorted(self.students.stochastic):
-            found.update(task.judge_stochastic(self, steps, bench))
-        return found
-
-    def _has(self, steps: int) -> bool:
+    def takes(self, steps: int) -> bool:
+        """Whether there is a student that samples in so many steps."""
         try:
             self.student_for(steps)
         except ConfigError:
             return False
         return True
+
+    def state(self) -> dict[str, Any]:
+        """Every network, by its kind and number of steps."""
+        groups = {n: getattr(self.students, n) for n in ("steps", "stochastic", "encoders")}
+        return {n: {str(k): m for k, m in group.items()} for n, group in groups.items()}
+
+    def draw(self, w: float, steps: int, z: Tensor, labels: Tensor, batch: int = 256) -> tuple[Tensor, float] | None:
+        """Samples [N, C, H, W] in [0, 1] from noise z, and network calls a sample; ``None`` where it takes no such w or steps."""
+        if not self.takes(steps) or not self.w_range[0] <= w <= self.w_range[1]:
+            return None
+        return self.sample(len(z), labels, w, steps, z=z, batch=batch), float(steps)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from limbeck.engine.context import RunContext
 from limbeck.engine.engine import Engine, EngineSettings
 from limbeck.errors import ConfigError, StorageError, TeacherMismatch
+from limbeck.evaluators.sampler import Sampler
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import XEps
 from limbeck.grammar.method import Built, Setup, Stage
@@ -34,7 +35,7 @@ OPTIM = Optim(steps=2, batch_size=8, lr=1e-3, optimizer="adam", schedule="linear
 
 @pytest.fixture(scope="module")
 def task() -> Generation:
-    made = Generation(steps=[1, 2], guidance=[0.0, 1.0], samples=20, reference_steps=4, times_more=2)
+    made = Generation()
     made.load(0)
     return made
 
@@ -377,7 +378,7 @@ def test_the_sampler_of_an_interrupted_run_holds_what_there_is(task: Generation)
 
 def test_it_learns(tmp_path: Path) -> None:
     """A teacher that knows the answer exactly: the student must come nearer to it, in stage one and in one step."""
-    task = Generation(steps=[1], guidance=[0.0, 1.0], samples=64, reference_steps=16)
+    task = Generation()
     task.load(0)
     torch.manual_seed(0)
     teacher = network(seed=3, width=32)
@@ -397,8 +398,10 @@ def test_it_learns(tmp_path: Path) -> None:
     Engine(EngineSettings(device="cpu", log_every=5), logs=Log()).run(method)
     for stage in ("guide", "halve2", "halve1"):
         assert seen[stage][-1] < 0.7 * seen[stage][0], (stage, seen[stage])
-    bench = SimpleNamespace(teacher=Built(teacher), device=torch.device("cpu"))
-    mine, plain = method.artifact().evaluate(bench), task.alone(bench)  # type: ignore[arg-type]
+    evaluator = Sampler(steps=[1], guidance=[0.0, 1.0], samples=64, reference_steps=16)
+    bench: Any = SimpleNamespace(task=task, teacher=Built(teacher), device=torch.device("cpu"), folder=None)
+    ddim: Any = evaluator.rows(bench)["ddim"]()
+    mine, plain = evaluator.score(method.artifact(), bench), evaluator.score(ddim, bench)
     assert mine["endpoint_mse"] < 0.7 * plain["endpoint_mse"]
     assert mine["calls_w1_n1"] == 1 and plain["calls_w1_n1"] == 2
 

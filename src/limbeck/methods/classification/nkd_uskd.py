@@ -16,7 +16,7 @@ z_s, z_t: logits [N, C];  f: intermediate feature [N, D];  w = W f + b: weak log
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 import limbeck.functional as F
 from limbeck.errors import ConfigError
 from limbeck.grammar.card import Card
-from limbeck.grammar.method import Batch, Context, Method, Setup, Share, Term, Terms
+from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Share, Term, Terms
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.role import Role
 from limbeck.grammar.signal import Tap
@@ -144,7 +144,6 @@ class Uskd(Method):
         variant: ``paper``, or ``released`` for the code's ranking.
     """
 
-    needs_teacher: ClassVar[bool] = False
     coupled = "the target's label is centred on the batch mean"
 
     def __init__(
@@ -167,6 +166,7 @@ class Uskd(Method):
         self.feature, self.alpha, self.beta, self.mu = feature, alpha, beta, mu
         self.smooth_target, self.square, self.weak_head = smooth_target, square, weak_head
         self.nontarget: Literal["zipf", "uniform", "teacher"] = nontarget
+        self.participants = {"teacher": Participant()} if nontarget == "teacher" else {}
         self.rank_source: Literal["both", "weak", "final"] = rank_source
         self.variant: Literal["paper", "released"] = variant
 
@@ -177,10 +177,6 @@ class Uskd(Method):
     def bind(self, setup: Setup) -> None:
         """Take the student; make the weak head by one dry pass."""
         super().bind(setup)
-        if self.nontarget == "teacher" and "teacher" not in self.roles:
-            raise ConfigError(
-                "method.nontarget", "'teacher' ranks by a teacher, and this run has none", remedy="set teacher=NAME"
-            )
         if not self.weak_head:
             return
         module = setup.student.module

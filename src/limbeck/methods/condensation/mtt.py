@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any, ClassVar, Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from limbeck.errors import ConfigError
 from limbeck.functional.augment import dsa, keyed_draw
 from limbeck.functional.matching import flat_parameters, flat_step_loss, syn_batches, trajectory_gradient, unflatten
 from limbeck.grammar.card import Card
-from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
+from limbeck.grammar.method import Batch, Context, Method, Participant, Query, Setup, Stage, Term, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.grammar.role import Role
@@ -74,8 +75,8 @@ CARD = Card(
             "method.steps=3",
             "method.expert.batch_size=256",
             "method.lr_step=0.001",
-            "task.networks=1",
-            "task.evaluation.steps=3",
+            "evaluator.networks=1",
+            "evaluator.optim.steps=3",
             "train.steps=6",
             "train.batch_size=2",
         ),
@@ -113,7 +114,7 @@ class Mtt(Method):
         variant: ``released`` repeats TESLA's code, whose two-pass gradient of the images is half as large.
     """
 
-    needs_teacher: ClassVar[bool] = False
+    participants = MappingProxyType[str, Participant]({})
 
     def __init__(
         self,

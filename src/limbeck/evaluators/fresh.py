@@ -1,0 +1,120 @@
+"""Networks trained from nothing on what was made, and judged on real items: for data sets, tables, graphs, corpora."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.evaluator import Bench, Evaluator, Rows
+from limbeck.grammar.method import Built
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.random import key_of, seed_modules
+from limbeck.grammar.scores import Scores
+
+
+@runtime_checkable
+class Trains(Protocol):
+    """An artifact that networks can be trained on.
+
+    Attributes:
+        lr: the learning rate that it asks for; ``None`` takes the evaluator's.
+        networks: at most so many are trained on it; ``None`` for as many as the evaluator wants.
+        scope: keys the order of items and the augmentations.
+    """
+
+    lr: float | None
+    networks: int | None
+    scope: str
+
+    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
+        """The network, trained on it."""
+
+
+class Fresh(Evaluator):
+    """Fresh networks, trained on what was made and judged on the task's real items.
+
+    Rows: ``teacher``, one network trained on all real items, and each of ``baselines``: as many real items.
+
+    Args:
+        optim: how they are trained (lr is replaced by one that was learned).
+        networks: how many of each architecture; their mean and standard deviation are told.
+        architectures: further architectures beside the student's, from the task's list (of pictures: ``mlp``, ``convnet``,
+            ``lenet``, ``alexnet``, ``vgg11``, ``resnet18``).
+        baselines: which choices of real items are judged beside it, from the task's list (of pictures: ``random``,
+            ``kmeans``, ``herding``); the first is the one to be beaten.
+    """
+
+    primary = "accuracy"
+    higher_is_better = True
+
+    def __init__(
+        self,
+        optim: Optim = Optim(  # noqa: B008 (plain settings)
+            steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"
+        ),
+        networks: int = 3,
+        architectures: list[str] = [],  # noqa: B006 (copied, never changed)
+        baselines: list[str] = ["random"],  # noqa: B006
+    ) -> None:
+        if networks < 1:
+            raise ValueError("networks must be 1 or more")
+        self.optim, self.networks = optim, networks
+        self.architectures, self.baselines = list(architectures), list(baselines)
+        self.baseline = self.baselines[0] if self.baselines else "random"
+
+    def accept(self, task: Any) -> None:
+        """Refuse a task that makes no data, architectures and baselines that it does not know."""
+        if not hasattr(task, "pool"):
+            raise ConfigError("evaluator", f"fresh networks are trained on data sets, not for {type(task).__name__}")
+        for name, given, known in (
+            ("architectures", self.architectures, list(task.pool())),
+            ("baselines", self.baselines, list(task.choices)),
+        ):
+            for value in given:
+                if value not in known:
+                    raise ConfigError.unknown(f"evaluator.{name}", value, known, f"choice of {type(task).__name__}")
+
+    def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
+        """``accuracy`` and the task's other metrics: means over the networks; ``accuracy_std``; ``ARCH/accuracy``."""
+        if not isinstance(artifact, Trains):
+            raise TypeError(f"fresh networks are trained on data, and this is a {artifact.kind}")
+        task: Any = bench.task
+        found: dict[str, float] = {}
+        items: dict[str, Tensor] = {}
+        count = min(self.networks, artifact.networks or self.networks)
+        for arch in ["", *(self.architectures if artifact.networks is None else ())]:
+            scores = []
+            for k in range(count):
+                with torch.random.fork_rng(devices=[]):
+                    seed_modules(key_of(bench.seed, "judge", arch, k), torch.device("cpu"))
+                    module = bench.student_model.build(task).module if not arch else task.pool()[arch]()
+                optim = self.optim if artifact.lr is None else self.optim.with_(lr=artifact.lr)
+                scope = artifact.scope or f"judge-{arch}-{k}"
+                net = artifact.train(module, optim, bench.seed, scope, bench.device)
+                scores.append(task.evaluate(net, getattr(task, split), device=bench.device))
+            prefix = f"{arch}/" if arch else ""
+            for metric in () if arch else ("accuracy", "nll"):
+                items[metric] = torch.stack([s.per_item[metric].double() for s in scores if metric in s.per_item]).mean(0)
+            main = [s[task.primary] for s in scores]
+            found[f"{prefix}{task.primary}"] = float(np.mean(main))
+            if artifact.networks is None:
+                found[f"{prefix}{task.primary}_std"] = float(np.std(main, ddof=1)) if len(main) > 1 else 0.0
+            for metric in sorted(set(scores[0]) - {task.primary}) if not arch else ():
+                found[metric] = float(np.mean([s[metric] for s in scores]))
+        return Scores(found, items)
+
+    def rows(self, bench: Bench) -> Rows:
+        """``teacher`` (all real items) and the choices of real items."""
+        task: Any = bench.task
+        return {"teacher": task.whole, **{how: partial(task.real, how, bench.seed) for how in self.baselines}}
+
+    def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
+        """Pictures of what was made, where it has some."""
+        pictures = getattr(artifact, "pictures", None)
+        return {} if pictures is None else {"images": pictures()}

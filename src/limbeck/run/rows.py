@@ -1,0 +1,88 @@
+"""The rows of a report: what was made, who it learnt from, the baselines, each scored by the same evaluator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from limbeck.engine.bench import Bench
+from limbeck.errors import ConfigError
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.evaluator import Evaluator
+from limbeck.grammar.method import Method
+from limbeck.recipe.recipe import Recipe, make
+
+
+@dataclass
+class Scored:
+    """What was scored.
+
+    Attributes:
+        rows: the artifacts by name, but for those whose metrics were measured before.
+        metrics: name -> metrics, in the order of the report.
+        baseline: the row that the student is held against, or ``""``.
+    """
+
+    rows: dict[str, Artifact] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    baseline: str = ""
+
+    def named(self) -> dict[str, dict[str, float]]:
+        """Every row once: the baseline as ``alone``, the others by their own names."""
+        return {"alone" if name == self.baseline else name: row for name, row in self.metrics.items()}
+
+    def told(self) -> dict[str, Any]:
+        """As ``result.json`` has it: ``teacher``, ``student``, ``alone`` (the baseline), and every row by its own name."""
+        return {
+            "teacher": self.metrics.get("teacher", {}),
+            "student": self.metrics["student"],
+            "alone": self.metrics.get(self.baseline, {}),
+            "rows": self.metrics,
+        }
+
+
+def evaluator_of(recipe: Recipe) -> Evaluator:
+    """The recipe's evaluator; the task's own where a recipe was made without one."""
+    if recipe.evaluator is None:
+        recipe.evaluator = make(Evaluator, recipe.task.default_evaluator(), "evaluator")
+    return recipe.evaluator
+
+
+def check_baselines(evaluator: Evaluator, bench: Bench, wanted: list[str] | None) -> None:
+    """Refuse baselines that the evaluator does not offer."""
+    known = [name for name in evaluator.rows(bench) if name != "teacher"]
+    for name in wanted or ():
+        if name not in known:
+            raise ConfigError.unknown("baselines", name, known, "baseline of this run")
+
+
+def score_rows(
+    evaluator: Evaluator, bench: Bench, method: Method, made: Artifact, baselines: list[str] | None
+) -> Scored:
+    """Every row scored on the test split: the student first, then what the method adds, the teacher, the baselines.
+
+    Args:
+        evaluator: scores all of them.
+        bench: the run.
+        method: adds rows of its own.
+        made: what it delivers.
+        baselines: which baselines are scored; ``None`` for all.
+    """
+    found = Scored(baseline=evaluator.baseline)
+    own: dict[str, Artifact] = {"student": made, **method.rows()}
+    for name, artifact in own.items():
+        found.rows[name] = artifact
+        found.metrics[name] = evaluator.score(artifact, bench)
+    for name, made_by in evaluator.rows(bench).items():
+        if name in own:
+            raise ValueError(f"the method and the evaluator both have a row {name!r}")
+        if name != "teacher" and baselines is not None and name not in baselines:
+            continue
+        row = made_by()
+        if isinstance(row, Artifact):
+            found.rows[name] = row
+            found.metrics[name] = evaluator.score(row, bench)
+        elif isinstance(row, Mapping):
+            found.metrics[name] = dict(row)
+    return found

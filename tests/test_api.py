@@ -32,6 +32,7 @@ def test_modules_and_arrays(tmp_path: Path) -> None:
     before = [p.detach().clone() for p in (*teacher.parameters(), *student.parameters())]
     done = limbeck.distill(teacher, student, (x, y), "nkd", out=tmp_path / "run", steps=5, batch_size=16, quiet=True)
     assert set(done.metrics) == {"teacher", "student", "alone"} and done.report.is_file()
+    assert done.rows == {name: done.metrics[name] for name in ("student", "teacher", "alone")}
     assert isinstance(done.student, nn.Module) and not done.student.training
     assert done.student(x[:2]).shape == (2, 10)
     after = (*teacher.parameters(), *student.parameters())

@@ -24,8 +24,9 @@ MAY = {
     "objectives": FOUNDATION | {"data", "networks", "tasks"},
     "tasks": FOUNDATION | {"data", "networks", "objectives"},
     "models": FOUNDATION | {"data", "networks", "tasks"},
+    "artifacts": FOUNDATION | {"data", "networks", "objectives", "tasks", "models"},
     "evaluators": FOUNDATION | {"data", "networks", "objectives", "tasks"},
-    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models"},
+    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "artifacts"},
 }
 """Beside itself. What is not named here (run, report, cache, compare, export, commands) may import everything."""
 

@@ -40,6 +40,12 @@ class Distilled:
     folder: Path
 
     @property
+    def rows(self) -> dict[str, dict[str, float]]:
+        """Every row of the report by name: student, teacher, baselines, and what the method adds."""
+        found: dict[str, dict[str, float]] = self.result["metrics"]["rows"]
+        return found
+
+    @property
     def report(self) -> Path:
         """The self-contained page."""
         return self.folder / "report.html"
@@ -197,7 +203,8 @@ def distill(
     with _lent(teacher):
         result, artifact = run_recipe(recipe, checked, folder, force, quiet)
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
-    return Distilled(module, result["metrics"], result, folder)
+    metrics = {name: values for name, values in result["metrics"].items() if name != "rows"}
+    return Distilled(module, metrics, result, folder)
 
 
 @contextlib.contextmanager

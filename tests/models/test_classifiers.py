@@ -508,6 +508,7 @@ def test_members_without_weights_are_trained_one_by_one() -> None:
     class Bench:
         task: Classification
         seeds: list[int]
+        name = "teacher"
 
         def train_network(self, model: Model, data: Any, optim: Any, name: str, seed: int = 0) -> Built:
             self.seeds.append(seed)

@@ -31,6 +31,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "run": "limbeck.models.from_run:FromRun",
         "import": "limbeck.models.imported:ImportedModel",
         "ensemble": "limbeck.models.ensemble:EnsembleOf",
+        "chain": "limbeck.models.chain:ChainOf",
         "cached": "limbeck.cache:Cached",
         "remote": "limbeck.cache.remote:Remote",
     },

@@ -104,21 +104,19 @@ class Checker:
 
     def _participants(self, params: Mapping[str, Param], found: Mapping[str, Any], given: Any) -> Any:
         """The nodes of the method's further participants, those that are not given filled in."""
-        if self.problems or not found.get("task") or not found.get("method") or not isinstance(given or {}, Mapping):
+        known = found.get("task") and found.get("method") and isinstance(given or {}, Mapping)
+        if self.problems or not self.build or not known:
             return {} if given is None else given
         nodes = dict(given or {})
         try:
             task: Any = Builder().component(params["task"].base, found["task"], "task")
             method: Any = Builder().component(params["method"].base, found["method"], "method")
-            known = {n: p for n, p in method.participants.items() if n != "teacher"}
-            for name in nodes:
-                if name not in known:
-                    self.problems.append(
-                        ConfigError.unknown(
-                            f"participants.{name}", name, known, f"participant of {found['method']['use']}"
-                        )
-                    )
-            for name, participant in known.items():
+            others = {n: p for n, p in method.participants.items() if n != "teacher"}
+            what = f"participant of {found['method']['use']}"
+            self.problems += [
+                ConfigError.unknown(f"participants.{n}", n, others, what) for n in nodes if n not in others
+            ]
+            for name, participant in others.items():
                 if nodes.get(name) is None and participant.needed:
                     part = task.part(participant.task) if participant.task else task
                     nodes[name] = found.get(participant.like) or part.default_teacher()

@@ -23,6 +23,7 @@ LEAVES = (
         "student.*",
         "sampler.json",
         "rounds",
+        "parts",
         "samples.png",
         "per_item.safetensors",
     ),

@@ -1,0 +1,74 @@
+"""A chain of models as one: what a run delivers whose student is composed of several networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from limbeck.grammar.component import Settings
+from limbeck.grammar.signal import module_at
+from limbeck.grammar.task import Model
+from limbeck.models.classifier import Classifier
+from limbeck.networks.chain import Chain, Until
+
+
+class LinkSettings(Settings):
+    """One model of a chain.
+
+    Args:
+        model: how it is made.
+        until: run it up to this module; empty runs all of it.
+        part: take this module of it alone; empty takes all of it.
+        inputs: the shape of an item that it is made for; left out, the task's.
+        outputs: the number of its own outputs; left out, the task's.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        until: str = "",
+        part: str = "",
+        inputs: list[int] | None = None,
+        outputs: int | None = None,
+    ) -> None:
+        if until and part:
+            raise ValueError("until and part exclude each other")
+        self.model, self.until, self.part = model, until, part
+        self.inputs, self.outputs = inputs, outputs
+
+    def take(self, net: nn.Module) -> nn.Module:
+        """What the chain runs of its network."""
+        if self.until:
+            return Until(net, self.until)
+        return module_at(net, self.part) if self.part else net
+
+
+class ChainOf(Classifier):
+    """Models run one after the other, each fed what the one before returned.
+
+    Args:
+        links: name -> model, in order.
+    """
+
+    def __init__(
+        self,
+        links: dict[str, LinkSettings],
+        checkpoint: str | None = None,
+        labels: str | list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        if not links:
+            raise ValueError("links must name at least one model")
+        self.links = dict(links)
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """Each network made for its own inputs and outputs, joined."""
+        made: dict[str, nn.Module] = {}
+        for name, link in self.links.items():
+            model: Any = link.model
+            own = tuple(link.inputs) if link.inputs is not None else shape
+            made[name] = link.take(model.make(own, link.outputs if link.outputs is not None else outputs))
+        return Chain(made)

@@ -1,0 +1,164 @@
+"""Rows of a report: what a method delivers and adds, participants beyond one teacher, baselines, old names of settings."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+import torch
+
+import limbeck.functional as F
+from limbeck.artifacts.chain import ChainArtifact
+from limbeck.errors import ConfigError
+from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Term, Terms
+from limbeck.grammar.role import Role
+from limbeck.models.chain import LinkSettings
+from limbeck.models.from_run import FromRun
+from limbeck.models.small import MlpModel
+from limbeck.recipe.recipe import build
+from limbeck.recipe.renamed import renamed
+from limbeck.run import prepare
+from limbeck.run.best import Best
+from limbeck.run.planning import plan
+from limbeck.run.rows import evaluator_of
+from limbeck.run.running import run_recipe
+from limbeck.storage import store
+from tests.tiny import quiet, tree_of
+
+
+class TwoTeachers(Method):
+    """Learns from two teachers of its own task, one of which looks like the student; a peer is a row of the report."""
+
+    participants = MappingProxyType(
+        {
+            "teacher": Participant(),
+            "second": Participant(like="student"),
+            "peer": Participant(like="student", taught=False),
+        }
+    )
+    learners = ("student", "peer")
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        z, p = ctx.signal("student", batch).logits, ctx.signal("peer", batch).logits
+        both = (ctx.signal("teacher", batch).logits + ctx.signal("second", batch).logits) / 2
+        return Terms(kl=Term(F.kl(z, both)), peer=Term(F.kl(p, both), to="peer"))
+
+    def rows(self) -> dict[str, Artifact]:
+        return {"peer": self.network("peer")}
+
+
+class Composed(Method):
+    """The student's first layer with a head of its own: the plain student is never trained to answer."""
+
+    learners = ("student", "head")
+
+    def bind(self, setup: Setup) -> None:
+        super().bind(setup)
+        self.head = MlpModel([])
+        self.roles["head"] = Role(self.head.make((6,), 10))
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        act = ctx.signal("student", batch, taps=("act1",)).acts["act1"]
+        return Terms(ce=Term(F.cross_entropy(ctx.call("head", act), batch["y"])))
+
+    def artifact(self) -> ChainArtifact:
+        student = self.setup.student
+        head = replace(student, module=self.roles["head"].module, model=self.head)
+        return ChainArtifact(
+            self.task,
+            student,
+            {
+                "trunk": (student, LinkSettings(student.model, until="act1")),
+                "head": (head, LinkSettings(self.head, inputs=[6])),
+            },
+        )
+
+
+def recipe_of(method: Method, *changes: str) -> Any:
+    recipe = build(tree_of("kd", "student=mlp:[6]", *changes))
+    recipe.method = method
+    return recipe
+
+
+def test_several_participants_are_taught_rehearsed_and_scored(tmp_path: Path) -> None:
+    recipe = recipe_of(TwoTeachers(), "train.steps=4", "teach.steps=30")
+    recipe.participants = {"second": MlpModel([6]), "peer": MlpModel([6])}
+    result, _ = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
+    assert list(result["metrics"]["rows"]) == ["student", "peer", "teacher", "alone"]
+    seconds = result["cost"]["seconds"]
+    assert {"teacher", "second", "alone", "distil"} <= set(seconds) and "peer" not in seconds
+    peer, student = recipe.method.roles["peer"], recipe.method.roles["student"]
+    assert any(
+        not torch.equal(a, b) for a, b in zip(peer.module.parameters(), student.module.parameters(), strict=True)
+    )
+    assert result["sizes"]["peer"] == result["sizes"]["student"]
+
+
+def test_a_participant_that_is_missing_or_unknown_is_refused() -> None:
+    recipe = recipe_of(TwoTeachers())
+    with pytest.raises(ConfigError, match=r"participants\.second"):
+        prepare(recipe, None, say=quiet)
+    recipe = recipe_of(TwoTeachers())
+    recipe.participants = {"second": MlpModel([6]), "peer": MlpModel([6]), "critic": MlpModel([6])}
+    with pytest.raises(ConfigError, match="critic"):
+        prepare(recipe, None, say=quiet)
+    with pytest.raises(ConfigError, match=r"participants\.critic"):
+        build(tree_of("kd", "participants.critic=mlp"))
+
+
+def test_what_is_delivered_is_scored_saved_and_opened(tmp_path: Path) -> None:
+    """A composed student, which the plain student network would answer for with chance."""
+    recipe = recipe_of(Composed(), "train.steps=150", "train.lr=0.02", "train.batch_size=64", "teach.steps=1")
+    result, artifact = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
+    accuracy = result["metrics"]["student"]["accuracy"]
+    assert accuracy > 0.5
+    plain = recipe.task.evaluate(recipe.method.setup.student, recipe.task.test)
+    assert plain["accuracy"] < 0.4
+    task = build(tree_of("kd")).task
+    task.load(0)
+    opened = FromRun(str(tmp_path)).build(task)
+    assert task.evaluate(opened, task.test)["accuracy"] == accuracy
+    parts = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.glob("parts/*/*"))
+    assert parts == ["parts/head/student.safetensors", "parts/trunk/student.safetensors"]
+    assert (
+        isinstance(artifact, ChainArtifact)
+        and json.loads((tmp_path / "student.json").read_text())["model"]["use"] == "chain"
+    )
+
+
+def test_the_best_is_what_the_method_would_deliver(tmp_path: Path) -> None:
+    """Of a method that makes data: the networks that learn from its set are judged, not the network it is made for."""
+    recipe = build(tree_of("mtt"))
+    bench = prepare(recipe, None, say=quiet)
+    best = Best(bench, recipe.method, evaluator_of(recipe), tmp_path)
+    found = best.evaluate(3)
+    assert found == evaluator_of(recipe).score(recipe.method.artifact(), bench, "valid")
+    kept = store.load_tree(tmp_path / "best")
+    assert set(kept["state"]) == {"images", "labels", "ids", "step_size"}
+
+
+def test_baselines_are_chosen(tmp_path: Path) -> None:
+    recipe = build(tree_of("kd", "baselines=[]"))
+    result, _ = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
+    assert list(result["metrics"]["rows"]) == ["student", "teacher"] and result["metrics"]["alone"] == {}
+    assert "alone" not in result["cost"]["seconds"]
+    assert "alone" not in [p["part"] for p in plan(tree_of("kd", "baselines=[]"), steps=1)["parts"]]
+    with pytest.raises(ConfigError, match="random"):
+        prepare(build(tree_of("kd", "baselines=[random]")), None, say=quiet)
+
+
+def test_settings_under_their_old_names() -> None:
+    old = {"task": {"use": "condensation", "networks": 2, "evaluation": {"steps": 3}, "per_class": 1}, "method": "mtt"}
+    new = renamed(old)
+    assert new["task"] == {"use": "condensation", "per_class": 1}
+    assert new["evaluator"] == {"networks": 2, "optim": {"steps": 3}}
+    assert renamed(new) is new
+    tree = tree_of("mtt", "task.architectures=[mlp]")
+    assert tree["evaluator"]["architectures"] == ["mlp"] and "architectures" not in tree["task"]
+    with pytest.raises(ConfigError, match=r"evaluator\.networks"):
+        renamed({**old, "evaluator": {"networks": 3}})

@@ -100,7 +100,9 @@ class Fresh(Evaluator):
                 scores.append(task.evaluate(net, getattr(task, split), device=bench.device))
             prefix = f"{arch}/" if arch else ""
             for metric in () if arch else ("accuracy", "nll"):
-                items[metric] = torch.stack([s.per_item[metric].double() for s in scores if metric in s.per_item]).mean(0)
+                items[metric] = torch.stack([s.per_item[metric].double() for s in scores if metric in s.per_item]).mean(
+                    0
+                )
             main = [s[task.primary] for s in scores]
             found[f"{prefix}{task.primary}"] = float(np.mean(main))
             if artifact.networks is None:

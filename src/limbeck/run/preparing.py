@@ -69,11 +69,8 @@ def prepare(
         part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.put(name, build_model(model, part, TEACHER_SEED if who.taught else recipe.seed, name))
-<<<<<<< HEAD
         if check and who.taught:
             part.check_teacher(bench.built[name], device)
-=======
->>>>>>> 3bdb6d3 (Chains: a composed student is scored, saved and opened as what it answers with)
     check_baselines(evaluator_of(recipe), bench, recipe.baselines)
     untrained = [n for n, model in models.items() if method.participants[n].taught and not model.trained]
     if untrained and not untaught:

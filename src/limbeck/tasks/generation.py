@@ -16,14 +16,12 @@ from torch import Tensor, nn
 from limbeck.data.items import Items
 from limbeck.data.sources import Digits, Source
 from limbeck.data.splits import Sizes, check_shares, sizes_of
-from limbeck.engine import identity
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.random import Draws
-from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Task
 from limbeck.tasks.sampler import (

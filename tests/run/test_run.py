@@ -49,7 +49,7 @@ def test_what_a_ready_teacher_does_not_have_is_said_before_the_baseline_is_train
 ) -> None:
     short = ("train.steps=1", "teach.steps=1")
     run(tree_of("kd", *short), tmp_path / "first", quiet=True)
-    monkeypatch.setattr(Bench, "train_alone", lambda self: pytest.fail("the baseline was trained first"))
+    monkeypatch.setattr(Bench, "alone", lambda self: pytest.fail("the baseline was trained first"))
     ready = (*short, f"teacher=run:{tmp_path / 'first'}")
     for wrong, said in (
         (("objectives.hint=feature", "objectives.hint.student=fc1", "objectives.hint.teacher=fc9"), "tap 'fc9'"),

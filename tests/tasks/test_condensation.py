@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from limbeck.evaluators.fresh import Fresh
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.scores import Scores
 from limbeck.models.small import ConvNetModel
@@ -16,20 +17,23 @@ from limbeck.tasks.condensation import Condensation, _central
 
 @pytest.fixture
 def task() -> Condensation:
-    quick = Optim(steps=2, batch_size=16, lr=0.01, optimizer="sgd")
-    made = Condensation(evaluation=quick, networks=2, strategy="", per_class=2)
+    made = Condensation(strategy="", per_class=2)
     made.load(0)
     return made
 
 
 def test_single_items_are_the_mean_over_the_networks(task: Condensation) -> None:
-    bench: Any = SimpleNamespace(seed=0, student_model=ConvNetModel(width=2, depth=1), device=torch.device("cpu"))
-    for found in (task.alone(bench), task.teacher_metrics(bench)):
+    model = ConvNetModel(width=2, depth=1)
+    bench: Any = SimpleNamespace(task=task, seed=0, student_model=model, device=torch.device("cpu"))
+    evaluator = Fresh(Optim(steps=2, batch_size=16, lr=0.01, optimizer="sgd"), networks=2)
+    rows: Any = evaluator.rows(bench)
+    scored = {name: evaluator.score(rows[name](), bench) for name in ("random", "teacher")}
+    for found in scored.values():
         assert isinstance(found, Scores) and set(found.per_item) == {"accuracy", "nll"}
         for name, values in found.per_item.items():
             assert len(values) == len(task.test)
             assert values.double().mean().item() == pytest.approx(found[name], rel=1e-6)
-    shares = task.alone(bench).per_item["accuracy"].unique().tolist()  # type: ignore[attr-defined]
+    shares = scored["random"].per_item["accuracy"].unique().tolist()  # type: ignore[attr-defined]
     assert set(shares) <= {0.0, 0.5, 1.0} and len(shares) > 1
 
 

@@ -481,8 +481,8 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _M,
-        "value = self.loss + ((images - images.detach()) * self.grad_images).sum()",
-        "value = self.loss + (images * self.grad_images).sum()",
+        'known_gradient(given, slope, "Trajectory.surrogate", BY_HAND)',
+        "(given * slope).sum()",
         MATCHING,
         "surrogate: a detach dropped",
     ),

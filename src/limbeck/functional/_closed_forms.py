@@ -229,5 +229,5 @@ def make_loss(
         in_range(name, share, 0.0, 1.0, open_low=True, open_high=True)
     elif kind == "taid":
         in_range("t", t, 0.0, 1.0)
-        share = t
+        share = float(t)
     return Loss(kind, share, value == "kl", scale_t2, soft, hard)

@@ -11,6 +11,7 @@ from ..errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMi
 
 Direction = Literal["forward", "reverse"]
 Variant = Literal["paper", "released"]
+Value = Literal["cross_entropy", "kl"]
 
 NEG_INF = float("-inf")
 
@@ -190,6 +191,7 @@ __all__ = [
     "NEG_INF",
     "Direction",
     "LimbeckError",
+    "Value",
     "Variant",
     "as_mask",
     "as_temperature",

@@ -25,11 +25,11 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import ConfigError, ShapeError, TeacherMismatch
 from ._closed_forms import Kind, Loss, make_loss
 from ._common import (
+    Value,
     as_mask,
     as_temperature,
     check_classes,
@@ -38,6 +38,9 @@ from ._common import (
     choose,
     statistics_dtype,
 )
+from ._once import eager, refuse_second
+
+DENSE = "the dense function (kl, jensen_shannon, taid, ...)"
 
 Backend = Literal["auto", "torch", "triton"]
 
@@ -89,6 +92,7 @@ def _spans(n: int, size: int) -> Iterator[slice]:
 class _Plan:
     """One call: the student's head, its loss, and how rows are cut."""
 
+    name: str  # of the public function
     head: _Head
     compare: Callable[[slice], Compare]  # made once a chunk: this is where the teacher is projected
     combine: tuple[float, float]  # factors of the soft and the hard values
@@ -190,10 +194,16 @@ class _Chunked(torch.autograd.Function):
         return values, soft, hard
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None, None
+        inputs = ctx.saved_tensors
+        with torch.no_grad():
+            slopes = _Chunked._slopes(ctx, upstream)
+        return *refuse_second(slopes, (*inputs, upstream), ctx.plan.name, DENSE), None, None
+
+    @staticmethod
+    def _slopes(ctx: Any, upstream: Tensor) -> list[Tensor | None]:
         hidden, weight, bias = ctx.saved_tensors
         needs = ctx.needs_input_grad[:3]
         grads, ctx.grads = ctx.grads, None
@@ -206,7 +216,7 @@ class _Chunked(torch.autograd.Function):
                 if d is not None and len(upstream):
                     d.mul_(factor)
         inputs = (hidden, weight, bias)
-        return *(None if d is None else d.to(x.dtype) for d, x in zip(grads, inputs, strict=True)), None, None
+        return [None if d is None else d.to(x.dtype) for d, x in zip(grads, inputs, strict=True)]
 
 
 def _matmul_dtype(hidden: Tensor, weight: Tensor, device: torch.device) -> torch.dtype:
@@ -302,14 +312,37 @@ class _Rows:
         return values.reshape(self.items)
 
 
-def _fixed(x: float | Tensor, items: torch.Size, rows: _Rows, name: str) -> float | Tensor:
-    if not isinstance(x, Tensor):
-        return x
+def _constant(x: Tensor, name: str) -> Tensor:
     if x.requires_grad:
-        raise ConfigError(name, "chunked losses give no gradient to it", remedy="detach it, or use the dense function")
-    return rows.take(x.expand(items).reshape(-1))
+        raise ConfigError(name, "chunked losses give no gradient to it", remedy=f"detach it, or use {DENSE}")
+    return x
 
 
+def _fixed(x: float | Tensor, items: torch.Size, rows: _Rows, name: str) -> float | Tensor:
+    return rows.take(_constant(x, name).expand(items).reshape(-1)) if isinstance(x, Tensor) else x
+
+
+def _factors(weights: Tensor | None, items: torch.Size, rows: _Rows, dtype: torch.dtype) -> Tensor | None:
+    if weights is None:
+        return None
+    return rows.take(_flat(_constant(weights, "weights"), items, "weights", width=False)).to(dtype)
+
+
+def _others(value: Tensor, leaf: Tensor) -> bool:
+    """Whether a graph leads to anything that wants a gradient beside ``leaf``."""
+    nodes, seen = [value.grad_fn], set()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if getattr(node, "variable", leaf) is not leaf:
+            return True
+        nodes += [further for further, _ in node.next_functions]
+    return False
+
+
+@eager(DENSE)
 def chunked_divergence(
     hidden_s: Tensor,
     weight_s: Tensor,
@@ -323,7 +356,7 @@ def chunked_divergence(
     beta: float = 0.5,
     mix: float = 0.1,
     t: float = 1.0,
-    value: Literal["cross_entropy", "kl"] = "cross_entropy",
+    value: Value = "cross_entropy",
     temperature: float | Tensor = 1.0,
     scale_t2: bool = True,
     labels: Tensor | None = None,
@@ -343,7 +376,8 @@ def chunked_divergence(
 
     Equal, but for rounding, to the dense function of `limbeck.functional.divergence` on ``hidden_s @ weight_s.T`` and
     ``hidden_t @ weight_t.T``, in value and gradient; but at most ``chunk`` rows of each model's logits exist at once.
-    Only valid positions are projected. The teacher gets no gradient. Once differentiable.
+    Only valid positions are projected. The teacher gets no gradient. A second derivative is refused, and so are torch.func's
+    transforms; torch.compile leaves a gap in its graph for it.
 
     The gradient of the output weight is summed while going forward, for tokens that share one upstream factor (any sum
     or mean over tokens). Where they do not, backward sums it anew, at the cost of one more pass: pass factors known
@@ -392,7 +426,7 @@ def chunked_divergence(
         0.0
     """
     choose("kind", kind, Kind, "kind of loss")
-    choose("value", value, Literal["cross_entropy", "kl"])
+    choose("value", value, Value)
     weight_s, weight_t, bias_s, bias_t = _whole(weight_s), _whole(weight_t), _whole(bias_s), _whole(bias_t)
     _check_head("s", hidden_s, weight_s, bias_s)
     items, vocabulary, device = hidden_s.shape[:-1], weight_s.shape[0], hidden_s.device
@@ -465,11 +499,11 @@ def chunked_divergence(
             floor=floor,
         )
 
-    factors = None
-    if weights is not None:
-        factors = rows.take(_flat(weights.detach(), items, "weights", width=False)).to(statistics)
+    factors = _factors(weights, items, rows, statistics)
     whole = None if kernels is None else fused
-    plan = _Plan(head, compare_chunk, (loss.soft, loss.hard), chunk, block, factors, statistics, whole)
+    plan = _Plan(
+        "chunked_divergence", head, compare_chunk, (loss.soft, loss.hard), chunk, block, factors, statistics, whole
+    )
     flat_s = rows.take(_flat(hidden_s, items, "hidden_s"))
     values, soft, hard = _Chunked.apply(flat_s, weight_s, bias_s, plan, torch.is_grad_enabled())
     if return_parts:
@@ -509,6 +543,7 @@ def _check_teacher(
         )
 
 
+@eager(DENSE)
 def chunked_head(
     hidden: Tensor,
     weight: Tensor,
@@ -524,7 +559,8 @@ def chunked_head(
     """Any loss of a language model's logits, one value per token, a chunk of tokens at a time.
 
     The loss is differentiated inside the forward pass, chunk by chunk, by automatic differentiation. Where
-    `chunked_divergence` has a closed form, that is faster.
+    `chunked_divergence` has a closed form, that is faster; what is said there of second derivatives, torch.func and
+    torch.compile holds here too.
 
     Args:
         hidden: last hidden states ``[..., H]``.
@@ -566,15 +602,19 @@ def chunked_head(
                 value = loss(leaf, at)
                 if value.shape != z.shape[:1]:
                     raise ShapeError("loss", given=list(value.shape), expected=f"one value per token [{len(z)}]")
+                if grad and not span.start and not part.start and _others(value, leaf):
+                    raise ConfigError(
+                        "loss",
+                        "depends on tensors that want a gradient, and chunked_head gives one to the logits alone",
+                        remedy=f"detach them, or use {DENSE}",
+                    )
                 slope = torch.autograd.grad(value.sum(), leaf)[0] if grad else None
             return value.detach(), z.new_zeros(len(z)), slope
 
         return compare
 
-    factors = None
-    if weights is not None:
-        factors = rows.take(_flat(weights.detach(), items, "weights", width=False)).to(statistics)
-    plan = _Plan(head, compare_chunk, (1.0, 0.0), rows_projected, rows_projected, factors, statistics)
+    factors = _factors(weights, items, rows, statistics)
+    plan = _Plan("chunked_head", head, compare_chunk, (1.0, 0.0), rows_projected, rows_projected, factors, statistics)
     flat = rows.take(_flat(hidden, items, "hidden"))
     return rows.back(_Chunked.apply(flat, weight, bias, plan, torch.is_grad_enabled())[0])
 
@@ -599,15 +639,17 @@ class _Ready(torch.autograd.Function):
         return _combine(combine, soft, hard), soft, hard
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, upstream: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return None, None, None, None
+        logits = ctx.saved_tensors[0]
         slope, ctx.slope = ctx.slope, None
-        if slope is None:
-            slope = ctx.run(ctx.saved_tensors[0], True)[2]
-        assert slope is not None
-        return slope.mul_(upstream.unsqueeze(1)), None, None, None
+        with torch.no_grad():
+            if slope is None:
+                slope = ctx.run(logits, True)[2]
+            assert slope is not None
+            slope.mul_(upstream.unsqueeze(1))
+        return *refuse_second([slope], (logits, upstream), "chunked_logits", DENSE), None, None, None
 
 
 def _compare_ready(compare: Compare, rows: _Rows, logits: Tensor, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -625,6 +667,7 @@ def _compare_ready(compare: Compare, rows: _Rows, logits: Tensor, grad: bool) ->
     return soft, hard, slope
 
 
+@eager(DENSE)
 def chunked_logits(
     student: Tensor,
     teacher: Tensor | None = None,
@@ -633,7 +676,7 @@ def chunked_logits(
     beta: float = 0.5,
     mix: float = 0.1,
     t: float = 1.0,
-    value: Literal["cross_entropy", "kl"] = "cross_entropy",
+    value: Value = "cross_entropy",
     temperature: float | Tensor = 1.0,
     scale_t2: bool = True,
     labels: Tensor | None = None,
@@ -645,8 +688,8 @@ def chunked_logits(
 ) -> Any:
     """`chunked_divergence` from logits that exist already: of intermediate size only the student's gradient is held.
 
-    The dense functions keep several tensors of the logits' size for the backward pass; here it is one. Once
-    differentiable, no gradient to the teacher.
+    The dense functions keep several tensors of the logits' size for the backward pass; here it is one. No gradient to the
+    teacher, no second derivative; see `chunked_divergence`.
 
     Args:
         student: logits ``[..., V]``.
@@ -662,7 +705,7 @@ def chunked_logits(
         True
     """
     choose("kind", kind, Kind, "kind of loss")
-    choose("value", value, Literal["cross_entropy", "kl"])
+    choose("value", value, Value)
     check_classes(student, 1, "nothing to compare")
     loss = make_loss(kind, beta, mix, t, value, scale_t2, soft_weight, hard_weight)
     items, statistics = student.shape[:-1], statistics_dtype(student)

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from ._common import choose
+from ._common import Value, choose, statistics_dtype
 from .divergence import kl, soft_cross_entropy
 
 
 class _ReverseGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, strength: float) -> Tensor:
-        ctx.strength = strength  # type: ignore[attr-defined]
+    def forward(x: Tensor, strength: float) -> Tensor:
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, *grads: Tensor) -> tuple[Tensor, None]:
-        return -ctx.strength * grads[0], None  # type: ignore[attr-defined]
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.strength = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return -ctx.strength * grads[0], None
 
 
 def reverse_gradient(x: Tensor, strength: float = 1.0) -> Tensor:
@@ -47,7 +52,7 @@ def curriculum_temperature(raw: Tensor, strength: float, *, start: float = 1.0, 
     """
     if start < 0 or span < 0 or start + span <= 0:
         raise ConfigError("start", given=(start, span), expected="start >= 0 and span >= 0, not both 0")
-    return start + span * torch.sigmoid(reverse_gradient(raw, strength))
+    return start + span * torch.sigmoid(reverse_gradient(raw.to(statistics_dtype(raw)), strength))
 
 
 def ctkd(
@@ -58,7 +63,7 @@ def ctkd(
     strength: float = 1.0,
     start: float = 1.0,
     span: float = 20.0,
-    value: Literal["kl", "cross_entropy"] = "kl",
+    value: Value = "kl",
     where: Tensor | None = None,
 ) -> Tensor:
     """Curriculum temperature KD: T squared times the forward KL at the learned temperature of `curriculum_temperature`.
@@ -80,7 +85,7 @@ def ctkd(
         >>> ctkd(z, z, raw).item()
         0.0
     """
-    choose("value", value, Literal["kl", "cross_entropy"])
+    choose("value", value, Value)
     temperature = curriculum_temperature(raw, strength, start=start, span=span)
     loss = kl if value == "kl" else soft_cross_entropy
     return loss(student, teacher, temperature=temperature, where=where)

@@ -15,6 +15,7 @@ from ..errors import ConfigError, ShapeError
 from ._common import as_mask, choose, keep, statistics_dtype
 
 Metric = Literal["l2", "l1", "smooth_l1", "cosine"]
+Reduce = Literal["mean", "sum"]
 Normalise = Literal["none", "unit", "standard"]
 
 
@@ -26,6 +27,7 @@ def unit(x: Tensor, *, eps: float = 1e-8) -> Tensor:
         tensor([[0.6000, 0.8000],
                 [0.0000, 0.0000]])
     """
+    x = x.to(statistics_dtype(x))
     square = x.square().sum(-1, keepdim=True)
     return x * torch.rsqrt(square.clamp_min(eps * eps))
 
@@ -37,6 +39,7 @@ def standardise(x: Tensor, *, eps: float = 1e-6) -> Tensor:
         >>> standardise(torch.tensor([[1.0, 3.0]])).round(decimals=3)
         tensor([[-1.,  1.]])
     """
+    x = x.to(statistics_dtype(x))
     centred = x - x.mean(-1, keepdim=True)
     return centred * torch.rsqrt(centred.square().mean(-1, keepdim=True) + eps)
 
@@ -48,7 +51,7 @@ def feature_distance(
     metric: Metric = "l2",
     normalise: Normalise = "none",
     dims: int = 1,
-    reduce: Literal["mean", "sum"] = "mean",
+    reduce: Reduce = "mean",
     where: Tensor | None = None,
 ) -> Tensor:
     """Distance between features, one value per item.
@@ -69,7 +72,7 @@ def feature_distance(
     """
     choose("metric", metric, Metric)
     choose("normalise", normalise, Normalise)
-    choose("reduce", reduce, Literal["mean", "sum"])
+    choose("reduce", reduce, Reduce)
     if student.shape != teacher.shape:
         raise ShapeError(
             "teacher",
@@ -133,7 +136,7 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0, 
         )
     sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
     maps = []
-    for x in (student, teacher):
+    for x in (student.to(statistics_dtype(student)), teacher.to(statistics_dtype(teacher))):
         fitted = x
         if list(x.shape[2:]) != sizes:
             pool2d, pool1d = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool1d

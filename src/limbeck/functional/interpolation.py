@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ._common import (
     NEG_INF,
+    Value,
     as_temperature,
     check_pair,
     choose,
@@ -83,7 +84,7 @@ def taid(
     t: float | Tensor,
     *,
     space: Space = "logits",
-    value: Literal["cross_entropy", "kl"] = "cross_entropy",
+    value: Value = "cross_entropy",
     detach_student: bool = True,
     temperature: float | Tensor = 1.0,
     scale_t2: bool = True,
@@ -100,7 +101,7 @@ def taid(
         >>> [round(taid(z_s, z_t, t).item(), 6) for t in (0.0, 0.5, 1.0)]
         [0.832396, 1.407606, 1.982816]
     """
-    choose("value", value, Literal["cross_entropy", "kl"])
+    choose("value", value, Value)
     pair = Pair.of(student, teacher, temperature, where)
     s, z = hide(student, pair.where), hide(teacher, pair.where)
     log_target = taid_target(s, z, t, space=space, detach_student=detach_student, temperature=temperature)

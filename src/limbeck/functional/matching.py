@@ -34,6 +34,9 @@ from torch.nn import functional as F
 
 from limbeck.errors import ConfigError, DataError, ShapeError
 
+from ._common import statistics_dtype
+from ._once import eager, known_gradient
+
 __all__ = [
     "Trajectory",
     "flat_parameters",
@@ -52,6 +55,9 @@ Variant = Literal["paper", "released"]
 Metric = Literal["ours", "mse", "cos"]
 StepLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 Augment = Callable[[int, Tensor], Tensor]
+
+BY_HAND = "torch.autograd on an inner training that is written out"
+DISTANCE = "match_loss of gradients taken with create_graph=True"
 
 MODES: tuple[str, ...] = get_args(Mode)
 VARIANTS: tuple[str, ...] = get_args(Variant)
@@ -181,10 +187,10 @@ class Trajectory(NamedTuple):
             >>> value.item(), x.grad.tolist(), a.grad.item()
             (2.0, [1.0, 1.0, 1.0], 5.0)
         """
-        value = self.loss + ((images - images.detach()) * self.grad_images).sum()
-        value = value + (lr - lr.detach()) * self.grad_lr
-        if labels is not None and self.grad_labels is not None:
-            value = value + ((labels - labels.detach()) * self.grad_labels).sum()
+        value = self.loss
+        for given, slope in ((images, self.grad_images), (lr, self.grad_lr), (labels, self.grad_labels)):
+            if given is not None and slope is not None:
+                value = value + known_gradient(given, slope, "Trajectory.surrogate", BY_HAND)
         return value
 
 
@@ -237,6 +243,7 @@ class _Student:
         return slope.detach(), by_x, by_theta, next(pulled, None)
 
 
+@eager(BY_HAND)
 def trajectory_gradient(
     step_loss: StepLoss,
     start: Tensor,
@@ -398,6 +405,8 @@ def _checked(
         raise ConfigError.unknown("variant", variant, VARIANTS)
     if len(batches) == 0:
         raise ConfigError("batches", "the student takes at least one step", given=0, expected=">= 1")
+    if any(len(batch) == 0 for batch in batches):
+        raise DataError("batches", "a step of the student sees no images", expected="at least one in each batch")
     if segment < 1:
         raise ConfigError("segment", given=segment, expected=">= 1")
     if start.ndim != 1 or start.shape != target.shape:
@@ -450,7 +459,7 @@ def match_loss(real: Iterable[Tensor], syn: Iterable[Tensor], metric: Metric = "
     """
     if metric not in METRICS:
         raise ConfigError.unknown("metric", metric, METRICS)
-    real, syn = list(real), list(syn)
+    real, syn = ([t.to(statistics_dtype(t)) for t in side] for side in (real, syn))
     if [t.shape for t in real] != [t.shape for t in syn]:
         raise ShapeError(
             "syn",
@@ -475,6 +484,7 @@ def _row_distance(a: Tensor, b: Tensor, eps: float) -> Tensor:
     return 1.0 - cosine
 
 
+@eager(DISTANCE)
 def gradient_matching(
     net: nn.Module,
     real: tuple[Tensor, Tensor],
@@ -486,6 +496,7 @@ def gradient_matching(
 
     Only the synthetic images (and soft labels, if they ask for it) get a gradient. It is computed here and carried by
     the result, so no double graph outlives the call: DC calls this once per class and sums, in the memory of one class.
+    A second derivative is refused, and so are torch.func's transforms.
 
     Args:
         net: any network; nothing flows into its parameters.
@@ -494,7 +505,7 @@ def gradient_matching(
         criterion: the loss, averaged over the batch.
 
     Raises:
-        ConfigError: if no parameter of ``net`` is trainable, or the metric is unknown.
+        ConfigError: if no parameter of ``net`` is trainable, or the metric is unknown. DataError: for an empty batch.
 
     Source: Zhao, Mopuri and Bilen 2021, algorithm 1.
 
@@ -508,6 +519,9 @@ def gradient_matching(
     parameters = [p for p in net.parameters() if p.requires_grad]
     if not parameters:
         raise ConfigError("net", "no parameter is trainable", remedy="call net.requires_grad_(True) first")
+    for name, (x, _) in (("real", real), ("syn", syn)):
+        if len(x) == 0:
+            raise DataError(name, "the batch is empty", given=list(x.shape), expected="at least one item")
     wanted = [t for t in syn if t.requires_grad and torch.is_grad_enabled()]
     with torch.enable_grad():
         loss = criterion(net(real[0].detach()), real[1].detach())
@@ -520,7 +534,7 @@ def gradient_matching(
     if wanted:
         leaves = [t for t in (x, y) if t.requires_grad]
         for given, slope in zip(wanted, torch.autograd.grad(distance, leaves, materialize_grads=True), strict=True):
-            value = value + ((given - given.detach()) * slope).sum()
+            value = value + known_gradient(given, slope, "gradient_matching", DISTANCE)
     return value
 
 
@@ -588,4 +602,4 @@ def _means(embed: Callable[[Tensor], Tensor], groups: list[Tensor], together: bo
         features = torch.split(embed(torch.cat(groups)), [len(g) for g in groups])
     else:
         features = tuple(embed(g) for g in groups)
-    return [f.flatten(1).mean(0) for f in features]
+    return [f.to(statistics_dtype(f)).flatten(1).mean(0) for f in features]

@@ -128,7 +128,7 @@ def calibration_table(logits: Tensor, labels: Tensor, *, bins: int = 15, where: 
     if where is not None:
         sums = sums * where.unsqueeze(-1)
     sums = widened(sums.detach().reshape(-1, 3))
-    return torch.zeros(bins, 3, dtype=sums.dtype, device=sums.device).index_add_(0, place, sums)
+    return torch.zeros(bins, 3, dtype=sums.dtype, device=sums.device).index_add(0, place, sums)
 
 
 def calibration_error(table: Tensor, *, norm: str = "l1") -> float:

@@ -24,6 +24,8 @@ from ._common import (
 )
 from ._pair import Pair, relative
 
+TargetWeight = Literal["teacher", "one"]
+
 
 def masked_log_softmax(logits: Tensor, drop: Tensor, *, temperature: float | Tensor = 1.0) -> Tensor:
     """Log-softmax over the classes that are not dropped; dropped classes hold minus infinity and get no gradient.
@@ -125,7 +127,7 @@ def nkd(
     temperature: float | Tensor = 1.0,
     gamma: float = 1.5,
     normalise: bool = True,
-    target_weight: Literal["teacher", "one"] = "teacher",
+    target_weight: TargetWeight = "teacher",
     scale_t2: bool = True,
     where: Tensor | None = None,
 ) -> TargetNontarget:
@@ -155,7 +157,7 @@ def nkd(
         >>> round(target.item(), 5), round(nontarget.item(), 5)
         (0.3662, 0.69315)
     """
-    choose("target_weight", target_weight, Literal["teacher", "one"])
+    choose("target_weight", target_weight, TargetWeight)
     check_classes(student, 2, "a target and a rest")
     plain = Pair.of(student, teacher, 1.0, where)
     warm = Pair.of(student, teacher, temperature, where)

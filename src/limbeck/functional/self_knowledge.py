@@ -27,6 +27,9 @@ from ._common import (
 from .labels import cross_entropy
 from .nontarget import masked_log_softmax
 
+Nontarget = Literal["zipf", "uniform", "teacher"]
+RankSource = Literal["both", "weak", "final"]
+
 
 class SelfKnowledge(NamedTuple):
     """USKD's three parts, each ``[...]``, weights multiplied in."""
@@ -78,7 +81,7 @@ def uskd_target(
     if not smooth:
         return values
     with torch.no_grad():
-        own = hide(student, where).softmax(-1).gather(-1, ids)
+        own = hide(student.to(statistics_dtype(student)), where).softmax(-1).gather(-1, ids)
         own = own * own if square else own
         if center is None:
             flat = own.reshape(-1, own.shape[-1])
@@ -96,7 +99,7 @@ def uskd_rank(
     weak: Tensor | None,
     drop: Tensor,
     *,
-    source: Literal["both", "weak", "final"] = "both",
+    source: RankSource = "both",
     variant: Variant = "paper",
 ) -> Tensor:
     """Place of each class ``[..., C]`` in USKD's ranking: 0 for the likeliest, target classes included; no gradient.
@@ -114,13 +117,15 @@ def uskd_rank(
         source: whose scores to add.
         variant: see above.
     """
-    choose("rank_source", source, Literal["both", "weak", "final"])
+    choose("rank_source", source, RankSource)
     choose("variant", variant, Variant, "variant")
     if weak is None and source != "final":
         raise ConfigError("weak", given=None, expected="the weak head's logits", remedy="or set rank_source='final'")
     with torch.no_grad():
+        final = final.to(statistics_dtype(final))
         score = torch.zeros_like(final)
         if weak is not None and source != "final":
+            weak = weak.to(final.dtype)
             log_w = weak.log_softmax(-1)
             if variant == "paper":
                 score = score + (log_w - _split_mass(log_w, drop)).exp()
@@ -158,8 +163,8 @@ def uskd(
     mu: float = 0.005,
     smooth_target: bool = True,
     square: bool = True,
-    nontarget: Literal["zipf", "uniform", "teacher"] = "zipf",
-    rank_source: Literal["both", "weak", "final"] = "both",
+    nontarget: Nontarget = "zipf",
+    rank_source: RankSource = "both",
     teacher: Tensor | None = None,
     label_smoothing: float = 0.1,
     center: Tensor | None = None,
@@ -200,7 +205,7 @@ def uskd(
         >>> [round(part.item(), 4) for part in parts]
         [1.0986, 0.0693, 0.0055]
     """
-    choose("nontarget", nontarget, Literal["zipf", "uniform", "teacher"])
+    choose("nontarget", nontarget, Nontarget)
     choose("variant", variant, Variant, "variant")
     check_classes(student, 2, "a target and a rest")
     if weak is not None and weak.shape != student.shape:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck.errors import ConfigError, DataError, ShapeError
 
+from ._common import statistics_dtype
 from .precision import widened
 
 __all__ = ["ZCA", "fit_zca"]
@@ -39,7 +40,7 @@ class ZCA:
     inverse: Tensor
 
     def _flat(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
+        flat = x.flatten(1).to(statistics_dtype(x))
         if x.ndim < 2 or flat.shape[1] != self.mean.shape[1]:
             raise ShapeError(
                 "x",
@@ -53,13 +54,13 @@ class ZCA:
         """Whiten ``[N, ...]``: ``(flat - mean) @ matrix``, in the shape and dtype of ``x``; differentiable."""
         flat = self._flat(x)
         mean, matrix = self.mean.to(flat), self.matrix.to(flat)
-        return ((flat - mean) @ matrix).reshape(x.shape)
+        return ((flat - mean) @ matrix).reshape(x.shape).to(x.dtype)
 
     def invert(self, x: Tensor) -> Tensor:
         """Undo :meth:`apply` on whitened ``[N, ...]``."""
         flat = self._flat(x)
         mean, inverse = self.mean.to(flat), self.inverse.to(flat)
-        return (flat @ inverse + mean).reshape(x.shape)
+        return (flat @ inverse + mean).reshape(x.shape).to(x.dtype)
 
 
 def fit_zca(x: Tensor, eps: float = 0.1, *, unbiased: bool = True) -> ZCA:

@@ -53,7 +53,8 @@ def prediction_errors(predicted: XEps, target: XEps, logsnr: Tensor) -> Errors:
         >>> prediction_errors(a, b, torch.zeros(2)).x.tolist()
         [1.0, 1.0]
     """
-    dx, deps = predicted.x - target.x, predicted.eps - target.eps
+    dtype = result_dtype(*predicted, *target)
+    dx, deps = ((p.to(dtype) - t.to(dtype)) for p, t in zip(predicted, target, strict=True))
     alpha, sigma = (expand(c, dx).to(dx.dtype) for c in alpha_sigma(logsnr))
     dv = alpha * deps - sigma * dx
     return Errors(*(d.square().flatten(1).mean(1) for d in (dx, deps, dv)))

@@ -1,0 +1,460 @@
+"""One call of every public function of `limbeck.functional`, ready to be put through anything.
+
+A specimen is made for a number of items: a function of floating tensors alone, and such tensors. What a function cannot
+do is said in ``never``, and then it must refuse it by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck import functional as F
+from limbeck.functional import augment, diffusion, feature, matching, metrics, relation, zca
+
+C = 5
+Make = Callable[[int, "Draw"], tuple[Callable[..., Any], tuple[Tensor, ...]]]
+
+
+class Draw:
+    """Normal numbers in one dtype, always the same; or those numbers, as rounded to it, in float64."""
+
+    def __init__(self, dtype: torch.dtype = torch.float64, rounded: torch.dtype = torch.float64) -> None:
+        self.dtype, self.rounded, self.generator = dtype, rounded, torch.Generator().manual_seed(0)
+
+    def __call__(self, *shape: int) -> Tensor:
+        x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        return x.to(self.rounded).to(self.dtype)
+
+    def ids(self, n: int, high: int = C) -> Tensor:
+        return torch.randint(0, high, (n,), generator=self.generator)
+
+
+def up(x: Tensor) -> Tensor:
+    """What a specimen itself computes is not what is being tried."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A call.
+
+    Attributes:
+        of: the function's public name, as ``module.function`` where it is in a module of its own.
+        make: (items, draw) -> (function of tensors, tensors).
+        never: what it refuses: ``second`` (derivatives), ``func`` (torch.func's transforms), ``graph`` (to be compiled
+            as one graph), ``empty`` (a batch of no items).
+        constant: its answer has no gradient at all.
+        coupled: items of a batch depend on each other.
+        whole: its tensors have no common first dimension of items, or its answer has not.
+    """
+
+    of: str
+    make: Make
+    never: frozenset[str] = frozenset()
+    constant: bool = False
+    coupled: bool = False
+    whole: bool = False
+
+
+SPECIMENS: dict[str, Specimen] = {}
+
+
+def add(name: str, of: str, make: Make, *never: str, **more: Any) -> None:
+    SPECIMENS[name] = Specimen(of, make, frozenset(never), **more)
+
+
+def pair(call: Callable[..., Any]) -> Make:
+    return lambda n, d: (call, (d(n, C), d(n, C)))
+
+
+# ------------------------------------------------------------------------------------------------------- divergences
+
+for _name in ("kl", "jeffreys", "jensen_shannon", "skew_kl", "total_variation", "adaptive_kl", "soft_cross_entropy"):
+    add(_name, _name, pair(getattr(F, _name)))
+add("reverse", "kl", pair(lambda s, t: F.kl(s, t, direction="reverse", temperature=2.0)))
+add("skew-reverse", "skew_kl", pair(lambda s, t: F.skew_kl(s, t, direction="reverse")))
+add("adaptive-released", "adaptive_kl", pair(lambda s, t: F.adaptive_kl(s, t, variant="released")))
+add("temperatures", "kl", lambda n, d: (lambda s, t, h: F.kl(s, t, temperature=up(h).exp()), (d(n, C), d(n, C), d(n))))
+add("binary_kl", "binary_kl", pair(F.binary_kl))
+add("squared_error", "squared_error", pair(F.squared_error))
+add("entropy", "entropy", lambda n, d: (F.entropy, (d(n, C),)))
+
+
+def _labelled(call: Callable[..., Any], logits: int = 2) -> Make:
+    def make(n: int, d: Draw) -> Any:
+        y = d.ids(n)
+        return (lambda *z: call(*z, y)), tuple(d(n, C) for _ in range(logits))
+
+    return make
+
+
+add("cross_entropy", "cross_entropy", _labelled(lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1), 1))
+add(
+    "cross_entropy-soft",
+    "cross_entropy",
+    lambda n, d: (lambda z, p: F.cross_entropy(z, up(p).softmax(-1)), (d(n, C), d(n, C))),
+)
+add("masked_log_softmax", "masked_log_softmax", _labelled(lambda z, y: F.masked_log_softmax(z, y[:, None]).exp(), 1))
+add("dkd", "dkd", _labelled(F.dkd))
+add("nkd", "nkd", _labelled(F.nkd))
+add("nkd-plain", "nkd", _labelled(lambda s, t, y: F.nkd(s, t, y, normalise=False, temperature=3.0)))
+add("uskd", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w)))
+add("uskd-released", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w, variant="released")))
+add("uskd-teacher", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w, nontarget="teacher", teacher=w)))
+add(
+    "uskd-soft",
+    "uskd",
+    lambda n, d: (lambda s, w, p: F.uskd(s, up(p).softmax(-1).detach(), w), (d(n, C), d(n, C), d(n, C))),
+)
+add(
+    "uskd_labels",
+    "uskd_labels",
+    lambda n, d: (lambda p: F.uskd_labels(up(p).softmax(-1).detach(), C)[1], (d(n, C),)),
+    constant=True,
+)
+add(
+    "uskd_target",
+    "uskd_target",
+    _labelled(lambda z, y: F.uskd_target(z, y[:, None], up(torch.ones_like(z[:, :1]))), 1),
+    constant=True,
+)
+add(
+    "uskd_rank",
+    "uskd_rank",
+    _labelled(lambda s, w, y: F.uskd_rank(s, w, nn.functional.one_hot(y, C).bool())),
+    constant=True,
+)
+add("taid", "taid", pair(lambda s, t: F.taid(s, t, 0.3)))
+add("taid-through", "taid", pair(lambda s, t: F.taid(s, t, 0.3, detach_student=False, value="kl")))
+add("taid-probabilities", "taid", pair(lambda s, t: F.taid(s, t, 0.3, space="probabilities")))
+add("taid-each", "taid", lambda n, d: (lambda s, t, u: F.taid(s, t, up(u).sigmoid()), (d(n, C), d(n, C), d(n))))
+add("taid_target", "taid_target", pair(lambda s, t: F.taid_target(s, t, 0.3, detach_student=False)))
+add("ctkd", "ctkd", lambda n, d: (lambda s, t, r: F.ctkd(s, t, r), (d(n, C), d(n, C), d(n))))
+add(
+    "curriculum_temperature",
+    "curriculum_temperature",
+    lambda n, d: (lambda r: F.curriculum_temperature(r, 1.0), (d(n),)),
+)
+add("reverse_gradient", "reverse_gradient", lambda n, d: (lambda x: F.reverse_gradient(x, 0.5), (d(n, C),)))
+
+
+def _sparse(tail: Any, **settings: Any) -> Make:
+    def make(n: int, d: Draw) -> Any:
+        ids = torch.stack([torch.randperm(C, generator=d.generator)[:2] for _ in range(n)] or [torch.zeros(2)])[
+            :n
+        ].long()
+        return (lambda z, t: F.sparse_kl(z, ids, up(t).log_softmax(-1).gather(-1, ids), tail=tail, **settings)), (
+            d(n, C),
+            d(n, C),
+        )
+
+    return make
+
+
+for _tail in ("drop", "renormalise", "uniform_rest", "lump_rest"):
+    add(f"sparse_kl-{_tail}", "sparse_kl", _sparse(_tail))
+    add(f"sparse_kl-{_tail}-reverse", "sparse_kl", _sparse(_tail, direction="reverse"))
+
+# ----------------------------------------------------------------------------------------------------------- chunked
+
+CHUNKED = ("second", "func", "graph")
+KINDS = [
+    "forward",
+    "reverse",
+    "jeffreys",
+    "jensen_shannon",
+    "skew_forward",
+    "skew_reverse",
+    "soft_cross_entropy",
+    "total_variation",
+    "taid",
+]
+for _kind in KINDS:
+    add(
+        f"chunked_logits-{_kind}",
+        "chunked_logits",
+        pair(lambda s, t, kind=_kind: F.chunked_logits(s, t.detach(), kind=kind, t=0.3)),
+        *CHUNKED,
+    )
+    add(
+        f"chunked_divergence-{_kind}",
+        "chunked_divergence",
+        lambda n, d, kind=_kind: (
+            lambda h, w, b, t: F.chunked_divergence(
+                h, w, kind=kind, bias_s=b, teacher_logits=t.detach(), t=0.3, chunk=2, temperature=2.0
+            ),
+            (d(n, 3), d(C, 3), d(C), d(n, C)),
+        ),
+        *CHUNKED,
+        whole=True,
+    )
+add(
+    "chunked_logits-labels",
+    "chunked_logits",
+    _labelled(lambda z, y: F.chunked_logits(z, kind="cross_entropy", labels=y), 1),
+    *CHUNKED,
+)
+add(
+    "chunked_divergence-heads",
+    "chunked_divergence",
+    lambda n, d: (
+        lambda h, w, g, v: F.chunked_divergence(h, w, g.detach(), v.detach(), chunk=2, softcap_s=5.0, scale_s=0.5),
+        (d(n, 3), d(C, 3), d(n, 2), d(C, 2)),
+    ),
+    *CHUNKED,
+    whole=True,
+)
+add(
+    "chunked_head",
+    "chunked_head",
+    lambda n, d: (
+        lambda h, w, t: F.chunked_head(h, w, lambda z, rows: F.kl(z, t.detach()[rows].to(z.dtype)), chunk=2),
+        (d(n, 3), d(C, 3), d(n, C)),
+    ),
+    *CHUNKED,
+    whole=True,
+)
+
+# ------------------------------------------------------------------------------------------------ features, relations
+
+add("unit", "feature.unit", lambda n, d: (feature.unit, (d(n, C),)))
+add("standardise", "feature.standardise", lambda n, d: (feature.standardise, (d(n, C),)))
+for _metric in ("l2", "l1", "smooth_l1", "cosine"):
+    for _norm in ("none", "unit", "standard"):
+        add(
+            f"feature_distance-{_metric}-{_norm}",
+            "feature.feature_distance",
+            pair(lambda s, t, m=_metric, k=_norm: feature.feature_distance(s, t, metric=m, normalise=k)),
+        )
+add("attention_map", "feature.attention_map", lambda n, d: (feature.attention_map, (d(n, 3, 2, 2),)))
+add(
+    "attention_transfer",
+    "feature.attention_transfer",
+    lambda n, d: (feature.attention_transfer, (d(n, 3, 4, 4), d(n, 2, 2, 2))),
+)
+add("gram", "relation.gram", pair(relation.gram), coupled=True)
+add("distances", "relation.distances", pair(relation.distances), coupled=True)
+add("pearson", "relation.pearson", pair(relation.pearson))
+add("dist", "relation.dist", pair(relation.dist), "empty", coupled=True)
+
+# ----------------------------------------------------------------------------------------------------------- metrics
+
+for _name in ("accuracy", "negative_log_likelihood", "brier", "calibration_table"):
+    add(f"metrics.{_name}", f"metrics.{_name}", _labelled(getattr(metrics, _name), 1), constant=True, whole=True)
+add("metrics.agreement", "metrics.agreement", pair(metrics.agreement), constant=True, whole=True)
+add(
+    "metrics.moments",
+    "metrics.moments",
+    lambda n, d: (lambda x: metrics.moments(x).outer, (d(n, C),)),
+    constant=True,
+    whole=True,
+)
+
+# --------------------------------------------------------------------------------------------------------- diffusion
+
+
+def wavy(z: Tensor, logsnr: Tensor) -> Tensor:
+    return torch.tanh(z) * (1 + 0.1 * logsnr.reshape(-1, *[1] * (z.ndim - 1)).to(z.dtype))
+
+
+COSINE = diffusion.CosineSchedule()
+for _kind in diffusion.KINDS:
+    _wide = 2 if _kind == "both" else 1
+    add(
+        f"to_x_eps-{_kind}",
+        "diffusion.to_x_eps",
+        lambda n, d, k=_kind, m=_wide: (
+            lambda out, z, lam: diffusion.to_x_eps(out, z, lam, k),
+            (d(n, C * m), d(n, C), d(n)),
+        ),
+    )
+    add(
+        f"from_x_eps-{_kind}",
+        "diffusion.from_x_eps",
+        lambda n, d, k=_kind: (lambda x, e, lam: diffusion.from_x_eps(x, e, lam, k), (d(n, C), d(n, C), d(n))),
+    )
+for _call in (diffusion.diffuse, diffusion.ddim_jump):
+    add(_call.__name__, f"diffusion.{_call.__name__}", lambda n, d, f=_call: (f, (d(n, C), d(n, C), d(n))))
+add(
+    "invert_jump",
+    "diffusion.invert_jump",
+    lambda n, d: (lambda z, zs, lam: diffusion.invert_jump(z, zs, lam, up(lam) + 1.0), (d(n, C), d(n, C), d(n))),
+)
+add(
+    "renoise",
+    "diffusion.renoise",
+    lambda n, d: (lambda z, e, lam: diffusion.renoise(z, e, lam, up(lam) - 1.0), (d(n, C), d(n, C), d(n))),
+)
+add(
+    "ancestral_step",
+    "diffusion.ancestral_step",
+    lambda n, d: (
+        lambda x, z, e, lam: diffusion.ancestral_step(x, z, e, lam, up(lam) + 1.0, variance=0.5),
+        (d(n, C), d(n, C), d(n, C), d(n)),
+    ),
+)
+add("alpha_sigma", "diffusion.alpha_sigma", lambda n, d: (diffusion.alpha_sigma, (d(n),)))
+add("guide", "diffusion.guide", lambda n, d: (lambda c, u, w: diffusion.guide(c, u, w=w), (d(n, C), d(n, C), d(n))))
+add(
+    "guided_x",
+    "diffusion.guided_x",
+    lambda n, d: (
+        lambda c, u, z, lam, w: diffusion.guided_x(c, u, z, lam, "v", w=w),
+        (d(n, C), d(n, C), d(n, C), d(n), d(n)),
+    ),
+)
+add(
+    "guidance_embedding",
+    "diffusion.guidance_embedding",
+    lambda n, d: (lambda w: diffusion.guidance_embedding(w, 6, multiplier=2.0), (d(n),)),
+)
+for _weight in ("constant", "snr", "snr_trunc", "v_mse"):
+    add(
+        f"loss_weight-{_weight}",
+        "diffusion.loss_weight",
+        lambda n, d, w=_weight: (lambda lam: diffusion.loss_weight(lam, w), (d(n),)),
+        constant=_weight == "constant",
+    )
+    add(
+        f"select_error-{_weight}",
+        "diffusion.select_error",
+        lambda n, d, w=_weight: (
+            lambda a, b, c: diffusion.select_error(diffusion.Errors(up(a), up(b), up(c)), w),
+            (d(n), d(n), d(n)),
+        ),
+    )
+add(
+    "prediction_errors",
+    "diffusion.prediction_errors",
+    lambda n, d: (
+        lambda a, b, c, e, lam: diffusion.prediction_errors(diffusion.XEps(a, b), diffusion.XEps(c, e), lam),
+        (*(d(n, C) for _ in range(4)), d(n)),
+    ),
+)
+
+
+def _two_step(n: int, d: Draw) -> Any:
+    times = diffusion.halving_times(torch.arange(n) % 2, 2)
+    return (lambda z: tuple(diffusion.two_step_target(wavy, z, times, COSINE, "v"))[:5]), (d(n, C),)
+
+
+add("two_step_target", "diffusion.two_step_target", _two_step, constant=True)
+add(
+    "ddim_sample",
+    "diffusion.ddim_sample",
+    lambda n, d: (lambda z: diffusion.ddim_sample(wavy, z, 2, COSINE, "v"), (d(n, C),)),
+)
+add("encode", "diffusion.encode", lambda n, d: (lambda z: diffusion.encode(wavy, z, 2, COSINE, "v"), (d(n, C),)))
+for _sampler in (diffusion.stochastic_sample, diffusion.ancestral_sample):
+    add(
+        _sampler.__name__,
+        f"diffusion.{_sampler.__name__}",
+        lambda n, d, f=_sampler: (
+            lambda z, e: f(wavy, z, 3, COSINE, "v", lambda j, shape: e[:, j]),
+            (d(n, C), d(n, 2, C)),
+        ),
+    )
+
+# ----------------------------------------------------------------------------------------------- augmentation, matching
+
+U = torch.tensor([0.2])
+DRAWN = augment.uniform_draw(lambda name, shape: torch.full(shape, 0.2))
+IMAGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "brightness": lambda x: augment.brightness(x, U.to(x.dtype)),
+    "saturation": lambda x: augment.saturation(x, U.to(x.dtype)),
+    "contrast": lambda x: augment.contrast(x, U.to(x.dtype)),
+    "translate": lambda x: augment.translate(x, torch.tensor([1]), torch.tensor([-1])),
+    "cutout": lambda x: augment.cutout(x, torch.tensor([1]), torch.tensor([2])),
+    "flip": lambda x: augment.flip(x, U),
+    "scale": lambda x: augment.scale(x, U, 1 - U),
+    "rotate": lambda x: augment.rotate(x, U),
+    "dsa": lambda x: augment.dsa(x, "color_crop_flip_scale", DRAWN, siamese=True, mode="M"),
+    "mirror_batch": lambda x: augment.mirror_batch(x, torch.zeros(len(x)))[0],
+}
+for _name, _call in IMAGES.items():
+    add(_name, f"augment.{_name}", lambda n, d, f=_call: (f, (d(n, 3, 4, 4),)), whole=_name == "mirror_batch")
+
+add(
+    "match_loss",
+    "matching.match_loss",
+    lambda n, d: (lambda a, b: matching.match_loss([a], [b]), (d(n, C), d(n, C))),
+    whole=True,
+)
+add(
+    "match_loss-mse",
+    "matching.match_loss",
+    lambda n, d: (lambda a, b: matching.match_loss([a], [b], "mse"), (d(n, C), d(n, C))),
+    whole=True,
+)
+
+
+def _net(d: Draw) -> nn.Module:
+    net = nn.Sequential(nn.Linear(C, 4), nn.Tanh(), nn.Linear(4, 3)).to(d.dtype)
+    for i, p in enumerate(net.parameters()):
+        p.data.copy_(torch.linspace(-1, 1, p.numel()).reshape(p.shape).sin() * (i + 1) / 3)
+    return net
+
+
+def _gradient_matching(n: int, d: Draw) -> Any:
+    net, y, real = _net(d), d.ids(n, 3), d(4, C)
+    return (lambda x: matching.gradient_matching(net, (real, torch.tensor([0, 1, 2, 0])), (x, y))), (d(n, C),)
+
+
+def _surrogate(n: int, d: Draw) -> Any:
+    slope, rate = d(n, C), d(1)[0]
+    found = matching.Trajectory(up(d(1)[0]), slope, rate, d(2))
+    return (lambda x, a: found.surrogate(x, a[0])), (d(n, C), d(1))
+
+
+def _trajectory(n: int, d: Draw) -> Any:
+    net, y = _net(d), d.ids(n, 3)
+    start = matching.flat_parameters(net)
+    loss = matching.flat_step_loss(net)
+    return (
+        lambda x: matching.trajectory_gradient(loss, start, start + 0.1, x, y, [torch.arange(n)] * 2, 0.1).grad_images
+    ), (d(n, C),)
+
+
+add(
+    "gradient_matching",
+    "matching.gradient_matching",
+    _gradient_matching,
+    "second",
+    "func",
+    "graph",
+    "empty",
+    whole=True,
+)
+add("surrogate", "matching.Trajectory", _surrogate, "second", whole=True)
+add(
+    "trajectory_gradient",
+    "matching.trajectory_gradient",
+    _trajectory,
+    "func",
+    "graph",
+    "empty",
+    constant=True,
+    whole=True,
+)
+add(
+    "mean_matching",
+    "matching.mean_matching",
+    lambda n, d: (lambda a, b: matching.mean_matching(torch.tanh, [a.detach()], [b]), (d(n, C), d(n, C))),
+    "empty",
+    whole=True,
+)
+
+
+def _whitening(n: int, d: Draw) -> Any:
+    fitted = zca.fit_zca(
+        torch.randn(20, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(d.dtype)
+    )
+    return (lambda x: (fitted.apply(x), fitted.invert(x))), (d(n, C),)
+
+
+add("zca", "zca.ZCA", _whitening)

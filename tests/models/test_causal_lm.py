@@ -14,7 +14,8 @@ transformers = pytest.importorskip("transformers")
 
 from limbeck.data.text import deal  # noqa: E402
 from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
-from limbeck.models.causal_lm import CausalLm, HuggingFace  # noqa: E402
+from limbeck.models.causal_lm import CausalLm  # noqa: E402
+from limbeck.models.huggingface import HuggingFace  # noqa: E402
 from limbeck.tasks.causal import output_size  # noqa: E402
 from tests.tasks.texts import Some, small  # noqa: E402
 

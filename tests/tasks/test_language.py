@@ -16,7 +16,8 @@ transformers = pytest.importorskip("transformers")
 from limbeck.errors import DataError, ShapeError, TeacherMismatch  # noqa: E402
 from limbeck.grammar.method import Built  # noqa: E402
 from limbeck.grammar.signal import Signal  # noqa: E402
-from limbeck.models.causal_lm import CausalLm, HuggingFace  # noqa: E402
+from limbeck.models.causal_lm import CausalLm  # noqa: E402
+from limbeck.models.huggingface import HuggingFace  # noqa: E402
 from limbeck.tasks.causal import output_size  # noqa: E402
 from limbeck.tasks.language import Language  # noqa: E402
 from tests.tasks.texts import Some, everything, small  # noqa: E402

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,7 @@ from limbeck.models.adapting import (
     same_names,
 )
 from limbeck.storage.foreign import find_weights
-from limbeck.storage.weights import load_strict
+from limbeck.storage.weights import load_state_dict, load_strict
 from limbeck.tasks.classification import Classification
 
 
@@ -130,6 +131,16 @@ class Classifier(Model):
         self.rehearse(built, task)
         return built
 
+    def opened(self, folder: Path, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The network that `save` left in a run's folder."""
+        module = self.make(shape, outputs)
+        load_strict(module, load_state_dict(folder / "student.safetensors"), str(folder), self.role)
+        return module
+
+    def sizes(self, module: nn.Module) -> list[tuple[int, int]]:
+        """The input sizes (height, width) that a network names as its own."""
+        return own_sizes(module)
+
     def rehearse(self, built: Built, task: Classification) -> None:
         """Two items through the network; where it fails on pictures of their own size, at the size that it names itself.
 
@@ -142,7 +153,7 @@ class Classifier(Model):
         except ConfigError as error:
             first = error
         given, asked = built.contract, getattr(self, "size", None)
-        for size in own_sizes(built.module) if len(task.shape) == 3 else []:
+        for size in self.sizes(built.module) if len(task.shape) == 3 else []:
             built.contract = given.with_(size=size)
             try:
                 task.rehearse(built)

@@ -31,7 +31,6 @@ class FromRun(Classifier):
             Untrusted: it is made by code that this workspace has not run before.
         """
         from limbeck.recipe.recipe import make
-        from limbeck.storage.store import load_foreign, load_strict
 
         if not isinstance(task, Classification):
             raise ConfigError("path", f"a classifier is no model for {type(task).__name__}", given=self.path)
@@ -60,8 +59,12 @@ class FromRun(Classifier):
         check_input(about, task, f"the student of {folder}")
         names = [str(n) for n in about.get("labels") or []] or None
         width = len(names) if names else int(about["outputs"])
-        module = model.make(tuple(int(s) for s in about["input"]), width)
-        load_strict(module, load_foreign(folder / "student.safetensors"), str(folder))
+        module = model.opened(folder, tuple(int(s) for s in about["input"]), width)
+        model.role, model.check, model.checkpoint = (
+            self.role,
+            self.check,
+            str(folder),
+        )  # it is ready, and here named by it
         built = Built(
             module, contract_from(about, task), names, model
         )  # a student that begins here says how it is made

@@ -25,7 +25,7 @@ TABLES: Final[dict[str, dict[str, str]]] = {
         "timm": "limbeck.models.libraries:Timm",
         "torchvision": "limbeck.models.libraries:Torchvision",
         "causal-lm": "limbeck.models.causal_lm:CausalLm",
-        "hf": "limbeck.models.causal_lm:HuggingFace",
+        "hf": "limbeck.models.huggingface:HuggingFace",
         "denoiser": "limbeck.models.denoiser:Denoiser",
         "diffusers": "limbeck.models.diffusers_denoiser:Diffusers",
         "run": "limbeck.models.from_run:FromRun",

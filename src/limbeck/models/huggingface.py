@@ -1,0 +1,328 @@
+"""Models of transformers by Hub id or folder: causal language models, and classifiers of pictures."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Check, Task
+from limbeck.models.adapting import names_by_id
+from limbeck.models.classifier import needs_pictures
+from limbeck.models.libraries import Head, LibraryModel
+from limbeck.models.pretrained import (
+    Wanted,
+    adapter_alone,
+    adapter_in,
+    base_of,
+    low_rank,
+    quiet,
+    save_pretrained,
+    with_adapter,
+)
+from limbeck.storage.foreign import find_weights
+from limbeck.storage.store import atomic_folder
+from limbeck.storage.weights import load_strict
+from limbeck.tasks.causal import transformers_library
+from limbeck.tasks.classification import Classification
+from limbeck.tasks.language import Language
+from limbeck.tasks.tokenizers import load_tokenizer
+
+PICTURES = "AutoModelForImageClassification"
+
+
+class HuggingFace(LibraryModel):
+    """A model of the Hugging Face Hub or of a local folder: a causal language model, or a classifier of pictures.
+
+    What it is taken as is the task's to say. A classifier's class names are read from its ``id2label``, and how it is fed
+    from its image processor.
+
+    Args:
+        name: the Hub id, a folder that ``from_pretrained`` reads, or the folder of a run.
+        dtype: of the weights: ``float32``, ``bfloat16``, ``float16``, or ``auto`` as they are stored.
+        revision: branch, tag or commit on the Hub.
+        gguf_file: name of a GGUF file in the folder or repository, whose weights are unpacked.
+        pretrained: off, only the architecture is taken and the weights are drawn anew.
+        lora: rank of low-rank adapters that are trained instead of the weights (peft); ``null`` trains the weights.
+        lora_alpha: their scale; ``null`` for twice the rank.
+        checkpoint: further weights to load, strictly: safetensors, or a torch file without pickled objects.
+        labels: class names of a classifier, in the order of its outputs, or a file of them; ``null`` reads ``id2label``.
+        size: side length that pictures are resized to; by default what the model insists on, else the data's own.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "labels")
+
+    def __init__(
+        self,
+        name: str,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
+        revision: str | None = None,
+        gguf_file: str | None = None,
+        pretrained: bool = True,
+        lora: int | None = None,
+        lora_alpha: float | None = None,
+        checkpoint: str | None = None,
+        labels: str | list[str] | None = None,
+        head: Head = "auto",
+        size: int | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
+    ) -> None:
+        if lora is not None and lora < 1:
+            raise ValueError("lora must be a rank of 1 or more, or null to train the weights themselves")
+        if lora_alpha is not None and not lora_alpha > 0:
+            raise ValueError("lora_alpha must be above 0, or null for twice the rank")
+        self._library(name, head, size, None)
+        self._source(checkpoint, labels, mean, std, entry, strip, check)
+        self.dtype, self.revision, self.gguf_file, self.pretrained = dtype, revision, gguf_file, pretrained
+        self.lora, self.lora_alpha = lora, lora_alpha
+        self.tokenizer: Any = None
+        self._ready = pretrained or checkpoint is not None
+        self._config: Any = None
+        self._inputs: tuple[Contract, tuple[int, ...]] = Contract(), ()
+
+    @property
+    def trained(self) -> bool:
+        """Whether the weights are already good for something; of a classifier known once it is built."""
+        return self._ready
+
+    def build(self, task: Task) -> Built:
+        """The network. No code from the Hub is run, and weights are read as safetensors or with ``weights_only``."""
+        self._ready = self.pretrained or self.checkpoint is not None
+        if isinstance(task, Language):
+            return self._language(task)
+        if not isinstance(task, Classification):
+            raise ConfigError(
+                "model",
+                f"{type(task).__name__} takes no model of transformers",
+                given=f"hf:{self.name}",
+                remedy="set task=language or task=classification, or choose a model of that task",
+            )
+        built = super().build(task)
+        self._inputs = built.contract, task.shape
+        if self.lora is not None:
+            head = sorted({n.rpartition(".")[0] for n in self._head(task.outputs)})
+            built.module = low_rank(built.module, self.lora, self.lora_alpha, modules_to_save=head)
+        return built
+
+    # ----------------------------------------------------------------------------------------------------- where it lies
+    def _place(self) -> str:
+        folder = Path(self.name).expanduser()
+        inside = folder / "student"
+        if (inside / "config.json").is_file() and not (folder / "config.json").is_file():
+            return str(inside)
+        return str(folder) if folder.exists() else self.name
+
+    def _options(self) -> dict[str, Any]:
+        # named, or the library asks on the terminal whether code from the folder may be run
+        options: dict[str, Any] = {"trust_remote_code": False}
+        if self.revision:
+            options["revision"] = self.revision
+        if self.gguf_file is not None:
+            options["gguf_file"] = self.gguf_file
+        return options
+
+    def _wanted(self, place: str, auto: str, what: str) -> Wanted:
+        plain = self.checkpoint is None  # with a further file, entry and prefix are those of that file
+        entry, strip = (self.entry, self.strip) if plain else (None, "")
+        return Wanted(self.name, place, what, auto, self.dtype, self._options(), entry, strip, self.role)
+
+    def _checkpoint(self, module: nn.Module) -> None:
+        if self.checkpoint is None:
+            return
+        path = Path(self.checkpoint).expanduser()
+        found = find_weights(path, module.state_dict(), entry=self.entry, strip=self.strip, role=self.role)
+        load_strict(module, found.state, self.checkpoint, self.role)
+        self.notes.append(str(found))
+
+    def _loaded(self, place: str, wanted: Wanted, **more: Any) -> nn.Module:
+        """The weights of a folder, or of an adapter's base with the adapter merged in."""
+        about = adapter_in(place)
+        if about is None:
+            module, notes = wanted.load(**more)
+            self.notes += notes
+            return module
+        base = base_of(place, about)
+        if self.role == "student":
+            raise adapter_alone(place, about, base, self.role)
+        wanted.place = wanted.name = base
+        wanted.what += f", on which the adapter in {place} was trained"
+        module, notes = wanted.load(**more)
+        self.notes += [*notes, f"the adapter in {place} is merged into it"]
+        return with_adapter(module, place, self.role)
+
+    # --------------------------------------------------------------------------------------------------------- language
+    def _language(self, task: Language) -> Built:
+        """The network and its tokenizer, which becomes the task's or must agree with it."""
+        transformers = transformers_library("models of the Hugging Face Hub")
+        if self.gguf_file is not None and importlib.util.find_spec("gguf") is None:
+            raise ConfigError(
+                "gguf_file",
+                "reading GGUF files needs the package 'gguf'",
+                given=self.gguf_file,
+                remedy="pip install gguf",
+            )
+        self.notes = []
+        place = self._place()
+        wanted = self._wanted(place, "AutoModelForCausalLM", "a causal language model")
+        about = adapter_in(place)
+        texts = place
+        if about is not None and not any(Path(place).glob("tokenizer*")):
+            texts = base_of(place, about)
+        if task.tokenizer_name is not None and Path(texts).is_dir() and not any(Path(texts).glob("*token*")):
+            self.tokenizer = task.tokenizer  # weights alone: they are taken to be made with the tokenizer that is named
+            self.notes.append(f"no tokenizer lies in {texts}: it is taken to know that of task.tokenizer")
+        else:
+            self.tokenizer = load_tokenizer(texts, **self._options())
+            task.adopt(self.tokenizer, self.name)
+        module: Any
+        if self.pretrained:
+            module = self._loaded(place, wanted)
+        else:
+            try:
+                config = transformers.AutoConfig.from_pretrained(place, **self._options())
+                module = transformers.AutoModelForCausalLM.from_config(config)
+            except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+                raise wanted.refused(error) from None
+            module = module if self.dtype == "auto" else module.to(getattr(torch, self.dtype))
+        if self.gguf_file is not None:
+            # the weights are unpacked now: an ordinary model, which can be trained and saved as one
+            module.hf_quantizer, module.is_quantized, module.quantization_method = None, False, None
+            if hasattr(module.config, "quantization_config"):
+                del module.config.quantization_config
+        longest = getattr(module.config, "max_position_embeddings", None)
+        if longest is not None and longest < task.length:
+            raise ConfigError(
+                "task.length", given=task.length, expected=f"at most the {longest} positions of hf:{self.name}"
+            )
+        self._checkpoint(module)
+        if self.lora is not None:
+            module = low_rank(module, self.lora, self.lora_alpha, task_type="CAUSAL_LM")
+        return Built(module, labels=None, model=self, notes=self.notes)
+
+    # --------------------------------------------------------------------------------------------------------- pictures
+    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """A classifier of pictures with so many outputs, or with those of its own head where that is kept."""
+        transformers = transformers_library("a classifier of transformers")
+        needs_pictures(shape, f"hf:{self.name}")
+        if self.gguf_file is not None:
+            raise ConfigError(
+                "gguf_file", "GGUF files hold language models", given=self.gguf_file, remedy="leave it out"
+            )
+        place = self._place()
+        wanted = self._wanted(place, PICTURES, "a classifier of pictures")
+        about = adapter_in(place)
+        try:
+            with quiet():
+                self._config = transformers.AutoConfig.from_pretrained(
+                    place if about is None else base_of(place, about), **self._options()
+                )
+                if not self.pretrained or self.checkpoint is not None:
+                    self._ready = self.checkpoint is not None
+                    return self._fresh(outputs)
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise wanted.refused(error) from None
+        has_head = any("ForImageClassification" in str(name) for name in self._config.architectures or ())
+        given = self._given() or names_by_id(self._config.id2label)
+        self.own = self._keeps([given] if given else [], self._task_labels) if has_head else None
+        unnamed = has_head and given is None and self.head == "auto" and self._config.num_labels == outputs
+        self._ready = self.own is not None or unnamed
+        if self._ready:
+            return self._loaded(place, wanted)
+        wanted.head = self._head(outputs)
+        module = self._loaded(place, wanted, num_labels=outputs)
+        if has_head:
+            for name, module_ in module.named_modules():  # of the same size, it would have been loaded
+                if any(n.rpartition(".")[0] == name for n in wanted.head) and hasattr(module_, "reset_parameters"):
+                    module_.reset_parameters()
+        self._new_head(self._config.num_labels if has_head else 0, outputs)
+        return module
+
+    def _fresh(self, outputs: int) -> nn.Module:
+        """The architecture, its weights drawn anew."""
+        transformers = transformers_library("a classifier of transformers")
+        config = type(self._config).from_dict({**self._config.to_dict(), "num_labels": outputs, "id2label": None})
+        made: nn.Module = getattr(transformers, PICTURES).from_config(config)
+        return made if self.dtype == "auto" else made.to(getattr(torch, self.dtype))
+
+    def _head(self, outputs: int) -> set[str]:
+        """Names of the last layer: what changes its shape with the number of classes."""
+        with torch.device("meta"), quiet():
+            one, other = (self._fresh(n).state_dict() for n in (outputs, outputs + 1))
+        return {k for k, v in one.items() if v.shape != other[k].shape}
+
+    def contract(self, module: nn.Module, task: Classification) -> Contract:
+        """As the folder's image processor says; the training data's statistics where there is none."""
+        contract = super().contract(module, task)
+        said = self._processor()
+        channels = getattr(self._config, "num_channels", None) or 3
+        if said is not None:
+            mean, std = said
+            channels = max(channels, len(mean))
+            contract = contract.with_(mean=mean, std=std)
+        elif self.pretrained and self.mean is None:
+            self.notes.append(
+                "nothing beside it says how pictures are normalised: the training data's mean and std are taken"
+            )
+        if len(contract.mean) not in (1, channels):
+            grey = sum(contract.mean) / len(contract.mean), sum(contract.std) / len(contract.std)
+            contract = contract.with_(mean=(grey[0],) * channels, std=(grey[1],) * channels)
+        return contract.with_(size=(self.size, self.size) if self.size else None, channels=channels)
+
+    def _processor(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+        """Mean and std of pictures in [0, 1], as the image processor normalises them."""
+        transformers = transformers_library("a classifier of transformers")
+        try:
+            with quiet():
+                said = transformers.AutoImageProcessor.from_pretrained(self._place(), **self._options()).to_dict()
+        except (OSError, ValueError, KeyError, TypeError, ImportError, AttributeError):
+            return None
+        # 255 x factor (less 1 where it is shifted), then less the mean and over the deviation
+        factor = 255.0 * float(said.get("rescale_factor") or 1 / 255) if said.get("do_rescale", True) else 255.0
+        shift = 1.0 if said.get("rescale_offset") else 0.0
+        normalised = said.get("do_normalize", True) and said.get("image_mean") and said.get("image_std")
+        mean, std = (said["image_mean"], said["image_std"]) if normalised else ((0.0,), (1.0,))
+        return tuple((float(m) + shift) / factor for m in mean), tuple(float(s) / factor for s in std)
+
+    def opened(self, folder: Path, shape: tuple[int, ...], outputs: int) -> nn.Module:
+        """The student that a run left, by the library's own folder."""
+        self.name, self.revision = str(folder), None
+        self._config = transformers_library("a classifier of transformers").AutoConfig.from_pretrained(self._place())
+        return self._loaded(self._place(), self._wanted(self._place(), PICTURES, "a classifier of pictures"))
+
+    # ----------------------------------------------------------------------------------------------------------- saving
+    def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
+        """The folder ``student/`` as transformers lays it out; adapters are merged in, and in ``adapter/`` besides."""
+        beside = self.tokenizer
+        if self._config is not None:
+            beside = self._as_processor()
+            config: Any = module.config
+            if labels:
+                config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        save_pretrained(module, beside, Path(folder) / "student")
+        if self.lora is not None:
+            with atomic_folder(Path(folder) / "adapter") as place:
+                module.save_pretrained(place)  # type: ignore[operator]
+
+    def _as_processor(self) -> Any:
+        """An image processor that does what the contract does."""
+        transformers = transformers_library("a classifier of transformers")
+        contract, shape = self._inputs
+        if not shape:  # opened from a run's folder, which has one already
+            with quiet():
+                return transformers.AutoImageProcessor.from_pretrained(self._place())
+        high, wide = contract.size or shape[1:]
+        channels = contract.channels or shape[0]
+        mean, std = (v * channels if len(v) == 1 else v for v in (contract.mean, contract.std))
+        return transformers.ViTImageProcessor(
+            size={"height": high, "width": wide}, image_mean=list(mean), image_std=list(std), do_normalize=bool(mean)
+        )

@@ -11,6 +11,7 @@ A class whose mathematics changed raises its integer ``revision``: what was made
 from __future__ import annotations
 
 import dataclasses
+import enum
 import functools
 import inspect
 import re
@@ -81,6 +82,8 @@ class _Unknown:
 
 def _settings(thing: Any, depth: int = 0) -> Any:
     """A plain value, or a small tree of them; a function by its name; anything else is unknown."""
+    if isinstance(thing, enum.Enum):  # some are texts as well, and yet nothing that is hashed
+        return _settings(thing.value, depth)
     if isinstance(thing, _PLAIN):
         return thing
     if dataclasses.is_dataclass(thing) and not isinstance(thing, type) and thing.__dataclass_params__.frozen:  # type: ignore[attr-defined]

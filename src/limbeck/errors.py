@@ -106,6 +106,9 @@ class LimbeckError(Exception):
         self.remedy = remedy
         super().__init__(self.line())
 
+    def __str__(self) -> str:
+        return self.line()  # whoever knows more, the role or a better remedy, adds it on the way up
+
     def line(self) -> str:
         """The error as one line."""
         said = self.problem

@@ -60,7 +60,7 @@ class Scaled(nn.Module):
         return self.inner(x) * self.scale
 
 
-class Choice(str, enum.Enum):
+class Choice(enum.StrEnum):
     UP, DOWN = "up", "down"
 
 

@@ -229,6 +229,7 @@ class HuggingFace(LibraryModel):
                 if not self.pretrained or self.checkpoint is not None:
                     self._ready = self.checkpoint is not None
                     return self._fresh(outputs)
+                wanted.head = self._head(outputs)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise wanted.refused(error) from None
         has_head = any("ForImageClassification" in str(name) for name in self._config.architectures or ())
@@ -237,8 +238,8 @@ class HuggingFace(LibraryModel):
         unnamed = has_head and given is None and self.head == "auto" and self._config.num_labels == outputs
         self._ready = self.own is not None or unnamed
         if self._ready:
+            wanted.head = ()
             return self._loaded(place, wanted)
-        wanted.head = self._head(outputs)
         module = self._loaded(place, wanted, num_labels=outputs)
         if has_head:
             for name, module_ in module.named_modules():  # of the same size, it would have been loaded

@@ -68,8 +68,9 @@ class LibraryModel(Classifier):
     def _new_head(self, own: int, outputs: int) -> None:
         """Say that the pretrained last layer was replaced."""
         self.notes.append(
-            f"{self.name}: pretrained weights, with a new last layer of {outputs} outputs in place of its own of {own}, "
-            "which is still to be trained"
+            f"a new last layer of {outputs} outputs is put on {self.name}"
+            + (f" in place of its own of {own}" if own else ", which has none")
+            + "; it is still to be trained"
         )
 
     def _names(self, about: Mapping[str, Any]) -> list[str] | None:

@@ -70,7 +70,12 @@ class Wanted:
                 module, info = self._call(type(module), None, config=module.config, state_dict=found.state)
                 said = str(found)
         self._strictly(info, bool(more))
-        return module, [said or f"loaded all {_count(module)} tensors of {self.name}"]
+        notes = [said or f"loaded all {_count(module, self.head)} tensors of {self.name}"]
+        if info["unexpected_keys"]:
+            notes.append(
+                f"left out, for the network has no place for them: {some(sorted(info['unexpected_keys']), 10)}"
+            )
+        return module, notes
 
     def _call(self, of: Any, place: str | None, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
         try:
@@ -124,9 +129,10 @@ class Wanted:
             raise error
 
 
-def _count(module: nn.Module) -> int:
+def _count(module: nn.Module, without: Collection[str]) -> int:
     """How many different tensors a state dict holds."""
-    state = {k: v for k, v in module.state_dict(keep_vars=True).items() if isinstance(v, Tensor)}
+    named = module.state_dict(keep_vars=True).items()
+    state = {k: v for k, v in named if isinstance(v, Tensor) and k not in without}
     return len({same_memory(v.detach()) or k for k, v in state.items()})
 
 

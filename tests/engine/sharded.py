@@ -228,6 +228,39 @@ def case_norm_resume() -> Any:
     return learnt(method)
 
 
+def over_all(self: nn.SyncBatchNorm, x: Tensor) -> Tensor:
+    """What `torch.nn.SyncBatchNorm` computes on GPUs: here, by the statistics of all processes, on the CPU."""
+    if not self.training:
+        return nn.functional.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+        )
+    sums = torch.cat([x.sum(0), x.square().sum(0), torch.full((1,), float(len(x)))])
+    sums = torch.distributed.nn.functional.all_reduce(sums)
+    n, width = sums[-1], x.shape[1]
+    mean = sums[:width] / n
+    var = sums[width:-1] / n - mean.square()
+    with torch.no_grad():
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(var * n / (n - 1), self.momentum)
+        self.num_batches_tracked.add_(1)
+    return (x - mean) / (var + self.eps).sqrt() * self.weight + self.bias
+
+
+def case_synchronised() -> Any:
+    found = {}
+    for shard in ((), ("student",)):
+        method = bound(Toy(), student=network(norm=True), batch_size=9, optimizer="sgd")
+        run = engine(shard=shard)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(type(run.settings), "synchronises", lambda self, device: True)
+            patch.setattr(nn.SyncBatchNorm, "forward", over_all)
+            run.run(method)
+        module: Any = method.roles["student"].module
+        assert type(module[1]) is nn.BatchNorm1d
+        found[str(len(shard))] = learnt(method)
+    return found
+
+
 def case_buffers() -> Any:
     """Each process moves some buffers by itself; two of them only after others were found to move."""
     net = nn.Module()

@@ -168,6 +168,42 @@ def test_statistics_of_a_batch_agree_in_every_process_and_go_on_bit_for_bit(two:
     assert not differences(left(two, "case_norm"), left(two, "case_norm_resume"))
 
 
+@pytest.mark.parametrize("shard", [0, 1])
+def test_synchronised_normalisation_is_that_of_the_whole_batch(two: Path, shard: int) -> None:
+    method = bound(Toy(), student=network(norm=True), batch_size=9, optimizer="sgd")
+    engine().run(method)
+    assert not differences(learnt(method), left(two, "case_synchronised")[str(shard)], tolerance=1e-5)
+
+
+def test_synchronised_layers_are_stand_ins_and_are_put_back() -> None:
+    import timm
+
+    net = timm.create_model("resnet18", num_classes=3)
+    net.bn2 = net.layer1[0].bn1  # one layer in two places
+    layers = {n: m for n, m in net.named_modules(remove_duplicate=False) if isinstance(m, nn.BatchNorm2d)}
+    seen: list[Any] = []
+    net.bn1.register_forward_hook(lambda m, args, out: seen.append(out))
+    x = torch.randn(2, 3, 32, 32)
+    before = net.eval()(x)
+    replaced = dist.synchronise(net)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+    assert all(isinstance(net.get_submodule(n), nn.SyncBatchNorm) for n in layers)
+    assert net.bn2 is net.layer1[0].bn1
+    assert torch.equal(net(x), before) and len(seen) == 2, "hooks stay"
+    with torch.no_grad():
+        net.bn1.running_mean.add_(1.0)
+        net.bn1.weight.add_(1.0)
+    moved = net(x)
+    dist.part(replaced)
+    assert {n: m for n, m in net.named_modules(remove_duplicate=False) if isinstance(m, nn.BatchNorm2d)} == layers
+    assert torch.equal(net(x), moved)
+
+    class Own(nn.BatchNorm1d):
+        pass
+
+    assert dist.synchronise(nn.Sequential(Own(2))) == []
+
+
 def test_buffers_that_move_are_averaged_and_others_are_left_alone(two: Path) -> None:
     found = left(two, "case_buffers")
     assert found["mean"].tolist() == [4.0, 8.0, 0.0]  # (1 + 3) / 2 a step, and twice that

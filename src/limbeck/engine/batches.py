@@ -37,7 +37,7 @@ def pieces(stage: Stage, accumulate: int) -> int:
     parts = dist.world() * accumulate
     if stage.batch_size < parts and stage.data is not None:
         raise ConfigError(
-            "train.batch_size",
+            f"{stage.section}.batch_size",
             f"stage {stage.name!r} cuts {stage.batch_size} items over {dist.world()} processes x {accumulate} micro-batches",
             expected=f"at least {parts}",
         )

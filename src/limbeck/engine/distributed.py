@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -303,6 +304,49 @@ def whole_state(module: nn.Module) -> dict[str, Any]:
         if isinstance(value, Tensor) and id(value) not in made:
             made[id(value)] = gathered(value.detach())
     return {name: made.get(id(value), value) for name, value in state.items()}
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
+def synchronise(module: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """BatchNorm layers replaced by `torch.nn.SyncBatchNorm`, which has the same parameters, buffers and hooks.
+
+    Returns:
+        What was replaced: (its parent, its name, the layer), for `part`.
+    """
+    norms: Any = importlib.import_module("timm.layers")  # torch's own conversion drops the activation of BatchNormAct2d
+    # a class that somebody derived from one of these computes something else
+    kinds = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, norms.BatchNormAct2d)
+    known: dict[nn.Module, nn.Module] = {}
+    replaced = []
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) not in kinds:
+                continue
+            if child not in known:
+                known[child] = norms.convert_sync_batchnorm(child).train(child.training)
+                for hooks in _HOOKS:
+                    setattr(known[child], hooks, getattr(child, hooks))
+            parent.add_module(name, known[child])
+            replaced.append((parent, name, child))
+    return replaced
+
+
+def part(replaced: list[tuple[nn.Module, str, nn.Module]]) -> None:
+    """Undo `synchronise`: the layers that were there, with what their stand-ins have learnt."""
+    for parent, name, child in replaced:
+        stand_in = parent.get_submodule(name)
+        child._parameters.update(stand_in._parameters)
+        child._buffers.update(stand_in._buffers)
+        child.train(stand_in.training)
+        parent.add_module(name, child)
 
 
 def gathered(tensor: Tensor) -> Tensor:

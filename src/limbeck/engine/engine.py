@@ -24,6 +24,7 @@ from limbeck.engine import distributed as dist
 from limbeck.engine import identity, interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
+from limbeck.engine.coupled import NEEDS_TWO, as_in_training, layers, one_item, sentences, tried
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.stages import learners, reached
@@ -42,12 +43,15 @@ Precision = Literal["fp32", "bf16"]
 
 
 class EngineSettings(Settings):
-    """Where and how the loop runs. Nothing here changes what is learnt, up to rounding.
+    """Where and how the loop runs. Nothing here changes what is learnt, up to rounding, but for what a network itself does
+    with a batch (see ``accumulate``).
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        devices: processes on this machine; above 1 the command relaunches itself under torchrun.
-        accumulate: micro-batches per optimiser step; the batch is cut, the result is the same.
+        devices: processes on this machine; above 1 the command relaunches itself under torchrun. They share out each
+            batch as ``accumulate`` cuts it.
+        accumulate: micro-batches per optimiser step: the batch is cut. Losses and gradients are those of the whole batch;
+            layers that normalise over a batch (BatchNorm) or draw at random (dropout) do so in each part, which is said.
         precision: ``fp32``, or ``bf16`` for the forward passes (losses and statistics stay in float32).
         workers: loader processes; 0 fetches in the loop. Any number gives the same batches.
         compile: compile the networks with torch.compile.
@@ -59,6 +63,8 @@ class EngineSettings(Settings):
         guard: stop before a step that is not finite.
         shard: roles (``student``, ``teacher``, ...) whose parameters, gradients and optimiser state are split over the
             processes, for networks too large for one device; with one process nothing is split.
+        sync_batchnorm: over several GPUs BatchNorm normalises by the whole batch (``torch.nn.SyncBatchNorm``). Elsewhere each
+            process normalises its own part, and running statistics are averaged after every step.
     """
 
     def __init__(
@@ -76,6 +82,7 @@ class EngineSettings(Settings):
         eval_every: int = 0,
         guard: bool = True,
         shard: tuple[str, ...] = (),
+        sync_batchnorm: bool = True,
     ) -> None:
         for name, value, low in (
             ("devices", devices, 1),
@@ -96,6 +103,11 @@ class EngineSettings(Settings):
         self.save_every, self.save_minutes, self.keep = save_every, save_minutes, keep
         self.log_every, self.eval_every, self.guard = log_every, eval_every, guard
         self.shard = tuple(shard)
+        self.sync_batchnorm = sync_batchnorm
+
+    def synchronises(self, device: torch.device) -> bool:
+        """Whether several processes on such a device normalise together."""
+        return self.sync_batchnorm and device.type == "cuda"  # torch has it for CUDA alone
 
     def of_network(self, role: str) -> EngineSettings:
         """The settings under which a network is trained by itself that plays ``role`` in a method: there it is the student."""
@@ -228,6 +240,9 @@ class Engine:
             stage.setup(ctx)
             self._hashes.clear()
         self.place(method)
+        if dist.world() > 1 and self.settings.synchronises(self.device):
+            for name in learners(stage, method.roles):
+                method.roles[name].synchronise()
         for name, role in method.roles.items():
             if name not in self._first:  # `setup` has made it
                 self._first[name] = self._hash(name, role)
@@ -270,6 +285,49 @@ class Engine:
             if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
                 networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
                 raise ConfigError.unknown("engine.shard", name, networks, "network of this method")
+        self._rehearse_one_item(method)
+
+    def _rehearse_one_item(self, method: Method) -> None:
+        """BatchNorm cannot normalise a single item: tried where a batch is cut into such parts."""
+        student = method.roles["student"]
+        for stage in self.stages:
+            parts = dist.world() * self.settings.accumulate
+            if stage.items is not None or stage.data is None or stage.batch_size >= 2 * parts:
+                continue
+            if "student" not in learners(stage, method.roles):
+                continue
+            with as_in_training(student):
+                if not layers(student.module).statistics:
+                    continue
+                ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
+                try:
+                    with torch.no_grad():
+                        ctx.signal("student", to_device(method.task.example(1), self.device))
+                except ValueError as error:
+                    if NEEDS_TWO in str(error):
+                        raise one_item(stage.section, stage.batch_size, self.settings.accumulate) from None
+                    raise
+
+    def coupling(self, method: Method) -> list[str]:
+        """What the networks themselves couple across a batch, where batches are cut: sentences for the report."""
+        accumulate, together = self.settings.accumulate, dist.world() > 1 and self.settings.synchronises(self.device)
+        if accumulate == 1 and dist.world() == 1:
+            return []
+        self.rehearse(method)
+        said: dict[str, None] = {}
+        for name in dict.fromkeys(n for s in self.stages for n in learners(s, method.roles)):
+            role = method.roles[name]
+            with as_in_training(role), own_generators(self.seed):
+                found = layers(role.module)
+                if name == "student":
+                    ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
+                    # a network that is not fed as the task feeds one, or has no room for two items, is known by its layers
+                    with contextlib.suppress(Exception):
+                        batch = to_device(method.task.example(2), self.device)
+                        found = tried(role.module, lambda b, c=ctx: c.signal("student", b).logits, batch)  # type: ignore[misc]
+            who = name if name in ("student", "teacher") else f"role {name!r}"
+            said.update(dict.fromkeys(sentences(who, found, accumulate, together)))
+        return list(said)
 
     def prepare(self, method: Method) -> None:
         """All but the work: what `rehearse` checks, and taps set before anything is compiled."""
@@ -284,6 +342,7 @@ class Engine:
         """What enters the run, taken before anything moves; then large roles are split over the processes."""
         self.identity = identity.of_run(method, self.stages, self.about)
         self._hashes, self._doors, self._offset = {}, {}, 0
+        ever = {n for s in self.stages for n in learners(s, method.roles)}
         for name in self.settings.shard:
             method.roles[name].shard = True
         for name, role in method.roles.items():
@@ -292,7 +351,7 @@ class Engine:
             if role.of in method.roles and method.roles[role.of].shard:
                 role.shard = True  # an average is taken piece by piece, so it is cut alike
             if role.shard and dist.world() > 1 and isinstance(role.module, nn.Module):
-                role.split()
+                role.split(self.settings.synchronises(self.device) and name in ever)
             else:
                 self._hashes[name] = state
         self._first = {name: self._hash(name, role) for name, role in method.roles.items()}

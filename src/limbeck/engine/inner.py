@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.batches import to_device
-from limbeck.errors import NonFinite
+from limbeck.engine.coupled import NEEDS_TWO
+from limbeck.errors import ConfigError, NonFinite
 from limbeck.grammar.method import Batch, Context, Data, Query, Term
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws, Stream, key_of, own_generators, seed_modules
@@ -63,7 +64,17 @@ def fit(
         ctx.move(step)
         for query in queries:
             batch = query(batch, cast(Context, ctx))
-        value = loss(module, batch, cast(Context, ctx))
+        try:
+            value = loss(module, batch, cast(Context, ctx))
+        except ValueError as error:
+            if NEEDS_TWO not in str(error):
+                raise
+            raise ConfigError(
+                scope,
+                "BatchNorm has a single item to normalise: its batches hold one",
+                expected="batches of two items or more",
+                remedy="raise its batch size, or take a network without BatchNorm",
+            ) from None
         term = value if isinstance(value, Term) else Term(value)
         n = term.n()
         total = term.total() * term.weight / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n))

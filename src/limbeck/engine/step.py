@@ -11,6 +11,7 @@ from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.engine.context import RunContext
+from limbeck.engine.coupled import NEEDS_TWO, one_item
 from limbeck.engine.culprits import Phase
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Routing, same_phase
@@ -115,6 +116,10 @@ class Stepper:
                 except StopIteration:
                     found.append(None)
                     continue
+                except ValueError as error:
+                    if NEEDS_TWO in str(error):
+                        raise one_item(stage.section, stage.batch_size, many) from None
+                    raise
                 found.append(terms)
                 if isinstance(terms, Share):
                     continue

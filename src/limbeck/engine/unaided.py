@@ -34,6 +34,7 @@ class Unaided(Method):
                 batch_size=train.batch_size,
                 optim={"student": train},
                 scope=scope,
+                section="train" if self.name == "alone" else "teach",
             )
         ]
 

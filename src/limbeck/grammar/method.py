@@ -259,6 +259,7 @@ class Stage:
         roles: of a remembered stage: the roles whose state it depends on, those that learn in it included; ``None``: all.
         shuffle: permute the data each epoch.
         scope: what the keys of draws hold in place of the name: a baseline shares the batches of what it is compared to.
+        section: the section of the recipe that sets its batch size; named in messages.
     """
 
     name: str
@@ -278,6 +279,7 @@ class Stage:
     roles: Sequence[str] | None = None
     shuffle: bool = True
     scope: str = ""
+    section: str = "train"
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.items is None):

@@ -159,6 +159,7 @@ class Role:
         self.compile = False
         self._compiled: tuple[Any, Callable[..., Any]] | None = None
         self._plain: nn.Module | None = None
+        self._alone: list[tuple[nn.Module, str, nn.Module]] = []  # BatchNorm layers that stand-ins replace
         self._trained: frozenset[str] = frozenset()  # the parameters that move when it learns
         self._still: nn.Module | None = None  # the module that was told to stand still
         if of is not None:
@@ -222,14 +223,23 @@ class Role:
         self._note()
         return {n: p for n, p in self.module.named_parameters() if n in self._trained}
 
-    def split(self) -> None:
+    def split(self, synchronised: bool = False) -> None:
         """Split the module over the processes (`limbeck.engine.distributed.shard`); `join` undoes it. Done once."""
         if self._plain is None:
             self._plain = hollow(self.module)
+            if synchronised:
+                dist.synchronise(self.module)
             dist.shard(self.module)
+
+    def synchronise(self) -> None:
+        """BatchNorm that normalises over all processes, in place of each; `join` puts back what was there."""
+        if isinstance(self.module, nn.Module) and self._plain is None:
+            self._alone += dist.synchronise(self.module)
 
     def join(self) -> bool:
         """A split module made whole again, as a plain module in its place; whether there was one."""
+        dist.part(self._alone)
+        self._alone = []
         if self._plain is None:
             return False
         dist.unshard_into(self._plain, self.module)

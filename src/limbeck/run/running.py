@@ -129,6 +129,8 @@ def _distil(
     best = Best(bench, method, evaluator, folder)
     say(f"{recipe.name}: distilling")
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
+    for note in engine.coupling(method):
+        engine.note(note)
     engine.run(method)
     artifact = method.artifact()
     scored = score_rows(evaluator, bench, method, artifact, recipe.baselines)

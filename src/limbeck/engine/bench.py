@@ -96,8 +96,8 @@ class Bench:
         queries: dict[str, Query] | None = None,
     ) -> Built:
         """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
-        role = "student" if name == "alone" else "teacher"
-        built = build_model(model, self.task, seed, "student" if name == "alone" else name)
+        role = "student" if name == "alone" else name
+        built = build_model(model, self.task, seed, role)
         parts = self.parts_of(built, data, optim, seed, queries)
         folder = place(workspace(), name, parts)
         lock = take_turn(folder, folder / "network", self.say, name)

@@ -136,8 +136,8 @@ class _Trial(Bench):
         queries: dict[str, Query] | None = None,
     ) -> Built:
         """The network, hardly trained, and a row of what training it takes: nothing where it is remembered."""
-        role = "student" if name == "alone" else "teacher"
-        built = build_model(model, self.task, seed, "student" if name == "alone" else name)
+        role = "student" if name == "alone" else name
+        built = build_model(model, self.task, seed, role)
         if self.found is not None:
             folder = place(workspace(), name, self.parts_of(built, data, optim, seed, queries))
             if store.is_complete(folder / "network"):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 from typing import Any, ClassVar, Self
 
+from limbeck.grammar.settings import Checked
 
-class _Recorded:
+
+class _Recorded(Checked):
     """Remembers the arguments an instance was made with, so that it can be written as a recipe node again."""
 
     given: tuple[tuple[Any, ...], dict[str, Any]]

@@ -15,9 +15,10 @@ from decimal import Decimal
 from enum import Enum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from limbeck.errors import nearest, shorten
+from limbeck.grammar.settings import outside, range_words
 from limbeck.recipe.scalars import encodable, scalar
 from limbeck.recipe.values import DEPTH
 
@@ -54,6 +55,9 @@ def words(hint: Any) -> str:
     if hint in _WORDS:
         return _WORDS[hint]
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        said = range_words(args[1:])
+        return f"{words(args[0])} {said}" if said else words(args[0])
     if origin is Literal:
         return " or ".join(repr(a) if isinstance(a, str) else shorten(a) for a in args)
     if is_union(hint):
@@ -150,6 +154,11 @@ def leaf(hint: Any, value: Any) -> Any:
     if hint in _SIMPLE:
         return _SIMPLE[hint](value)
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        found = leaf(args[0], value)
+        if outside(hint, found):
+            raise Mismatch(value, words(hint))
+        return found
     if origin is Literal:
         return _literal(args, value)
     if is_union(hint):
@@ -183,6 +192,8 @@ def typed(hint: Any, value: Any) -> Any:
     if hint is Path:
         return Path(value).expanduser()
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return typed(args[0], value)
     if is_union(hint):
         for choice in _by_closeness(args, value):
             try:
@@ -347,6 +358,8 @@ def expressible(hint: Any) -> bool:
     if hint is Any or hint in _SIMPLE or hint in (list, tuple, set, dict):
         return True
     origin, args = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        return expressible(args[0])
     if origin is Literal:
         return True
     if is_union(hint):

@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from limbeck.errors import ConfigError, MissingExtra
 from limbeck.grammar.card import entries, locate_method, method_names
 from limbeck.grammar.component import Component, Settings
+from limbeck.grammar.settings import hints_of_settings
 from limbeck.recipe import names as _names
 from limbeck.recipe.extras import extra_of
 from limbeck.recipe.hints import Mismatch, expressible, hints_of, is_union, leaf, plain_check, words
@@ -80,6 +81,8 @@ class Param:
 def _classify(hint: Any) -> tuple[Kind, Any, Kind, bool]:
     """(kind, base, kind of the entries, optional) of a hint."""
     optional = False
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
     if is_union(hint):
         members = [a for a in get_args(hint) if a is not type(None)]
         optional = len(members) < len(get_args(hint))
@@ -113,7 +116,8 @@ def schema(cls: type) -> dict[str, Param]:
     if init is object.__init__:
         return {}
     # what hints mean that a class imports for type checkers alone, so that reading a recipe needs no torch
-    hints = hints_of(init, cls._hinted() if hasattr(cls, "_hinted") else {})
+    own = dataclasses.is_dataclass(cls) and "__init__" in cls.__dict__  # made by `settings`: ranges stand in its hints
+    hints = hints_of_settings(cls) if own else hints_of(init, cls._hinted() if hasattr(cls, "_hinted") else {})
     docs = _docs(cls)
     found: dict[str, Param] = {}
     for i, p in enumerate(inspect.signature(init).parameters.values()):

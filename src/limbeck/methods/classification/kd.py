@@ -17,6 +17,7 @@ from torch import Tensor
 import limbeck.functional as F
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Term, Terms
+from limbeck.grammar.settings import Fraction, Positive, settings
 
 CARD = Card(
     number=None,
@@ -47,6 +48,7 @@ CARD = Card(
 )
 
 
+@settings
 class Kd(Method):
     """Plain knowledge distillation (Hinton, Vinyals, Dean 2015).
 
@@ -57,20 +59,10 @@ class Kd(Method):
         scale_t2: multiply the divergence by the temperature squared, as the paper does.
     """
 
-    def __init__(
-        self,
-        temperature: float = 4.0,
-        alpha: float = 0.9,
-        direction: Literal["forward", "reverse"] = "forward",
-        scale_t2: bool = True,
-    ) -> None:
-        if not temperature > 0:
-            raise ValueError("temperature must be above 0")
-        if not 0.0 <= alpha <= 1.0:
-            raise ValueError("alpha must lie between 0 and 1")
-        self.temperature, self.alpha = temperature, alpha
-        self.direction: Literal["forward", "reverse"] = direction
-        self.scale_t2 = scale_t2
+    temperature: Positive = 4.0
+    alpha: Fraction = 0.9
+    direction: Literal["forward", "reverse"] = "forward"
+    scale_t2: bool = True
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """The supervised term and the divergence."""

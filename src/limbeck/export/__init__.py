@@ -9,8 +9,11 @@ list lie beside the file.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from limbeck.errors import ConfigError, require
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
@@ -19,13 +22,18 @@ from limbeck.storage.store import atomic_write, check_writable
 
 if TYPE_CHECKING:
     from limbeck.grammar.task import Task
+    from limbeck.run.restoring import Restored
 
 FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
 
 
 @own_generators()
 def export(
-    run_folder: Path, format: str = "safetensors", out: Path | None = None, checkpoint: Path | int | None = None
+    run_folder: Path,
+    format: str = "safetensors",
+    out: Path | None = None,
+    checkpoint: Path | int | None = None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> Path:
     """Write what a run made in another format.
 
@@ -34,6 +42,7 @@ def export(
         format: see the module.
         out: where to; ``RUN/export/FORMAT`` when not given.
         checkpoint: a checkpoint's folder or number, instead of the newest.
+        say: told what the export is worth, where that is measured.
 
     Returns:
         The folder that was written. Facts about it (bytes, accuracy, latency, error against torch) are added to the
@@ -63,8 +72,14 @@ def export(
         assert isinstance(artifact, NetworkArtifact)
         facts = _write_hub(artifact, out)
     else:
-        facts = _write_native(artifact, format, out)
+        final = checkpoint is None and restored.finished
+        facts = {
+            **_write_native(artifact, format, out),
+            **_scored(restored, format, out, run_folder if final else None),
+        }
     facts = {"path": str(out), **facts}
+    if "note" in facts:
+        say(f"{format}: {facts['note']}")
     if checkpoint is None and restored.finished:
         _report(run_folder, format, facts)
     return out
@@ -135,6 +150,36 @@ def about(artifact: NetworkArtifact, out: Path) -> None:
 
 def _bytes(folder: Path) -> int:
     return sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def _scored(restored: Restored, format: str, out: Path, run_folder: Path | None) -> dict[str, Any]:
+    """What an export is worth as it lies there, beside what it was worth as it was made; nothing where it is not read back.
+
+    Args:
+        restored: the run.
+        format, out: of the export.
+        run_folder: of a finished run, whose own score is taken; ``None`` scores what was made again.
+    """
+    from limbeck.grammar.evaluator import main_metric
+    from limbeck.report.metrics import metric_of
+    from limbeck.run import read_result
+    from limbeck.run.rows import evaluator_of
+
+    artifact, bench = restored.artifact, restored.bench
+    found = artifact.opened(format, out)
+    if found is None:
+        return {}
+    mine, theirs = artifact.state(), found.state()
+    if mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine):
+        return {"note": "read back: every value is as it was made"}
+    evaluator = evaluator_of(restored.recipe)
+    name, _ = main_metric(evaluator, bench.task)
+    said = read_result(run_folder / "result.json")["metrics"]["student"] if run_folder is not None else {}
+    made = said[name] if name in said else evaluator.score(artifact, bench)[name]
+    now = evaluator.score(found, bench)[name]
+    metric, lost = metric_of(name), artifact.lost(format)
+    told = f"scored as it lies there: {metric.label} {metric.value(now)}, as it was made {metric.value(made)}"
+    return {**lost, name: now, f"{name}_as_made": made, "note": "; ".join(filter(None, [told, lost.get("note")]))}
 
 
 def _report(run_folder: Path, format: str, facts: dict[str, Any]) -> None:

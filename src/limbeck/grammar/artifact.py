@@ -35,6 +35,14 @@ class Artifact:
         """Parameters, bytes and the like."""
         return {}
 
+    def opened(self, form: str, folder: Path) -> Artifact | None:
+        """What was exported, read back as whoever finds it would read it; ``None`` where its writer has checked it."""
+        return None
+
+    def lost(self, form: str) -> dict[str, Any]:
+        """What a format cannot hold of it: facts for the report, and a ``note`` that names the format which can."""
+        return {}
+
 
 class NetworkArtifact(Artifact):
     """The student network.

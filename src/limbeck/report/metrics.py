@@ -86,6 +86,9 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "class_accuracy": ("of the right class", True, True),
     "calls": ("network calls", False, False),
     "accuracy_std": ("deviation of accuracy", True, None),
+    "accuracy_as_made": ("accuracy as made", True, True),
+    "clipped": ("pixel values clipped", True, False),
+    "beyond": ("furthest outside of the pixels' range", False, False),
 }
 
 

@@ -148,7 +148,7 @@ def _distil(
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
         report.write_report(folder)
         for form in recipe.export:
-            export(folder, form)
+            export(folder, form, say=say)
         result["exports"] = read_result(folder / "result.json")["exports"]
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact

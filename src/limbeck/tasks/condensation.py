@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck import functional as F
-from limbeck.data.items import digest
 from limbeck.data.names import some
 from limbeck.data.sources import Digits, Source
-from limbeck.engine.inner import fit
-from limbeck.errors import ConfigError, DataError
+from limbeck.errors import DataError
 from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
 from limbeck.grammar.artifact import Artifact
-from limbeck.grammar.method import Batch, Built
-from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
-from limbeck.objectives.queries import Augment
 from limbeck.tasks.classification import Classification
+from limbeck.tasks.synthetic_set import SetArtifact, Space
 
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
@@ -171,37 +164,6 @@ class Condensation(Classification):
         return {"use": "convnet", "width": 32 if side <= 16 else 128, "depth": 2 if side <= 16 else 3}
 
 
-class Space:
-    """How pixels in [0, 1] become what networks see, and back.
-
-    Args:
-        mean, std: per channel.
-        whitening: a fitted ZCA transform, instead of them.
-    """
-
-    def __init__(self, mean: Sequence[float] = (), std: Sequence[float] = (), whitening: Any = None) -> None:
-        self.mean, self.std, self.whitening = tuple(mean), tuple(std), whitening
-
-    def contract(self) -> Any:
-        """The same as an input contract for real items."""
-        from limbeck.grammar.role import Contract
-
-        if self.whitening is not None:
-            return Contract(transform=self.whitening.apply)
-        return Contract(mean=self.mean, std=self.std)
-
-    def enter(self, x: Tensor) -> Tensor:
-        """Pixels [N, C, H, W] in [0, 1] into the space."""
-        return self.contract().inputs(x)
-
-    def leave(self, x: Tensor) -> Tensor:
-        """Back to pixels, clipped to [0, 1]."""
-        if self.whitening is not None:
-            return self.whitening.invert(x).clamp(0, 1)
-        shape = (1, -1, 1, 1)
-        return (x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)).clamp(0, 1)
-
-
 class SyntheticSet(nn.Module):
     """The student: images that are learnt, with labels that are given.
 
@@ -257,171 +219,6 @@ class StepSize(nn.Module):
     def forward(self) -> Tensor:
         """The step size."""
         return self.value
-
-
-class SetData:
-    """A set in memory, as Data.
-
-    Args:
-        images: [M, ...] float.
-        labels: [M] or [M, C].
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.y = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def fetch(self, items: Tensor) -> Batch:
-        """The items."""
-        return {"x": self.images[items], "y": self.y[items]}
-
-    @property
-    def fingerprint(self) -> str:
-        """A content hash."""
-        return digest(self.images, self.y)
-
-
-class SetArtifact(Artifact):
-    """A synthetic data set with its labels and step size.
-
-    Args:
-        task: the task it was made for.
-        images: [M, C, H, W] in the synthetic space.
-        labels: class ids [M], or soft labels [M, C].
-        ids: class ids [M].
-        lr: the learned step size, or ``None``.
-        networks, scope: see `limbeck.evaluators.fresh.Trains`.
-    """
-
-    kind: ClassVar[str] = "dataset"
-    formats = ("safetensors", "images", "parquet")
-
-    def __init__(
-        self,
-        task: Condensation,
-        images: Tensor,
-        labels: Tensor,
-        ids: Tensor,
-        lr: float | None,
-        networks: int | None = None,
-        scope: str = "",
-    ) -> None:
-        self.task, self.lr, self.networks, self.scope = task, lr, networks, scope
-        self.images, self.labels, self.ids = images.detach().cpu(), labels.detach().cpu(), ids.cpu()
-
-    def save(self, folder: Path) -> None:
-        """``student.safetensors`` (images, labels, ids, step size) and ``student.json`` (names, space)."""
-        self.export("safetensors", folder)
-
-    def export(self, form: str, folder: Path) -> list[Path]:
-        """Write the set: ``safetensors``; ``images``, a folder of PNG files per class; or ``parquet`` (PNG bytes, label,
-        soft label), as image data sets lie on the Hugging Face hub.
-
-        ``student.json`` lies beside each: class names, items per class, the space networks see, the learned step size;
-        beside ``images`` also each file's class and soft label, which folders cannot hold.
-
-        Raises:
-            ConfigError: an unknown format.
-            MissingExtra: pyarrow is not installed.
-        """
-        from limbeck.storage.store import atomic_write, safe_name, save_state_dict
-
-        folder.mkdir(parents=True, exist_ok=True)
-        names = self.task.labels or []
-        about = {
-            "kind": self.kind,
-            "labels": names,
-            "per_class": self.task.per_class,
-            "step_size": self.lr,
-            "space": {"mean": list(self.task.space.mean), "std": list(self.task.space.std), "zca": self.task.zca},
-        }
-        if form == "safetensors":
-            save_state_dict(folder / "student.safetensors", self.state())
-            return [folder / "student.safetensors", _write_about(folder, about)]
-        if form not in self.formats:
-            raise ConfigError.unknown("format", form, self.formats, "format of a data set")
-        png = [_png(x) for x in self.task.space.leave(self.images)]
-        # what is in the files is no longer in the space: without this nobody could bring it back there
-        about["pixels"] = {"bits": 8, "range": [0, 1], "clipped": True}
-        soft = self.labels.tolist() if self.labels.is_floating_point() else None
-        if form == "images":
-            written: list[Path] = []
-            files: dict[str, dict[str, Any]] = {}
-            for i, (data, c) in enumerate(zip(png, self.ids.tolist(), strict=True)):
-                path = folder / safe_name(names[c]) / f"{i:05d}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic_write(path, data)
-                written.append(path)
-                files[path.relative_to(folder).as_posix()] = {"label": c} | ({"soft_label": soft[i]} if soft else {})
-            # readers of folders number classes by the folders' names in order, which need not be the order of the labels
-            about["folders"] = [safe_name(name) for name in names]
-            return [*written, _write_about(folder, {**about, "files": files})]
-        from limbeck.errors import require
-
-        pa = require("pyarrow", "language", "writing parquet")
-        pq = require("pyarrow.parquet", "language", "writing parquet")
-        columns: dict[str, Any] = {
-            "image": [{"bytes": d, "path": f"{i:05d}.png"} for i, d in enumerate(png)],
-            "label": self.ids.tolist(),
-        }
-        if soft:
-            columns["soft_label"] = soft
-        table = pa.table(columns).replace_schema_metadata({"limbeck": json.dumps(about)})
-        atomic_write(folder / "data.parquet", lambda f: pq.write_table(table, f))
-        return [folder / "data.parquet", _write_about(folder, about)]
-
-    def state(self) -> dict[str, Any]:
-        """Images, labels, class ids and the step size."""
-        step = {} if self.lr is None else {"step_size": torch.tensor(self.lr)}
-        return {"images": self.images, "labels": self.labels, "ids": self.ids, **step}
-
-    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
-        """A network trained on the set by cross-entropy, augmented as the task says; ``scope`` keys its draws."""
-        data = SetData(self.images, self.labels)
-        optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
-
-        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
-            return F.cross_entropy(net(batch["x"]), batch["y"])
-
-        queries = [Augment(self.task.strategy, self.task.align_corners)] if self.task.strategy else []
-        net = fit(module, data, loss, optim, seed=seed, scope=scope, device=device, queries=queries)
-        return Built(net, self.task.space.contract(), self.task.labels)
-
-    def size(self) -> dict[str, float]:
-        """Items and bytes: images, labels and step size."""
-        tensors = [self.images, self.labels]
-        return {"items": float(len(self.images)), "bytes": float(sum(t.numel() * t.element_size() for t in tensors))}
-
-    def pictures(self, columns: int = 10) -> dict[str, Any]:
-        """Pixels for the report: up to ten per class."""
-        per = min(columns, self.task.per_class)
-        rows = [r[:per] for r in self.task.space.leave(self.images).split(self.task.per_class)]
-        return {
-            "title": "the synthetic set",
-            "labels": self.task.labels,
-            "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows],
-        }
-
-
-def _write_about(folder: Path, about: dict[str, Any]) -> Path:
-    from limbeck.storage.store import atomic_write
-
-    atomic_write(folder / "student.json", json.dumps(about, indent=2).encode())
-    return folder / "student.json"
-
-
-def _png(x: Tensor) -> bytes:
-    import io
-
-    from PIL import Image
-
-    pixels = (255 * x).round().to(torch.uint8)
-    array = pixels[0].numpy() if pixels.shape[0] == 1 else pixels.permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, "PNG")
-    return buffer.getvalue()
 
 
 def _central(flat: np.ndarray[Any, Any], count: int, how: Choice, seed: int) -> list[int]:

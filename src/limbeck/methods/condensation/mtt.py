@@ -31,7 +31,8 @@ from limbeck.grammar.role import Role
 from limbeck.grammar.task import Task
 from limbeck.objectives.queries import Augment
 from limbeck.storage.store import hash_tree
-from limbeck.tasks.condensation import Condensation, LearnedLabels, SetArtifact, StepSize, SyntheticSet
+from limbeck.tasks.condensation import Condensation, LearnedLabels, StepSize, SyntheticSet
+from limbeck.tasks.synthetic_set import SetArtifact
 
 CARD = Card(
     number=None,

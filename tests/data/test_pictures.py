@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.data.pictures import Blob, Unranged, Unreadable, decode, fit, list_all, list_pictures, load_pictures
+from limbeck.data.pictures import Blob, Unranged, Unreadable, decode, fit, list_pictures, load_pictures
 from limbeck.errors import DataError
 from tests.data.picture_files import deep_png, encode, noise
 
@@ -205,7 +205,7 @@ def test_hidden_files_and_circles_are_survived(tmp_path: Path) -> None:
     (tmp_path / "cats/up").symlink_to(tmp_path, target_is_directory=True)
     (tmp_path / "cats/itself").symlink_to("itself")
     (tmp_path / "cats/linked.png").symlink_to(tmp_path / "cats/a.png")
-    assert [f.name for f in list_pictures(tmp_path)] == ["cats/a.png", "cats/deep/b.PNG", "cats/linked.png"]
+    assert [f.name for f in list_pictures(tmp_path).found] == ["cats/a.png", "cats/deep/b.PNG", "cats/linked.png"]
 
 
 def test_a_tar_archive_is_read_like_a_folder(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_a_tar_archive_is_read_like_a_folder(tmp_path: Path) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(raw)
             archive.addfile(info, io.BytesIO(raw))
-    files = list_pictures(tmp_path / "set.tar")
+    files = list_pictures(tmp_path / "set.tar").found
     assert [f.name for f in files] == ["cats/a.png", "dogs/b.png"] and files[1].read() == raw
     with tarfile.open(tmp_path / "set.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "set.tar", "set.tar")
@@ -344,10 +344,10 @@ def test_a_listing_tells_what_it_passed_over(tmp_path: Path) -> None:
         for name in ("a", ".b", "__MACOSX"):
             archive.add(tmp_path / name, name)
     for root in (tmp_path, tmp_path / "set.tar"):
-        found = list_all(root)
-        assert [f.name for f in found.pictures] == ["a/1.png"] and found.folders == ["a"]
+        found = list_pictures(root)
+        assert [f.name for f in found.found] == ["a/1.png"] and found.folders == ["a"]
         assert found.passed == {".b": 2, "a/.4.png": 1, "__MACOSX": 1}
     assert (
-        list_all(tmp_path).circles == ["a/up"]
-        and "links to a folder they lie in: a/up" in list_all(tmp_path).notes()[0]
+        list_pictures(tmp_path).circles == ["a/up"]
+        and "links to a folder they lie in: a/up" in list_pictures(tmp_path).notes()[0]
     )

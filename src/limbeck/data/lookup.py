@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path, PureWindowsPath
 
+from limbeck.data.listing import File, list_all
 from limbeck.data.names import composed, counted, look_up, names_in
-from limbeck.data.pictures import File, list_files
 from limbeck.errors import DataError
 
 
@@ -29,7 +29,7 @@ class Lookup:
         self.missing: list[str] = []
         self.asked = 0
         if root.is_file():
-            self.archive = {composed(f.name): f for f in list_files(root)}
+            self.archive = {composed(f.name): f for f in list_all(root).files}
             for file in self.archive.values():  # a table often leaves the split's folder out of the name
                 self.short.setdefault(composed(file.name).rsplit("/", 1)[-1], []).append(file)
         elif not root.is_dir():

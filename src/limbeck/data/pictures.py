@@ -6,11 +6,10 @@ import hashlib
 import io
 import logging
 import os
-import tarfile
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -19,7 +18,8 @@ import torch
 from torch import Tensor
 
 from limbeck.data.items import ArrayData, Items, digest, to_unit
-from limbeck.data.names import counted, some
+from limbeck.data.listing import Listing, list_all
+from limbeck.data.names import counted
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 
@@ -31,19 +31,6 @@ Check = Literal["full", "quick"]
 _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k tga avif heic heif"
 EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Endings that make a file a picture. Other files in a picture folder are left alone."""
-
-_NOT_DATA = frozenset(
-    {
-        "__MACOSX",
-        "@eaDir",
-        "#recycle",
-        "#snapshot",
-        "@Recycle",
-        "$RECYCLE.BIN",
-        "System Volume Information",
-        "lost+found",
-    }
-)  # what archivers, file servers and systems leave beside pictures
 
 
 class Unreadable(ValueError):
@@ -249,30 +236,6 @@ class Bytes(Protocol):
 
 
 @dataclass(frozen=True)
-class File:
-    """A file, or a member of an uncompressed tar archive.
-
-    Attributes:
-        name: as it is shown: the path below what was asked for.
-        path: the file, or the archive.
-        start, size: where in the archive; ``start`` is -1 for a file.
-    """
-
-    name: str
-    path: Path
-    start: int = -1
-    size: int = 0
-
-    def read(self) -> bytes:
-        """All bytes."""
-        with open(self.path, "rb") as file:
-            if self.start < 0:
-                return file.read()
-            file.seek(self.start)
-            return file.read(self.size)
-
-
-@dataclass(frozen=True)
 class Blob:
     """A picture file that lies in memory (a table's cell)."""
 
@@ -284,133 +247,14 @@ class Blob:
         return self.raw
 
 
-@dataclass
-class Listing:
-    """What lies below a folder or in an archive.
-
-    Attributes:
-        files: the files, sorted by name.
-        folders: the folders that were entered, those without files among them.
-        passed: what was passed over because it is hidden or a system's own -> how many pictures lie in it.
-        circles: symbolic links that lead back to a folder they lie in.
-    """
-
-    files: list[File] = field(default_factory=list)
-    folders: list[str] = field(default_factory=list)
-    passed: dict[str, int] = field(default_factory=dict)
-    circles: list[str] = field(default_factory=list)
-
-    @property
-    def pictures(self) -> list[File]:
-        """The files whose ending is a picture's."""
-        return [f for f in self.files if _is_picture(f.name)]
-
-    def notes(self) -> list[str]:
-        """What was passed over, in one sentence; nothing where nothing was."""
-        hidden = [name + (f" ({counted(n, 'picture')})" if n else "") for name, n in self.passed.items()]
-        others = [f.name for f in self.files if not _is_picture(f.name)]
-        said = [
-            (hidden, "hidden or a system's own"),
-            (others, "no pictures by their ending"),
-            (self.circles, "links to a folder they lie in"),
-        ]
-        parts = [f"{why}: {some(names, 5)}" for names, why in said if names]
-        return [f"not read: {'; '.join(parts)}"] if parts else []
-
-
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file's ending is a picture's."""
     return Path(name).suffix.lower() in EXTENSIONS
 
 
-def list_pictures(root: Path) -> list[File]:
-    """The picture files below a folder or in a tar archive, sorted. Hidden ones are left out, symbolic links followed,
-    but never in a circle.
-
-    Raises:
-        DataError: nothing is there, or a folder cannot be listed.
-    """
-    return list_all(root).pictures
-
-
-def list_files(root: Path) -> list[File]:
-    """As `list_pictures`, for all files."""
-    return list_all(root).files
-
-
-def list_all(root: Path) -> Listing:
-    """As `list_pictures`, with everything else that lies there."""
-    found = Listing()
-    if root.is_dir():
-        _walk(root, "", frozenset(), found)
-        return found
-    if not root.exists():
-        raise DataError(str(root), "there is no such file or folder", remedy="check the path")
-    try:
-        with tarfile.open(root, "r:") as archive:
-            for member in archive:
-                name = member.name.removeprefix("./")
-                parts = name.split("/")
-                hidden = next((i for i, part in enumerate(parts) if _is_passed(part)), None)
-                if hidden is not None and name != ".":
-                    top = "/".join(parts[: hidden + 1])
-                    found.passed[top] = found.passed.get(top, 0) + (member.isreg() and _is_picture(name))
-                elif member.isdir() and name != ".":
-                    found.folders.append(name)
-                elif member.isreg():
-                    found.files.append(File(name, root, member.offset_data, member.size))
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(
-            str(root),
-            f"is neither a folder nor an uncompressed tar archive ({error})",
-            remedy="unpack it into a folder",
-        ) from None
-    found.files.sort(key=lambda f: f.name)
-    return found
-
-
-def _is_passed(name: str) -> bool:
-    return name.startswith(".") or name in _NOT_DATA
-
-
-def _walk(folder: Path, below: str, above: frozenset[tuple[int, int]], found: Listing) -> None:
-    try:
-        here = folder.stat()
-        entries = sorted(os.scandir(folder), key=lambda e: e.name)
-    except OSError as error:
-        raise DataError(str(folder), f"the folder cannot be listed: {error.strerror or error}") from None
-    above = above | {(here.st_dev, here.st_ino)}
-    for entry in entries:
-        if _is_passed(entry.name):
-            found.passed[f"{below}{entry.name}"] = _count_pictures(entry)
-            continue
-        try:
-            is_folder = entry.is_dir()
-            if is_folder and entry.is_symlink():
-                target = entry.stat()
-                if (target.st_dev, target.st_ino) in above:
-                    found.circles.append(f"{below}{entry.name}")
-                    continue
-        except OSError:
-            found.circles.append(f"{below}{entry.name}")
-            continue  # a link that leads to itself
-        if is_folder:
-            found.folders.append(f"{below}{entry.name}")
-            _walk(Path(entry.path), f"{below}{entry.name}/", above, found)
-        else:
-            found.files.append(File(f"{below}{entry.name}", Path(entry.path)))
-
-
-def _count_pictures(entry: os.DirEntry[str], most: int = 10_000) -> int:
-    """How many pictures lie in what is passed over; no more than ``most`` files are looked at."""
-    if not entry.is_dir(follow_symlinks=False):
-        return int(_is_picture(entry.name))
-    looked = pictures = 0
-    for _, _, names in os.walk(entry.path):
-        pictures += sum(map(_is_picture, names[: most - looked]))
-        looked += len(names)
-        if looked >= most:
-            break
-    return pictures
+def list_pictures(root: Path) -> Listing:
+    """What lies below a folder or in a tar archive, picture files told from others."""
+    return list_all(root, is_picture, "picture")
 
 
 # ------------------------------------------------------------------------------------------------------------ data sets

@@ -25,8 +25,9 @@ from limbeck.data.arrays import (
 )
 from limbeck.data.columns import OnBadRows, Target, read_targets
 from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
+from limbeck.data.listing import File, Listing
 from limbeck.data.names import SPLITS, counted, plain, some, split_of
-from limbeck.data.pictures import BadFiles, Bytes, Check, File, Listing, fit, list_all, load_pictures
+from limbeck.data.pictures import BadFiles, Bytes, Check, fit, list_pictures, load_pictures
 from limbeck.data.splits import EmptyClasses, ready
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
@@ -178,14 +179,14 @@ class Folder(PictureSource):
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, each with its folder's name as label (or number)."""
         root = as_path(self.path, "task.data.path")
-        listing = list_all(root)
+        listing = list_pictures(root)
         split = _split_folders(root, listing)
         picked: list[File] = []
         names: list[str] = []
         splits: list[str] = []
         stray: list[str] = []
         deeper: dict[str, int] = {}
-        for file in listing.pictures:
+        for file in listing.found:
             parts = file.name.split("/")
             below = parts[1:] if split else parts
             if len(below) < 2:
@@ -232,7 +233,7 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
     Raises:
         DataError: some are splits and others are classes, or they are splits without class folders.
     """
-    pictures = [f.name for f in listing.pictures]
+    pictures = [f.name for f in listing.found]
     tops = {name.split("/")[0] for name in pictures if "/" in name}
     nested = {name.split("/")[0] for name in pictures if name.count("/") >= 2}
     known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}

@@ -19,9 +19,10 @@ from limbeck.data.cells import HEAD, Cells, Rows, coded, from_arrow, is_missing,
 from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, read_targets, several_faults, shown
 from limbeck.data.delimited import read_delimited, read_text
 from limbeck.data.items import ArrayData, Splits, as_path
+from limbeck.data.listing import File
 from limbeck.data.lookup import Lookup
 from limbeck.data.names import SPLITS, choose_splits, composed, counted, plain, same_letters, some, split_of
-from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check, File
+from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check
 from limbeck.data.sources import PictureSource, assemble
 from limbeck.errors import ConfigError, DataError, require
 

@@ -1,48 +1,57 @@
-"""Text as users have it: the embedded default, files, JSON lines, parquet, Hugging Face data sets.
+"""Text as users have it: documents, or pairs of prompt and response, dealt into train, valid and test.
 
-A source reads documents (or pairs of prompt and response) and deals them into train, valid and test *by document*, so
-that no text is learnt and judged at once. The deal depends on the content alone: the same texts in another order, under
-other names or with one more beside them are dealt the same way, as far as the shares allow.
+A source reads documents and deals them *by document*, so that no text is learnt and judged at once. The deal depends on the
+content alone: the same texts in another order, under other names or with one more beside them are dealt the same way, as far
+as the shares allow.
 """
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import hashlib
-import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar
 
-from limbeck.data.names import SPLITS
-from limbeck.errors import DataError, first_line, nearest, require
+from limbeck.data.names import counted, is_blank, some
+from limbeck.errors import DataError
 from limbeck.grammar.component import Component
 
-FEW = 20  # fewer documents than this cannot be dealt by document: they are cut into passages first
+FEW = 20
+"""Fewer plain documents than this are not dealt by document: a split of one or two says nothing."""
+
+SHORTEST = 200
+"""Characters below which no passage is cut off a text."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Document:
-    """One text, or one answer with the prompt it follows.
+    """One text, one answer with the prompt it follows, or a conversation.
 
     Attributes:
-        text: the text, or the response.
+        text: the text, or what is answered.
         prompt: what stands before it; empty for plain text.
+        turns: of a conversation, who says what: (role, content), in order.
+        source: where it was read, up to its number: ``notes.jsonl line``.
+        number: its number there; 0 where it has none.
     """
 
     text: str
     prompt: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
+    source: str = field(default="", compare=False)
+    number: int = field(default=0, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it was read, for messages."""
+        return f"{self.source} {self.number}" if self.number else self.source
 
     @property
     def key(self) -> str:
         """A content hash, the same wherever the document lies."""
-        return hashlib.blake2b(
-            f"{self.prompt}\x1e{self.text}".encode("utf-8", "surrogatepass"), digest_size=16
-        ).hexdigest()
+        said = "\x1e".join(f"{role}\x1f{content}" for role, content in self.turns) or f"{self.prompt}\x1e{self.text}"
+        return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass
@@ -51,8 +60,8 @@ class Texts:
 
     Attributes:
         train, valid, test: the documents of each split; no document is in two.
-        pairs: whether they are prompts with responses.
-        notes: what was left out or cut, in sentences.
+        pairs: whether they are prompts with responses, or conversations.
+        notes: what was left out, cut or set aside, in sentences.
     """
 
     train: list[Document]
@@ -76,10 +85,16 @@ class TextSource(Component):
     """Base of the text sources: where documents come from.
 
     A subclass defines ``read``; ``deal`` does the rest.
+
+    Attributes:
+        notes: sentences about what was read and what was not, set by ``read``.
+        long: whether a document may be a long text, to be cut at blanks where there are too few to be dealt.
     """
 
     kind: ClassVar[str] = "source"
     paths: ClassVar[tuple[str, ...]] = ("path",)
+    notes: Sequence[str] = ()
+    long: bool = False
 
     def read(self) -> dict[str, list[Document]]:
         """The documents by split: ``train`` with ``valid`` or ``test`` where the data names them, else ``all``."""
@@ -94,54 +109,43 @@ class TextSource(Component):
         Raises:
             DataError: nothing to read, or too little to deal into three.
         """
-        return deal(self.read(), valid, test, where=f"data ({type(self).__name__})")
+        texts = deal(self.read(), valid, test, where=f"data ({type(self).__name__})", long=self.long)
+        texts.notes[:0] = self.notes
+        return texts
 
 
-def deal(found: dict[str, list[Document]], valid: float, test: float, where: str = "data") -> Texts:
+def deal(found: dict[str, list[Document]], valid: float, test: float, where: str = "data", long: bool = True) -> Texts:
     """Deal documents into train, valid and test. Splits that the data names are kept; missing ones come out of train.
 
-    Empty and repeated documents are dropped (a text that is in test and in train counts for test alone); fewer than 20
-    documents are cut at blank lines into passages first. Documents are taken in the order of their content hash.
+    Documents without text and repeated ones are left out (a text that is in test and in train counts for test alone).
+    Fewer than 20 plain documents are cut into passages first, at blank lines, line ends or sentence ends, long texts
+    at blanks; if that makes too few, they are refused. Documents are taken in the order of their content hash.
+
+    Args:
+        found: the documents, by the split that the data names, or ``all``.
+        valid, test: shares of the characters.
+        where: what an error is about.
+        long: whether a document may be a long text, of which a few passages are enough.
+
+    Raises:
+        DataError: there is no text, or too little to deal.
 
     Example:
         >>> texts = deal({"all": [Document(f"text {i}") for i in range(100)]}, 0.1, 0.2)
         >>> len(texts.train) > len(texts.test) > len(texts.valid) > 0
         True
     """
-    notes: list[str] = []
-    pairs = any(d.prompt for documents in found.values() for d in documents)
-    taken: set[str] = set()
-    splits: dict[str, list[Document]] = {}
-    repeated = 0
-    for name in ("test", "valid", "train", "all"):
-        kept = []
-        for document in found.get(name, []):
-            if not document.text.strip():
-                continue
-            if document.key in taken:
-                repeated += 1
-                continue
-            taken.add(document.key)
-            kept.append(document)
-        splits[name] = kept
-    if repeated:
-        notes.append(f"{repeated} repeated documents were left out")
+    splits, notes = _sorted_out(found)
+    pairs = any(d.prompt or d.turns for documents in splits.values() for d in documents)
     pool = splits["train"] or splits["all"]
     if not pool:
         raise DataError(where, "there is no text in it", remedy="name a file or folder with text, or another field")
     missing = [name for name, share in (("test", test), ("valid", valid)) if not splits[name] and share > 0]
     if missing:
-        if len(pool) < FEW:
-            pool = [piece for document in pool for piece in passages(document, _length(pool) // 200)]
-            notes.append(f"too few documents to deal by document: they were cut into {len(pool)} passages")
-        if len(pool) <= len(missing):
-            raise DataError(
-                where,
-                f"{len(pool)} documents cannot be dealt into train, {' and '.join(reversed(missing))}",
-                remedy="add text, or name the splits with files called train, valid and test",
-            )
+        pool, said = _enough(pool, missing, pairs, long, where)
+        notes += said
     order = sorted(pool, key=lambda document: document.key)
-    total = _length(order)
+    total, whole = _length(order), len(order)
     for name in missing:
         share = test if name == "test" else valid
         size = 0
@@ -150,34 +154,110 @@ def deal(found: dict[str, list[Document]], valid: float, test: float, where: str
         ):
             size += len(order[0].text)
             splits[name].append(order.pop(0))
+        use = "judging (task.test_fraction" if name == "test" else "choosing (task.valid_fraction"
+        notes.append(f"no {name} split: {len(splits[name])} of {whole} documents were set aside for {use}={share:g})")
     if not order:
-        raise DataError(where, "no text is left to train on", remedy="lower task.valid and task.test")
+        raise DataError(where, "no text is left to train on", remedy="lower task.valid_fraction and task.test_fraction")
     position = {id(document): i for i, document in enumerate(pool)}
     order.sort(key=lambda document: position[id(document)])  # neighbours stay neighbours
     return Texts(order, splits["valid"], splits["test"], pairs, notes)
+
+
+def _sorted_out(found: dict[str, list[Document]]) -> tuple[dict[str, list[Document]], list[str]]:
+    """The documents that hold text, each once, and what was left out."""
+    taken: set[str] = set()
+    splits: dict[str, list[Document]] = {}
+    blank: list[Document] = []
+    repeated: list[Document] = []
+    for name in ("test", "valid", "train", "all"):
+        splits[name] = []
+        for document in found.get(name, []):
+            if is_blank(document.text):
+                blank.append(document)
+            elif document.key in taken:
+                repeated.append(document)
+            else:
+                taken.add(document.key)
+                splits[name].append(document)
+    notes = []
+    for documents, what in ((blank, "without text"), (repeated, "that came before")):
+        if documents:
+            places = [place for d in documents if (place := d.place)]
+            said = f"{counted(len(documents), 'document')} {what} left out"
+            notes.append(f"{said}: {some(places)}" if places else said)
+    return splits, notes
+
+
+def _enough(
+    pool: list[Document], missing: Sequence[str], pairs: bool, long: bool, where: str
+) -> tuple[list[Document], list[str]]:
+    """Documents that can be dealt, and how they were cut to be so many."""
+    notes = []
+    few = len(pool) < FEW and not pairs
+    if few:
+        size = max(_length(pool) // 200, SHORTEST)
+        cut = [cut_up(document, size, long) for document in pool]
+        pieces = [piece for found, _ in cut for piece in found]
+        rules = list(dict.fromkeys(rule for _, rule in cut if rule))
+        if rules:
+            notes.append(
+                f"{counted(len(pool), 'document is', 'documents are')} too few to be dealt whole: cut at "
+                f"{' and '.join(rules)} into {len(pieces)} passages of {size} characters or more"
+            )
+        pool, few = pieces, len(pieces) < FEW and not long
+    if len(pool) <= len(missing) or few:
+        least = FEW if few else len(missing) + 1
+        splits = f"train, {' and '.join(reversed(missing))}"
+        raise DataError(
+            where,
+            f"{counted(len(pool), 'document')} cannot be dealt into {splits}",
+            expected=f"at least {least} documents, or long ones with line ends or sentences to cut at",
+            remedy="add text, or name the splits with files called train, valid and test",
+        )
+    return pool, notes
 
 
 def _length(documents: Iterable[Document]) -> int:
     return sum(len(document.text) for document in documents)
 
 
+_CUTS = {
+    "blank lines": r"\n[ \t]*\n",
+    "line ends": r"\n",
+    "sentence ends": r"(?<=[.!?]) |(?<=[。！？])",
+    "blanks": r"[^\S\n]+|(?<=[\u3040-\u30ff\u3400-\u9fff])(?=[\u3040-\u30ff\u3400-\u9fff])",
+}
+"""Where a text may be cut; never inside a word. Chinese and Japanese have no blanks between words."""
+
+
 def passages(document: Document, size: int) -> list[Document]:
-    """Cut a document into passages of at least ``size`` characters: at blank lines, else line ends, else anywhere."""
-    if document.prompt or len(document.text) <= size:
-        return [document]
-    for cut in (r"\n[ \t]*\n", r"\n", r"(?<=[.!?]) "):
-        parts = re.split(f"({cut})", document.text)
+    """Cut a document into passages of at least ``size`` characters: at blank lines, else line ends, sentence ends, blanks.
+
+    No word is cut: a text without any of them stays whole.
+    """
+    return cut_up(document, size)[0]
+
+
+def cut_up(document: Document, size: int, blanks: bool = True) -> tuple[list[Document], str]:
+    """As `passages`, with where it was cut; whole, and an empty text, where it was not. ``blanks``: cut at these, too."""
+    if document.prompt or document.turns or len(document.text) <= size:
+        return [document], ""
+    for rule, cut in _CUTS.items():
+        if rule == "blanks" and not blanks:
+            break
         pieces, held = [], ""
-        for text, gap in zip(parts[::2], [*parts[1::2], ""], strict=True):
-            held += text + gap
+        last = 0
+        for match in re.finditer(cut, document.text):
+            held += document.text[last : match.end()]
+            last = match.end()
             if len(held) >= max(size, 1):
                 pieces.append(held)
                 held = ""
-        pieces = [*pieces, held] if held.strip() else pieces
+        held += document.text[last:]
+        pieces = [piece for piece in [*pieces, held] if not is_blank(piece)]
         if len(pieces) >= 3:
-            return [Document(piece) for piece in pieces if piece.strip()]
-    step = max(size, 1)
-    return [Document(document.text[i : i + step]) for i in range(0, len(document.text), step)]
+            return [Document(piece, source=document.source, number=document.number) for piece in pieces], rule
+    return [document], ""
 
 
 class PythonHelp(TextSource):
@@ -187,6 +267,8 @@ class PythonHelp(TextSource):
     stands in the longest text, so that nothing that is judged was also learnt. A document is a section of a topic, long
     ones cut.
     """
+
+    long = True
 
     def read(self) -> dict[str, list[Document]]:
         """The sections of all topics."""
@@ -215,380 +297,4 @@ class PythonHelp(TextSource):
         return {"all": [piece for section in sections for piece in passages(Document(section + "\n"), 2000)]}
 
 
-class TextFiles(TextSource):
-    """Text files: one, or a folder of them.
-
-    Files or sub-folders called train, valid (val, validation, dev) and test are taken as the splits.
-
-    Args:
-        path: a ``.txt``, ``.md``, ``.rst`` or ``.text`` file (``.gz`` too), or a folder with such files.
-        encoding: how bytes are read; a byte order mark wins over it.
-        unit: what one document is: a ``file``, a ``paragraph`` between blank lines, or a ``line``.
-        bad_files: ``error`` names every unreadable file and stops; ``skip`` leaves them out and says so.
-    """
-
-    SUFFIXES: ClassVar[tuple[str, ...]] = (".txt", ".md", ".rst", ".text")
-
-    def __init__(
-        self,
-        path: str,
-        encoding: str = "utf-8",
-        unit: Literal["file", "paragraph", "line"] = "file",
-        bad_files: Literal["error", "skip"] = "error",
-    ) -> None:
-        try:
-            codecs.lookup(encoding)
-        except LookupError:
-            raise ValueError(
-                f"encoding {encoding!r} is unknown to Python; utf-8, latin-1 and cp1252 are common"
-            ) from None
-        self.path, self.encoding, self.unit, self.bad_files = path, encoding, unit, bad_files
-        self.notes: list[str] = []
-
-    def read(self) -> dict[str, list[Document]]:
-        """The files' texts; DataError names every file that cannot be read."""
-        found: dict[str, list[Document]] = {}
-        bad: list[str] = []
-        for split, file in find(self.path, self.SUFFIXES):
-            try:
-                text = decode(load_bytes(file), file, self.encoding)
-            except DataError as error:
-                bad.append(f"{file}: {error.problem}")
-                continue
-            found.setdefault(split, []).extend(Document(piece) for piece in self._units(text))
-        if bad and self.bad_files == "error":
-            raise DataError(
-                "task.data.path",
-                f"{len(bad)} files cannot be read as {self.encoding}: {'; '.join(bad[:8])}",
-                remedy="set task.data.encoding=latin-1 (or what they are), or task.data.bad_files=skip",
-            )
-        self.notes = [f"{len(bad)} unreadable files were skipped"] if bad else []
-        return found
-
-    def _units(self, text: str) -> list[str]:
-        if self.unit == "line":
-            return text.split("\n")
-        return re.split(r"\n[ \t]*\n", text) if self.unit == "paragraph" else [text]
-
-    def deal(self, valid: float = 0.05, test: float = 0.1) -> Texts:
-        """Read and deal; skipped files are noted."""
-        texts = super().deal(valid, test)
-        texts.notes = [*self.notes, *texts.notes]
-        return texts
-
-
-class TextJsonl(TextSource):
-    """JSON lines: one object a line.
-
-    Args:
-        path: a ``.jsonl``, ``.ndjson`` or ``.json`` file (``.gz`` too), or a folder of them; files called train, valid
-            and test are the splits.
-        field: the key that holds the text; dots go into nested objects and lists (``instances.0.output``).
-        prompt: the key that holds the prompt; with it, ``response`` is read instead of ``field``.
-        response: the key that holds the response.
-        encoding: how bytes are read; a byte order mark wins over it.
-    """
-
-    SUFFIXES: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
-
-    def __init__(
-        self,
-        path: str,
-        field: str = "text",
-        prompt: str | None = None,
-        response: str | None = None,
-        encoding: str = "utf-8",
-    ) -> None:
-        self.path, self.encoding = path, encoding
-        self.columns = Columns(field, prompt, response)
-
-    def read(self) -> dict[str, list[Document]]:
-        """The lines' texts; DataError names every line that cannot be read."""
-        found: dict[str, list[Document]] = {}
-        bad: list[tuple[str, str]] = []
-        for split, file in find(self.path, self.SUFFIXES):
-            for number, line in enumerate(decode(load_bytes(file), file, self.encoding).split("\n"), 1):
-                if not line.strip():
-                    continue
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"an object was expected, not {type(row).__name__}")
-                    document = self.columns.document(row)
-                except ValueError as error:
-                    bad.append((f"{file.name} line {number}", str(error)))
-                else:
-                    found.setdefault(split, []).append(document)
-        refuse(bad)
-        return found
-
-
-class TextParquet(TextSource):
-    """Parquet tables with a column of text.
-
-    Args:
-        path: a ``.parquet`` file, or a folder of them; files called train, valid and test are the splits.
-        field: the column that holds the text.
-        prompt: the column that holds the prompt; with it, ``response`` is read instead of ``field``.
-        response: the column that holds the response.
-    """
-
-    def __init__(self, path: str, field: str = "text", prompt: str | None = None, response: str | None = None) -> None:
-        self.path = path
-        self.columns = Columns(field, prompt, response)
-
-    def read(self) -> dict[str, list[Document]]:
-        """The rows' texts; DataError names every row that holds none."""
-        parquet = require("pyarrow.parquet", "language", "reading parquet files")
-        found: dict[str, list[Document]] = {}
-        bad: list[tuple[str, str]] = []
-        for split, file in find(self.path, (".parquet",)):
-            try:
-                table = parquet.ParquetFile(file)
-                known = list(table.schema_arrow.names)
-                wanted = [name for name in self.columns.tops if name in known]
-                rows = table.read(columns=wanted or None).to_pylist()
-            except (OSError, ValueError) as error:  # pyarrow's own errors are ValueErrors
-                raise DataError("task.data.path", f"{file} is no readable parquet file: {error}") from None
-            for number, row in enumerate(rows, 1):
-                try:
-                    found.setdefault(split, []).append(self.columns.document(row, known))
-                except ValueError as error:
-                    bad.append((f"{file.name} row {number}", str(error)))
-        refuse(bad)
-        return found
-
-
-class TextHuggingFace(TextSource):
-    """A data set of the Hugging Face Hub, or a local folder that the ``datasets`` library reads.
-
-    Args:
-        name: the id (``wikitext``) or folder.
-        subset: the data set's own configuration name (``wikitext-2-raw-v1``).
-        field: the column that holds the text.
-        prompt: the column that holds the prompt; with it, ``response`` is read instead of ``field``.
-        response: the column that holds the response.
-        limit: read at most so many rows of each split.
-    """
-
-    paths: ClassVar[tuple[str, ...]] = ("name",)
-
-    def __init__(
-        self,
-        name: str,
-        subset: str | None = None,
-        field: str = "text",
-        prompt: str | None = None,
-        response: str | None = None,
-        limit: int | None = None,
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError("limit must be 1 or more, or null for all rows")
-        self.name, self.subset, self.limit = name, subset, limit
-        self.columns = Columns(field, prompt, response)
-
-    def read(self) -> dict[str, list[Document]]:
-        """The rows' texts; DataError names every row that holds none."""
-        datasets = require("datasets", "language", "reading a Hugging Face data set")
-        try:
-            splits = datasets.load_dataset(self.name, self.subset)
-        except Exception as error:  # the library raises a dozen kinds; all mean that this name gives no data here
-            raise DataError(
-                "task.data.name",
-                f"the datasets library cannot load it: {first_line(error)}",
-                given=self.name,
-                remedy="check the name, task.data.subset, and that the machine is online or has it cached",
-            ) from None
-        known = {SPLITS.get(str(name), "train"): name for name in splits}
-        found: dict[str, list[Document]] = {}
-        bad: list[tuple[str, str]] = []
-        for split, name in known.items():
-            table = splits[name]
-            count = len(table) if self.limit is None else min(self.limit, len(table))
-            for number, row in enumerate(table.select(range(count)), 1):
-                try:
-                    found.setdefault(split, []).append(self.columns.document(row))
-                except ValueError as error:
-                    bad.append((f"{name} row {number}", str(error)))
-        refuse(bad)
-        return found
-
-
-class Columns:
-    """Which fields of a row hold the text, or the prompt and the response."""
-
-    def __init__(self, text: str, prompt: str | None, response: str | None) -> None:
-        if (prompt is None) != (response is None):
-            raise ValueError("prompt and response go together: name both, or neither")
-        self.text, self.prompt, self.response = text, prompt, response
-
-    @property
-    def tops(self) -> list[str]:
-        """The top-level names."""
-        wanted = (self.prompt, self.response) if self.prompt is not None else (self.text,)
-        return [name.split(".")[0] for name in wanted if name is not None]
-
-    def document(self, row: dict[str, Any], known: Sequence[str] = ()) -> Document:
-        """The row as a document; ValueError with a sentence if a field is missing or holds no text."""
-        if self.prompt is not None and self.response is not None:
-            return Document(_pick(row, self.response, known), _pick(row, self.prompt, known))
-        return Document(_pick(row, self.text, known))
-
-
-def _pick(row: dict[str, Any], path: str, known: Sequence[str]) -> str:
-    value: Any = row
-    for part in [path] if path in row else path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            names = list(known) or list(row)
-            close = nearest(path, names)
-            hint = f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(map(str, names[:12]))}"
-            raise ValueError(f"no field {path!r}; {hint}")
-    if not isinstance(value, str):
-        raise ValueError(f"field {path!r} holds {type(value).__name__}, not text")
-    return value
-
-
-def refuse(bad: list[tuple[str, str]]) -> None:
-    """One error that names every offending row, those with the same fault together; nothing when there are none."""
-    if not bad:
-        return
-    faults: dict[str, list[str]] = {}
-    for place, fault in bad:
-        faults.setdefault(fault, []).append(place)
-    said = []
-    for fault, places in list(faults.items())[:8]:
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        said.append(f"{', '.join(places[:5])}{more}: {fault}")
-    raise DataError(
-        "data",
-        f"{len(bad)} rows cannot be read: {'; '.join(said)}",
-        remedy="mend the file, or name other fields (task.data.field, or task.data.prompt with task.data.response)",
-    )
-
-
-def find(path: str, suffixes: tuple[str, ...]) -> list[tuple[str, Path]]:
-    """The files of a source with their split: the file itself, or those of a folder, in a fixed order.
-
-    Hidden files and folders are ignored and no folder is entered twice. Names count as splits only where one of them is
-    train; otherwise every file belongs to ``all``.
-
-    Raises:
-        DataError: there is no such path (the nearest names are given), or no file with one of the suffixes.
-    """
-    root = Path(path).expanduser()
-    if not root.exists():
-        parent = root.parent if root.parent.is_dir() else None
-        close = nearest(root.name, [p.name for p in parent.iterdir()]) if parent else []
-        raise DataError(
-            "task.data.path",
-            "there is no such file or folder",
-            given=str(path),
-            remedy=f"did you mean {str(root.parent / close[0])!r}?" if close else "give the path of a file or folder",
-        )
-    endings = (*suffixes, *(suffix + ".gz" for suffix in suffixes))
-    if root.is_file():
-        if not root.name.lower().endswith(endings):
-            raise DataError(
-                "task.data.path",
-                given=str(path),
-                expected=f"a file that ends in {', '.join(endings)}",
-                remedy=_other(root),
-            )
-        return [("all", root)]
-    files = [file for file in _walk(root) if file.name.lower().endswith(endings)]
-    if not files:
-        raise DataError(
-            "task.data.path", f"the folder holds no file that ends in {', '.join(endings)}", given=str(path)
-        )
-    named = [(_split_of(file.relative_to(root)), file) for file in files]
-    if any(split == "train" for split, _ in named):
-        return [(split or "train", file) for split, file in named]
-    return [("all", file) for file in files]
-
-
-def _other(file: Path) -> str:
-    name = file.name.lower()
-    known = [(TextFiles.SUFFIXES, "text"), (TextJsonl.SUFFIXES, "text-jsonl"), ((".parquet",), "text-parquet")]
-    for suffixes, source in known:
-        if name.endswith((*suffixes, *(s + ".gz" for s in suffixes))):
-            return f"for this file say {source}:{file}"
-    return "known: text:FILE, text-jsonl:FILE, text-parquet:FILE, text-hf:NAME"
-
-
-def _split_of(file: Path) -> str:
-    for part in (*file.parts[:-1], file.name):
-        word = re.split(r"[-_. ]", part.lower())[0]
-        if word in SPLITS:
-            return SPLITS[word]
-    return ""
-
-
-def _walk(root: Path) -> Iterator[Path]:
-    seen: set[str] = set()
-    for folder, folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:
-            folders[:] = []
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(folder) / name for name in sorted(files) if not name.startswith("."))
-
-
-def load_bytes(file: Path) -> bytes:
-    """A file's bytes, unpacked if its name ends in ``.gz``."""
-    try:
-        raw = file.read_bytes()
-        return gzip.decompress(raw) if file.name.lower().endswith(".gz") else raw
-    except (OSError, EOFError) as error:
-        raise DataError("task.data.path", f"cannot be read: {error}", given=str(file)) from None
-
-
-_MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF32_LE, "utf-32"),
-    (codecs.BOM_UTF32_BE, "utf-32"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
-
-
-def decode(raw: bytes, file: Path, encoding: str = "utf-8") -> str:
-    """Bytes as text with plain line ends. A byte order mark decides the encoding, and goes.
-
-    Raises:
-        DataError: the bytes are not in that encoding, or no text at all.
-    """
-    encoding = next((name for mark, name in _MARKS if raw.startswith(mark)), encoding)
-    try:
-        text = raw.decode(encoding)
-    except UnicodeError as error:
-        at = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
-        raise DataError(
-            "task.data.path",
-            f"not {encoding}{at}",
-            given=str(file),
-            remedy="set task.data.encoding=latin-1 (or what it is)",
-        ) from None
-    if "\0" in text:
-        raise DataError("task.data.path", "no text: it holds zero bytes", given=str(file))
-    return text.replace("\r\n", "\n").replace("\r", "\n")
-
-
-__all__ = [
-    "Columns",
-    "Document",
-    "PythonHelp",
-    "TextFiles",
-    "TextHuggingFace",
-    "TextJsonl",
-    "TextParquet",
-    "TextSource",
-    "Texts",
-    "deal",
-    "passages",
-]
+__all__ = ["Document", "PythonHelp", "TextSource", "Texts", "cut_up", "deal", "passages"]

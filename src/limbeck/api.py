@@ -148,7 +148,7 @@ def distill(
     import tempfile
 
     from limbeck.grammar.card import recipe_path
-    from limbeck.recipe.overrides import LIMITS, note_gone
+    from limbeck.recipe.overrides import LIMITS, OF_MODELS, note_gone
     from limbeck.recipe.recipe import apply, build
     from limbeck.recipe.recipe import check as resolved
     from limbeck.recipe.values import read_yaml_file
@@ -184,6 +184,8 @@ def distill(
             models[role] = Given(value, names, taught=role == "teacher", check=check)
         elif value is not None:
             tree[role] = value if isinstance(value, str) else dict(value)
+        if value is not None and task is None and isinstance(tree["task"], Mapping):
+            tree["task"] = {k: v for k, v in tree["task"].items() if k not in OF_MODELS}
     for token in overrides:
         apply(tree, token)
     note_gone(tree, gone)

@@ -13,15 +13,12 @@ from typing import Any
 
 import pytest
 
-from limbeck.data.text import (
-    Document,
-    PythonHelp,
+from limbeck.data.text import Document, PythonHelp, deal, passages
+from limbeck.data.text_files import (
     TextFiles,
     TextHuggingFace,
     TextJsonl,
     TextParquet,
-    deal,
-    passages,
 )
 from limbeck.errors import DataError
 
@@ -60,7 +57,7 @@ def test_splits_share_nothing_and_repeats_go() -> None:
     texts = deal({"all": documents + documents[:10] + [Document("  \n")]}, 0.1, 0.2)
     assert len(texts.train) + len(texts.valid) + len(texts.test) == 60
     assert not keys(texts.train) & keys(texts.test) and not keys(texts.train) & keys(texts.valid)
-    assert "10 repeated documents" in texts.notes[0]
+    assert texts.notes[:2] == ["1 document without text left out", "10 documents that came before left out"]
 
 
 def test_named_splits_are_kept_and_test_wins_a_repeat() -> None:
@@ -76,11 +73,11 @@ def test_a_missing_split_comes_out_of_train() -> None:
 def test_one_long_text_is_cut_into_passages() -> None:
     text = "\n\n".join(f"Paragraph {i} says something." for i in range(400))
     texts = deal({"all": [Document(text)]}, 0.05, 0.1)
-    assert len(texts.train) > 50 and texts.valid and texts.test
-    assert "cut into" in texts.notes[0]
+    assert len(texts.train) > 40 and texts.valid and texts.test
+    assert "1 document is too few to be dealt whole: cut at blank lines into 58 passages" in texts.notes[0]
 
 
-@pytest.mark.parametrize("text", ["a b c. " * 300, "line\n" * 300, "x" * 3000, "p\n\n" * 300])
+@pytest.mark.parametrize("text", ["a b c. " * 300, "line\n" * 300, "word " * 300, "p\n\n" * 300, "漢字" * 300])
 def test_passages_lose_no_character(text: str) -> None:
     pieces = passages(Document(text), 100)
     assert "".join(p.text for p in pieces).rstrip() == text.rstrip() and len(pieces) > 3
@@ -91,6 +88,114 @@ def test_nothing_to_deal() -> None:
         deal({"all": [Document(" ")]}, 0.1, 0.1)
     with pytest.raises(DataError, match="cannot be dealt"):
         deal({"all": [Document("x")]}, 0.1, 0.1)
+    assert passages(Document("x" * 3000), 100) == [Document("x" * 3000)]  # one word
+
+
+def test_no_word_is_cut_and_too_few_documents_are_refused() -> None:
+    words = [f"{w}{i}" for i in range(40) for w in ("wind", "rain", "snow")]
+    texts = deal({"all": [Document(" ".join(words))]}, 0.1, 0.1)
+    assert "cut at blanks into" in texts.notes[0]
+    assert sorted(w for d in (*texts.train, *texts.valid, *texts.test) for w in d.text.split()) == sorted(words)
+    notes = [Document(" ".join(words[i : i + 20])) for i in range(0, 120, 15)]
+    with pytest.raises(DataError, match=r"8 documents cannot be dealt into train, valid and test.*at least 20"):
+        deal({"all": notes}, 0.1, 0.1, long=False)
+    assert len(deal({"train": notes, "valid": many(1, "v"), "test": many(1, "t")}, 0.1, 0.1, long=False).train) == 8
+    assert len(deal({"all": [Document(f"a {i}", "q") for i in range(7)]}, 0.1, 0.1, long=False).train) == 5
+
+
+def test_what_is_left_out_is_named_by_its_place(tmp_path: Path) -> None:
+    rows = [{"text": f"reading {i}"} for i in range(30)]
+    for i, blank in ((3, ""), (8, "  \n"), (15, "\u200b"), (22, "\t")):
+        rows[i]["text"] = blank
+    rows[25] = rows[24]
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    texts = TextJsonl(str(tmp_path / "r.jsonl")).deal()
+    assert texts.notes == [
+        "4 documents without text left out: r.jsonl line 4, r.jsonl line 9, r.jsonl line 16, r.jsonl line 23",
+        "1 document that came before left out: r.jsonl line 26",
+        "no test split: 3 of 25 documents were set aside for judging (task.test_fraction=0.1)",
+        "no valid split: 1 of 25 documents were set aside for choosing (task.valid_fraction=0.05)",
+    ]
+    pairs = "".join(json.dumps({"q": f"is {i} even", "a": "yes" * (i % 2)}) + "\n" for i in range(10))
+    (tmp_path / "p.jsonl").write_text(pairs)
+    assert (
+        "5 documents without text left out: p.jsonl line 1"
+        in TextJsonl(str(tmp_path / "p.jsonl"), prompt="q", response="a").deal().notes[0]
+    )
+
+
+def test_broken_rows_may_be_left_out(tmp_path: Path) -> None:
+    lines = [
+        '{"text": "fine"}',
+        '{"text": "cut',
+        '{"txt": "x"}',
+        '{"text": null}',
+        *[json.dumps({"text": f"a{i}"}) for i in range(30)],
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    with pytest.raises(
+        DataError, match=r"line 2: Unterminated string starting at column 10.*task\.data\.bad_rows=skip"
+    ):
+        TextJsonl(str(tmp_path / "a.jsonl")).read()
+    source = TextJsonl(str(tmp_path / "a.jsonl"), bad_rows="skip")
+    assert len(source.read()["all"]) == 31 and source.notes[0].startswith(
+        "3 rows of 34 left out: a.jsonl line 2: Unterm"
+    )
+    assert (
+        "line 4: field 'text' holds nothing, not text" in source.notes[0] and source.deal().notes[0] == source.notes[0]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ conversations
+
+
+def talk(*turns: str) -> dict[str, Any]:
+    return {"messages": [{"role": ("user", "assistant")[i % 2], "content": t} for i, t in enumerate(turns)]}
+
+
+def test_conversations_are_read(tmp_path: Path) -> None:
+    rows = [talk("hi", "hello"), talk("one", "two", "three", "four")]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    source = TextJsonl(str(tmp_path / "c.jsonl"))
+    first, second = source.read()["all"]
+    assert source.notes == ["conversations are read from 'messages'"]
+    assert second.turns == (("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four"))
+    assert (second.text, second.prompt) == ("two\nfour", "one\nthree") and first.key != second.key
+    other = {"conversations": [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello"}]}
+    (tmp_path / "d.jsonl").write_text(json.dumps(other))
+    assert TextJsonl(str(tmp_path / "d.jsonl")).read()["all"] == [first]
+    parts = {
+        "chat": [
+            {"role": "user", "content": [{"type": "text", "text": "hi"}]},
+            {"role": "assistant", "content": "hello"},
+        ]
+    }
+    (tmp_path / "e.jsonl").write_text(json.dumps(parts))
+    assert TextJsonl(str(tmp_path / "e.jsonl"), messages="chat").read()["all"] == [first]
+    with pytest.raises(ValueError, match="whole conversations"):
+        TextJsonl("x", messages="chat", field="text")
+
+
+def test_broken_conversations_are_all_named(tmp_path: Path) -> None:
+    rows = [
+        talk("hi", "hello"),
+        {"messages": []},
+        {"message": []},
+        {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": 42}]},
+        {"messages": [{"content": "q"}]},
+        {"messages": ["q"]},
+        {"messages": "q"},
+    ]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    with pytest.raises(DataError) as error:
+        TextJsonl(str(tmp_path / "c.jsonl")).read()
+    said = str(error.value)
+    assert "6 rows cannot be read" in said and "line 2: nobody answers in 'messages'" in said
+    assert "line 3: no field 'messages'; did you mean 'message'?" in said
+    assert "line 4: turn 2 of 'messages' has int as content, not text" in said
+    assert (
+        "line 5: turn 1 of 'messages' has no role" in said and "line 7: field 'messages' holds str, not a conv" in said
+    )
 
 
 def test_fingerprint_follows_content() -> None:
@@ -136,7 +241,9 @@ def test_unreadable_files_are_all_named(tmp_path: Path) -> None:
         TextFiles(str(tmp_path)).read()
     assert "a.txt" in str(error.value) and "b.txt" in str(error.value) and "latin-1" in str(error.value)
     source = TextFiles(str(tmp_path), bad_files="skip")
-    assert source.read() == {"all": [Document("fine")]} and source.notes == ["2 unreadable files were skipped"]
+    assert source.read() == {"all": [Document("fine")]} and source.notes == [
+        "2 unreadable files left out: a.txt: not utf-8 at byte 3; b.txt: no text: it holds zero bytes"
+    ]
 
 
 def test_folders_hidden_files_loops_and_splits(tmp_path: Path) -> None:
@@ -160,17 +267,31 @@ def test_folders_hidden_files_loops_and_splits(tmp_path: Path) -> None:
     }
 
 
+def test_what_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
+    for name in ("train_a.txt", "more.txt", ".old/x.txt", "picture.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    source = TextFiles(str(tmp_path))
+    assert {k: len(v) for k, v in source.read().items()} == {"train": 2}
+    assert source.notes == [
+        "not read: hidden or a system's own: .old (1 text); no texts by their ending: picture.png",
+        "files whose names say no split belong to train: more.txt",
+    ]
+
+
 def test_names_are_splits_only_beside_a_train_file(tmp_path: Path) -> None:
     (tmp_path / "valid.txt.gz").write_bytes(gzip.compress(b"packed"))
     (tmp_path / "test.txt").write_text("plain")
-    assert set(TextFiles(str(tmp_path)).read()) == {"all"}
+    source = TextFiles(str(tmp_path))
+    assert set(source.read()) == {"all"} and "no file is called train" in source.notes[0]
 
 
 def test_units(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\ntwo\n\nthree")
     lines = TextFiles(str(tmp_path), unit="line").read()["all"]
     paragraphs = TextFiles(str(tmp_path), unit="paragraph").read()["all"]
-    assert [d.text for d in lines] == ["one", "two", "", "three"]
+    assert [d.text for d in lines] == ["one", "two", "three"]  # blank lines stand between
+    assert [d.place for d in lines] == ["a.txt line 1", "a.txt line 2", "a.txt line 4"]
     assert [d.text for d in paragraphs] == ["one\ntwo", "three"]
 
 

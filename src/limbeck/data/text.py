@@ -20,7 +20,7 @@ from limbeck.grammar.component import Component
 FEW = 20
 """Fewer plain documents than this are not dealt by document: a split of one or two says nothing."""
 
-SHORTEST = 200
+SHORTEST = 100
 """Characters below which no passage is cut off a text."""
 
 
@@ -146,12 +146,10 @@ def deal(found: dict[str, list[Document]], valid: float, test: float, where: str
         notes += said
     order = sorted(pool, key=lambda document: document.key)
     total, whole = _length(order), len(order)
-    for name in missing:
+    for left, name in zip(reversed(range(len(missing))), missing, strict=True):
         share = test if name == "test" else valid
         size = 0
-        while (
-            order and len(order) > len(missing) and (not splits[name] or size + len(order[0].text) / 2 < share * total)
-        ):
+        while len(order) > 1 + left and (not splits[name] or size + len(order[0].text) / 2 < share * total):
             size += len(order[0].text)
             splits[name].append(order.pop(0))
         use = "judging (task.test_fraction" if name == "test" else "choosing (task.valid_fraction"

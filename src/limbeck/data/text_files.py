@@ -180,7 +180,7 @@ def _parsed(line: str) -> Any:
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:
-        return ValueError(f"{error.msg} at column {error.colno}")
+        return ValueError(f"{error.msg.removesuffix(' at')} at column {error.colno}")
     except (ValueError, RecursionError) as error:
         return ValueError(str(error))
 

@@ -200,10 +200,8 @@ class HuggingFace(LibraryModel):
             if hasattr(module.config, "quantization_config"):
                 del module.config.quantization_config
         longest = getattr(module.config, "max_position_embeddings", None)
-        if longest is not None and longest < task.length:
-            raise ConfigError(
-                "task.length", given=task.length, expected=f"at most the {longest} positions of hf:{self.name}"
-            )
+        if longest is not None:
+            task.limit(longest, f"hf:{self.name}")
         self._checkpoint(module)
         if self.lora is not None:
             module = low_rank(module, self.lora, self.lora_alpha, task_type="CAUSAL_LM")

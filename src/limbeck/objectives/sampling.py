@@ -90,8 +90,11 @@ class OnPolicy(Query):
             end = torch.isin(rows, torch.tensor(ends, device=rows.device)) & ~kept
             first = torch.where(end.any(1), end.int().argmax(1) + 1, total)
             total = torch.minimum(total, first)
-        begins = (batch["labels"] == IGNORE).long().cumprod(1).sum(1)  # what does not count at the start still does not
-        made = make_batch(rows, total, given, torch.minimum(begins, prompts))
+        counts = batch["labels"] != IGNORE
+        begins = (~counts).long().cumprod(1).sum(1)  # what does not count at the start still does not
+        # of a conversation what others say between answers does not count either: only what is written here does
+        between = (~counts & batch["attention_mask"].bool() & (at >= begins.unsqueeze(1))).any(1)
+        made = make_batch(rows, total, given, torch.where(between, prompts, torch.minimum(begins, prompts)))
         return {**batch, **made}
 
 

@@ -17,6 +17,9 @@ _SHIPPED = Path(__file__).resolve().parents[1]
 LIMITS = ("student_items", "student_documents")
 """Settings of a task that a shipped recipe chose for its own small data: whoever names other data gets all of it."""
 
+OF_MODELS = ("length",)
+"""Settings of a task that a shipped recipe chose for its own models: who names others did not give them."""
+
 
 def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
     """A recipe as a plain tree, with overrides merged: `limbeck.recipe.recipe.load_tree` before trust is asked for.
@@ -31,7 +34,7 @@ def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
         raise ConfigError(str(path), what, expected="keys such as task: and method:")
     tree = {"name": path.stem, **tree} if "name" not in tree else tree
     tokens = list(overrides)
-    gone = _let_limits_go(tree.get("task"), tokens) if path.is_relative_to(_SHIPPED) else {}
+    gone = _let_limits_go(tree, tokens) if path.is_relative_to(_SHIPPED) else {}
     merge(tree, tokens)
     note_gone(tree, gone)
     if seed is not None:
@@ -65,14 +68,19 @@ def _depth(token: str) -> tuple[int, bool]:
     return len(parts), append
 
 
-def _let_limits_go(task: Any, overrides: Iterable[str]) -> dict[str, Any]:
-    """Take the limits out of a recipe's task where other data is named; what they were."""
+def _let_limits_go(tree: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """Take out of a recipe's task what belongs to data or models in whose place others are named; the limits of data."""
+    task = tree.get("task")
+    gone: dict[str, Any] = {}
     if not isinstance(task, dict):
         return {}
     for parts, _, value in map(split_override, overrides):
         if parts == ["task", "data"] and _name(value) != _name(task.get("data")):
-            return {limit: task.pop(limit) for limit in LIMITS if limit in task}
-    return {}
+            gone |= {limit: task.pop(limit) for limit in LIMITS if limit in task}
+        if parts in (["student"], ["teacher"]) and _kind(value) != _kind(tree.get(parts[0])):
+            for setting in OF_MODELS:
+                task.pop(setting, None)
+    return gone
 
 
 def note_gone(tree: dict[str, Any], gone: Mapping[str, Any]) -> None:
@@ -95,6 +103,10 @@ def note_gone(tree: dict[str, Any], gone: Mapping[str, Any]) -> None:
 
 def _name(node: Any) -> Any:
     return node.get("use") if isinstance(node, dict) else node
+
+
+def _kind(node: Any) -> str:
+    return str(_name(node)).split(":")[0]
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -18,7 +18,7 @@ from limbeck.engine.engine import Engine
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built, Setup
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
-from limbeck.grammar.task import Model
+from limbeck.grammar.task import Model, Task
 from limbeck.objectives.queries import accept_all
 from limbeck.recipe.recipe import Recipe
 from limbeck.run.rows import check_baselines, evaluator_of
@@ -41,8 +41,8 @@ def prepare(
     device = dist.pick_device(recipe.engine.device)
     dist.start(device)
     task.load(recipe.seed)
-    for note in task.notes:  # before hours are spent on data that was not meant
-        say(note)
+    told: list[str] = []
+    _tell(task, told, say)
     method.accept(task)
     evaluator_of(recipe).accept(task)
     accept_all(recipe.queries, task)
@@ -71,6 +71,8 @@ def prepare(
         bench.put(name, build_model(model, part, TEACHER_SEED if who.taught else recipe.seed, name))
         if check and who.taught:
             part.check_teacher(bench.built[name], device)
+    _measure(task)
+    _tell(task, told, say)
     check_baselines(evaluator_of(recipe), bench, recipe.baselines)
     untrained = [n for n, model in models.items() if method.participants[n].taught and not model.trained]
     if untrained and not untaught:
@@ -87,6 +89,8 @@ def prepare(
     for note in bench.notes:
         say(note)
     _join(recipe, bench, bench.built)
+    _measure(task)
+    _tell(task, told, say)
     still = frozen_statistics(bench.student.module) if recipe.train.keep_statistics else []
     if still:
         keep = (
@@ -97,6 +101,20 @@ def prepare(
         bench.notes.append(f"student: {keep} running statistics; train.keep_statistics=false lets them follow the data")
         say(bench.notes[-1])
     return bench
+
+
+def _measure(task: Task) -> None:
+    """Have every split made: of texts, what fits into a sequence is known when the models' tokenizer is."""
+    for split in (task.train, task.teacher_train, task.valid, task.test):
+        len(split)
+
+
+def _tell(task: Task, told: list[str], say: Callable[[str], None]) -> None:
+    """What the task has noted since: before hours are spent on data that was not meant."""
+    for note in task.notes:
+        if note not in told:
+            say(note)
+            told.append(note)
 
 
 def participants(recipe: Recipe) -> dict[str, Model]:

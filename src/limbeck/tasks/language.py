@@ -13,7 +13,7 @@ from torch import Tensor
 from limbeck import functional as F
 from limbeck.data.text import PythonHelp, Texts, TextSource
 from limbeck.engine.batches import to_device
-from limbeck.errors import CacheMismatch, DataError, TeacherMismatch
+from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
 from limbeck.grammar.method import Batch, Built, Data, Term
@@ -30,6 +30,10 @@ CELLS = 1 << 24
 """Tokens times vocabulary that may be held at a time when judging."""
 
 
+LENGTH = 128
+"""Tokens in a sequence where neither a length was given nor a model has fewer positions."""
+
+
 class Language(Task):
     """Text, whose every next token is to be predicted.
 
@@ -40,10 +44,13 @@ class Language(Task):
         data: where the text comes from.
         tokenizer: a Hub id or local folder; ``null`` takes the models' own, or trains one.
         vocab_size: size of a trained tokenizer.
-        length: tokens in a training sequence.
+        length: tokens in a training sequence; ``null``: 128, or as many as the models have positions for, if fewer.
         packing: lay documents end to end and cut sequences from them (``pack``), or one document a sequence, cut off
             or padded (``pad``); ``auto`` pads prompts with responses and packs the rest.
-        loss_on: ``all`` tokens, or ``response``: those after the prompt.
+        loss_on: ``all`` tokens; ``response``: those after the prompt, of conversations all that the assistant says;
+            ``last``: its last turn; ``auto``: ``response`` of conversations, else ``all``.
+        long_prompts: what becomes of a prompt that leaves no room for its response: ``drop`` the pair, or ``cut`` the
+            prompt at its left.
         template: how a prompt is written: as the tokenizer's ``chat`` template says, ``plain`` with a line break after
             it, or ``auto``: by the chat template where there is one.
         student_documents: size of the student's training set, drawn by the seed; all if ``null``. The teacher learns
@@ -66,9 +73,10 @@ class Language(Task):
         data: TextSource = PythonHelp(),  # noqa: B008 (a description of where data lies; nothing is read)
         tokenizer: str | None = None,
         vocab_size: int = 1024,
-        length: int = 128,
+        length: int | None = None,
         packing: Literal["auto", "pack", "pad"] = "auto",
-        loss_on: Literal["all", "response"] = "all",
+        loss_on: Literal["auto", "all", "response", "last"] = "auto",
+        long_prompts: Literal["drop", "cut"] = "drop",
         template: Literal["auto", "chat", "plain"] = "auto",
         student_documents: int | None = None,
         valid_fraction: float = 0.05,
@@ -78,7 +86,7 @@ class Language(Task):
     ) -> None:
         if vocab_size < 258:
             raise ValueError("vocab_size must be 258 or more: the 256 bytes, an end and a padding token")
-        if length < 2:
+        if length is not None and length < 2:
             raise ValueError("length must be 2 or more: one token to read and one to predict")
         if student_documents is not None and student_documents < 1:
             raise ValueError("student_documents must be 1 or more, or null for all")
@@ -91,8 +99,9 @@ class Language(Task):
             raise ValueError("eval_batch must be 1 or more")
         if eval_sequences is not None and eval_sequences < 1:
             raise ValueError("eval_sequences must be 1 or more, or null for all")
-        self.data, self.tokenizer_name, self.vocab_size, self.length = data, tokenizer, vocab_size, length
-        self.packing, self.loss_on, self.template = packing, loss_on, template
+        self.data, self.tokenizer_name, self.vocab_size = data, tokenizer, vocab_size
+        self.asked_length, self.length = length, length or LENGTH
+        self.packing, self.loss_on, self.template, self.long_prompts = packing, loss_on, template, long_prompts
         self.student_documents, self.eval_sequences = student_documents, eval_sequences
         self.valid_fraction, self.test_fraction, self.eval_batch = valid_fraction, test_fraction, eval_batch
         self.notes: list[str] = []
@@ -113,6 +122,12 @@ class Language(Task):
         if self._texts is None:
             self._texts = self.data.deal(self.valid_fraction, self.test_fraction)
             self.notes.extend(self._texts.notes)
+            if self.packing == "pack" and self.loss_on in ("response", "last"):
+                raise ConfigError(
+                    "task.packing",
+                    f"documents laid end to end count whole, and task.loss_on={self.loss_on} counts responses",
+                    remedy="set task.packing=pad, or task.loss_on=all",
+                )
             self.teacher_train: TokenData = TokenData(self, self._texts.train, "train")
             self.valid: TokenData = TokenData(self, self._texts.valid, "valid", self.eval_sequences)
             self.test: TokenData = TokenData(self, self._texts.test, "test", self.eval_sequences)
@@ -131,7 +146,42 @@ class Language(Task):
             order = sorted(documents, key=lambda d: hashlib.blake2b(f"{seed} {d.key}".encode()).digest())
             chosen = set(map(id, order[: self.student_documents]))
             self.train = TokenData(self, [d for d in documents if id(d) in chosen], "student")
+            self.note(f"the student learns from {len(chosen)} of the {len(documents)} training documents")
         self._seed = seed
+
+    def note(self, text: str) -> None:
+        """Say how data was read, once."""
+        if text not in self.notes:
+            self.notes.append(text)
+            log.info(text)
+
+    def limit(self, positions: int, name: str) -> None:
+        """A model has so many positions: a length that nobody gave follows, one that was given must fit.
+
+        Raises:
+            ConfigError: ``task.length`` is larger.
+        """
+        if positions >= self.length:
+            return
+        if self.asked_length is not None:
+            raise ConfigError(
+                "task.length",
+                given=self.asked_length,
+                expected=f"at most the {positions} positions of {name}",
+                remedy=f"set task.length={positions}, or task.length=null to take it from the models",
+            )
+        self.notes = [n for n in self.notes if not n.startswith("sequences of ")]
+        self.length = positions
+        self.note(f"sequences of {positions} tokens, as many as {name} has positions (task.length)")
+        if self._texts is not None:
+            for data in {id(d): d for d in (self.train, self.teacher_train, self.valid, self.test)}.values():
+                data.forget()
+
+    @property
+    def counts_prompts(self) -> bool:
+        """Whether every token counts, or only those of responses."""
+        talks = any(document.turns for document in self.texts.train)
+        return self.loss_on == "all" or (self.loss_on == "auto" and not talks)
 
     @property
     def texts(self) -> Texts:
@@ -225,8 +275,7 @@ class Language(Task):
             said = " and ".join(f"the {name}'s {size}" for name, size in known.items())
             why = "padding beyond the tokenizer" if padded else "tokens that only one of them has"
             note = f"vocabularies cut to the {width} outputs they share ({said}): the rest is {why}"
-            self.notes.append(note)
-            log.warning(note)
+            self.note(note)
 
     # ------------------------------------------------------------------------------------------------ training
 

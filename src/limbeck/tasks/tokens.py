@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from limbeck.data.names import some
 from limbeck.data.text import Document
-from limbeck.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import DataError, ShapeError
 from limbeck.grammar.method import Batch
+from limbeck.tasks.spelling import Spelled, spell
 from limbeck.tasks.tokenizers import pad_id, special_ids
 
 if TYPE_CHECKING:
     from limbeck.tasks.language import Language
 
-log = logging.getLogger("limbeck.data")
-
 IGNORE = -100
 """The label of a position that does not count. It lives in batches only; inside limbeck it is a mask at once."""
 
 
-def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, begins: Tensor) -> Batch:
+def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, begins: Tensor, counts: Tensor | None = None) -> Batch:
     """Right-padded rows ``[N, T]`` as a batch.
 
     Args:
@@ -31,10 +31,11 @@ def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, begins: Tensor) -> 
         sizes: how many of them are no padding ``[N]``.
         prompts: how many of these are prompt ``[N]``.
         begins: from which position on tokens count ``[N]``.
+        counts: which tokens count ``[N, T]``, where that is no matter of a beginning (conversations).
     """
     at = torch.arange(rows.shape[1], device=rows.device)
     real = at < sizes.unsqueeze(1)
-    counted = real & (at >= begins.unsqueeze(1))
+    counted = real & (at >= begins.unsqueeze(1) if counts is None else counts)
     labels = torch.where(counted, rows, torch.full_like(rows, IGNORE))
     where = torch.zeros_like(real)
     where[:, :-1] = counted[:, 1:]
@@ -63,7 +64,7 @@ class TokenData:
     def __init__(self, task: Language, documents: list[Document], name: str, most: int | None = None) -> None:
         self.task: Language | None = task
         self.documents, self.name, self.most = documents, name, most
-        self._made: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self._made: _Made | None = None
         self._fingerprint = ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -71,129 +72,149 @@ class TokenData:
         self._rows()
         return {**self.__dict__, "task": None, "documents": [], "_prompts_count": self._prompts_count, "pad": self.pad}
 
-    def _rows(self) -> tuple[Tensor, Tensor, Tensor, float]:
-        """Ids int32 ``[n, T]``, size of each row ``[n]``, prompt tokens of each row ``[n]``, tokens per byte."""
+    def forget(self) -> None:
+        """Make the rows anew when they are next asked for: the task's length has changed."""
+        self._made, self._fingerprint = None, ""
+
+    def _rows(self) -> _Made:
         if self._made is None:
             assert self.task is not None
             task = self.task
-            self._prompts_count = task.loss_on == "all"
+            self._prompts_count = task.counts_prompts
             self.pad = pad_id(task.tokenizer)
             self._made = self._pack(task) if task.packed else self._pad(task)
-            n = len(self._made[0])
-            if self.most is not None and self.most < n:
-                some = torch.arange(self.most) * n // self.most
-                ids, sizes, prompts, density = self._made
-                self._made = ids[some], sizes[some], prompts[some], density
+            n = len(self._made.ids)
             if n == 0:
                 raise DataError(
                     "data",
                     f"the {self.name} split has too little text for one sequence",
                     remedy="add text, or lower task.length",
                 )
+            if self.most is not None and self.most < n:
+                self._made = self._made.some(torch.arange(self.most) * n // self.most)
         return self._made
 
-    def _pack(self, task: Language) -> tuple[Tensor, Tensor, Tensor, float]:
-        prompts, texts = encode(task, self.documents)
-        bos, eos = special_ids(task.tokenizer)
-        stream: list[int] = []
-        for prompt, text in zip(prompts, texts, strict=True):
-            stream += [*bos, *prompt, *text, *eos]
+    def _pack(self, task: Language) -> _Made:
+        stream = [token for row in spell(task, self.documents) for token in row.ids]
         n, step = len(stream), task.length - 1
         size = _bytes(self.documents)
         if n < 2:
             none = torch.zeros(0, dtype=torch.long)
-            return torch.zeros(0, task.length, dtype=torch.int32), none, none, 1.0
+            return _Made(torch.zeros(0, task.length, dtype=torch.int32), none, none, 1.0)
         rows = -(-(n - 1) // step)
         flat = torch.full((rows * step + 1,), self.pad, dtype=torch.int32)
         flat[:n] = torch.tensor(stream, dtype=torch.int32)
         ids = flat.unfold(0, task.length, step).contiguous()
         sizes = torch.full((rows,), task.length)
         sizes[-1] = n - (rows - 1) * step
-        return ids, sizes, torch.zeros(rows, dtype=torch.long), n / max(1, size)
+        return _Made(ids, sizes, torch.zeros(rows, dtype=torch.long), n / max(1, size))
 
-    def _pad(self, task: Language) -> tuple[Tensor, Tensor, Tensor, float]:
-        prompts, texts = encode(task, self.documents)
-        bos, eos = special_ids(task.tokenizer)
-        rows, begins, spent, size, hidden, cut = [], [], 0, 0, 0, 0
-        for document, prompt, text in zip(self.documents, prompts, texts, strict=True):
-            head = [*bos, *prompt]
-            row = [*head, *text, *eos]
-            if len(head) >= task.length or len(row) < 2:
-                hidden += 1
+    def _pad(self, task: Language) -> _Made:
+        spelled = spell(task, self.documents)
+        kept: list[Spelled] = []
+        spent = size = 0
+        hidden: list[Document] = []
+        cut: list[Document] = []
+        shortened: list[Document] = []
+        longest = 0
+        for document, row in zip(self.documents, spelled, strict=True):
+            longest = max(longest, row.begins)
+            if task.long_prompts == "cut" and len(row.ids) > task.length and row.prompt and row.answers is None:
+                row = row.with_shorter_prompt(task.length, len(special_ids(task.tokenizer)[0]))
+                shortened.append(document)
+            if row.begins >= task.length or len(row.ids) < 2:
+                hidden.append(document)
                 continue
-            cut += len(row) > task.length
-            spent += len(row) - (0 if self._prompts_count else len(head))
+            if len(row.ids) > task.length:
+                cut.append(document)
+            counted = len(row.ids) - row.prompt if row.answers is None else sum(row.answers)
+            spent += len(row.ids) if self._prompts_count else counted
             size += len(document.text.encode("utf-8", "surrogatepass"))
             size += len(document.prompt.encode("utf-8", "surrogatepass")) if self._prompts_count else 0
-            rows.append(row[: task.length])
-            begins.append(len(head))
-        for number, said in ((hidden, "left out: the prompt alone fills"), (cut, "cut off at the end: they exceed")):
-            if number:
-                note = f"{self.name}: {number} of {len(self.documents)} documents {said} {task.length} tokens"
-                task.notes.append(note)
-                log.warning(note)
-        ids = torch.full((len(rows), task.length), self.pad, dtype=torch.int32)
-        for i, row in enumerate(rows):
-            ids[i, : len(row)] = torch.tensor(row, dtype=torch.int32)
-        sizes = torch.tensor([len(row) for row in rows], dtype=torch.long)
-        return ids, sizes, torch.tensor(begins, dtype=torch.long), spent / max(1, size)
+            kept.append(row.cut(task.length))
+        for documents, said in (
+            (hidden, "left out: the prompt alone fills"),
+            (shortened, "lost the beginning of their prompt, to fit"),
+            (cut, "cut off at the end: they exceed"),
+        ):
+            if documents:
+                places = [place for d in documents if (place := d.place)]
+                where = f" ({some(places, 5)})" if places else ""
+                task.note(
+                    f"{self.name}: {len(documents)} of {len(self.documents)} documents {said} {task.length} tokens{where}"
+                )
+        if hidden and not kept:
+            raise DataError(
+                "task.length",
+                f"every prompt of the {self.name} split alone fills a sequence: the longest has {longest} tokens",
+                given=task.length,
+                remedy="raise task.length, or keep the end of long prompts with task.long_prompts=cut",
+            )
+        ids = torch.full((len(kept), task.length), self.pad, dtype=torch.int32)
+        talks = any(row.answers is not None for row in kept) and not self._prompts_count
+        counts = torch.zeros(len(kept), task.length, dtype=torch.bool) if talks else None
+        for i, row in enumerate(kept):
+            ids[i, : len(row.ids)] = torch.tensor(row.ids, dtype=torch.int32)
+            if counts is not None and row.answers is not None:
+                counts[i, : len(row.ids)] = torch.tensor(row.answers)
+        sizes = torch.tensor([len(row.ids) for row in kept], dtype=torch.long)
+        prompts = torch.tensor([row.prompt for row in kept], dtype=torch.long)
+        return _Made(ids, sizes, prompts, spent / max(1, size), counts)
 
     def __len__(self) -> int:
-        return len(self._rows()[0])
+        return len(self._rows().ids)
 
     def fetch(self, items: Tensor) -> Batch:
-        """The rows ``items`` as a batch."""
-        ids, sizes, prompts, _ = self._rows()
-        begins = torch.zeros_like(prompts) if self._prompts_count else prompts
-        return make_batch(ids[items].long(), sizes[items], prompts[items], begins[items])
+        """The rows as a batch."""
+        made = self._rows().some(items)
+        begins = torch.zeros_like(made.prompts) if self._prompts_count else made.prompts
+        return make_batch(made.ids.long(), made.sizes, made.prompts, begins, made.counts)
 
     @property
     def largest_id(self) -> int:
         """The largest token id of the split."""
-        return int(self._rows()[0].max())
+        return int(self._rows().ids.max())
 
     @property
     def tokens_per_byte(self) -> float:
         """Tokens that are predicted per byte of text, end tokens included, over the whole split."""
-        return self._rows()[3]
+        return self._rows().density
 
     @property
     def fingerprint(self) -> str:
         """A content hash of the rows and of what counts in them."""
         if not self._fingerprint:
-            ids, sizes, prompts, _ = self._rows()
-            digest = hashlib.blake2b(repr((tuple(ids.shape), self._prompts_count)).encode(), digest_size=16)
-            for tensor in (ids, sizes, prompts):
+            made = self._rows()
+            digest = hashlib.blake2b(repr((tuple(made.ids.shape), self._prompts_count)).encode(), digest_size=16)
+            for tensor in (made.ids, made.sizes, made.prompts, *([] if made.counts is None else [made.counts])):
                 digest.update(tensor.numpy().tobytes())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
 
+@dataclass(frozen=True)
+class _Made:
+    """Rows of token ids.
+
+    Attributes:
+        ids: int32 ``[n, T]``.
+        sizes: size of each row ``[n]``.
+        prompts: prompt tokens of each row ``[n]``.
+        density: tokens that are predicted, per byte of text.
+        counts: which tokens count ``[n, T]``, where that is no matter of a beginning.
+    """
+
+    ids: Tensor
+    sizes: Tensor
+    prompts: Tensor
+    density: float
+    counts: Tensor | None = None
+
+    def some(self, rows: Tensor) -> _Made:
+        """Some of the rows."""
+        counts = None if self.counts is None else self.counts[rows]
+        return _Made(self.ids[rows], self.sizes[rows], self.prompts[rows], self.density, counts)
+
+
 def _bytes(documents: list[Document]) -> int:
     return sum(len((d.prompt + d.text).encode("utf-8", "surrogatepass")) for d in documents)
-
-
-def encode(task: Language, documents: list[Document]) -> tuple[list[list[int]], list[list[int]]]:
-    """Token ids of each document's prompt and text, without special tokens of the tokenizer's own."""
-    tokenizer = task.tokenizer
-    chat = task.template == "chat" or (task.template == "auto" and getattr(tokenizer, "chat_template", None))
-    if chat and not getattr(tokenizer, "chat_template", None):
-        raise ConfigError("task.template", "the tokenizer has no chat template", remedy="set task.template=plain")
-    prompts = []
-    for document in documents:
-        if not document.prompt:
-            prompts.append("")
-        elif chat:
-            turn = [{"role": "user", "content": document.prompt}]
-            written = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            start = tokenizer.bos_token or ""
-            prompts.append(written.removeprefix(start) if special_ids(tokenizer)[0] else written)
-        else:
-            prompts.append(document.prompt + "\n")
-    return _ids(tokenizer, prompts), _ids(tokenizer, [document.text for document in documents])
-
-
-def _ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    if not texts:
-        return []
-    return tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]

@@ -74,7 +74,7 @@ def test_one_long_text_is_cut_into_passages() -> None:
     text = "\n\n".join(f"Paragraph {i} says something." for i in range(400))
     texts = deal({"all": [Document(text)]}, 0.05, 0.1)
     assert len(texts.train) > 40 and texts.valid and texts.test
-    assert "1 document is too few to be dealt whole: cut at blank lines into 58 passages" in texts.notes[0]
+    assert "1 document is too few to be dealt whole: cut at blank lines into 100 passages" in texts.notes[0]
 
 
 @pytest.mark.parametrize("text", ["a b c. " * 300, "line\n" * 300, "word " * 300, "p\n\n" * 300, "漢字" * 300])

@@ -41,7 +41,6 @@ DATA = "{data}"
 KEPT = (
     "seed",
     "metrics",
-    "baselines",
     "sizes",
     "latency_ms",
     "cost",
@@ -192,7 +191,7 @@ def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Pat
         for seed, problem in seeds.items():
             print(f"{row.name}:{label}, seed {seed} failed: {problem}", file=sys.stderr)
     record = read_record(row.file)
-    results = [{k: r[k] for k in KEPT if k in r} for r in found["rows"][row.label].values()]
+    results = [kept(r) for r in found["rows"][row.label].values()]
     items = {**kept_items(row.items)}
     items[row.label] = {s: load_items(folder / "runs" / r["folder"]) for s, r in found["rows"][row.label].items()}
     keep_items(row.items, items, wanted(listed, row.name))
@@ -202,6 +201,14 @@ def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Pat
     record |= {k: found[k] for k in ("task", "primary", "higher_is_better")}
     write_record(row, record, rows)
     derive(listed, rows)
+
+
+def kept(result: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a run: every row's metrics once, those beside student, teacher and the first baseline by name."""
+    metrics = dict(result["metrics"])
+    others = {name: row for name, row in metrics.pop("rows", {}).items() if row not in metrics.values()}
+    found = {k: result[k] for k in KEPT if k in result}
+    return {**found, "metrics": metrics, **({"baselines": others} if others else {})}
 
 
 def wanted(listed: Mapping[str, Any], name: str) -> list[tuple[str, str, str]]:
@@ -287,7 +294,8 @@ def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
 def called(words: list[str]) -> tuple[str, dict[str, str]]:
     """What the student of a row is, and how it, the baseline and the teacher are called in tables."""
     recipe, *settings = words
-    task = check(load_tree(recipe, settings))["task"]
+    tree = check(load_tree(recipe, settings))
+    task = tree["task"]
     if task["use"] == "condensation":
         count = f"{task['per_class']} a class"
         return "dataset", {
@@ -299,7 +307,7 @@ def called(words: list[str]) -> tuple[str, dict[str, str]]:
         return "sampler", {
             "student": "student",
             "alone": "DDIM in as many steps",
-            "teacher": f"DDIM in {task['times_more']} times as many steps",
+            "teacher": f"DDIM in {tree['evaluator']['times_more']} times as many steps",
         }
     return "network", {"student": "student", "alone": "student alone, at equal budget", "teacher": "teacher"}
 

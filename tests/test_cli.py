@@ -220,7 +220,8 @@ def test_the_value_of_an_option_is_no_setting(calls):
 
 
 def test_compare_passes_names_settings_and_options_on(calls, capsys):
-    assert cli.main(["compare", "kd", "train.steps=3", "nkd", "--seeds", "5", "uskd", "--workers", "2"]) == 0
+    varied = ["--teachers", "4", "--redeal", "--first-seed", "7"]
+    assert cli.main(["compare", "kd", "train.steps=3", "nkd", "--seeds", "5", "uskd", "--workers", "2", *varied]) == 0
     name, (names, overrides, options) = calls[0]
     assert name == "compare"
     assert names == ["kd", "nkd", "uskd"]
@@ -231,6 +232,9 @@ def test_compare_passes_names_settings_and_options_on(calls, capsys):
         "engine": "process",
         "workers": 2,
         "force": False,
+        "first_seed": 7,
+        "teachers": 4,
+        "redeal": True,
     }
 
 

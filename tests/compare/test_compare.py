@@ -11,7 +11,8 @@ import pytest
 
 from limbeck.compare import compare
 from limbeck.errors import ConfigError
-from limbeck.report.headline import headline
+from limbeck.recipe.recipe import dump
+from limbeck.report.headline import footnotes, headline
 from limbeck.report.summary import summarise
 
 TINY = [
@@ -49,6 +50,50 @@ def test_rows_pairs_and_reuse(tmp_path: Path) -> None:
     assert stamps == {p: p.stat().st_mtime_ns for p in tmp_path.glob("*-seed*/result.json")}, "finished runs are reused"
     more = compare(["kd", "nkd"], TINY, seeds=3, out=tmp_path, quiet=True)
     assert sorted(more["rows"]["kd"]) == ["0", "1", "2"] and more["rows"]["kd"]["0"] == found["rows"]["kd"]["0"]
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The recipes that a comparison would run; each run is finished at once, with a result that holds its seed."""
+    trees: list[dict[str, Any]] = []
+
+    def run(tree: dict[str, Any], folder: Path, force: bool, quiet: bool) -> None:
+        trees.append(tree)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text(dump(tree))
+        metrics = {who: {"accuracy": tree["seed"] / 100} for who in ("student", "alone", "teacher")}
+        told = {"method": "kd", "task": "classification", "primary": "accuracy", "higher_is_better": True, "sizes": {}}
+        result = {**told, "metrics": metrics, "latency_ms": {}, "seed": tree["seed"], "artifact": "network"}
+        (folder / "result.json").write_text(json.dumps(result))
+
+    monkeypatch.setattr("limbeck.run.run", run)
+    return trees
+
+
+def test_teachers_and_splits_may_differ_from_seed_to_seed(tmp_path: Path, noted: list[dict[str, Any]]) -> None:
+    more: dict[str, Any] = {"seeds": 4, "out": tmp_path, "first_seed": 10, "quiet": True}
+    compare(["kd"], TINY, **more)
+    assert [(t["seed"], t["teacher_seed"], t["task"]["deal"]) for t in noted] == [(s, 0, 0) for s in range(10, 14)]
+    noted.clear()
+    found = compare(["kd"], TINY, teachers=2, redeal=True, **more)
+    seen = [(t["seed"], t["teacher_seed"], t["task"]["deal"]) for t in noted]
+    assert seen == [(10, 0, 11), (11, 1, 12), (12, 0, 13), (13, 1, 14)]
+    noted.clear()
+    compare(["kd"], TINY, teachers=2, redeal=True, **more)
+    assert not noted, "finished runs are reused"
+    said = " ".join(footnotes(summarise(found)))
+    assert "dealt anew" in said and "2 teachers in turn" in said and "stays the same" not in said
+
+
+def test_teachers_and_splits_that_cannot_differ_are_refused(tmp_path: Path, noted: list[dict[str, Any]]) -> None:
+    loaded = [*TINY, "teacher.checkpoint=teacher.safetensors"]
+    for words, more, problem in (
+        (loaded, {"teachers": 2}, "teachers: kd's teacher is loaded from teacher.safetensors"),
+        (TINY, {"teachers": 0}, "teachers: got 0"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            compare(["kd"], words, seeds=2, out=tmp_path, quiet=True, **more)
+    assert not noted
 
 
 def test_other_settings_make_other_runs(tmp_path: Path) -> None:

@@ -34,6 +34,19 @@ def keys(documents: list[Document]) -> set[str]:
 # ------------------------------------------------------------------------------------------------ dealing
 
 
+def test_another_deal_draws_other_texts_into_splits_as_long() -> None:
+    named = {"train": many(200), "valid": many(20, "chosen"), "test": many(40, "judged")}
+    first, again, other = (deal(named, 0.05, 0.1, again=n) for n in (0, 1, 2))
+    assert keys(first.test) == keys(named["test"])
+    everything = {k for documents in named.values() for k in keys(documents)}
+    for texts in (again, other):
+        assert keys(texts.train) | keys(texts.valid) | keys(texts.test) == everything
+        assert abs(len(texts.test) - 40) <= 2 and abs(len(texts.valid) - 20) <= 2
+    assert keys(again.test) != keys(other.test) and keys(again.test) == keys(deal(named, 0.05, 0.1, again=1).test)
+    loose = {"all": many(100)}
+    assert keys(deal(loose, 0.1, 0.2).test) != keys(deal(loose, 0.1, 0.2, again=1).test)
+
+
 def test_the_deal_depends_on_content_alone() -> None:
     documents = many(200)
     one = deal({"all": documents}, 0.1, 0.2)

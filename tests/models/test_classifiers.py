@@ -509,6 +509,7 @@ def test_members_without_weights_are_trained_one_by_one() -> None:
         task: Classification
         seeds: list[int]
         name = "teacher"
+        teacher_seed = 0
 
         def train_network(self, model: Model, data: Any, optim: Any, name: str, seed: int = 0) -> Built:
             self.seeds.append(seed)
@@ -519,6 +520,9 @@ def test_members_without_weights_are_trained_one_by_one() -> None:
     bench.task, bench.seeds = task, []
     built = EnsembleOf([MlpModel([4]), MlpModel([4])]).teach(bench, None)  # type: ignore[arg-type]
     assert bench.seeds == [0, 1] and answers(task, built).shape == (5, 3)
+    bench.teacher_seed = 2  # the third ensemble shares no member with the first two
+    EnsembleOf([MlpModel([4]), MlpModel([4])]).teach(bench, None)  # type: ignore[arg-type]
+    assert bench.seeds == [0, 1, 4, 5]
 
 
 def test_models_by_their_names_in_recipes() -> None:

@@ -97,6 +97,17 @@ def test_a_run_may_be_typed_again_from_another_folder(tmp_path: Path, monkeypatc
     assert run(check(load_tree("../o")), tmp_path / "again", quiet=True)["items"]["train"] > 0
 
 
+def test_a_teacher_has_a_seed_of_its_own(tmp_path: Path) -> None:
+    found = []
+    for i, words in enumerate((["seed=1"], ["seed=2"], ["seed=2", "teacher_seed=1"])):
+        tree = tree_of("kd", "train.steps=2", "teach.steps=2", *words)
+        found.append(run(tree, tmp_path / str(i), quiet=True)["metrics"])
+    assert found[0]["teacher"] == found[1]["teacher"] != found[2]["teacher"]
+    assert found[1]["alone"]["accuracy"] == found[2]["alone"]["accuracy"], "the student alone has the run's own"
+    with pytest.raises(ConfigError, match="teacher_seed: must be 0 or more"):
+        run(tree_of("kd", "teacher_seed=-1"), tmp_path / "o", quiet=True)
+
+
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3"])
 def test_a_damaged_result_is_named(text: str, tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text)

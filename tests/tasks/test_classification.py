@@ -173,6 +173,53 @@ def test_a_given_test_split_is_whole_and_validation_comes_from_train() -> None:
     assert task.train is task.teacher_train
 
 
+def values(items: Any) -> list[int]:
+    """Which of the numbered items a split holds."""
+    x = items.fetch(torch.arange(len(items)))["x"]
+    return (1000 * x[:, 0, 0, 0]).round().long().tolist()
+
+
+def test_another_deal_draws_other_items_into_splits_of_the_same_sizes() -> None:
+    y, y_test = torch.arange(60) % 3, torch.arange(30) % 3
+    more = numbered(90)[60:]
+    splits = {}
+    for deal in (0, 1, 2):
+        task = Classification(Held(numbered(60), y, test=(more, y_test)), valid_fraction=0.2, deal=deal)
+        task.load()
+        splits[deal] = {name: values(getattr(task, name)) for name in ("teacher_train", "valid", "test")}
+        assert [len(s) for s in splits[deal].values()] == [48, 12, 30]
+        assert sorted(i for s in splits[deal].values() for i in s) == list(range(90)), "nothing is lost, nothing twice"
+        assert torch.bincount(task.test.y).tolist() == [10, 10, 10]
+        # what is fetched belongs together, across the sets that were joined, in the order that is asked for
+        batch = task.test.fetch(torch.tensor([29, 0, 15]))
+        where = [splits[deal]["test"][i] for i in (29, 0, 15)]
+        assert (1000 * batch["x"][:, 0, 0, 0]).round().long().tolist() == where
+        assert batch["y"].tolist() == [i % 3 for i in where]
+    assert set(splits[0]["test"]) == set(range(60, 90)), "the data's own"
+    assert len({tuple(s["test"]) for s in splits.values()}) == 3
+    prints = set()
+    for deal in (0, 1, 2):
+        task = Classification(Held(numbered(60), y, test=(more, y_test)), deal=deal)
+        task.load()
+        prints.add((task.teacher_train.fingerprint, task.test.fingerprint))
+    assert len(prints) == 3
+    # a set without splits of its own is divided anew, too; and parts of one whole are looked up once
+    undivided = [Classification(Held(numbered(60), y), deal=deal) for deal in (0, 1)]
+    for task in undivided:
+        task.load()
+    assert values(undivided[0].test) != values(undivided[1].test)
+    digits = Classification(deal=1)
+    digits.load()
+    assert isinstance(digits.test.data, ArrayData) and len(digits.test) == 700  # type: ignore[attr-defined]
+
+
+def test_what_is_wrong_is_told_of_the_split_that_the_user_knows() -> None:
+    bad = torch.full((6, 1, 2, 2), torch.nan)
+    task = Classification(Held(numbered(60), torch.arange(60) % 3, test=(bad, torch.arange(6) % 3)), deal=1)
+    with pytest.raises(DataError, match=r"data \(test\).*NaN"):
+        task.load()
+
+
 def test_too_many_items_for_the_student() -> None:
     task = Classification(student_items=5000)
     with pytest.raises(DataError, match=r"student_items.*987"):
@@ -181,7 +228,14 @@ def test_too_many_items_for_the_student() -> None:
 
 @pytest.mark.parametrize(
     "settings",
-    [{"student_items": 0}, {"valid_fraction": 0.0}, {"test_fraction": 1.0}, {"size": 0}, {"eval_batch": 0}],
+    [
+        {"student_items": 0},
+        {"deal": -1},
+        {"valid_fraction": 0.0},
+        {"test_fraction": 1.0},
+        {"size": 0},
+        {"eval_batch": 0},
+    ],
 )
 def test_settings_out_of_range(settings: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(settings))):

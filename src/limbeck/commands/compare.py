@@ -25,6 +25,19 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--workers", metavar="N", type=common.whole(1, "--workers"), default=1, help="runs at a time (1)"
     )
+    parser.add_argument(
+        "--first-seed", metavar="N", type=common.whole(0, "--first-seed"), default=0, help="the first seed (0)"
+    )
+    parser.add_argument(
+        "--teachers",
+        metavar="N",
+        type=common.whole(1, "--teachers"),
+        default=1,
+        help="train N teachers, dealt to the seeds in turn (1: all runs share one)",
+    )
+    parser.add_argument(
+        "--redeal", action="store_true", help="deal the data anew into training and test items for each seed"
+    )
     parser.add_argument("--force", action="store_true", help="repeat finished runs")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--trust", action="store_true", help=common.TRUST)
@@ -39,7 +52,10 @@ def main(words: list[str]) -> int:
     from limbeck.recipe.trust import trusting
 
     out = args.out or Path("runs") / ("compare-" + "-".join(Path(n).stem for n in args.names))
-    settings = {name: getattr(args, name) for name in ("seeds", "engine", "workers", "force")}
+    settings = {
+        name: getattr(args, name)
+        for name in ("seeds", "engine", "workers", "force", "first_seed", "teachers", "redeal")
+    }
     with trusting(args.trust):
         for name in args.names:  # everything that is wrong is said before anything is run
             recipe.build(recipe.load_tree(name, overrides))

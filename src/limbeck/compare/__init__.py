@@ -33,6 +33,8 @@ def compare(
     force: bool = False,
     first_seed: int = 0,
     quiet: bool = False,
+    teachers: int = 1,
+    redeal: bool = False,
 ) -> dict[str, Any]:
     """Run every recipe for every seed and put them side by side.
 
@@ -47,13 +49,18 @@ def compare(
         force: repeat finished runs.
         first_seed: the first seed.
         quiet: print nothing.
+        teachers: how many teachers are trained, each from a seed of its own and dealt to the seeds in turn; one by default,
+            which all runs share. With as many as seeds the interval covers other teachers, too.
+        redeal: deal the data anew for each seed (``task.deal``): the interval then covers other training and test items,
+            too.
 
     Returns:
         The comparison (see ``limbeck.report.summary``; ``with_items`` holds differences whose interval covers other test
         items too) with ``folder``, ``report`` and ``runs`` (label -> run folders).
 
     Raises:
-        ConfigError: recipes of different tasks, or one that is wrong.
+        ConfigError: recipes of different tasks, or one that is wrong; ``teachers`` of a recipe whose teacher is not trained
+            here, ``redeal`` of a task that cannot deal its data anew.
         Stopped: a signal asked to stop; finished runs are kept.
     """
     trees = {}
@@ -66,6 +73,7 @@ def compare(
             )
         trees[tree["name"]] = (name, tree)
     _same_task({label: tree for label, (_, tree) in trees.items()})
+    _check_varied({label: tree for label, (_, tree) in trees.items()}, teachers, redeal)
     if not quiet:
         _say_students({label: tree for label, (_, tree) in trees.items()})
     check_writable(out)
@@ -75,15 +83,25 @@ def compare(
             for seed in range(first_seed, first_seed + seeds)
             for label in trees
         ]
-        todo = [j for j in jobs if force or not _finished(j, trees[j[0]][1])]
+        given = {label: name for label, (name, _) in trees.items()}
+
+        def words(job: Job) -> list[str]:
+            """The settings of one run: those of all, and what goes with its seed."""
+            _, seed, _ = job
+            dealt = [f"task.deal={seed + 1}"] if redeal else []
+            return [*overrides, *dealt, *([f"teacher_seed={seed % teachers}"] if teachers > 1 else [])]
+
+        def tree_of(job: Job) -> dict[str, Any]:
+            return check(load_tree(given[job[0]], words(job), job[1]))
+
+        todo = [j for j in jobs if force or not _finished(j, tree_of(j))]
         failed: dict[str, dict[str, str]] = {}
         several = any(tree["engine"]["devices"] > 1 for _, tree in trees.values())
-        given = {label: name for label, (name, _) in trees.items()}
-        run = _runner(engine, workers, given, list(overrides), force, quiet, several)
+        run = _runner(engine, workers, given, words, tree_of, force, quiet, several)
         for (label, seed, _), problem in run(todo):
             if problem:
                 failed.setdefault(label, {})[str(seed)] = problem
-        found = _collect(jobs, failed, out, {label: tree for label, (_, tree) in trees.items()})
+        found = _collect(jobs, failed, out, {label: tree for label, (_, tree) in trees.items()}, teachers, redeal)
         if not any(found["rows"].values()):
             first = next(iter(next(iter(failed.values())).values()))
             raise ConfigError("compare", f"no run finished: {first}")
@@ -108,6 +126,23 @@ def _same_task(trees: dict[str, dict[str, Any]]) -> None:
             )
 
 
+def _check_varied(trees: dict[str, dict[str, Any]], teachers: int, redeal: bool) -> None:
+    """Whether teachers and data can differ from seed to seed."""
+    if teachers < 1:
+        raise ConfigError("teachers", given=teachers, expected="1 or more")
+    for label, tree in trees.items():
+        if redeal and "deal" not in tree["task"]:
+            raise ConfigError("redeal", f"{label}'s task {tree['task']['use']!r} cannot deal its data anew")
+        checkpoint = (tree.get("teacher") or {}).get("checkpoint")
+        if teachers > 1 and checkpoint:
+            raise ConfigError(
+                "teachers",
+                f"{label}'s teacher is loaded from {checkpoint}, so that all seeds have the same",
+                given=teachers,
+                remedy=f"leave --teachers out, or name recipes with a teacher that is trained; {label} has teacher.checkpoint",
+            )
+
+
 def _say_students(trees: dict[str, dict[str, Any]]) -> None:
     """Say before anything is trained that the students differ: who meant otherwise need not wait for the table."""
     from limbeck.report.students import Student, remedy, said
@@ -123,12 +158,12 @@ def _say_students(trees: dict[str, dict[str, Any]]) -> None:
 
 
 def _finished(job: Job, tree: dict[str, Any]) -> bool:
-    """Whether the job's folder holds its own finished run."""
-    _, seed, folder = job
+    """Whether the job's folder holds its own finished run, of this very recipe."""
+    folder = job[2]
     if not (folder / "result.json").is_file() or not (folder / "config.yaml").is_file():
         return False
     try:
-        return check(load_tree(folder / "config.yaml")) == {**tree, "seed": seed}
+        return check(load_tree(folder / "config.yaml")) == tree
     except LimbeckError:
         return False
 
@@ -137,12 +172,19 @@ Runner = Callable[[list[Job]], Iterator[tuple[Job, str]]]
 
 
 def _runner(
-    engine: str, workers: int, given: dict[str, str], overrides: list[str], force: bool, quiet: bool, several: bool
+    engine: str,
+    workers: int,
+    given: dict[str, str],
+    words: Callable[[Job], list[str]],
+    tree_of: Callable[[Job], dict[str, Any]],
+    force: bool,
+    quiet: bool,
+    several: bool,
 ) -> Runner:
     def command(job: Job) -> list[str]:
         label, seed, folder = job
         # an interrupted run goes on; another run's leftovers are replaced
-        goes_on = not force and _goes_on(folder, check(load_tree(given[label], overrides, seed)))
+        goes_on = not force and _goes_on(folder, tree_of(job))
         again = [] if goes_on else ["--force"]
         return [
             sys.executable,
@@ -150,7 +192,7 @@ def _runner(
             "limbeck",
             "run",
             given[label],
-            *overrides,
+            *words(job),
             "--seed",
             str(seed),
             "--out",
@@ -166,7 +208,7 @@ def _runner(
             if not quiet:
                 print(f"-- {label}, seed {seed}", file=sys.stderr)
             try:
-                tree = check(load_tree(given[label], overrides, seed))
+                tree = tree_of((label, seed, folder))
                 # an interrupted run goes on; another run's leftovers are replaced
                 run(tree, folder, force or not _goes_on(folder, tree), quiet)
             except Stopped as stopped:
@@ -248,7 +290,12 @@ def _goes_on(folder: Path, tree: dict[str, Any]) -> bool:
 
 
 def _collect(
-    jobs: list[Job], failed: dict[str, dict[str, str]], out: Path, trees: dict[str, dict[str, Any]]
+    jobs: list[Job],
+    failed: dict[str, dict[str, str]],
+    out: Path,
+    trees: dict[str, dict[str, Any]],
+    teachers: int,
+    redeal: bool,
 ) -> dict[str, Any]:
     rows: dict[str, dict[str, Any]] = {}
     for label, seed, folder in jobs:
@@ -270,6 +317,8 @@ def _collect(
             for label, tree in trees.items()
         },
         "failed": failed,
+        "teachers": teachers,
+        "redeal": redeal,
         "notes": list(dict.fromkeys(n for r in results for n in r.get("notes", []))),
     }
     if taught is not None:
@@ -280,7 +329,8 @@ def _collect(
         }
     if "kd" in rows:
         found["reference"] = "kd"
-    found["with_items"] = _with_items(found, out)
+    # dealt anew, no two seeds have the same test items; but then seeds are drawn together with items
+    found["with_items"] = {} if redeal else _with_items(found, out)
     return found
 
 

@@ -172,6 +172,40 @@ class Part:
         return digest(self.data.fingerprint, self.ids)
 
 
+class Joined:
+    """Several sets as one, one after another.
+
+    Args:
+        sets: at least one; of the same kind of targets and the same shape of inputs.
+    """
+
+    def __init__(self, sets: Sequence[Items]) -> None:
+        self.sets = list(sets)
+        self.y = torch.cat([s.y for s in self.sets])
+        self.shape = self.sets[0].shape
+        self.ends = torch.tensor([len(s) for s in self.sets]).cumsum(0)
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as one batch, in the order that is asked for."""
+        whose = torch.bucketize(items, self.ends, right=True)
+        places, batches = [], []
+        for k in whose.unique().tolist():
+            mine = (whose == k).nonzero()[:, 0]
+            start = int(self.ends[k]) - len(self.sets[k])
+            places.append(mine)
+            batches.append(self.sets[k].fetch(items[mine] - start))
+        order = torch.cat(places).argsort()
+        return {name: torch.cat([b[name] for b in batches])[order] for name in batches[0]}
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the sets, in order."""
+        return digest(*(s.fingerprint for s in self.sets))
+
+
 def choose(y: Tensor, count: int, *key: Any, leave: int = 0) -> Tensor:
     """``count`` items drawn without replacement, each class in proportion (stratified). Sorted ids, int64 [count].
 

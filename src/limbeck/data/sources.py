@@ -58,9 +58,10 @@ class Source(Component):
         valid_fraction: float = 0.1,
         test_fraction: float = 0.2,
         empty_classes: EmptyClasses | None = None,
+        deal: int = 0,
     ) -> Splits:
         """The data in three splits, checked, with what is to be said of it. See ``limbeck.data.splits.ready``."""
-        return ready(self.read(target, size), valid_fraction, test_fraction, empty_classes)
+        return ready(self.read(target, size), valid_fraction, test_fraction, empty_classes, deal)
 
 
 class PictureSource(Source):

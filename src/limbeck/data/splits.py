@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 
-from limbeck.data.items import Items, Splits, check_items, divide
+from limbeck.data.items import Items, Joined, Part, Splits, check_items, choose, divide
 from limbeck.data.names import composed, counted, some
 from limbeck.errors import DataError
 
@@ -28,12 +29,16 @@ def check_shares(valid_fraction: float, test_fraction: float, size: int | None) 
 
 
 def ready(
-    splits: Splits, valid_fraction: float, test_fraction: float, empty_classes: EmptyClasses | None = None
+    splits: Splits,
+    valid_fraction: float,
+    test_fraction: float,
+    empty_classes: EmptyClasses | None = None,
+    deal: int = 0,
 ) -> Splits:
     """The same data in three splits, of which none is empty, with what was set aside and how many items each class has.
 
-    Missing splits come out of train. Which items depends on their number and classes alone, so that they are the same
-    for every seed, method and machine.
+    Missing splits come out of train. Which items depends on their number and classes (and on ``deal``) alone, so that they
+    are the same for every seed, method and machine.
 
     Args:
         splits: what a source holds.
@@ -41,23 +46,29 @@ def ready(
         test_fraction: share of the items set aside for judging, where there is no such split.
         empty_classes: whether classes that the data names and has no item of are an ``error``, or are kept as outputs
             that are never right; ``None``: an error, and the task has no such setting.
+        deal: 0 keeps the source's own splits; every other number deals all items anew, in splits of the same sizes.
 
     Raises:
         DataError: nothing to learn from, classes without any item, items that do not fit, or too few to divide.
     """
-    train, valid, test, notes = splits.train, splits.valid, splits.test, list(splits.notes)
-    if len(train) == 0:
+    if len(splits.train) == 0:
         raise DataError("data", "there are no training items", expected="at least one item of each class")
     _check_classes(splits, empty_classes)
+    key = ("deal", deal) if deal else ()
+    if deal:
+        for name, items in _parts(splits).items():  # said of the splits that the user knows
+            check_items(items, name, splits.kind, splits.labels)
+        splits = deal_anew(splits, deal)
+    train, valid, test, notes = splits.train, splits.valid, splits.test, list(splits.notes)
     if test is None:
         whole = len(train)
-        train, test = _divide(train, test_fraction, "test")
+        train, test = _divide(train, test_fraction, "test", *key)
         notes.append(
             f"no test split: {len(test)} of {whole} items were set aside for judging (task.test_fraction={test_fraction:g})"
         )
     if valid is None:
         whole = len(train)
-        train, valid = _divide(train, valid_fraction, "valid")
+        train, valid = _divide(train, valid_fraction, "valid", *key)
         notes.append(
             f"no validation split: {len(valid)} of {whole} training items were set aside for choosing "
             f"(task.valid_fraction={valid_fraction:g})"
@@ -75,6 +86,50 @@ def ready(
     made = Splits(train, valid, test, splits.labels, splits.kind, notes)
     notes += tell_classes(splits.labels, sizes_of(made))
     return made
+
+
+def _parts(splits: Splits) -> dict[str, Items]:
+    """The splits that there are."""
+    parts = {"train": splits.train, "valid": splits.valid, "test": splits.test}
+    return {name: items for name, items in parts.items() if items is not None}
+
+
+def _joined(sets: Sequence[Items]) -> Items:
+    """Sets as one; of parts of the same whole, a part of it, which looks an item up once."""
+    parts = [s for s in sets if isinstance(s, Part)]
+    if len(parts) == len(sets) and all(p.data is parts[0].data for p in parts):
+        return Part(parts[0].data, torch.cat([p.ids for p in parts]))
+    return Joined(sets)
+
+
+def deal_anew(splits: Splits, deal: int) -> Splits:
+    """All items of a source dealt anew into splits of the sizes that it had, stratified: another draw for each ``deal``.
+
+    Args:
+        splits: what the source holds; with a single split there is nothing to deal, and it is returned as it is.
+        deal: number of the draw.
+
+    Raises:
+        DataError: the splits' inputs differ in shape.
+    """
+    parts = _parts(splits)
+    if len(parts) < 2:
+        return splits
+    if len({items.shape for items in parts.values()}) > 1:
+        raise DataError(
+            "task.deal",
+            "the splits' inputs differ in shape, so they cannot be dealt anew",
+            remedy="set task.size to bring pictures to one size, or task.deal=0 for the data's own splits",
+        )
+    rest = _joined(list(parts.values()))
+    dealt: dict[str, Items] = {}
+    for name in ("test", "valid"):
+        if name in parts:
+            ids = choose(rest.y, len(parts[name]), name, "deal", deal)
+            kept = torch.ones(len(rest), dtype=torch.bool)
+            kept[ids] = False
+            dealt[name], rest = Part(rest, ids), Part(rest, kept.nonzero()[:, 0])
+    return replace(splits, train=rest, valid=dealt.get("valid"), test=dealt.get("test"))
 
 
 def _check_classes(splits: Splits, empty_classes: EmptyClasses | None) -> None:
@@ -106,8 +161,8 @@ def _check_classes(splits: Splits, empty_classes: EmptyClasses | None) -> None:
         )
 
 
-def _divide(items: Items, fraction: float, name: str) -> tuple[Items, Items]:
-    rest, part = divide(items, fraction, name)
+def _divide(items: Items, fraction: float, name: str, *key: Any) -> tuple[Items, Items]:
+    rest, part = divide(items, fraction, name, *key)
     if len(part) == 0:
         raise DataError(
             "data",
@@ -163,4 +218,4 @@ def _alike(labels: Sequence[str]) -> list[str]:
     return [f"classes whose names are alike, taken as different: {some(twins, 5)}"] if twins else []
 
 
-__all__ = ["EmptyClasses", "Sizes", "check_shares", "ready", "sizes_of", "tell_classes"]
+__all__ = ["EmptyClasses", "Sizes", "check_shares", "deal_anew", "ready", "sizes_of", "tell_classes"]

@@ -100,21 +100,29 @@ class TextSource(Component):
         """The documents by split: ``train`` with ``valid`` or ``test`` where the data names them, else ``all``."""
         raise TypeError(f"{type(self).__name__} must define read")
 
-    def deal(self, valid: float = 0.05, test: float = 0.1) -> Texts:
+    def deal(self, valid: float = 0.05, test: float = 0.1, again: int = 0) -> Texts:
         """Read and deal.
 
         Args:
             valid, test: shares of the characters that a split gets where the data itself names none.
+            again: deal all documents anew, into splits as long as they were; another draw for each number above 0.
 
         Raises:
             DataError: nothing to read, or too little to deal into three.
         """
-        texts = deal(self.read(), valid, test, where=f"data ({type(self).__name__})", long=self.long)
+        texts = deal(self.read(), valid, test, where=f"data ({type(self).__name__})", long=self.long, again=again)
         texts.notes[:0] = self.notes
         return texts
 
 
-def deal(found: dict[str, list[Document]], valid: float, test: float, where: str = "data", long: bool = True) -> Texts:
+def deal(
+    found: dict[str, list[Document]],
+    valid: float,
+    test: float,
+    where: str = "data",
+    long: bool = True,
+    again: int = 0,
+) -> Texts:
     """Deal documents into train, valid and test. Splits that the data names are kept; missing ones come out of train.
 
     Documents without text and repeated ones are left out (a text that is in test and in train counts for test alone).
@@ -126,6 +134,8 @@ def deal(found: dict[str, list[Document]], valid: float, test: float, where: str
         valid, test: shares of the characters.
         where: what an error is about.
         long: whether a document may be a long text, of which a few passages are enough.
+        again: above 0 no split is kept: all documents are dealt anew, into splits with as large a share of the characters
+            as those that the data names had; another draw for each number.
 
     Raises:
         DataError: there is no text, or too little to deal.
@@ -137,6 +147,13 @@ def deal(found: dict[str, list[Document]], valid: float, test: float, where: str
     """
     splits, notes = _sorted_out(found)
     pairs = any(d.prompt or d.turns for documents in splits.values() for d in documents)
+    if again:
+        everything = [d for documents in splits.values() for d in documents]
+        valid, test = (
+            _length(splits[name]) / (_length(everything) or 1) if splits[name] else share
+            for name, share in (("valid", valid), ("test", test))
+        )
+        splits = {"train": [], "valid": [], "test": [], "all": everything}
     pool = splits["train"] or splits["all"]
     if not pool:
         raise DataError(where, "there is no text in it", remedy="name a file or folder with text, or another field")
@@ -144,7 +161,7 @@ def deal(found: dict[str, list[Document]], valid: float, test: float, where: str
     if missing:
         pool, said = _enough(pool, missing, pairs, long, where)
         notes += said
-    order = sorted(pool, key=lambda document: document.key)
+    order = sorted(pool, key=lambda document: _place(document, again))
     total, whole = _length(order), len(order)
     for left, name in zip(reversed(range(len(missing))), missing, strict=True):
         share = test if name == "test" else valid
@@ -213,6 +230,11 @@ def _enough(
             remedy="add text, or name the splits with files called train, valid and test",
         )
     return pool, notes
+
+
+def _place(document: Document, again: int) -> str | bytes:
+    """Where a document comes in a deal: by its content, and by the number of the deal."""
+    return hashlib.blake2b(f"{again} {document.key}".encode()).digest() if again else document.key
 
 
 def _length(documents: Iterable[Document]) -> int:

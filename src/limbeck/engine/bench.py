@@ -23,9 +23,6 @@ from limbeck.grammar.task import Model, Task
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
 
-TEACHER_SEED = 0
-"""Teachers are trained from this seed whatever the run's seed is, so that runs and methods share them."""
-
 
 @dataclass
 class Bench:
@@ -41,6 +38,7 @@ class Bench:
         notes: sentences about the participants, for the report.
         others: participants beside these two.
         name: whose network is taught on it.
+        teacher_seed: teachers are trained from this seed whatever the run's is, so that runs and methods share them.
     """
 
     task: Task
@@ -60,6 +58,7 @@ class Bench:
     notes: list[str] = field(default_factory=list)
     others: dict[str, Built] = field(default_factory=dict)
     name: str = "teacher"
+    teacher_seed: int = 0
 
     @property
     def built(self) -> dict[str, Built]:
@@ -92,10 +91,14 @@ class Bench:
         data: Data,
         optim: Optim,
         name: str,
-        seed: int = TEACHER_SEED,
+        seed: int | None = None,
         queries: dict[str, Query] | None = None,
     ) -> Built:
-        """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
+        """A network trained by the task's own loss: a remembered stage, shared by every run with the same key.
+
+        ``seed`` is that of teachers where none is given.
+        """
+        seed = self.teacher_seed if seed is None else seed
         role = "student" if name == "alone" else name
         built = build_model(model, self.task, seed, role)
         parts = self.parts_of(built, data, optim, seed, queries)

@@ -23,7 +23,7 @@ class Bench(Protocol):
         student, teacher: the two that most methods have; ``built`` holds every participant by name.
         student_model: the student's Model component, to build it afresh.
         train: the student's budget.
-        seed, device, folder: of this run.
+        seed, device, folder: of this run; ``teacher_seed``: of the teachers that are trained in it.
         queries: augmentations of the recipe, applied to the baseline too.
     """
 
@@ -32,6 +32,7 @@ class Bench(Protocol):
     student_model: Model
     train: Optim
     seed: int
+    teacher_seed: int
     device: torch.device
     folder: Path | None
     queries: dict[str, Query]
@@ -51,7 +52,7 @@ class Bench(Protocol):
     def alone(self) -> Built:
         """The student trained by the task's own loss at the same budget: a remembered stage."""
 
-    def train_network(self, model: Model, data: Data, optim: Optim, name: str, seed: int = 0) -> Built:
+    def train_network(self, model: Model, data: Data, optim: Optim, name: str, seed: int | None = None) -> Built:
         """A network trained by the task's own loss: a remembered stage, shared by every run with the same key."""
 
 

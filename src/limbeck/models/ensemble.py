@@ -103,12 +103,12 @@ class EnsembleOf(Model):
 
     def teach(self, bench: Bench, optim: Optim) -> Built:
         """Each member that is not trained yet, trained by itself from its own seed."""
-        made = []
+        made, first = [], bench.teacher_seed * len(self.members)
         for i, member in enumerate(self.members):
             if member.trained:
                 made.append(self._made[i] if self._made else member.build(bench.task))
             else:
-                made.append(bench.train_network(member, bench.task.teacher_train, optim, bench.name, seed=i))
+                made.append(bench.train_network(member, bench.task.teacher_train, optim, bench.name, seed=first + i))
         return self._join(made, bench.task)
 
     def _join(self, made: Sequence[Built], task: Task) -> Built:

@@ -58,6 +58,8 @@ class Recipe(Settings):
         export: formats to write at the end: safetensors, onnx, onnx-int8, hub.
         name: what the recipe is called in reports.
         notes: sentences about the recipe, for its reports.
+        teacher_seed: number of the random draws of a teacher that is trained here: its first weights, the order of its
+            data. It is the same whatever the run's seed is, so that runs and methods share one teacher.
     """
 
     def __init__(
@@ -80,9 +82,12 @@ class Recipe(Settings):
         export: tuple[str, ...] = (),
         name: str = "recipe",
         notes: tuple[str, ...] = (),
+        teacher_seed: int = 0,
     ) -> None:
         if seed < 0:
             raise ValueError("seed must be 0 or more")
+        if teacher_seed < 0:
+            raise ValueError("teacher_seed must be 0 or more")
         if not NAME.fullmatch(name.replace(".", "_")):
             raise ValueError("name must be letters, digits, '-', '_' and '.', beginning with a letter")
         self.task, self.method, self.student, self.teacher = task, method, student, teacher
@@ -93,7 +98,7 @@ class Recipe(Settings):
         self.objectives, self.queries = dict(objectives), dict(queries)
         self.engine, self.seed = engine, seed
         self.loggers, self.export, self.name = list(loggers), list(export), name
-        self.notes = list(notes)
+        self.notes, self.teacher_seed = list(notes), teacher_seed
 
     @staticmethod
     def _hinted() -> dict[str, Any]:

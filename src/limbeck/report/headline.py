@@ -127,9 +127,12 @@ def footnotes(s: Summary) -> list[str]:
     kinds = {r.score.kind for r in s.rows if r.score is not None}
     tested = f" of {s.items:,} items" if s.items else ""
     if "seeds" in kinds:
+        drawn = "first weights, order of the data and whatever else a seed draws"
+        drawn += "; the data dealt anew into training and test items" if s.redealt else ""
+        drawn += f"; {s.teachers} teachers in turn" if s.teachers > 1 else ""
+        drawn += "" if s.redealt else f"; the test set{tested} stays the same"
         said.append(
-            "Intervals: 95 %, Student's t over seeds (first weights, order of the data and whatever else a seed draws; "
-            f"the test set{tested} stays the same). Differences are paired by seed. "
+            f"Intervals: 95 %, Student's t over seeds ({drawn}). Differences are paired by seed. "
             "Nothing is adjusted for comparing several methods."
         )
     elif "items" in kinds:

@@ -31,6 +31,7 @@ A **comparison** is the content of ``comparison.json``::
       "rows": {"kd": {"0": result, "1": result}, "nkd": {"0": result}},    # label: {seed: result}
       "settings": {"kd": {"student": {...}, "teacher": {...}, "train": {...}, "teach": {...}}},  # optional
       "failed": {"nkd": {"1": "what went wrong"}},                          # optional
+      "teachers": 1, "redeal": False,                                       # optional: what else differs from seed to seed
       "with_items": {"kd": {"alone": {"mean": 0.02, "low": 0.0, "high": 0.04}}},  # optional: over seeds and test items
       "notes": ["..."]                                                      # optional
     }
@@ -130,6 +131,8 @@ class Summary:
         artifact: what the runs made (``network``, ``dataset``...).
         notes: sentences to show, the reasons for refused comparisons among them.
         students: every student that occurs, with the methods that have it.
+        teachers: how many were trained, and dealt to the seeds in turn.
+        redealt: whether each seed has its own division into training and test items.
     """
 
     kind: Literal["run", "comparison"]
@@ -142,6 +145,8 @@ class Summary:
     artifact: str
     notes: list[str]
     students: list[Student] = field(default_factory=list)
+    teachers: int = 1
+    redealt: bool = False
 
     def row(self, role: Role) -> Row | None:
         """The first row of a role."""
@@ -328,6 +333,8 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
         artifact=artifact,
         notes=list(dict.fromkeys(notes)),
         students=students,
+        teachers=int(data.get("teachers") or 1),
+        redealt=bool(data.get("redeal")),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
+from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.engine.timing import Timed
 from limbeck.engine.turns import place
@@ -132,10 +132,11 @@ class _Trial(Bench):
         data: Data,
         optim: Optim,
         name: str,
-        seed: int = TEACHER_SEED,
+        seed: int | None = None,
         queries: dict[str, Query] | None = None,
     ) -> Built:
         """The network, hardly trained, and a row of what training it takes: nothing where it is remembered."""
+        seed = self.teacher_seed if seed is None else seed
         role = "student" if name == "alone" else name
         built = build_model(model, self.task, seed, role)
         if self.found is not None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.engine import distributed as dist
-from limbeck.engine.bench import TEACHER_SEED, Bench, build_model
+from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built, Setup
@@ -62,13 +62,14 @@ def prepare(
         queries=recipe.queries,
         progress=progress,
         say=say,
+        teacher_seed=recipe.teacher_seed,
     )
     models = participants(recipe)
     for name, model in models.items():
         who = method.participants[name]
         part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
-        bench.put(name, build_model(model, part, TEACHER_SEED if who.taught else recipe.seed, name))
+        bench.put(name, build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name))
         if check and who.taught:
             part.check_teacher(bench.built[name], device)
     _measure(task)

@@ -46,6 +46,8 @@ class Classification(Task):
         size: side length that pictures are brought to; ``null`` keeps theirs.
         empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
         eval_batch: items at a time when judging.
+        deal: which division into training, validation and test items: 0 is the data's own, where it names splits; every
+            other number deals all items anew, in splits of the same sizes.
 
     Attributes:
         kind_of_target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is read.
@@ -66,15 +68,18 @@ class Classification(Task):
         size: int | None = None,
         empty_classes: EmptyClasses = "error",
         eval_batch: int = 256,
+        deal: int = 0,
     ) -> None:
         if student_items is not None and student_items < 1:
             raise ValueError("student_items must be 1 or more, or null for all")
         check_shares(valid_fraction, test_fraction, size)
         if eval_batch < 1:
             raise ValueError("eval_batch must be 1 or more")
+        if deal < 0:
+            raise ValueError("deal must be 0 or more")
         self.data, self.asked, self.student_items = data, target, student_items
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
-        self.size, self.eval_batch = size, eval_batch
+        self.size, self.eval_batch, self.deal = size, eval_batch, deal
         self.empty_classes: EmptyClasses | None = empty_classes
         self.kind_of_target: Kind = "label" if target == "auto" else target
         self.notes: list[str] = []
@@ -120,7 +125,9 @@ class Classification(Task):
         self._seed = seed
 
     def _read(self) -> None:
-        splits = self.data.divided(self.asked, self.size, self.valid_fraction, self.test_fraction, self.empty_classes)
+        splits = self.data.divided(
+            self.asked, self.size, self.valid_fraction, self.test_fraction, self.empty_classes, self.deal
+        )
         self.kind_of_target, self.labels = splits.kind, list(splits.labels)
         self._look()
         self.notes, self.class_sizes = list(splits.notes), sizes_of(splits)

@@ -43,6 +43,7 @@ class Condensation(Classification):
         valid_fraction, test_fraction: as in classification.
         size: side length that pictures are brought to.
         eval_batch: items at a time when judging.
+        deal: as in classification.
     """
 
     def __init__(
@@ -56,8 +57,9 @@ class Condensation(Classification):
         test_fraction: float = 0.2,
         size: int | None = None,
         eval_batch: int = 256,
+        deal: int = 0,
     ) -> None:
-        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch=eval_batch)
+        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch=eval_batch, deal=deal)
         self.empty_classes = None
         if per_class < 1:
             raise ValueError("per_class must be 1 or more")

@@ -75,6 +75,7 @@ class Generation(Task):
         test_fraction: share of the items set aside for judging, where the source has no test split.
         size: side length that pictures are brought to; ``null`` keeps theirs.
         eval_batch: samples at a time when judging.
+        deal: as in classification.
     """
 
     primary = "denoising_loss"
@@ -94,6 +95,7 @@ class Generation(Task):
         test_fraction: float = 0.4,
         size: int | None = None,
         eval_batch: int = 500,
+        deal: int = 0,
     ) -> None:
         if not 0 <= drop_condition < 1:
             raise ValueError("drop_condition must lie in [0, 1)")
@@ -105,7 +107,9 @@ class Generation(Task):
         self.clip = clip
         self.eval_batch = eval_batch
         check_shares(valid_fraction, test_fraction, size)
-        self.valid_fraction, self.test_fraction, self.size = valid_fraction, test_fraction, size
+        if deal < 0:
+            raise ValueError("deal must be 0 or more")
+        self.valid_fraction, self.test_fraction, self.size, self.deal = valid_fraction, test_fraction, size, deal
         self.notes: list[str] = []
         self.class_sizes: Sizes = {}
         self._schedule: Schedule | None = None
@@ -124,7 +128,7 @@ class Generation(Task):
             DataError: no pictures, or fewer than two classes. ConfigError: the schedule cannot be read.
         """
         if self.labels is None:
-            splits = self.data.divided("label", self.size, self.valid_fraction, self.test_fraction)
+            splits = self.data.divided("label", self.size, self.valid_fraction, self.test_fraction, deal=self.deal)
             if len(splits.train.shape) != 3:
                 raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
             assert splits.valid is not None and splits.test is not None

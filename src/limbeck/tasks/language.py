@@ -59,6 +59,8 @@ class Language(Task):
         test_fraction: share of the text set aside for judging, where the data names no such split.
         eval_batch: sequences at a time when judging.
         eval_sequences: how many sequences of the valid and test splits are judged, spread evenly; all if ``null``.
+        deal: which division into training, validation and test texts: 0 is the data's own, where it names splits; every
+            other number deals all documents anew, into splits as long as they were.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
@@ -83,6 +85,7 @@ class Language(Task):
         test_fraction: float = 0.1,
         eval_batch: int = 32,
         eval_sequences: int | None = None,
+        deal: int = 0,
     ) -> None:
         if vocab_size < 258:
             raise ValueError("vocab_size must be 258 or more: the 256 bytes, an end and a padding token")
@@ -102,7 +105,9 @@ class Language(Task):
         self.data, self.tokenizer_name, self.vocab_size = data, tokenizer, vocab_size
         self.asked_length, self.length = length, length or LENGTH
         self.packing, self.loss_on, self.template, self.long_prompts = packing, loss_on, template, long_prompts
-        self.student_documents, self.eval_sequences = student_documents, eval_sequences
+        if deal < 0:
+            raise ValueError("deal must be 0 or more")
+        self.student_documents, self.eval_sequences, self.deal = student_documents, eval_sequences, deal
         self.valid_fraction, self.test_fraction, self.eval_batch = valid_fraction, test_fraction, eval_batch
         self.notes: list[str] = []
         self.columns: int | None = None
@@ -120,7 +125,7 @@ class Language(Task):
             DataError: nothing to read, or something that cannot be read.
         """
         if self._texts is None:
-            self._texts = self.data.deal(self.valid_fraction, self.test_fraction)
+            self._texts = self.data.deal(self.valid_fraction, self.test_fraction, self.deal)
             self.notes.extend(self._texts.notes)
             if self.packing == "pack" and self.loss_on in ("response", "last"):
                 raise ConfigError(

@@ -120,7 +120,7 @@ class Tokens(ToyTask):
     """Rows of tokens, as the language task feeds and judges them."""
 
     columns = None
-    feed, supervised, counts = Language.feed, Language.supervised, Language.counts  # type: ignore[assignment]
+    feed, supervised, counted = Language.feed, Language.supervised, Language.counted  # type: ignore[assignment]
 
     def __init__(self) -> None:
         super().__init__()

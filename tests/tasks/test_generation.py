@@ -116,7 +116,7 @@ def test_the_denoising_loss_is_zero_for_the_truth(task: Generation, kind: Any) -
             return diffusion.from_x_eps(x, eps, logsnr, kind)
 
     term = task.supervised(Signal(task.feed(Oracle(), batch)), batch)
-    assert term.values.shape == (5,) and task.counts(batch) == 5
+    assert term.values.shape == (5,) and task.counted(batch) is None
     # x from eps loses digits where alpha vanishes, eps from x where sigma does
     assert float(term.values.max()) < 1e-2
     wrong = task.feed(Oracle(), batch)

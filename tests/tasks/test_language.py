@@ -152,7 +152,7 @@ def test_supervised_equals_transformers_own_loss() -> None:
     term = task.supervised(Signal(task.feed(module, batch)), batch)
     own = module(batch["input_ids"], attention_mask=batch["attention_mask"], labels=batch["labels"]).loss
     assert torch.allclose(term.total() / term.n(), own, atol=1e-6)
-    assert int(term.n()) == int(task.counts(batch))
+    assert int(term.n()) == int(task.counted(batch).sum())
 
 
 def test_what_is_masked_changes_nothing_bit_for_bit() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from limbeck.engine.batches import to_device
 from limbeck.engine.inner import Loss, fit
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Data, Method, Query, Stage
@@ -91,6 +92,11 @@ class RunContext:
             if s.name == stage and s.items is not None:
                 return list(s.items(self))
         raise ConfigError.unknown("stage", stage, [s.name for s in self._engine.stages], "stage of items")
+
+    def over(self, data: Data, batch_size: int = 256) -> Iterator[Batch]:
+        """All of some data once, in order: batches on the run's device with their ``item`` ids, ``view`` 0."""
+        for ids in torch.arange(len(data)).split(batch_size):
+            yield to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, self.device)
 
     def fit(
         self,

@@ -127,9 +127,11 @@ class Stepper:
                 touched.update((r, None) for t in terms.values() for r in t.to)
                 if single:
                     losses.append(self._backward(terms, *self._tally(terms, seen)))
-                elif all(_global_count(n, t, known, batches[j]) is not None for n, t in terms.items()):
+                elif (
+                    None
+                    not in (shared := {n: self._global_count(t, known, batches[j]) for n, t in terms.items()}).values()
+                ):
                     totals, _ = self._tally(terms, seen)
-                    shared = {n: _global_count(n, t, known, batches[j]) for n, t in terms.items()}
                     losses.append(self._backward(terms, totals, shared))
                 else:
                     held.append(terms)
@@ -154,7 +156,7 @@ class Stepper:
                     raise MethodError(
                         f"stage {stage.name}",
                         f"a term of step {step} has one value an item in some micro-batches and not in others",
-                        remedy="name it in the method's `counts`, or give it the same shape everywhere",
+                        remedy="give it the same shape everywhere, or a `where` that the batch or its task gives",
                     )
                 counts = self._sum_counts(held)
                 losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
@@ -171,11 +173,12 @@ class Stepper:
     # -- counts ----------------------------------------------------------------------------------------------------
 
     def _known(self, batches: list[Batch]) -> dict[str, Any]:
-        """Global counts that the batches alone tell: what the method names, and the number of items."""
+        """Global counts that the batches alone tell: items (``""``), and the values that their masks mark."""
         local: dict[str, Any] = {}
         for batch in batches:
-            for name, n in {**self.method.counts(batch), "": len(batch["item"])}.items():
-                local[name] = local.get(name, 0) + n
+            for name, mask in self._masks(batch).items():
+                local[name] = local.get(name, 0) + mask.sum()
+            local[""] = local.get("", 0) + len(batch["item"])
         if dist.world() > 1:
             # where processes hold unequal parts, a shape may look per item in one and not in the other: nobody guesses
             sizes = {len(b["item"]) for b in batches}
@@ -190,6 +193,29 @@ class Stepper:
             if uneven or first * first != squares * dist.world():
                 del local[""]
         return local
+
+    def _masks(self, batch: Batch) -> dict[str, Tensor]:
+        """The masks that are known before the forward pass: the batch's own, and the task's of what its loss counts."""
+        task = self.method.task.counted(batch)
+        own = batch.get("where")
+        found = {"where": own, "task": task if task is not own else None}
+        return {name: mask for name, mask in found.items() if isinstance(mask, Tensor)}
+
+    def _global_count(self, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
+        """The count of a term over everything, where this micro-batch alone tells it; ``None``: all must be seen first.
+
+        Told are one value an item, and values under a mask that the batch or its task gives. Of anything else the number
+        may differ from one micro-batch to the next: other masks, sums already taken, padded lengths, pairs of items.
+        """
+        if term.count is not None:
+            return None
+        if term.where is None:
+            plain = term.values.ndim == 1 and len(term.values) == len(batch["item"])
+            return known.get("") if plain else None
+        for name, mask in self._masks(batch).items():
+            if term.where is mask and mask.shape == term.values.shape:
+                return known[name]
+        return None
 
     def _sum_counts(self, held: list[Terms]) -> dict[str, Tensor]:
         names = sorted({n for terms in held for n in terms})
@@ -352,18 +378,6 @@ def add_ons(method: Method) -> dict[str, Objective]:
 def _sum_shares(shares: list[Share]) -> dict[str, Tensor]:
     """The sums over micro-batches and processes."""
     return {n: dist.sum_over_ranks(torch.stack([s[n].detach() for s in shares]).sum(0)) for n in shares[0]}
-
-
-def _global_count(name: str, term: Term, known: dict[str, Any], batch: Batch) -> Tensor | float | None:
-    """The count of a term over everything, where this micro-batch alone tells it; ``None``: all must be seen first.
-
-    Told are what the method names, and one value an item. Of anything else the number may differ from one micro-batch
-    to the next: masks, sums already taken, padded lengths, pairs of items.
-    """
-    if name in known and name:
-        return known[name]
-    plain = term.where is None and term.count is None and term.values.ndim == 1
-    return known.get("") if plain and len(term.values) == len(batch["item"]) else None
 
 
 def _norm(grads: Iterable[Tensor]) -> Tensor:

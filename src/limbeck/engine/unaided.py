@@ -41,8 +41,3 @@ class Unaided(Method):
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """The supervised loss of the task."""
         return Terms(task=self.task.supervised(ctx.signal("student", batch), batch))
-
-    def counts(self, batch: Batch) -> dict[str, object]:  # type: ignore[override]
-        """What the task knows of its labels before the forward pass."""
-        known = self.task.counts(batch)
-        return {} if known is None else {"task": known}

@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from limbeck.errors import ConfigError, MethodError
 from limbeck.grammar.component import Component
 from limbeck.grammar.optim import Optim
-from limbeck.grammar.random import Draws
+from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.grammar.role import Contract, Role
-from limbeck.grammar.signal import Signal
+from limbeck.grammar.signal import Signal, Tap, device_of, evaluating
 
 if TYPE_CHECKING:
     from limbeck.grammar.artifact import Artifact
     from limbeck.grammar.task import Task
+
+T = TypeVar("T", bound="Task", default="Task")
 
 Batch = dict[str, Any]
 """What is asked: tensors by name, first axis the items. ``item`` (int64 [N]) and ``view`` (int64 [N]) are always there."""
@@ -155,6 +159,9 @@ class Context(Protocol):
 
     def items(self, stage: str) -> list[str]:
         """The ids of an earlier stage's items."""
+
+    def over(self, data: Data, batch_size: int = 256) -> Iterator[Batch]:
+        """All of some data once, in order: batches on the run's device with their ``item`` ids, ``view`` 0."""
 
     def fit(
         self,
@@ -369,11 +376,12 @@ class Setup:
         return {"student": self.student, **teacher, **self.others}
 
 
-class Method(Component):
+class Method(Component, Generic[T]):
     """One paper: roles, stages, and a step from a batch to terms.
 
-    A plain method sets its hyperparameters in ``__init__`` and defines ``step``. Adaptive state lives in ``self.state``
-    (numbers, strings, tensors, nested), is read in ``step`` and moves only in ``observe``.
+    A plain method names its settings (`limbeck.grammar.settings.settings`) and defines ``step``. Adaptive state lives in
+    ``self.state`` (numbers, strings, tensors, nested), is read in ``step`` and moves only in ``observe``. A method for one
+    family of tasks says so as ``Method[Language]``: other tasks are refused, and ``self.task`` has that type.
 
     Attributes:
         participants: who takes part beside the student: by default one teacher. An instance may have its own.
@@ -399,6 +407,23 @@ class Method(Component):
         Raises:
             ConfigError: what was given, what is expected.
         """
+        wanted = self.task_type()
+        if wanted is not None and not isinstance(task, wanted):
+            raise ConfigError(
+                "task",
+                f"{type(self).__name__} is for {wanted.__name__.lower()}, and the task is {type(task).__name__.lower()}",
+                expected=f"task={wanted.__name__.lower()}",
+            )
+
+    @classmethod
+    def task_type(cls) -> type[Task] | None:
+        """The task that a method is for, where its class says so: ``class Taid(Method[Language])``."""
+        for base in cls.__mro__:
+            for made in base.__dict__.get("__orig_bases__", ()):
+                args = get_args(made)
+                if args and isinstance(args[0], type) and isinstance(get_origin(made), type):
+                    return args[0]
+        return None
 
     def bind(self, setup: Setup) -> None:
         """Take the participants. Override to add roles; call this first."""
@@ -419,9 +444,54 @@ class Method(Component):
             )
 
     @property
-    def task(self) -> Task:
+    def task(self) -> T:
         """What the student is for."""
-        return self.setup.task
+        return self.setup.task  # type: ignore[return-value]
+
+    def new(self, name: str, make: Callable[[], nn.Module] | None = None, *, like: str = "") -> Role:
+        """Add a role: a network that is made here, or a copy of another role's, with its input contract.
+
+        Its first weights are drawn from a key of its own (the run's seed and ``name``), whatever was drawn before.
+
+        Args:
+            name: the role's.
+            make: makes its module, which is placed on the run's device when the run begins.
+            like: the role that it is a copy of, and whose contract it has.
+        """
+        if (make is None) == (not like):
+            raise ValueError(f"role {name!r} is made by a function, or like another role")
+        source = self.roles[like] if like else None
+        with torch.random.fork_rng(devices=[]):
+            seed_modules(key_of(self.setup.seed, "init", name), torch.device("cpu"))
+            module = make() if make is not None else copy.deepcopy(source.module)  # type: ignore[union-attr]
+        shard = name in self.setup.shard
+        role = Role(module, shard=shard) if source is None else Role(module, contract=source.contract, shard=shard)
+        self.roles[name] = role
+        return role
+
+    def dry(self, role: str, taps: Sequence[str] = (), items: int = 2) -> Signal:
+        """What a role shows for a few training items, without a graph and in evaluation mode: to read shapes from.
+
+        Args:
+            role: whose module is asked, through its contract, as the task feeds it.
+            taps: modules whose activations are shown too.
+            items: how many.
+
+        Raises:
+            TapError: a tap names no module.
+        """
+        found, batch = self.roles[role], self.task.example(items)
+        device = device_of(found.module)
+        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        if isinstance(batch.get("x"), Tensor):
+            batch["x"] = found.contract.inputs(batch["x"])
+        tap = Tap(found.module, taps)
+        try:
+            with torch.no_grad(), evaluating([found.module]), tap:
+                out = found.contract.outputs((found.feed or self.task.feed)(found.module, batch))
+            return Signal(out, dict(tap.acts))
+        finally:
+            tap.close()
 
     def stages(self) -> list[Stage]:
         """What is done, in order. By default one stage in which `learners` learn from the task's training data."""
@@ -435,13 +505,6 @@ class Method(Component):
         It may also yield a `Share` and receives its sums over the whole batch.
         """
         raise TypeError(f"{type(self).__name__} must define step, or give every stage its own")
-
-    def counts(self, batch: Batch) -> dict[str, Tensor | int]:
-        """For terms whose ``where`` is known before the forward pass: how many values will count in this micro-batch.
-
-        Naming a term here lets the engine free each micro-batch's graph at once when accumulating.
-        """
-        return {}
 
     def observe(self, seen: dict[str, float], ctx: Context) -> None:
         """Move adaptive state, once per optimiser step, from means over everything (all micro-batches and processes)."""

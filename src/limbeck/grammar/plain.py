@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Context, Method, Objective, Participant, Setup, Terms
 
@@ -32,8 +30,3 @@ class Objectives(Method):
         student = ctx.signal("student", batch)
         teacher = ctx.signal("teacher", batch) if "teacher" in self.roles else None
         return Terms({}, **{n: o(student, teacher, batch, ctx) for n, o in self.objectives.items()})
-
-    def counts(self, batch: Batch) -> dict[str, Any]:
-        """What the task knows of its labels before the forward pass."""
-        known = self.task.counts(batch)
-        return {} if known is None else {n: known for n, o in self.objectives.items() if not o.needs_teacher}

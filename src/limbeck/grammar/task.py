@@ -78,8 +78,12 @@ class Task(Component):
         """The loss against the data's own labels, per item."""
         raise TypeError(f"{type(self).__name__} must define supervised")
 
-    def counts(self, batch: Batch) -> int | Tensor | None:
-        """How many values the supervised term will count, where that is known from the batch alone."""
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Which values of the supervised term count, where the batch alone tells it; ``None``: one an item does.
+
+        Asked twice of a batch, it answers with the same tensor: terms under this very mask are known to the engine before
+        the forward pass, so that it can free each micro-batch's graph at once.
+        """
         return None
 
     def evaluate(

@@ -21,7 +21,7 @@ from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head
 from limbeck.grammar.method import Batch, Context, Method
 from limbeck.grammar.role import Role
 from limbeck.tasks.causal import head_of
-from limbeck.tasks.tokens import IGNORE, shifted
+from limbeck.tasks.tokens import next_counts, shifted
 
 Kind = Literal[
     "forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd", "taid"
@@ -285,7 +285,7 @@ class Reader:
     def read(self, batch: Batch, ctx: Context) -> Tokens:
         """Both predictions for a batch."""
         labels = batch["labels"][:, 1:]
-        where = labels != IGNORE
+        where = next_counts(batch)
         if not self._large(batch):
             z_s = ctx.signal("student", batch).logits
             z_t = ctx.signal("teacher", batch).logits if "teacher" in ctx.roles else None

@@ -280,10 +280,6 @@ class Classification(Task):
             return Term(loss.sum(-1))
         return Term(F.squared_error(z, self.standardise(y).to(z.dtype)))
 
-    def counts(self, batch: Batch) -> int:
-        """Every item counts once."""
-        return len(batch["x"])
-
     def standardise(self, y: Tensor) -> Tensor:
         """Numbers [N, K] as models answer them: mean 0 and deviation 1 over the training items."""
         return (y - self.number_mean.to(y.device)) / self.number_std.to(y.device)

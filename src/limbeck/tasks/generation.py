@@ -228,10 +228,6 @@ class Generation(Task):
         errors = diffusion.prediction_errors(predicted, diffusion.XEps(out.x, out.eps), out.logsnr)
         return Term(diffusion.select_error(errors, self.weight))
 
-    def counts(self, batch: Batch) -> int:
-        """Every item counts once."""
-        return len(batch["item"])
-
     # -- judging a network --------------------------------------------------------------------------------------------
 
     def evaluate(

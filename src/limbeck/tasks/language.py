@@ -22,7 +22,7 @@ from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
 from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, vocabulary_size
-from limbeck.tasks.tokens import IGNORE, TokenData, shifted
+from limbeck.tasks.tokens import TokenData, next_counts, shifted
 
 log = logging.getLogger("limbeck.data")
 
@@ -294,10 +294,9 @@ class Language(Task):
         logits, labels, where = shifted(signal.logits, batch)
         return Term(F.cross_entropy(logits, labels, where=where), where=where)
 
-    def counts(self, batch: Batch) -> Tensor:
-        """How many next tokens count."""
-        counted: Tensor = (batch["labels"][:, 1:] != IGNORE).sum()
-        return counted
+    def counted(self, batch: Batch) -> Tensor:
+        """Which next tokens count, ``[N, T-1]``."""
+        return next_counts(batch)
 
     # ------------------------------------------------------------------------------------------------ judging
 

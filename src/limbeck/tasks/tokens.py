@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from limbeck.data.names import some
 from limbeck.data.text import Document
@@ -42,13 +43,26 @@ def make_batch(rows: Tensor, sizes: Tensor, prompts: Tensor, begins: Tensor, cou
     return {"input_ids": rows, "attention_mask": real.long(), "labels": labels, "where": where, "prompt": prompts}
 
 
+_COUNTED: WeakIdKeyDictionary = WeakIdKeyDictionary()
+"""Labels -> the mask of next tokens that count: one tensor for every term of a batch, so that the engine knows it again."""
+
+
+def next_counts(batch: Batch) -> Tensor:
+    """Which next tokens of a batch count, bool ``[N, T-1]``; the same tensor whenever it is asked for the same labels."""
+    labels: Tensor = batch["labels"]
+    found = _COUNTED.get(labels)
+    if found is None:
+        found = _COUNTED[labels] = labels[:, 1:] != IGNORE
+    return found
+
+
 def shifted(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
     """Logits ``[N, T-1, V]`` of positions that predict, the tokens they should predict, and which of these count."""
     labels = batch["labels"][:, 1:]
     if logits.ndim != 3 or logits.shape[:2] != batch["labels"].shape:
         expected = f"logits [N, T, V] for token ids {list(batch['labels'].shape)}"
         raise ShapeError("student", "the model is no language model", given=list(logits.shape), expected=expected)
-    return logits[:, :-1], labels, labels != IGNORE
+    return logits[:, :-1], labels, next_counts(batch)
 
 
 class TokenData:

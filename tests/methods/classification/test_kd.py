@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 
 from limbeck.grammar.method import Terms
 from limbeck.methods.classification.kd import Kd
-from tests.tiny import tiny
 from tests.toy import ToyTask, bound, engine, within
 
 
@@ -73,10 +71,3 @@ def test_other_targets_are_matched_in_their_own_way(kind: str) -> None:
         q, p = (z_s.double() / 2).sigmoid(), (z_t.double() / 2).sigmoid()
         expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).float()
     assert torch.allclose(values, expected, rtol=1e-4)
-
-
-def test_counts_are_those_of_the_task(tmp_path: Path) -> None:
-    run = tiny("kd", tmp_path)
-    batch = run.method.task.example(5)
-    known = run.method.counts(batch)
-    assert set(known) <= {"ce", "kl"}

@@ -10,7 +10,7 @@ z_s, z_t: logits of student and teacher [N, C];  y: labels [N] or soft labels [N
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -85,8 +85,3 @@ class Kd(Method):
         if target == "labels":
             return F.binary_kl(z_s, z_t, temperature=self.temperature, scale_t2=self.scale_t2)
         return F.kl(z_s, z_t, direction=self.direction, temperature=self.temperature, scale_t2=self.scale_t2)
-
-    def counts(self, batch: Batch) -> dict[str, Any]:
-        """What the task knows of its labels before the forward pass."""
-        known = self.task.counts(batch)
-        return {} if known is None else {"ce": known}

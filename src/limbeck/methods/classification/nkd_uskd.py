@@ -16,7 +16,7 @@ z_s, z_t: logits [N, C];  f: intermediate feature [N, D];  w = W f + b: weak log
 from __future__ import annotations
 
 from collections.abc import Generator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -226,11 +226,6 @@ class Uskd(Method):
         if self.weak_head:
             terms["weak"] = Term(parts.weak, to=("student", "weak"))  # the feature is not detached
         yield terms
-
-    def counts(self, batch: Batch) -> dict[str, Any]:
-        """What the task knows of its labels before the forward pass."""
-        known = self.task.counts(batch)
-        return {} if known is None else {"ce": known}
 
 
 def pooled(f: Tensor) -> Tensor:

@@ -229,11 +229,6 @@ class Taid(Method):
             return -cosine(ctx.step, ctx.total, start=1.0, end=0.0)
         return cosine(ctx.step, ctx.total, start=0.0, end=1.0)
 
-    def counts(self, batch: Batch) -> dict[str, Any]:
-        """The tokens that count are known from the labels."""
-        n = self.task.counts(batch)
-        return {"J": n, "lm": n}
-
     def observe(self, seen: dict[str, float], ctx: Context) -> None:
         """Move t by the mean of J."""
         if "J" in seen and not seen["tokens"]:

@@ -126,7 +126,7 @@ def test_a_recording_that_was_stopped_ends_as_one_that_was_not(
 def test_what_depends_on_fresh_noise_is_refused_before_a_teacher_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("limbeck.run.prepare", lambda *args, **more: pytest.fail("it went on"))
+    monkeypatch.setattr("limbeck.engine.bench.Bench.train_network", lambda *args, **more: pytest.fail("it went on"))
     with pytest.raises(ConfigError, match="nothing to record"):
         build_cache(tree_of("guided-diffusion"), tmp_path / "new", yes=True)
 
@@ -143,6 +143,26 @@ def test_a_plan_advises_no_cache_where_none_can_be(tmp_path: Path) -> None:
     for name in ("guided-diffusion", "uskd"):
         planned = plan(tree_of(name), steps=1)
         assert planned["cache_mb"] == 0 and not any("limbeck cache" in said for said in planned["advice"])
+
+
+def test_a_plan_advises_no_cache_of_a_recording(recorded: Path) -> None:
+    planned = plan(cached(recorded), steps=1)
+    assert planned["cache_mb"] == 0 and not any("limbeck cache" in said for said in planned["advice"])
+
+
+def test_pretrained_language_models_are_recorded_as_they_are_run(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    from limbeck.models.causal_lm import CausalLm
+    from tests.tasks.texts import small
+
+    task = small()
+    for name, width in (("big", 16), ("little", 8)):
+        model = CausalLm(layers=1, width=width, heads=2)
+        model.save(model.build(task).module, tmp_path / name)
+    models = (f"teacher=hf:{tmp_path / 'big' / 'student'}", f"student=hf:{tmp_path / 'little' / 'student'}")
+    told = build_cache(tree_of("taid", *models), tmp_path / "cache", yes=True)
+    assert told["items"] > 0
+    assert tiny("taid", tmp_path / "run", models[1], f"teacher=cached:{tmp_path / 'cache'}").run()
 
 
 def test_no_cache_there(tmp_path: Path) -> None:

@@ -312,10 +312,6 @@ def build_cache(
     recipe = build(tree)
     if "teacher" not in recipe.method.participants:
         raise ConfigError("method", f"{recipe.name} has no teacher to record")
-    if not recipe.task.cache_bytes():
-        raise ConfigError(
-            "task", "what its teacher answers depends on fresh draws, so there is nothing to record of an item"
-        )
     out = Path(out) if out is not None else Path("caches") / f"{recipe.name}-seed{recipe.seed}"
     for name, query in recipe.queries.items():
         if getattr(query, "views", None) != views:
@@ -329,6 +325,10 @@ def build_cache(
             )
     source = _Source(recipe, features, untaught=True)
     task = source.task
+    if not task.cache_bytes():  # asked once the models are built: a text's tokenizer is theirs
+        raise ConfigError(
+            "task", "what its teacher answers depends on fresh draws, so there is nothing to record of an item"
+        )
     probe, signal = source.show(torch.arange(min(2, len(task.train))), 0)
     outputs = signal.logits.shape[-1]
     if k is None and signal.logits.ndim == 3:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import nn
 
 from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
@@ -60,7 +61,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     if recipe.engine.eval_every:
         parts.append(_validation(recipe, engine, bench))
     n = len(task.train)
-    cache = task.cache_bytes() * n if teacher is not None else 0.0
+    cache = task.cache_bytes() * n if teacher is not None and isinstance(teacher.module, nn.Module) else 0.0
     teach = None
     if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
         teach = {"steps": recipe.teach.steps, "batch_size": recipe.teach.batch_size}
@@ -267,7 +268,10 @@ def _advice(recipe: Recipe, timed: bool, cache: float) -> list[str]:
     said = []
     if cache and timed and not recipe.queries:
         size = f"{cache / 2**20:.1f} MB" if cache > 1e5 else f"{cache / 2**10:.1f} kB"
-        said.append(f"record the teacher once with 'limbeck cache {recipe.name}' ({size}) and skip its forward pass")
+        said.append(
+            f"record the teacher once with 'limbeck cache {recipe.name}' and the same settings ({size}), and skip its "
+            "forward pass"
+        )
     if peak_memory() > 0.7 * _total_memory_mb():
         said.append("memory is tight: raise engine.accumulate, or set engine.precision=bf16")
     return said

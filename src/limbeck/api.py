@@ -203,7 +203,7 @@ def distill(
         checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source)}}
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
     with _lent(teacher):
-        result, artifact = run_recipe(recipe, checked, folder, force, quiet)
+        result, artifact = run_recipe(recipe, checked, folder, force, quiet, open=True)
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
     metrics = {name: values for name, values in result["metrics"].items() if name != "rows"}
     return Distilled(module, metrics, result, folder)

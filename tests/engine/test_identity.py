@@ -247,13 +247,37 @@ def test_each_difference_is_named_once_in_words() -> None:
         "train.clip (unset then, 1.0 now)",
         "train.lr (0.1 then, 0.2 now)",
         "your code in mymethod.py",
-        "the content of the test data",
         "the training data (400 items then, 300 now)",
+        "the content of the test data",
+        "which parameters of the student are trained",
+        "the network of the teacher",
         "your code in mynet.py",
         "role 'extra' (was not there then)",
         "role 'old' (is not there now)",
-        "which parameters of the student are trained",
-        "the network of the teacher",
         "the mathematics of Mtt (revision 0 then, 1 now)",
     ]
     assert identity.differences(then, {**now, "format": 3}) == ["the record of what entered it (format 2 then, 3 now)"]
+
+
+def test_what_follows_from_the_data_is_not_named_beside_them() -> None:
+    then: dict[str, Any] = {"format": 2, "data": {"train": {"content": "a"}}, "roles": {"student": {"contract": "1"}}}
+    now: dict[str, Any] = {**then, "roles": {"student": {"contract": "2"}}}
+    assert identity.differences(then, now) == ["how inputs reach the student"]
+    now["data"] = {"train": {"content": "b"}}
+    assert identity.differences(then, now) == ["the content of the training data"]
+
+
+def test_weights_that_are_read_back_must_fit_their_networks_and_nothing_more() -> None:
+    role = {"structure": "1", "trained": "1", "code": {}, "state": "1", "contract": "1"}
+    then: dict[str, Any] = {"format": 1, "data": {"train": "a"}, "roles": {"student": role, "teacher": role}}
+    other = {"structure": "1", "trained": "2", "code": {}, "state": "2", "contract": "2"}
+    now: dict[str, Any] = {
+        "format": 2,
+        "data": {},
+        "roles": {"student": other, "teacher": {"structure": "9"}, "new": role},
+    }
+    assert identity.differences(then, now, reading=True) == []
+    now["roles"]["student"] = {**other, "structure": "2"}
+    assert identity.differences(then, now, reading=True) == ["the network of the student"]
+    now["roles"]["student"] = {**other, "code": {"mynet.py": "2"}}
+    assert identity.differences(then, now, reading=True) == ["your code in mynet.py"]

@@ -70,7 +70,7 @@ def test_a_role_that_only_the_method_has_may_be_split_though_the_baseline_has_no
 def test_who_is_stopped_is_told_what_goes_on(
     force: bool, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*args: object) -> None:
+    def stop(*args: object, **named: object) -> None:
         raise Stopped(15)
 
     monkeypatch.setattr("limbeck.run.running.prepare", stop)

@@ -177,6 +177,20 @@ def revision(cls: type) -> int:
     return sum(int(base.__dict__.get("revision", 0)) for base in cls.__mro__)
 
 
+def revisions(thing: Any) -> dict[str, int]:
+    """The revision of each class among components, and the components in them, whose mathematics has ever changed."""
+    from limbeck.grammar.component import Component
+
+    if isinstance(thing, Mapping):
+        thing = list(thing.values())
+    if isinstance(thing, (list, tuple)):
+        return {k: v for t in thing for k, v in revisions(t).items()}
+    if not isinstance(thing, Component):
+        return {}
+    own = {_class(type(thing)): revision(type(thing))} if revision(type(thing)) else {}
+    return own | revisions([*thing.given[0], *thing.given[1].values()])
+
+
 def function(thing: Callable[..., Any]) -> dict[str, Any]:
     """A function or method by its name, the revision of the class that defines it, and the user's own code."""
     if isinstance(thing, functools.partial):
@@ -300,19 +314,20 @@ def of_run(method: Any, stages: Sequence[Any], about: Mapping[str, Any]) -> dict
     Args:
         method: bound, with its roles in their first state.
         stages: what it does. Data that a stage makes for a later one are not known yet, and follow from the rest.
-        about: further sections, of whoever made the engine: ``recipe``, ``data``, ``code``.
+        about: further sections, of whoever made the engine: ``recipe``, ``data``.
     """
-    data = {s.name: of_data(s.data) for s in stages if hasattr(s.data, "fetch")}
-    cls = type(method)
-    models = {id(b.module): b.model for b in (method.setup.student, method.setup.teacher) if b is not None}
+    data = {f"stage {s.name!r}": of_data(s.data) for s in stages if hasattr(s.data, "fetch")}
+    setup = method.setup
+    components = [method, method.task, setup.objectives, setup.queries]
+    models = {id(b.module): b.model for b in setup.built.values()}
     return {
         "format": FORMAT,
         "limbeck": _version(),
         **about,
         "roles": {n: network(r.module, r.contract, model=models.get(id(r.module))) for n, r in method.roles.items()},
         "data": {**about.get("data", {}), **data},
-        "revisions": {_class(cls): revision(cls)},
-        "code": {**about.get("code", {}), **code([cls])},
+        "revisions": revisions(components),
+        "code": code_of(components),
     }
 
 
@@ -327,12 +342,14 @@ def _version() -> str:
     return limbeck.__version__
 
 
-def refusal(folder: str, changed: Sequence[str]) -> StorageError:
+def refusal(
+    folder: str, changed: Sequence[str], said: str = "the run in it was made from something else"
+) -> StorageError:
     """What is said of a folder whose run was made from something else."""
     more = f" and {len(changed) - _MOST} more" if len(changed) > _MOST else ""
     return StorageError(
         folder,
-        f"the run in it was made from something else: {'; '.join(changed[:_MOST])}{more}",
+        f"{said}: {'; '.join(changed[:_MOST])}{more}",
         remedy="choose another folder with --out, or replace the run with --force",
     )
 
@@ -393,22 +410,41 @@ def of_task(task: Any) -> dict[str, Any]:
 
 
 # --------------------------------------------------------------------------------------------------------- comparisons
-def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], reading: bool = False) -> list[str]:
     """What differs between two identities, each thing named once, in words.
+
+    Args:
+        then, now: the identities.
+        reading: weights are only to be read back: what learnt from what, and from which weights it began, is no matter.
 
     Example:
         >>> differences({"data": {"train": {"items": 4, "content": "a"}}}, {"data": {"train": {"items": 3, "content": "b"}}})
         ['the training data (4 items then, 3 now)']
     """
-    if then.get("format") != now.get("format"):
+    if not reading and then.get("format") != now.get("format"):
         return [f"the record of what entered it (format {then.get('format')} then, {now.get('format')} now)"]
     found: list[str] = []
+    if reading:
+        then, now = ({s: i.get(s, {}) for s in ("code", "roles")} for i in (then, now))
+        kept = {n: {k: v for k, v in r.items() if k in ("structure", "code")} for n, r in now["roles"].items()}
+        now = now | {"roles": {n: r for n, r in kept.items() if n in then["roles"] and n != "teacher"}}
+        then = then | {"roles": {n: {k: then["roles"][n].get(k) for k in r} for n, r in now["roles"].items()}}
     for section, say in _SECTIONS.items():
         before, after = then.get(section) or {}, now.get(section) or {}
-        for name in sorted({*before, *after}, key=str):
-            if before.get(name) != after.get(name):
-                found.append(say(name, before.get(name), after.get(name)))
+        if section == "roles" and then.get("data") != now.get("data"):  # by which inputs are normalised
+            before, after = ({n: _without(r, "contract") for n, r in roles.items()} for roles in (before, after))
+        changed = [n for n in sorted({*before, *after}, key=_rank) if before.get(n) != after.get(n)]
+        found += [say(name, before.get(name), after.get(name)) for name in changed]
     return list(dict.fromkeys(found))
+
+
+def _rank(name: str) -> tuple[int, str]:
+    first = ("train", "teacher_train", "valid", "test", "student", "teacher")
+    return first.index(name) if name in first else len(first), str(name)
+
+
+def _without(part: Any, name: str) -> Any:
+    return {k: v for k, v in part.items() if k != name} if isinstance(part, Mapping) else part
 
 
 def _said_setting(name: str, then: Any, now: Any) -> str:
@@ -421,7 +457,7 @@ def _said_data(name: str, then: Any, now: Any) -> str:
         "teacher_train": "the teacher's training data",
         "valid": "the validation data",
         "test": "the test data",
-    }.get(name, f"the data of stage {name!r}")
+    }.get(name, f"the data of {name}")
     then, now = (d if isinstance(d, Mapping) else {"content": d} for d in (then, now))
     if then.get("items") != now.get("items"):
         return f"{what} ({then.get('items', 'no')} items then, {now.get('items', 'no')} now)"

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from limbeck.errors import CheckpointCorrupt, StorageError
-from limbeck.recipe.recipe import Recipe
+from limbeck.engine import identity
+from limbeck.errors import CheckpointCorrupt, LimbeckError, StorageError
+from limbeck.recipe.recipe import Recipe, check
+from limbeck.recipe.values import read_yaml_file
 from limbeck.storage import store
 
 LEAVES = (
-    *("config.yaml", "result.json", "report.html", "log.jsonl", "metrics.csv", "trackers.json", "tensorboard"),
+    *(
+        "config.yaml",
+        "identity.json",
+        "result.json",
+        "report.html",
+        "log.jsonl",
+        "metrics.csv",
+        "trackers.json",
+        "tensorboard",
+    ),
     *(
         "checkpoints",
         "items",
@@ -36,12 +48,14 @@ def default_folder(recipe: Recipe) -> Path:
     return Path("runs") / f"{recipe.name}-seed{recipe.seed}"
 
 
-def finished(folder: Path, text: str, force: bool) -> dict[str, Any] | None:
-    """The result of a run that is finished already; ``None`` where there is something to do in the folder.
+def finished(folder: Path, tree: Mapping[str, Any], force: bool) -> dict[str, Any] | None:
+    """The result of a run with these settings that is finished already; ``None`` where there is something to do.
+
+    Whether the same data, networks and code entered it, `admit` says.
 
     Args:
         folder: the run folder.
-        text: the configuration that is to be run.
+        tree: the resolved recipe that is to be run.
         force: repeat it, or replace what lies there.
 
     Raises:
@@ -50,12 +64,9 @@ def finished(folder: Path, text: str, force: bool) -> dict[str, Any] | None:
     config, result = folder / "config.yaml", folder / "result.json"
     if config.exists() and not force:
         # one that failed before it made anything holds nothing to lose: the corrected command takes its place
-        if _settings_in(config.read_text()) != _settings_in(text) and _made(folder):
-            raise StorageError(
-                str(folder),
-                "the folder holds a run with another configuration",
-                remedy="choose --out, or --force to replace it",
-            )
+        changed = _changed(config, tree) if _made(folder) else []
+        if changed:
+            raise identity.refusal(str(folder), changed, "the folder holds a run with another configuration")
         if result.exists():
             return {**read_result(result), "folder": str(folder), "reused": True}
     elif folder.is_dir() and not config.exists() and any(folder.iterdir()) and not force:
@@ -68,13 +79,78 @@ def finished(folder: Path, text: str, force: bool) -> dict[str, Any] | None:
 
 def _made(folder: Path) -> bool:
     """Whether a run has left more in its folder than its configuration."""
-    found = (path for pattern in LEAVES if pattern != "config.yaml" for path in folder.glob(pattern))
+    found = (path for pattern in LEAVES if pattern not in ("config.yaml", _RECORD) for path in folder.glob(pattern))
     return any(not path.is_dir() or any(path.iterdir()) for path in found)
 
 
-def _settings_in(text: str) -> str:
-    """A configuration without comments and blank lines."""
-    return "\n".join(line.rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#"))
+def _changed(config: Path, tree: Mapping[str, Any]) -> list[str]:
+    """The settings of the run in a folder that differ from those that are asked for, with both values."""
+    now = {"format": 0, "recipe": settings(tree)}
+    try:
+        there = read_yaml_file(config)
+    except LimbeckError as error:
+        return [f"its config.yaml cannot be read ({error.problem})"]
+    found = identity.differences({"format": 0, "recipe": settings(there)}, now)
+    if found:  # one of an earlier limbeck knows fewer settings: their defaults are what it ran with
+        try:
+            found = identity.differences({"format": 0, "recipe": settings(check(there))}, now)
+        except (LimbeckError, TypeError):
+            return found
+    return found
+
+
+_FREE = (
+    *("loggers", "export"),
+    *(f"engine.{name}" for name in ("workers", "save_every", "save_minutes", "keep", "log_every", "guard")),
+)
+"""Settings that change nothing of what is learnt, bit for bit: a run may go on under other values of them."""
+
+
+def settings(tree: Any, path: str = "") -> dict[str, Any]:
+    """Everything that a recipe's tree says, by dotted path; lists stay whole."""
+    if path in _FREE:
+        return {}
+    if isinstance(tree, Mapping) and (tree or not path):
+        return {k: v for name, node in tree.items() for k, v in settings(node, f"{path}.{name}".lstrip(".")).items()}
+    return {path: tree}
+
+
+def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any]) -> None:
+    """Compare what enters a run with what entered the run that lies in its folder, and leave a record of it there.
+
+    Raises:
+        StorageError: something else enters; what differs is named.
+    """
+    place, now = folder / _RECORD, {**entering, "recipe": settings(tree)}
+    now = json.loads(json.dumps(now))
+    if _made(folder):
+        then = _record(place)
+        if then is None and not (folder / "result.json").exists():
+            raise StorageError(
+                str(folder),
+                "the run in it is of an earlier limbeck, which kept no record of what entered a run, so it cannot be "
+                "told whether data, networks and code are the same",
+                remedy="choose another folder with --out, or replace the run with --force",
+            )
+        changed = identity.differences(then, now) if then is not None else []
+        if changed:
+            raise identity.refusal(str(folder), changed)
+        if then is None:
+            return
+    store.atomic_write(place, (json.dumps(now, indent=1) + "\n").encode())
+
+
+_RECORD = "identity.json"
+
+
+def _record(place: Path) -> dict[str, Any] | None:
+    try:
+        found = json.loads(place.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise CheckpointCorrupt(str(place), f"cannot be read: {error}", remedy="repeat the run with --force") from None
+    return found if isinstance(found, dict) else {}
 
 
 def read_result(path: Path) -> dict[str, Any]:

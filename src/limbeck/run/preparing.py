@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from limbeck.engine import distributed as dist
+from limbeck.engine import identity
 from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.errors import ConfigError
@@ -31,11 +32,13 @@ def prepare(
     say: Callable[[str], None] = print,
     untaught: bool = False,
     check: bool = True,
+    admit: Callable[[dict[str, Any]], None] | None = None,
 ) -> Bench:
     """Data read, models built, participants loaded or trained (remembered), everything checked against everything.
 
     With ``untaught`` a participant that would have to be trained is only built, and without ``check`` a ready one is not
-    tried on labelled items: enough to read back what a run made.
+    tried on labelled items: enough to read back what a run made. ``admit`` is told what enters the run as soon as it is
+    known, before anything is trained, and may refuse it.
     """
     task, method = recipe.task, recipe.method
     device = dist.pick_device(recipe.engine.device)
@@ -70,9 +73,13 @@ def prepare(
         part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.put(name, build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name))
-        if check and who.taught:
-            part.check_teacher(bench.built[name], device)
     _measure(task)
+    if admit is not None:
+        admit(_entering(recipe, bench))
+    for name in models:
+        who = method.participants[name]
+        if check and who.taught:
+            (task.part(who.task) if who.task else task).check_teacher(bench.built[name], device)
     _tell(task, told, say)
     check_baselines(evaluator_of(recipe), bench, recipe.baselines)
     untrained = [n for n, model in models.items() if method.participants[n].taught and not model.trained]
@@ -102,6 +109,25 @@ def prepare(
         bench.notes.append(f"student: {keep} running statistics; train.keep_statistics=false lets them follow the data")
         say(bench.notes[-1])
     return bench
+
+
+def _entering(recipe: Recipe, bench: Bench) -> dict[str, Any]:
+    """The identity of a run, but for its settings: its data, its participants as they are now, and the user's code."""
+    task = bench.task
+    data = {name: identity.of_data(getattr(task, name)) for name in ("train", "teacher_train", "valid", "test")}
+    if data["teacher_train"] == data["train"]:
+        del data["teacher_train"]
+    for name, who in recipe.method.participants.items():
+        if who.task and name in bench.built:
+            data[f"participant {name!r}"] = identity.of_data(task.part(who.task).teacher_train)
+    components = [task, recipe.method, recipe.objectives, recipe.queries]
+    return {
+        "format": identity.FORMAT,
+        "data": data,
+        "roles": {name: identity.network(b.module, b.contract, model=b.model) for name, b in bench.built.items()},
+        "code": identity.code_of(components),
+        "revisions": identity.revisions(components),
+    }
 
 
 def _measure(task: Task) -> None:

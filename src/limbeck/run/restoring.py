@@ -51,6 +51,17 @@ def restore(folder: Path, checkpoint: int | None = None, teacher: bool = False) 
         raise ConfigError(str(folder), "no run lies here (config.yaml is missing)", expected="a run folder")
     recipe = build(check(load_tree(config)))
     bench = prepare(recipe, folder, say=lambda text: None, untaught=not teacher, check=False)
+    return bring_back(recipe, bench, folder, checkpoint)
+
+
+def bring_back(recipe: Recipe, bench: Bench, folder: Path, checkpoint: int | None = None) -> Restored:
+    """What a run made, read back into participants that are prepared. See `restore`.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+        CheckpointCorrupt: it is damaged.
+        StorageError: the networks or the user's code are not those that it was made with.
+    """
     engine = Engine(recipe.engine, recipe.seed, folder, workspace())
     assert engine.checkpoints is not None
     if checkpoint is not None:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,11 @@ from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
-from limbeck.run.folder import default_folder, empty, finished, read_result
+from limbeck.run.folder import admit, default_folder, empty, finished, read_result, settings
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
+from limbeck.run.restoring import bring_back
 from limbeck.run.rows import Scored, evaluator_of, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
@@ -55,9 +57,14 @@ def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quie
 
 
 def run_recipe(
-    recipe: Recipe, tree: dict[str, Any], folder: Path, force: bool = False, quiet: bool = False
+    recipe: Recipe,
+    tree: dict[str, Any],
+    folder: Path,
+    force: bool = False,
+    quiet: bool = False,
+    open: bool = False,
 ) -> tuple[dict[str, Any], Artifact | None]:
-    """Run a built recipe in a folder. See `run`; the artifact comes too, except of a finished run that is only reported."""
+    """Run a built recipe in a folder. See `run`; what it made comes too, of a finished run where it is to be ``open``."""
     for form in recipe.export:  # said now, not when everything is trained
         check_format(form, recipe.task, "export")
     check_loggers(recipe.loggers)
@@ -74,14 +81,29 @@ def run_recipe(
             return result, None
         return _run_in(recipe, tree, folder, force, quiet, text)
     try:
-        found = finished(folder, text, force)
+        found, artifact = finished(folder, tree, force), None
+        if found is not None:
+            artifact = _found(recipe, tree, folder, open)
     except LimbeckError:
         dist.told_by_all((True, None))
         raise
     dist.told_by_all((False, found))
     if found is not None:
-        return found, None
+        return found, artifact
     return _run_in(recipe, tree, folder, force, quiet, text)
+
+
+def _found(recipe: Recipe, tree: dict[str, Any], folder: Path, open: bool) -> Artifact | None:
+    """Whether the same would enter the finished run in a folder today; and what it made, where it is to be opened.
+
+    Raises:
+        StorageError: something else would; what differs is named.
+    """
+    with own_generators(recipe.seed):
+        bench = prepare(
+            recipe, folder, say=lambda text: None, untaught=True, check=False, admit=partial(admit, folder, tree)
+        )
+        return bring_back(recipe, bench, folder).artifact if open else None
 
 
 def _run_in(
@@ -116,19 +138,39 @@ def _run(
     began = time.perf_counter(), time.process_time()
     for note in recipe.notes:
         say(note)
-    bench = prepare(recipe, folder, progress, say)
+    entering: dict[str, Any] = {}
+
+    def enters(found: dict[str, Any]) -> None:
+        entering.update(found)
+        refused: LimbeckError | None = None
+        try:
+            if main:
+                admit(folder, tree, found)
+        except LimbeckError as error:
+            refused = error
+        if dist.told_by_all(refused is not None)[0]:
+            raise refused or StorageError(str(folder), "was refused by the first process")
+
+    bench = prepare(recipe, folder, progress, say, admit=enters)
+    about = {"recipe": settings(tree), "data": entering["data"]}
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
-        return _distil(recipe, folder, bench, logs, main, began)
+        return _distil(recipe, folder, bench, logs, main, began, about)
 
 
 def _distil(
-    recipe: Recipe, folder: Path, bench: Bench, logs: Any, main: bool, began: tuple[float, float]
+    recipe: Recipe,
+    folder: Path,
+    bench: Bench,
+    logs: Any,
+    main: bool,
+    began: tuple[float, float],
+    about: dict[str, Any],
 ) -> tuple[dict[str, Any], Artifact]:
     task, method, progress, say = bench.task, recipe.method, bench.progress, bench.say
     evaluator = evaluator_of(recipe)
     best = Best(bench, method, evaluator, folder)
     say(f"{recipe.name}: distilling")
-    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say)
+    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say, about)
     for note in engine.coupling(method):
         engine.note(note)
     engine.run(method)

@@ -124,10 +124,10 @@ def test_what_is_left_out_is_named_by_its_place(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     texts = TextJsonl(str(tmp_path / "r.jsonl")).deal()
     assert texts.notes == [
-        "4 documents without text left out: r.jsonl line 4, r.jsonl line 9, r.jsonl line 16, r.jsonl line 23",
+        "4 documents without text left out: r.jsonl line 4, 9, 16, 23",
         "1 document that came before left out: r.jsonl line 26",
-        "no test split: 3 of 25 documents were set aside for judging (task.test_fraction=0.1)",
-        "no valid split: 1 of 25 documents were set aside for choosing (task.valid_fraction=0.05)",
+        "no test split: 3 of 25 documents set aside for judging (task.test_fraction=0.1)",
+        "no valid split: 1 of 25 documents set aside for choosing (task.valid_fraction=0.05)",
     ]
     pairs = "".join(json.dumps({"q": f"is {i} even", "a": "yes" * (i % 2)}) + "\n" for i in range(10))
     (tmp_path / "p.jsonl").write_text(pairs)

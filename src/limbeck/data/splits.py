@@ -64,13 +64,13 @@ def ready(
         whole = len(train)
         train, test = _divide(train, test_fraction, "test", *key)
         notes.append(
-            f"no test split: {len(test)} of {whole} items were set aside for judging (task.test_fraction={test_fraction:g})"
+            f"no test split: {len(test)} of {whole} items set aside for judging (task.test_fraction={test_fraction:g})"
         )
     if valid is None:
         whole = len(train)
         train, valid = _divide(train, valid_fraction, "valid", *key)
         notes.append(
-            f"no validation split: {len(valid)} of {whole} training items were set aside for choosing "
+            f"no validation split: {len(valid)} of {whole} training items set aside for choosing "
             f"(task.valid_fraction={valid_fraction:g})"
         )
     parts = {"train": train, "valid": valid, "test": test}

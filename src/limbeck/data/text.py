@@ -170,7 +170,7 @@ def deal(
             size += len(order[0].text)
             splits[name].append(order.pop(0))
         use = "judging (task.test_fraction" if name == "test" else "choosing (task.valid_fraction"
-        notes.append(f"no {name} split: {len(splits[name])} of {whole} documents were set aside for {use}={share:g})")
+        notes.append(f"no {name} split: {len(splits[name])} of {whole} documents set aside for {use}={share:g})")
     if not order:
         raise DataError(where, "no text is left to train on", remedy="lower task.valid_fraction and task.test_fraction")
     position = {id(document): i for i, document in enumerate(pool)}
@@ -197,10 +197,29 @@ def _sorted_out(found: dict[str, list[Document]]) -> tuple[dict[str, list[Docume
     notes = []
     for documents, what in ((blank, "without text"), (repeated, "that came before")):
         if documents:
-            places = [place for d in documents if (place := d.place)]
-            said = f"{counted(len(documents), 'document')} {what} left out"
-            notes.append(f"{said}: {some(places)}" if places else said)
+            places = places_of(documents)
+            notes.append(f"{counted(len(documents), 'document')} {what} left out" + (f": {places}" if places else ""))
     return splits, notes
+
+
+def places_of(documents: Iterable[Document], most: int = 10) -> str:
+    """Where documents were read: ``a.jsonl line 4, 9 and 3 more``; nothing where that is not known."""
+    return grouped([(d.source, d.number) for d in documents if d.source], most)
+
+
+def grouped(places: Sequence[tuple[str, int]], most: int = 10) -> str:
+    """Places (source, number) with each source named once.
+
+    Example:
+        >>> grouped([("a line", 4), ("a line", 9), ("b line", 2), ("b line", 3)], 3)
+        'a line 4, 9, b line 2 and 1 more'
+    """
+    said: list[str] = []
+    last = ""
+    for source, number in places[:most]:
+        said.append(str(number) if source == last and number else f"{source} {number}" if number else source)
+        last = source
+    return some(said, most) + (f" and {len(places) - most} more" if len(places) > most else "")
 
 
 def _enough(

@@ -14,7 +14,7 @@ from limbeck.data.columns import OnBadRows
 from limbeck.data.items import as_path
 from limbeck.data.listing import list_all
 from limbeck.data.names import choose_splits, counted, is_blank, some, split_of
-from limbeck.data.text import Document, TextSource
+from limbeck.data.text import Document, TextSource, grouped
 from limbeck.errors import DataError, first_line, nearest, require
 
 
@@ -116,7 +116,7 @@ class _Rows(TextSource):
         rows = list(rows)
         columns, said = self.columns.settled([row for *_, row in rows if isinstance(row, dict)])
         found: dict[str, list[Document]] = {}
-        bad: list[tuple[str, str]] = []
+        bad: list[tuple[str, int, str]] = []
         for split, source, number, row in rows:
             try:
                 if isinstance(row, Exception):
@@ -125,7 +125,7 @@ class _Rows(TextSource):
                     raise ValueError(f"an object was expected, not {type(row).__name__}")
                 found.setdefault(split, []).append(columns.document(row, source, number, known))
             except ValueError as error:
-                bad.append((f"{source} {number}", str(error)))
+                bad.append((source, number, str(error)))
         self.notes = [*notes, *said]
         if bad and self.bad_rows == "error":
             raise DataError(
@@ -378,12 +378,12 @@ def _pick(row: dict[str, Any], path: str, known: Sequence[str], what: str = "tex
     return value
 
 
-def _by_fault(bad: Sequence[tuple[str, str]]) -> str:
+def _by_fault(bad: Sequence[tuple[str, int, str]]) -> str:
     """Offending rows, those with the same fault together."""
-    faults: dict[str, list[str]] = {}
-    for place, fault in bad:
-        faults.setdefault(fault, []).append(place)
-    said = [f"{some(places, 5)}: {fault}" for fault, places in list(faults.items())[:8]]
+    faults: dict[str, list[tuple[str, int]]] = {}
+    for source, number, fault in bad:
+        faults.setdefault(fault, []).append((source, number))
+    said = [f"{grouped(places, 5)}: {fault}" for fault, places in list(faults.items())[:8]]
     return "; ".join(said) + ("; ..." if len(faults) > 8 else "")
 
 

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
-from limbeck.data.names import some
-from limbeck.data.text import Document
+from limbeck.data.text import Document, places_of
 from limbeck.errors import DataError, ShapeError
 from limbeck.grammar.method import Batch
 from limbeck.tasks.spelling import Spelled, spell
@@ -104,6 +103,12 @@ class TokenData:
                     f"the {self.name} split has too little text for one sequence",
                     remedy="add text, or lower task.length",
                 )
+            unknown = task.tokenizer.unk_token_id
+            if unknown is not None and self.name != "student":
+                share = float((self._made.ids == unknown).sum()) / float(self._made.sizes.sum())
+                if share > 0:
+                    task.note(f"{self.name}: {100 * share:.2g} % of the tokens are {task.tokenizer.unk_token}, words that "
+                              "the tokenizer does not know")  # fmt: skip
             if self.most is not None and self.most < n:
                 self._made = self._made.some(torch.arange(self.most) * n // self.most)
         return self._made
@@ -152,8 +157,8 @@ class TokenData:
             (cut, "cut off at the end: they exceed"),
         ):
             if documents:
-                places = [place for d in documents if (place := d.place)]
-                where = f" ({some(places, 5)})" if places else ""
+                places = places_of(documents, 5)
+                where = f" ({places})" if places else ""
                 task.note(
                     f"{self.name}: {len(documents)} of {len(self.documents)} documents {said} {task.length} tokens{where}"
                 )

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import multiprocessing
+import pickle
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, first_line
 from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Data, Stage
 from limbeck.grammar.random import Stream
+
+_log = logging.getLogger("limbeck.engine")
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -65,7 +73,7 @@ def batches(
     n = len(data) if data is not None else stage.batch_size * max(1, total)
     stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and data is not None)
     plan = _Plan(data, stream, dist.rank(), accumulate, parts, start, total)
-    return _fetched(plan, device, 0 if data is None else workers)
+    return _fetched(plan, device, 0 if data is None else able(plan, workers))
 
 
 def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[Batch]]:
@@ -73,6 +81,7 @@ def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[B
         for i in range(len(plan)):
             yield [to_device(b, device) for b in plan[i]]
         return
+    begun = False
     loader = torch.utils.data.DataLoader(
         plan,
         batch_size=None,
@@ -83,11 +92,60 @@ def _fetched(plan: _Plan, device: torch.device, workers: int) -> Iterator[list[B
     )
     try:
         for micro in loader:
+            begun = True
             yield [to_device(b, device) for b in micro]
+        return
     except RuntimeError as error:
-        # who was asked to stop may lose its workers first; the loop sees that batches ended early, saves and stops
-        if interrupt.requested() is None or "worker" not in str(error):
+        if "worker" not in str(error):
             raise
+        # who was asked to stop may lose its workers first; the loop sees that batches ended early, saves and stops
+        if interrupt.requested() is not None:
+            return
+        # they may also have died at their start: what was sent was nothing to them (a class of a notebook)
+        if begun or "exited unexpectedly" not in str(error):
+            raise
+        _say_once(plan.data, first_line(error))
+    yield from _fetched(plan, device, 0)
+
+
+_said: set[str] = set()
+
+
+def able(plan: object, workers: int) -> int:
+    """The loader processes that data can be fetched by: none where it can't be sent to them, which is said once.
+
+    Processes that are forked inherit it; where they are started afresh (macOS, Windows) it travels pickled.
+    """
+    if workers == 0 or multiprocessing.get_start_method() == "fork":
+        return workers
+    try:
+        _Probe(io.BytesIO()).dump(plan)
+    except Exception as error:  # whatever an object's own pickling raises
+        _say_once(getattr(plan, "data", plan), first_line(error))
+        return 0
+    return workers
+
+
+def _say_once(data: Any, why: str) -> None:
+    source = data
+    while type(source).__module__.startswith("limbeck.") and hasattr(source, "data"):  # the user's own lies within
+        source = source.data
+    text = (
+        f"engine.workers: {type(source).__name__} can't be sent to loader processes ({why}): its items are fetched in the "
+        "main process, as with engine.workers=0"
+    )
+    if text not in _said:
+        _said.add(text)
+        _log.warning(text)
+
+
+class _Probe(pickle.Pickler):
+    """Tries whether an object can be pickled, without copying the numbers in it."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if isinstance(obj, (Tensor, np.ndarray)):
+            return int, ()
+        return NotImplemented
 
 
 class _Plan(torch.utils.data.Dataset[list[Batch]]):
@@ -117,4 +175,4 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
         return batch
 
 
-__all__ = ["batches", "pieces", "to_device"]
+__all__ = ["able", "batches", "pieces", "to_device"]

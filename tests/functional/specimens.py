@@ -21,17 +21,46 @@ Make = Callable[[int, "Draw"], tuple[Callable[..., Any], tuple[Tensor, ...]]]
 
 
 class Draw:
-    """Normal numbers in one dtype, always the same; or those numbers, as rounded to it, in float64."""
+    """Normal numbers and class ids, always the same.
 
-    def __init__(self, dtype: torch.dtype = torch.float64, rounded: torch.dtype = torch.float64) -> None:
-        self.dtype, self.rounded, self.generator = dtype, rounded, torch.Generator().manual_seed(0)
+    Args:
+        dtype: of the numbers.
+        rounded: they are rounded to this first.
+        order: the items, in this order.
+        classes: the classes, in this order.
+    """
+
+    def __init__(
+        self,
+        dtype: torch.dtype = torch.float64,
+        rounded: torch.dtype = torch.float64,
+        order: list[int] | None = None,
+        classes: list[int] | None = None,
+    ) -> None:
+        self.dtype, self.rounded = dtype, rounded
+        self.order, self.classes = order, classes
+        self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self, *shape: int) -> Tensor:
         x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+        if self.order is not None and shape[0] == len(self.order):
+            x = x[self.order]
+        for dim in {0, len(shape) - 1}:
+            if self.classes is not None and shape[dim] == C:
+                x = x.index_select(dim, torch.tensor(self.classes))
         return x.to(self.rounded).to(self.dtype)
 
+    def _named(self, ids: Tensor) -> Tensor:
+        ids = ids if self.order is None else ids[self.order]
+        return ids if self.classes is None else torch.tensor(self.classes).argsort()[ids]
+
     def ids(self, n: int, high: int = C) -> Tensor:
-        return torch.randint(0, high, (n,), generator=self.generator)
+        """A class for each item."""
+        return self._named(torch.randint(0, high, (n,), generator=self.generator))
+
+    def some(self, n: int, k: int) -> Tensor:
+        """Different classes ``[n, k]`` for each item."""
+        return self._named(torch.rand(n, C, generator=self.generator).argsort(-1)[:, :k])
 
 
 def up(x: Tensor) -> Tensor:
@@ -76,10 +105,14 @@ def pair(call: Callable[..., Any]) -> Make:
 
 for _name in ("kl", "jeffreys", "jensen_shannon", "skew_kl", "total_variation", "adaptive_kl", "soft_cross_entropy"):
     add(_name, _name, pair(getattr(F, _name)))
-add("reverse", "kl", pair(lambda s, t: F.kl(s, t, direction="reverse", temperature=2.0)))
-add("skew-reverse", "skew_kl", pair(lambda s, t: F.skew_kl(s, t, direction="reverse")))
-add("adaptive-released", "adaptive_kl", pair(lambda s, t: F.adaptive_kl(s, t, variant="released")))
-add("temperatures", "kl", lambda n, d: (lambda s, t, h: F.kl(s, t, temperature=up(h).exp()), (d(n, C), d(n, C), d(n))))
+add("reverse", "kl", pair(lambda s, t, **k: F.kl(s, t, direction="reverse", temperature=2.0, **k)))
+add("skew-reverse", "skew_kl", pair(lambda s, t, **k: F.skew_kl(s, t, direction="reverse", **k)))
+add("adaptive-released", "adaptive_kl", pair(lambda s, t, **k: F.adaptive_kl(s, t, variant="released", **k)))
+add(
+    "temperatures",
+    "kl",
+    lambda n, d: (lambda s, t, h, **k: F.kl(s, t, temperature=up(h).exp(), **k), (d(n, C), d(n, C), d(n))),
+)
 add("binary_kl", "binary_kl", pair(F.binary_kl))
 add("squared_error", "squared_error", pair(F.squared_error))
 add("entropy", "entropy", lambda n, d: (F.entropy, (d(n, C),)))
@@ -88,70 +121,88 @@ add("entropy", "entropy", lambda n, d: (F.entropy, (d(n, C),)))
 def _labelled(call: Callable[..., Any], logits: int = 2) -> Make:
     def make(n: int, d: Draw) -> Any:
         y = d.ids(n)
-        return (lambda *z: call(*z, y)), tuple(d(n, C) for _ in range(logits))
+        return (lambda *z, **k: call(*z, y, **k)), tuple(d(n, C) for _ in range(logits))
 
     return make
 
 
-add("cross_entropy", "cross_entropy", _labelled(lambda z, y: F.cross_entropy(z, y, label_smoothing=0.1), 1))
+add(
+    "cross_entropy",
+    "cross_entropy",
+    _labelled(lambda z, y, **k: F.cross_entropy(z, y, **{"label_smoothing": 0.1, **k}), 1),
+)
 add(
     "cross_entropy-soft",
     "cross_entropy",
-    lambda n, d: (lambda z, p: F.cross_entropy(z, up(p).softmax(-1)), (d(n, C), d(n, C))),
+    lambda n, d: (lambda z, p, **k: F.cross_entropy(z, up(p).softmax(-1), **k), (d(n, C), d(n, C))),
 )
-add("masked_log_softmax", "masked_log_softmax", _labelled(lambda z, y: F.masked_log_softmax(z, y[:, None]).exp(), 1))
+add(
+    "masked_log_softmax",
+    "masked_log_softmax",
+    _labelled(lambda z, y, **k: F.masked_log_softmax(z, y[:, None], **k).exp(), 1),
+)
 add("dkd", "dkd", _labelled(F.dkd))
 add("nkd", "nkd", _labelled(F.nkd))
-add("nkd-plain", "nkd", _labelled(lambda s, t, y: F.nkd(s, t, y, normalise=False, temperature=3.0)))
-add("uskd", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w)))
-add("uskd-released", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w, variant="released")))
-add("uskd-teacher", "uskd", _labelled(lambda s, w, y: F.uskd(s, y, w, nontarget="teacher", teacher=w)))
+add("nkd-plain", "nkd", _labelled(lambda s, t, y, **k: F.nkd(s, t, y, normalise=False, temperature=3.0, **k)))
+add("uskd", "uskd", _labelled(lambda s, w, y, **k: F.uskd(s, y, w, **k)), coupled=True)
+add("uskd-released", "uskd", _labelled(lambda s, w, y, **k: F.uskd(s, y, w, variant="released", **k)), coupled=True)
+add(
+    "uskd-teacher",
+    "uskd",
+    _labelled(lambda s, w, y, **k: F.uskd(s, y, w, nontarget="teacher", teacher=w, **k)),
+    coupled=True,
+)
 add(
     "uskd-soft",
     "uskd",
-    lambda n, d: (lambda s, w, p: F.uskd(s, up(p).softmax(-1).detach(), w), (d(n, C), d(n, C), d(n, C))),
+    lambda n, d: (lambda s, w, p, **k: F.uskd(s, up(p).softmax(-1).detach(), w, **k), (d(n, C), d(n, C), d(n, C))),
+    coupled=True,
 )
 add(
     "uskd_labels",
     "uskd_labels",
-    lambda n, d: (lambda p: F.uskd_labels(up(p).softmax(-1).detach(), C)[1], (d(n, C),)),
+    lambda n, d: (lambda p, **k: F.uskd_labels(up(p).softmax(-1).detach(), C, **k)[1], (d(n, C),)),
     constant=True,
 )
 add(
     "uskd_target",
     "uskd_target",
-    _labelled(lambda z, y: F.uskd_target(z, y[:, None], up(torch.ones_like(z[:, :1]))), 1),
+    _labelled(lambda z, y, **k: F.uskd_target(z, y[:, None], up(torch.ones_like(z[:, :1])), **k), 1),
     constant=True,
+    coupled=True,
 )
 add(
     "uskd_rank",
     "uskd_rank",
-    _labelled(lambda s, w, y: F.uskd_rank(s, w, nn.functional.one_hot(y, C).bool())),
+    _labelled(lambda s, w, y, **k: F.uskd_rank(s, w, nn.functional.one_hot(y, C).bool(), **k)),
     constant=True,
 )
-add("taid", "taid", pair(lambda s, t: F.taid(s, t, 0.3)))
-add("taid-through", "taid", pair(lambda s, t: F.taid(s, t, 0.3, detach_student=False, value="kl")))
-add("taid-probabilities", "taid", pair(lambda s, t: F.taid(s, t, 0.3, space="probabilities")))
-add("taid-each", "taid", lambda n, d: (lambda s, t, u: F.taid(s, t, up(u).sigmoid()), (d(n, C), d(n, C), d(n))))
-add("taid_target", "taid_target", pair(lambda s, t: F.taid_target(s, t, 0.3, detach_student=False)))
-add("ctkd", "ctkd", lambda n, d: (lambda s, t, r: F.ctkd(s, t, r), (d(n, C), d(n, C), d(n))))
+add("taid", "taid", pair(lambda s, t, **k: F.taid(s, t, 0.3, **k)))
+add("taid-through", "taid", pair(lambda s, t, **k: F.taid(s, t, 0.3, detach_student=False, value="kl", **k)))
+add("taid-probabilities", "taid", pair(lambda s, t, **k: F.taid(s, t, 0.3, space="probabilities", **k)))
+add(
+    "taid-each",
+    "taid",
+    lambda n, d: (lambda s, t, u, **k: F.taid(s, t, up(u).sigmoid(), **k), (d(n, C), d(n, C), d(n))),
+)
+add("taid_target", "taid_target", pair(lambda s, t, **k: F.taid_target(s, t, 0.3, **{"detach_student": False, **k})))
+add("ctkd", "ctkd", lambda n, d: (lambda s, t, r, **k: F.ctkd(s, t, r, **k), (d(n, C), d(n, C), d(n))))
 add(
     "curriculum_temperature",
     "curriculum_temperature",
-    lambda n, d: (lambda r: F.curriculum_temperature(r, 1.0), (d(n),)),
+    lambda n, d: (lambda r, **k: F.curriculum_temperature(r, 1.0, **k), (d(n),)),
 )
-add("reverse_gradient", "reverse_gradient", lambda n, d: (lambda x: F.reverse_gradient(x, 0.5), (d(n, C),)))
+add("reverse_gradient", "reverse_gradient", lambda n, d: (lambda x, **k: F.reverse_gradient(x, 0.5, **k), (d(n, C),)))
 
 
 def _sparse(tail: Any, **settings: Any) -> Make:
     def make(n: int, d: Draw) -> Any:
-        ids = torch.stack([torch.randperm(C, generator=d.generator)[:2] for _ in range(n)] or [torch.zeros(2)])[
-            :n
-        ].long()
-        return (lambda z, t: F.sparse_kl(z, ids, up(t).log_softmax(-1).gather(-1, ids), tail=tail, **settings)), (
-            d(n, C),
-            d(n, C),
-        )
+        ids = d.some(n, 2)
+
+        def call(z: Tensor, t: Tensor, **k: Any) -> Tensor:
+            return F.sparse_kl(z, ids, up(t).log_softmax(-1).gather(-1, ids), **{"tail": tail, **settings, **k})
+
+        return call, (d(n, C), d(n, C))
 
     return make
 
@@ -178,15 +229,15 @@ for _kind in KINDS:
     add(
         f"chunked_logits-{_kind}",
         "chunked_logits",
-        pair(lambda s, t, kind=_kind: F.chunked_logits(s, t.detach(), kind=kind, t=0.3)),
+        pair(lambda s, t, kind=_kind, **k: F.chunked_logits(s, t.detach(), **{"kind": kind, "t": 0.3, **k})),
         *CHUNKED,
     )
     add(
         f"chunked_divergence-{_kind}",
         "chunked_divergence",
         lambda n, d, kind=_kind: (
-            lambda h, w, b, t: F.chunked_divergence(
-                h, w, kind=kind, bias_s=b, teacher_logits=t.detach(), t=0.3, chunk=2, temperature=2.0
+            lambda h, w, b, t, **k: F.chunked_divergence(
+                h, w, kind=kind, bias_s=b, teacher_logits=t.detach(), **{"t": 0.3, "chunk": 2, "temperature": 2.0, **k}
             ),
             (d(n, 3), d(C, 3), d(C), d(n, C)),
         ),
@@ -196,29 +247,33 @@ for _kind in KINDS:
 add(
     "chunked_logits-labels",
     "chunked_logits",
-    _labelled(lambda z, y: F.chunked_logits(z, kind="cross_entropy", labels=y), 1),
+    _labelled(lambda z, y, **k: F.chunked_logits(z, kind="cross_entropy", labels=y, **k), 1),
     *CHUNKED,
 )
 add(
     "chunked_divergence-heads",
     "chunked_divergence",
     lambda n, d: (
-        lambda h, w, g, v: F.chunked_divergence(h, w, g.detach(), v.detach(), chunk=2, softcap_s=5.0, scale_s=0.5),
+        lambda h, w, g, v, **k: F.chunked_divergence(
+            h, w, g.detach(), v.detach(), **{"chunk": 2, "softcap_s": 5.0, "scale_s": 0.5, **k}
+        ),
         (d(n, 3), d(C, 3), d(n, 2), d(C, 2)),
     ),
     *CHUNKED,
     whole=True,
 )
-add(
-    "chunked_head",
-    "chunked_head",
-    lambda n, d: (
-        lambda h, w, t: F.chunked_head(h, w, lambda z, rows: F.kl(z, t.detach()[rows].to(z.dtype)), chunk=2),
-        (d(n, 3), d(C, 3), d(n, C)),
-    ),
-    *CHUNKED,
-    whole=True,
-)
+
+
+def _chunked_head(n: int, d: Draw) -> Any:
+    teacher = up(d(n, C))
+
+    def call(h: Tensor, w: Tensor, **k: Any) -> Tensor:
+        return F.chunked_head(h, w, lambda z, rows: F.kl(z, teacher[rows].to(z.dtype)), **{"chunk": 2, **k})
+
+    return call, (d(n, 3), d(C, 3))
+
+
+add("chunked_head", "chunked_head", _chunked_head, *CHUNKED, whole=True)
 
 # ------------------------------------------------------------------------------------------------ features, relations
 
@@ -229,7 +284,11 @@ for _metric in ("l2", "l1", "smooth_l1", "cosine"):
         add(
             f"feature_distance-{_metric}-{_norm}",
             "feature.feature_distance",
-            pair(lambda s, t, m=_metric, k=_norm: feature.feature_distance(s, t, metric=m, normalise=k)),
+            pair(
+                lambda s, t, m=_metric, n=_norm, **k: feature.feature_distance(
+                    s, t, **{"metric": m, "normalise": n, **k}
+                )
+            ),
         )
 add("attention_map", "feature.attention_map", lambda n, d: (feature.attention_map, (d(n, 3, 2, 2),)))
 add(
@@ -250,7 +309,7 @@ add("metrics.agreement", "metrics.agreement", pair(metrics.agreement), constant=
 add(
     "metrics.moments",
     "metrics.moments",
-    lambda n, d: (lambda x: metrics.moments(x).outer, (d(n, C),)),
+    lambda n, d: (lambda x, **k: metrics.moments(x, **k).outer, (d(n, C),)),
     constant=True,
     whole=True,
 )
@@ -339,7 +398,7 @@ add(
 
 
 def _two_step(n: int, d: Draw) -> Any:
-    times = diffusion.halving_times(torch.arange(n) % 2, 2)
+    times = diffusion.halving_times(d.ids(n, 2), 2)
     return (lambda z: tuple(diffusion.two_step_target(wavy, z, times, COSINE, "v"))[:5]), (d(n, C),)
 
 

@@ -78,8 +78,9 @@ def uskd_target(
             item then depends on its batch: pass the global mean when the batch is split over processes.
         where: valid items ``[...]``.
     """
+    valid = None if where is None else where.unsqueeze(-1)
     if not smooth:
-        return values
+        return keep(values, valid)
     with torch.no_grad():
         own = hide(student.to(statistics_dtype(student)), where).softmax(-1).gather(-1, ids)
         own = own * own if square else own
@@ -88,10 +89,10 @@ def uskd_target(
             if where is None:
                 center = flat.mean(0)
             else:
-                valid = where.reshape(-1, 1).to(flat.dtype)
-                center = (flat * valid).sum(0) / valid.sum().clamp_min(1.0)
+                share = where.reshape(-1, 1).to(flat.dtype)
+                center = (flat * share).sum(0) / share.sum().clamp_min(1.0)
         soft = own + values - center
-        return torch.where(values == 0, torch.zeros_like(soft), soft)
+        return keep(torch.where(values == 0, torch.zeros_like(soft), soft), valid)
 
 
 def uskd_rank(

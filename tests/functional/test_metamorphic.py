@@ -160,7 +160,7 @@ ANOTHER: dict[str, Any] = {
     "return_parts": None,
     "teacher": None,  # only with nontarget
     "eps": 9.0,
-    "scale": None,  # w in the other convention
+    "scale": 0.3,
     "where": None,  # above
     "labels": None,
     "bias_s": torch.linspace(-1, 1, C, dtype=torch.float64),
@@ -177,7 +177,7 @@ ANOTHER: dict[str, Any] = {
     "teacher_logits": None,
     "kind": None,  # specimens of their own
     "t": None,
-    "dim": None,
+    "dim": 0,
 }
 SPECIAL: dict[tuple[str, str], tuple[str, Any]] = {
     # an option that only some specimen can show: (specimen, value)

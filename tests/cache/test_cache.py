@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from limbeck.cache import Cache, build_cache
+from limbeck.cache import Cache, Tail, build_cache
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run import plan, prepare, run
@@ -200,6 +200,30 @@ def test_top_k_spreads_the_rest(tmp_path: Path) -> None:
     truth = ctx.signal("teacher", batch).logits.log_softmax(-1)
     top = truth.topk(20).indices
     assert torch.allclose(z.gather(-1, top), truth.gather(-1, top), atol=5e-3)
+
+
+def test_each_tail_rule_is_a_distribution_of_its_own() -> None:
+    z = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(0))
+    top = z.topk(3)
+    rows = {
+        "index": top.indices.numpy(),
+        "logits": top.values.half().numpy(),
+        "total": z.logsumexp(-1).numpy(),
+    }
+    p = z.softmax(-1)
+    known = torch.zeros_like(p, dtype=torch.bool).scatter(-1, top.indices, True)
+    mass = torch.where(known, p, 0.0).sum(-1, keepdim=True)
+    want = {
+        "uniform_rest": torch.where(known, p, (1 - mass) / 5),
+        "renormalise": torch.where(known, p / mass, 0.0),
+    }
+    for tail in get_args(Tail):
+        cache = Cache.__new__(Cache)
+        cache.tail, cache.about = tail, {"outputs": 8}
+        torch.testing.assert_close(cache._spread(rows).softmax(-1), want.pop(tail), rtol=2e-3, atol=1e-3)
+    assert not want
+    with pytest.raises(ConfigError, match=r"tail.*'drop'.*uniform_rest.*renormalise"):
+        check(load_tree("taid", ["teacher.use=cached", "teacher.path=x", "teacher.tail=drop"]))
 
 
 def test_a_remote_teacher_answers_like_the_module(tmp_path: Path) -> None:

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.coupled import as_in_training, layers, tried
+from limbeck.engine.coupled import as_in_training, by_mathematics, layers, tried
 from limbeck.engine.inner import fit
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Method
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.role import Role
+from limbeck.objectives import Flip, Kl, Mixup, Relation
 from tests.toy import Toy, bound, data, engine, learnt, network
 
 
@@ -135,6 +136,17 @@ def test_what_couples_is_said_where_batches_are_cut(part: Callable[[], nn.Module
     whole = engine()
     whole.rehearse(method)
     assert whole.coupling(method) == []
+
+
+def test_objectives_and_queries_that_couple_a_batch_are_named() -> None:
+    method = bound(Unaided())
+    method.setup.objectives = {"who": Relation("0", "0"), "kl": Kl()}
+    method.setup.queries = {"mix": Mixup(), "turn": Flip()}
+    end = ", so with engine.accumulate=2 it learns otherwise than from the whole batch at once"
+    assert by_mathematics(method, method.setup.objectives, 2) == [
+        f"objectives.who: compares the items of a batch with each other{end}",
+        f"queries.mix: mixes each item with another of the batch{end}",
+    ]
 
 
 def test_what_is_said_is_true() -> None:

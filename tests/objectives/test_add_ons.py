@@ -171,6 +171,13 @@ def test_an_add_on_attaches_to_any_host_by_recipe(tmp_path: Path) -> None:
         tree_of("kd", "objectives.hint=featur")
 
 
+def test_a_relation_of_single_items_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    who = ("objectives.who=relation", "objectives.who.student=act1", "objectives.who.teacher=act1")
+    message = r"objectives\.who has a single item to compare: train\.batch_size=3 cut by engine\.accumulate=2"
+    with pytest.raises(ConfigError, match=message):
+        tiny("kd", tmp_path, *who, "train.batch_size=3", "engine.accumulate=2").run()
+
+
 def test_a_criterion_refuses_what_only_a_run_can_do() -> None:
     x = images()["x"]
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 3))

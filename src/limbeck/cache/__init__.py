@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 SHARD_ITEMS = 4096
 
-Tail = Literal["uniform_rest", "renormalise", "drop"]
+Tail = Literal["uniform_rest", "renormalise"]
 
 
 class Cached(Model):
@@ -46,8 +46,7 @@ class Cached(Model):
     Args:
         path: a folder that ``limbeck cache`` wrote.
         tail: what becomes of the mass outside the top k: ``uniform_rest`` spreads it over the other tokens,
-            ``renormalise`` gives it to the k in proportion, ``drop`` leaves the others at minus infinity with the k as
-            they were.
+            ``renormalise`` gives it to the k in proportion. Either is a distribution, as a teacher's answer must be.
         fingerprint: refuse the cache unless its teacher has this fingerprint; ``null`` takes whatever was recorded.
     """
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError
+from limbeck.grammar.method import Method, Objective, Query
 from limbeck.grammar.random import seed_modules
 from limbeck.grammar.role import Role
 from limbeck.grammar.signal import train_mode
@@ -110,6 +111,25 @@ def as_in_training(role: Role) -> Iterator[None]:
                 b.copy_(was)
 
 
+def cut_by(accumulate: int) -> str:
+    """What cuts a batch, in words; empty if nothing does."""
+    parts = [f"engine.accumulate={accumulate}"] if accumulate > 1 else []
+    parts += [f"{dist.world()} processes"] if dist.world() > 1 else []
+    return " and ".join(parts)
+
+
+def by_mathematics(method: Method, objectives: Mapping[str, Objective], accumulate: int) -> list[str]:
+    """What a method, objectives and its queries themselves do with a batch as a whole, where batches are cut."""
+    parts: dict[str, Method | Objective | Query] = {"method": method}
+    parts |= {f"objectives.{name}": part for name, part in objectives.items()}
+    parts |= {f"queries.{name}": part for name, part in method.setup.queries.items()}
+    return [
+        f"{who}: {part.coupled}, so with {cut_by(accumulate)} it learns otherwise than from the whole batch at once"
+        for who, part in parts.items()
+        if part.coupled
+    ]
+
+
 def sentences(who: str, found: Coupled, accumulate: int, together: bool) -> list[str]:
     """What is to be said of a role whose batches are cut.
 
@@ -119,11 +139,8 @@ def sentences(who: str, found: Coupled, accumulate: int, together: bool) -> list
         accumulate: micro-batches a step.
         together: BatchNorm normalises over all processes (`torch.nn.SyncBatchNorm`).
     """
-    world = dist.world()
-    cut = [f"engine.accumulate={accumulate}"] if accumulate > 1 else []
-    cut += [f"{world} processes"] if world > 1 else []
-    how = " and ".join(cut)
-    if not cut:
+    how = cut_by(accumulate)
+    if not how:
         return []
     said = []
     if found.statistics and not (together and accumulate == 1):
@@ -157,16 +174,22 @@ NEEDS_TWO = "Expected more than 1 value per channel when training"
 """How torch's BatchNorm refuses a batch of one item."""
 
 
-def one_item(section: str, size: int, accumulate: int) -> ConfigError:
-    """What is to be said where BatchNorm found a single item to normalise.
+def one_item(section: str, size: int, accumulate: int, objective: str = "") -> ConfigError:
+    """What is to be said where BatchNorm found a single item to normalise, or an objective one to compare.
 
     Args:
         section: the section of the recipe that sets the batch size.
         size: items per optimiser step.
         accumulate: micro-batches a step.
+        objective: the name of the objective that compares items; empty for BatchNorm.
     """
     world = dist.world()
     parts = world * accumulate
+    who = (
+        f"objectives.{objective} has a single item to compare"
+        if objective
+        else "BatchNorm has a single item to normalise"
+    )
     cut = f"{section}.batch_size={size}"
     if accumulate > 1:
         cut += f" cut by engine.accumulate={accumulate}"
@@ -178,9 +201,9 @@ def one_item(section: str, size: int, accumulate: int) -> ConfigError:
         remedy += f", or engine.accumulate={fits}"
     return ConfigError(
         f"{section}.batch_size",
-        f"BatchNorm has a single item to normalise: {cut} leaves parts of {max(1, size // parts)}",
+        f"{who}: {cut} leaves parts of {max(1, size // parts)}",
         expected="two items or more in every part",
-        remedy=f"{remedy}; or take a network without BatchNorm",
+        remedy=remedy if objective else f"{remedy}; or take a network without BatchNorm",
     )
 
 

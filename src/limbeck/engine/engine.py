@@ -24,7 +24,7 @@ from limbeck.engine import distributed as dist
 from limbeck.engine import identity, interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
-from limbeck.engine.coupled import NEEDS_TWO, as_in_training, layers, one_item, sentences, tried
+from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.stages import learners, reached
@@ -293,7 +293,7 @@ class Engine:
         self._rehearse_one_item(method)
 
     def _rehearse_one_item(self, method: Method) -> None:
-        """BatchNorm cannot normalise a single item: tried where a batch is cut into such parts."""
+        """BatchNorm cannot normalise, nor a relation compare, a single item: where a batch is cut into such parts."""
         student = method.roles["student"]
         for stage in self.stages:
             parts = dist.world() * self.settings.accumulate
@@ -301,6 +301,9 @@ class Engine:
                 continue
             if "student" not in learners(stage, method.roles):
                 continue
+            for name, objective in add_ons(method).items():
+                if objective.coupled:
+                    raise one_item(stage.section, stage.batch_size, self.settings.accumulate, name)
             with as_in_training(student):
                 if not layers(student.module).statistics:
                     continue
@@ -314,12 +317,12 @@ class Engine:
                     raise
 
     def coupling(self, method: Method) -> list[str]:
-        """What the networks themselves couple across a batch, where batches are cut: sentences for the report."""
+        """What is coupled across a batch, by the mathematics or the networks, where batches are cut: for the report."""
         accumulate, together = self.settings.accumulate, dist.world() > 1 and self.settings.synchronises(self.device)
         if accumulate == 1 and dist.world() == 1:
             return []
         self.rehearse(method)
-        said: dict[str, None] = {}
+        said: dict[str, None] = dict.fromkeys(by_mathematics(method, add_ons(method), accumulate))
         for name in dict.fromkeys(n for s in self.stages for n in learners(s, method.roles)):
             role = method.roles[name]
             with as_in_training(role), own_generators(self.seed):

@@ -183,9 +183,11 @@ class Objective(Component):
     Attributes:
         student_taps, teacher_taps: modules whose activations it needs.
         needs_teacher: whether a teacher signal must exist.
+        coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
     """
 
     kind: ClassVar[str] = "objective"
+    coupled: ClassVar[str] = ""
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: ClassVar[bool] = True
@@ -209,9 +211,13 @@ class Query(Component):
     """What is asked: a function (batch, context) -> batch that passes it through or changes it.
 
     A query draws from ``ctx.draws`` keyed by ``batch["item"]`` (and ``batch["view"]`` where a cache must replay it).
+
+    Attributes:
+        coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
     """
 
     kind: ClassVar[str] = "query"
+    coupled: ClassVar[str] = ""
 
     def accept(self, task: Task) -> None:
         """Refuse a task whose batches the query cannot change: asked when the data are read, before anything is trained.
@@ -387,7 +393,8 @@ class Method(Component, Generic[T]):
         participants: who takes part beside the student: by default one teacher. An instance may have its own.
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
-        coupled: why items of a batch are coupled by the mathematics (then accumulating is not invariant); empty if not.
+        coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
+            empty if nothing. A step that yields a `Share` of what it needs of the whole batch couples nothing.
     """
 
     kind: ClassVar[str] = "method"

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ShapeError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional.feature import attention_transfer, feature_distance
 from limbeck.functional.relation import gram
 from limbeck.grammar.method import Batch, Context, Objective, Term
@@ -20,15 +21,40 @@ def places(f: Tensor) -> Tensor:
     return f[:, None] if f.ndim == 2 else f
 
 
-def _both(
-    objective: FeatureMatch | AttentionTransfer | Relation, student: Signal, teacher: Signal | None
+def _shown(
+    objective: FeatureMatch | AttentionTransfer | Relation, s: Signal, t: Signal | None
 ) -> tuple[Tensor, Tensor]:
-    """The two tapped features in float32, the student's map at the teacher's resolution."""
-    assert teacher is not None
-    s, t = student.acts[objective.student].float(), teacher.acts[objective.teacher].float()
-    if s.ndim == 4 and t.ndim == 4 and s.shape[-2:] != t.shape[-2:]:
-        s = nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
-    return s, t
+    """The two tapped features in float32."""
+    assert t is not None
+    return s.acts[objective.student].float(), t.acts[objective.teacher].float()
+
+
+def _counted(f: Tensor, batch: Batch) -> Tensor | None:
+    """Which tokens of a feature [N, L, D] count, where the batch says it."""
+    where = batch.get("where")
+    return where if f.ndim == 3 and isinstance(where, Tensor) and where.shape == f.shape[:2] else None
+
+
+def _without_rest(f: Tensor, batch: Batch) -> Tensor:
+    """A feature with zeros in place of tokens that do not count."""
+    where = _counted(f, batch)
+    return f if where is None else torch.where(where.bool().unsqueeze(-1), f, torch.zeros_like(f))
+
+
+def _same_places(objective: FeatureMatch | AttentionTransfer, s: Tensor, t: Tensor) -> None:
+    """Refuse features of which nobody can say which place of one is which of the other.
+
+    Raises:
+        ShapeError: both shapes.
+    """
+    maps = s.ndim == t.ndim == 4 and len(s) == len(t)  # of any size: the larger is averaged down
+    if not maps and (not {s.ndim, t.ndim} <= {2, 3, 4} or places(s).shape[:2] != places(t).shape[:2]):
+        raise ShapeError(
+            f"objectives.{objective.name}",
+            f"student {objective.student!r} shows {list(s.shape)}, teacher {objective.teacher!r} shows {list(t.shape)}",
+            expected="two maps [N, D, H, W], or the same number of places (tokens [N, L, D], vectors [N, D])",
+            remedy="tap another module, or one before pooling",
+        )
 
 
 class FeatureMatch(Objective):
@@ -58,15 +84,7 @@ class FeatureMatch(Objective):
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check the two shapes; make the projector."""
-        s, t = _both(self, student, teacher)
-        a, b = places(s), places(t)
-        if a.shape[:2] != b.shape[:2]:
-            raise ShapeError(
-                f"objectives.{self.name}",
-                f"student {self.student!r} shows {list(s.shape)}, teacher {self.teacher!r} shows {list(t.shape)}",
-                expected="the same number of places",
-                remedy="tap another module, or one before pooling",
-            )
+        a, b = self._places(student, teacher)
         self.projects = self.project == "always" or (self.project == "auto" and a.shape[2] != b.shape[2])
         if not self.projects and a.shape[2] != b.shape[2]:
             raise ShapeError(
@@ -76,22 +94,31 @@ class FeatureMatch(Objective):
             )
         return nn.Linear(a.shape[2], b.shape[2]) if self.projects else None
 
+    def _places(self, student: Signal, teacher: Signal | None) -> tuple[Tensor, Tensor]:
+        """Both features [N, L, D], the student's map at the teacher's resolution."""
+        s, t = _shown(self, student, teacher)
+        _same_places(self, s, t)
+        if s.ndim == 4 and t.ndim == 4 and s.shape[-2:] != t.shape[-2:]:
+            s = nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
+        return places(s), places(t)
+
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The distance of each item; of tokens, where the batch says which of them count, of each that does."""
-        s, t = _both(self, student, teacher)
-        a, b = places(s), places(t)  # [N, L, D]
+        a, b = self._places(student, teacher)
         if self.projects:
             a = ctx.call(self.projector, a)
         values = feature_distance(a, b, metric="cosine" if self.distance == "cosine" else "l2")  # [N, L]
-        where = batch.get("where")
-        if s.ndim != 3 or not isinstance(where, Tensor) or where.shape != values.shape:
-            where, values = None, values.mean(1)
+        where = _counted(student.acts[self.student], batch)
+        if where is None:
+            values = values.mean(1)
         to = ("student", self.projector) if self.projects else "student"
         return Term(values, to=to, weight=self.weight, where=where)
 
 
 class AttentionTransfer(Objective):
-    """Where each looks: mean squared activation per place, unit norm (Zagoruyko, Komodakis 2017).
+    """Where each looks: summed squared activation of every place, unit norm over the places (Zagoruyko, Komodakis 2017).
+
+    Widths may differ. The larger of two maps is averaged down to the size of the smaller; tokens must be as many.
 
     Args:
         student: module of the student that shows a map [N, D, H, W] or tokens [N, L, D].
@@ -103,15 +130,32 @@ class AttentionTransfer(Objective):
         self.student, self.teacher, self.weight = student, teacher, weight
         self.student_taps, self.teacher_taps = (student,), (teacher,)
 
+    def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
+        """Check that both show places, and the same ones."""
+        s, t = _shown(self, student, teacher)
+        if min(s.ndim, t.ndim) < 3:
+            raise ShapeError(
+                f"objectives.{self.name}",
+                f"student {self.student!r} shows {list(s.shape)}, teacher {self.teacher!r} shows {list(t.shape)}",
+                expected="maps [N, D, H, W] or tokens [N, L, D]",
+                remedy="tap a module before pooling, or use objectives.NAME=feature",
+            )
+        _same_places(self, s, t)
+        return None
+
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of the two attention maps, per item."""
-        return Term(attention_transfer(*_both(self, student, teacher)), weight=self.weight)
+        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher))
+        if not s.ndim == t.ndim == 4:  # which the function would take for [N, D, L]
+            s, t = (places(x).transpose(1, 2) for x in (s, t))
+        return Term(attention_transfer(s, t), weight=self.weight)
 
 
 class Relation(Objective):
     """Which items resemble each other: row-normalised similarity matrices of the batch (Tung, Mori 2019).
 
-    Items of a batch are coupled, so accumulating micro-batches changes it.
+    Items of a batch are coupled: where a batch is cut (``engine.accumulate``, several processes), each part is compared
+    within itself.
 
     Args:
         student: module of the student.
@@ -119,10 +163,19 @@ class Relation(Objective):
         weight: weight of the term.
     """
 
+    coupled = "compares the items of a batch with each other"
+
     def __init__(self, student: str, teacher: str, weight: float = 1.0) -> None:
         self.student, self.teacher, self.weight = student, teacher, weight
         self.student_taps, self.teacher_taps = (student,), (teacher,)
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of each item's row, divided by the number of items."""
-        return Term(gram(*_both(self, student, teacher)), weight=self.weight)
+        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher))
+        if len(s) < 2:
+            raise ConfigError(
+                f"objectives.{self.name}",
+                "compares the items of a batch with each other, and here is one item alone",
+                remedy="raise train.batch_size, or lower engine.accumulate",
+            )
+        return Term(gram(s, t), weight=self.weight)

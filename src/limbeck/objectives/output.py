@@ -52,7 +52,7 @@ class Divergence(Objective):
     Args:
         divergence: which one; ``forward`` is KL(teacher || student).
         weight: weight of the term.
-        temperature: softens both distributions.
+        temperature: softens both distributions; of numbers (``squared``) there are none.
         scale_t2: multiply by the temperature squared.
         beta: of ``jensen-shannon``: the teacher's share in the mixture.
         mix: of the ``skew`` kinds: the share of the first distribution in the mixture.
@@ -72,6 +72,14 @@ class Divergence(Objective):
         for name, value in (("beta", beta), ("mix", mix)):
             if not 0.0 < value < 1.0:
                 raise ValueError(f"{name} must lie strictly between 0 and 1")
+        idle = {
+            "beta": beta != 0.5 and divergence != "jensen-shannon",
+            "mix": mix != 0.1 and not divergence.startswith("skew"),
+            "temperature": temperature != 1.0 and divergence == "squared",
+            "scale_t2": not scale_t2 and divergence == "squared",
+        }
+        for name in (n for n, it_is in idle.items() if it_is):
+            raise ValueError(f"{name} changes nothing in the divergence {divergence!r}: leave it out")
         self.divergence: Kind = divergence
         self.weight, self.temperature, self.scale_t2, self.beta, self.mix = weight, temperature, scale_t2, beta, mix
 

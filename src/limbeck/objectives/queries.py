@@ -157,6 +157,8 @@ class Mixup(Query):
         classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
 
+    coupled = "mixes each item with another of the batch"
+
     def __init__(self, alpha: float = 0.2, classes: int | None = None) -> None:
         if not alpha > 0:
             raise ValueError("alpha must be above 0")
@@ -185,6 +187,8 @@ class Cutmix(Query):
         alpha: of the Beta distribution of the kept area.
         classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
+
+    coupled = "cuts a piece of another item of the batch into each"
 
     def __init__(self, alpha: float = 1.0, classes: int | None = None) -> None:
         if not alpha > 0:
@@ -226,6 +230,17 @@ class Noise(Query):
             raise ValueError("std must be 0 or more")
         self.std = std
 
+    def accept(self, task: Task) -> None:
+        """Inputs that are numbers."""
+        x = task.example(1).get("x")
+        if not isinstance(x, Tensor) or not x.is_floating_point():
+            raise ConfigError(
+                "queries.noise",
+                f"the inputs of {type(task).__name__} are no numbers that noise could be added to",
+                expected="pictures or rows of numbers",
+                remedy="leave it out",
+            )
+
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Noisy inputs."""
         x = batch["x"]
@@ -243,6 +258,10 @@ class Augment(Query):
     def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate", align_corners: bool = True) -> None:
         strategy_names(strategy)
         self.strategy, self.align_corners = strategy, align_corners
+
+    def accept(self, task: Task) -> None:
+        """Pictures alone."""
+        _image(task.example(1), "dsa")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Augmented items."""

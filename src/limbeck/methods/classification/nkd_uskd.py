@@ -144,8 +144,6 @@ class Uskd(Method):
         variant: ``paper``, or ``released`` for the code's ranking.
     """
 
-    coupled = "the target's label is centred on the batch mean"
-
     def __init__(
         self,
         feature: str | None = None,

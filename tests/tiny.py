@@ -1,4 +1,4 @@
-"""Bound methods at the size of seconds, from the shipped recipes and the Cards' own ``tiny`` overrides."""
+"""Bound methods at the size of seconds, from the shipped recipes and their own ``tiny`` settings."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def quiet(text: str) -> None:
 
 def tree_of(name: str, *overrides: str, seed: int = 0) -> dict[str, Any]:
     """The shipped recipe of a method, shrunk, and then changed."""
-    tree = load_tree(name, [*CARDS[name].tiny.get(name, ()), "engine.device=cpu", "loggers=[]"], seed)
+    tree = load_tree(name, ["engine.device=cpu", "loggers=[]"], seed, tiny=True)
     merge(tree, overrides)
     return check(tree)
 

@@ -148,14 +148,13 @@ def distill(
     import tempfile
 
     from limbeck.grammar.card import recipe_path
-    from limbeck.recipe.overrides import LIMITS, OF_MODELS, note_gone
+    from limbeck.recipe.overrides import LIMITS, OF_MODELS, note_gone, read_tree
     from limbeck.recipe.recipe import apply, build
     from limbeck.recipe.recipe import check as resolved
-    from limbeck.recipe.values import read_yaml_file
     from limbeck.run import run_recipe
 
     name = method if isinstance(method, str) else str(method.get("use", "recipe"))
-    tree: dict[str, Any] = dict(read_yaml_file(recipe_path(name)))
+    tree = read_tree(recipe_path(name))
     tree = {"name": name, **tree, "seed": seed}
     if not isinstance(method, str):
         tree["method"] = dict(method)

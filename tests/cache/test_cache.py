@@ -28,10 +28,8 @@ def recorded(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -
 
 def cached(folder: Path, *overrides: str) -> dict[str, Any]:
     """The KD recipe with a recorded teacher."""
-    from tests.tiny import CARDS
-
-    shrink = [o for o in CARDS["kd"].tiny["kd"] if not o.startswith("teacher.")]
-    return check(load_tree("kd", [*shrink, "engine.device=cpu", "loggers=[]", f"teacher=cached:{folder}", *overrides]))
+    words = ["engine.device=cpu", "loggers=[]", f"teacher=cached:{folder}", *overrides]
+    return check(load_tree("kd", words, tiny=True))
 
 
 def test_training_from_it_equals_training_online(recorded: Path, tmp_path: Path) -> None:

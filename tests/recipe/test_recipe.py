@@ -952,3 +952,38 @@ def test_every_shipped_recipe_prints_and_reads_again(name, monkeypatch):
     build(found)
     missing = [row.key for row in describe(found) if not row.doc]
     assert not missing, f"no sentence in the docstring for {missing}"
+
+
+# ------------------------------------------------------------------------------------------------- presets and tiny ones
+
+
+CHOICES = """
+task: puzzle
+method: {use: distil, temperature: 2, inner: {rounds: 9}}
+student: {use: net, name: a}
+teacher: {use: net, name: b, depth: 2}
+presets:
+  large: {method: {temperature: 8}, student: {use: team, members: [net]}}
+tiny:
+  method: {inner: {rounds: 1}}
+  train: {steps: 3}
+"""
+
+
+def test_presets_and_the_tiny_form_lie_below_overrides(tmp_path: Path) -> None:
+    file = tmp_path / "own.yaml"
+    file.write_text(CHOICES)
+    plain = load_tree(file)
+    assert not {"presets", "tiny"} & set(plain) and plain["method"]["temperature"] == 2
+    large = load_tree(file, ["method.inner.rounds=4"], preset="large", tiny=True)
+    assert large["method"] == {"use": "distil", "temperature": 8, "inner": {"rounds": 4}}
+    assert large["student"] == {"use": "team", "members": ["net"]}, "another component replaces the recipe's whole"
+    assert large["teacher"] == plain["teacher"] and large["train"] == {"steps": 3}
+    assert overrides.presets_of(file) == {
+        "large": {"method": {"temperature": 8}, "student": {"use": "team", "members": ["net"]}}
+    }
+    with pytest.raises(ConfigError, match=r"--preset.*'huge'.*large"):
+        load_tree(file, preset="huge")
+    file.write_text("task: puzzle\nmethod: distil\npresets: [a]\n")
+    with pytest.raises(ConfigError, match="presets"):
+        load_tree(file)

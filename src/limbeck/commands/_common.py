@@ -112,6 +112,12 @@ def _bare(word: str) -> str:
     return word if word and len(word) <= 80 and word.isprintable() else shorten(word)
 
 
+def add_choices(parser: argparse.ArgumentParser) -> None:
+    """The options that lay settings of the recipe's own over it."""
+    parser.add_argument("--preset", metavar="NAME", default="", help="the recipe's settings for other data or scale")
+    parser.add_argument("--tiny", action="store_true", help="shrink the recipe to seconds, to try it")
+
+
 def whole(low: int, name: str) -> Callable[[str], int]:
     """An option's type: a whole number not below ``low``."""
 

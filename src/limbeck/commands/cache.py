@@ -36,6 +36,7 @@ def main(words: list[str]) -> int:
         "--leave-out", action="store_true", help="leave out items whose answers are not finite or too large"
     )
     parser.add_argument("--yes", action="store_true", help="write it without asking")
+    common.add_choices(parser)
     parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
     if args.recipe is None:
@@ -45,7 +46,7 @@ def main(words: list[str]) -> int:
     from limbeck.recipe.trust import trusting
 
     with trusting(args.trust):
-        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed, args.preset, args.tiny))
         from limbeck.cache import build_cache
 
         interrupt.install()

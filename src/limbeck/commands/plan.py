@@ -19,6 +19,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
     parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    common.add_choices(parser)
     parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, overrides = parser.read(words)
     if args.recipe is None:
@@ -28,7 +29,7 @@ def main(words: list[str]) -> int:
     from limbeck.recipe.trust import trusting
 
     with trusting(args.trust):
-        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+        tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed, args.preset, args.tiny))
         from limbeck.run import plan
 
         interrupt.install()

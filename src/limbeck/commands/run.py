@@ -30,6 +30,7 @@ def parser() -> common.Parser:
     made.add_argument(
         "--force", action="store_true", help="repeat a finished run, or replace another one in the folder"
     )
+    common.add_choices(made)
     made.add_argument("--trust", action="store_true", help=common.TRUST)
     made.add_argument("--print-config", action="store_true", help="print the complete recipe and stop")
     return made
@@ -53,7 +54,7 @@ def main(words: list[str]) -> int:
 def _run(args: argparse.Namespace, overrides: list[str], options: common.Parser, words: list[str]) -> int:
     from limbeck.recipe import recipe
 
-    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed))
+    tree = recipe.check(recipe.load_tree(args.recipe, overrides, args.seed, args.preset, args.tiny))
     if args.help:
         explain(tree, options)
         return 0

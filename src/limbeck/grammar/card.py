@@ -47,7 +47,6 @@ class Card:
         provenance: for each part whether it is taken from code, from the paper, or reconstructed.
         claim: the sentence that the evidence checks.
         recipe: the shipped recipe that shows it.
-        tiny: for each method the overrides that shrink its recipe to seconds, for the test battery.
         at_equality: for each term what happens when the student is the teacher: ``value`` (its values are 0),
             ``gradient`` (its gradient is), or a sentence that says why neither.
         baseline: for each method the overrides that turn it into the student alone, bit for bit.
@@ -74,7 +73,6 @@ class Card:
     provenance: Mapping[str, str] = field(default_factory=dict)
     claim: str = ""
     recipe: str = ""
-    tiny: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     at_equality: Mapping[str, str] = field(default_factory=dict)
     baseline: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     exceptions: Mapping[str, str] = field(default_factory=dict)
@@ -95,10 +93,8 @@ class Card:
             raise ValueError("slug must be lower-case letters and digits joined by '-'")
         if not isinstance(self.signals, tuple) or not all(isinstance(s, str) for s in self.signals):
             raise TypeError("signals must be a tuple of texts")
-        for name in ("tiny", "baseline"):
-            value = getattr(self, name)
-            if not isinstance(value, Mapping) or not all(isinstance(v, tuple) for v in value.values()):
-                raise TypeError(f"{name} must map methods to tuples of overrides")
+        if not isinstance(self.baseline, Mapping) or not all(isinstance(v, tuple) for v in self.baseline.values()):
+            raise TypeError("baseline must map methods to tuples of overrides")
         for name in ("methods", "provenance", "at_equality", "exceptions"):
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):

@@ -21,11 +21,25 @@ OF_MODELS = ("length",)
 """Settings of a task that a shipped recipe chose for its own models: who names others did not give them."""
 
 
-def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+PRESETS = "presets"
+"""The key of a recipe under which settings for other data or scales stand by name: the paper's for each data set."""
+
+TINY = "tiny"
+"""The key of a recipe whose settings shrink it to seconds: to try it, and for the tests."""
+
+
+def read_tree(
+    name_or_path: str | Path,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    preset: str = "",
+    tiny: bool = False,
+) -> dict[str, Any]:
     """A recipe as a plain tree, with overrides merged: `limbeck.recipe.recipe.load_tree` before trust is asked for.
 
     Raises:
-        ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
+        ConfigError: no such recipe or preset (the nearest names are listed), YAML that is refused, an override that is
+            none.
     """
     path = find_recipe(name_or_path)
     tree = read_yaml_file(path)
@@ -33,6 +47,7 @@ def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
         what = "is empty" if tree is None else "holds no settings"
         raise ConfigError(str(path), what, expected="keys such as task: and method:")
     tree = {"name": path.stem, **tree} if "name" not in tree else tree
+    tree = _chosen(tree, preset, tiny)
     tokens = list(overrides)
     gone = _let_limits_go(tree, tokens) if path.is_relative_to(_SHIPPED) else {}
     merge(tree, tokens)
@@ -40,6 +55,45 @@ def read_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
     if seed is not None:
         tree["seed"] = seed
     return tree
+
+
+def _chosen(tree: dict[str, Any], preset: str, tiny: bool) -> dict[str, Any]:
+    """A recipe with a preset, and what shrinks it, laid over it; without these two keys."""
+    presets, small = tree.pop(PRESETS, None) or {}, tree.pop(TINY, None) or {}
+    for key, value in ((PRESETS, presets), (TINY, small)):
+        if not isinstance(value, Mapping) or (
+            key == PRESETS and not all(isinstance(v, Mapping) for v in value.values())
+        ):
+            raise ConfigError(key, given=value, expected="settings" if key == TINY else "settings by name")
+    if preset:
+        if preset not in presets:
+            raise ConfigError.unknown("--preset", preset, presets, f"preset of {tree.get('name', 'this recipe')}")
+        tree = overlay(tree, presets[preset])
+    return overlay(tree, small) if tiny else tree
+
+
+def overlay(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings laid over a tree: mappings key by key, anything else in its place; another component replaces it whole."""
+    found = dict(tree)
+    for key, value in changes.items():
+        old = found.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"use": old}
+        other = (
+            isinstance(old, Mapping)
+            and isinstance(value, Mapping)
+            and value.get("use", old.get("use")) != old.get("use")
+        )
+        found[key] = (
+            overlay(old, value) if isinstance(old, Mapping) and isinstance(value, Mapping) and not other else value
+        )
+    return found
+
+
+def presets_of(name_or_path: str | Path) -> dict[str, dict[str, Any]]:
+    """A recipe's presets by name."""
+    tree = read_yaml_file(find_recipe(name_or_path))
+    return dict(tree.get(PRESETS) or {}) if isinstance(tree, dict) else {}
 
 
 def is_run_folder(file: Path) -> bool:

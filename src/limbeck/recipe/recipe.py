@@ -112,7 +112,13 @@ class Recipe(Settings):
         return {c.__name__: c for c in (EngineSettings, Evaluator, Method, Objective, Query, Optim, Model, Task)}
 
 
-def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int | None = None) -> dict[str, Any]:
+def load_tree(
+    name_or_path: str | Path,
+    overrides: Iterable[str] = (),
+    seed: int | None = None,
+    preset: str = "",
+    tiny: bool = False,
+) -> dict[str, Any]:
     """A recipe as a plain tree, with overrides merged. Nothing of it is run yet.
 
     Where other ``task.data`` is named, a shipped recipe's own limits (`limbeck.recipe.overrides.LIMITS`) are let go: they
@@ -122,15 +128,17 @@ def load_tree(name_or_path: str | Path, overrides: Iterable[str] = (), seed: int
         name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
         overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
         seed: takes the place of the recipe's.
+        preset: one of the recipe's ``presets``: settings for another data set or scale, laid over it before overrides.
+        tiny: lay the recipe's ``tiny`` settings over it, which shrink it to seconds.
 
     Raises:
-        ConfigError: no such recipe (the nearest names are listed), YAML that is refused, an override that is none.
+        ConfigError: no such recipe or preset (the nearest names are listed), YAML that is refused, an override that is none.
         Untrusted: a run's folder would have code run, or data sent, that is not known here. See ``limbeck.recipe.trust``.
     """
     from limbeck.recipe.trust import admit_tree
 
     tokens = list(overrides)
-    tree = read_tree(name_or_path, tokens, seed)
+    tree = read_tree(name_or_path, tokens, seed, preset, tiny)
     file = find_recipe(name_or_path)
     if is_run_folder(file):
         admit_tree(tree, file, tokens)

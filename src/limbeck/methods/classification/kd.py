@@ -40,7 +40,6 @@ CARD = Card(
     },
     claim="A small student trained on few images gains accuracy from a teacher that has seen more of them.",
     recipe="kd",
-    tiny={"kd": ("train.steps=6", "train.batch_size=8", "teach.steps=3", "teacher.hidden=[16]")},
     at_equality={"kl": "value"},
     baseline={"kd": ("method.alpha=0",)},
     exceptions={},

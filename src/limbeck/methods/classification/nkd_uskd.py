@@ -56,10 +56,6 @@ CARD = Card(
     },
     claim="NKD > KD > student alone for the same teacher (temperature 1, gamma 1.5).",
     recipe="nkd",
-    tiny={
-        "nkd": ("train.steps=6", "train.batch_size=8", "teach.steps=3", "teacher.hidden=[16]"),
-        "uskd": ("train.steps=6", "train.batch_size=8"),
-    },
     at_equality={
         "target": "a cross-entropy on the target class alone: it goes on raising the student's probability there",
         "nontarget": "gradient",

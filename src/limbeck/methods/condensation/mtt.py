@@ -65,23 +65,6 @@ CARD = Card(
     },
     claim="Synthetic images teach far better than as many random real ones.",
     recipe="mtt",
-    tiny={
-        "mtt": (
-            "student.width=4",
-            "student.depth=1",
-            "method.experts=2",
-            "method.expert_epochs=2",
-            "method.latest_start=1",
-            "method.ahead=1",
-            "method.steps=3",
-            "method.expert.batch_size=256",
-            "method.lr_step=0.001",
-            "evaluator.networks=1",
-            "evaluator.optim.steps=3",
-            "train.steps=6",
-            "train.batch_size=2",
-        ),
-    },
     exceptions={"at_equality": "the student is a data set: there is no teacher network it could equal"},
     notes="The base that TESLA, FTD and FYI build on.",
 )

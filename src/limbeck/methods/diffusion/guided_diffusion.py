@@ -63,28 +63,6 @@ CARD = Card(
     claim="In 1, 2 and 4 steps, with half the network calls a guided step, the student ends nearer to the many-step guided teacher "
     "than DDIM with guidance does: at most half its squared error, for each guidance weight, with one network for all.",
     recipe="guided-diffusion",
-    tiny={
-        "guided-diffusion": (
-            "teacher.width=16",
-            "teacher.blocks=1",
-            "student.width=16",
-            "student.blocks=1",
-            "teach.steps=3",
-            "teach.batch_size=8",
-            "train.steps=3",
-            "train.batch_size=8",
-            # Adam turns the rounding of a vanishing gradient into a whole step; processes are compared to 1e-5
-            "train.options={eps: 0.001}",
-            "teach.options={eps: 0.001}",
-            "method.start_steps=4",
-            "method.round_steps=3",
-            "evaluator.steps=[1, 2]",
-            "evaluator.guidance=[0, 1]",
-            "evaluator.samples=20",
-            "evaluator.reference_steps=8",
-            "evaluator.times_more=4",
-        )
-    },
     exceptions={"at_equality": "the student takes a guidance weight that the teacher does not"},
     notes="w is 0 for plain conditional; the libraries' scale is 1 + w (convention=s). Clipping x changes the target and the "
     "guided teacher, so nothing is clipped while training.",

@@ -61,22 +61,6 @@ CARD = Card(
     claim="For a small student and teachers of growing size TAID's loss is at least as low as forward and reverse KL's "
     "at equal steps; adaptive >= linear >= constant t = 1.",
     recipe="taid",
-    tiny={
-        "taid": (
-            "task.vocab_size=300",
-            "task.length=16",
-            "teacher.layers=1",
-            "teacher.width=16",
-            "teacher.heads=2",
-            "student.layers=1",
-            "student.width=16",
-            "student.heads=2",
-            "teach.steps=2",
-            "teach.batch_size=4",
-            "train.steps=6",
-            "train.batch_size=4",
-        )
-    },
     at_equality={"J": "gradient"},
     baseline={"taid": ("method.distil_ratio=0",)},
     exceptions={},

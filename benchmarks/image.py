@@ -92,7 +92,7 @@ class Pair:
         tree = {
             "name": f"bench-{case.name}",
             "task": {"use": "classification", "data": data},
-            "teacher": {**model, "options": case.teacher, "ready": True}
+            "teacher": {**model, "options": case.teacher, "ready": True, "check": "off"}
             if cache is None
             else {"use": "cached", "path": str(cache)},
             "student": {**model, "options": case.student},

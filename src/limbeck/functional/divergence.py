@@ -40,7 +40,7 @@ from ._common import (
     scaled,
     statistics_dtype,
 )
-from ._pair import Pair, relative, relative_finite
+from ._pair import Pair, quick, relative
 
 
 def kl(
@@ -74,9 +74,13 @@ def kl(
         1.150421
     """
     choose("direction", direction, Direction, "direction")
+    where = as_mask(where, student.shape[:-1])
+    values = quick(student, teacher, temperature, where, direction == "forward")
+    if values is not None:
+        return keep(scaled(values, temperature, scale_t2), where)
     pair = Pair.of(student, teacher, temperature, where)
     ends = (pair.log_p, pair.log_q) if direction == "forward" else (pair.log_q, pair.log_p)
-    return pair.done((relative_finite if pair.finite else relative)(*ends), scale_t2)
+    return pair.done(relative(*ends), scale_t2)
 
 
 def jeffreys(

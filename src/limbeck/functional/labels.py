@@ -6,16 +6,21 @@ are those of `limbeck.functional.divergence`.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy as nll_of_logits
 from torch.nn.functional import nll_loss
 
 from ._common import NEG_INF, as_mask, check_classes, check_labels, expect, hide, in_range, keep, statistics_dtype
+
+_NONE = -(2**31)
+"""The class id that torch would pass over: masks are ``where``."""
 
 
 def _at_labels(log_q: Tensor, labels: Tensor) -> Tensor:
     """``-log_q`` of each label, ``[..., C], [...] -> [...]``."""
     if log_q.ndim == 2:  # in one operation, which ignores no class id: masks are ``where``
-        return nll_loss(log_q, labels, reduction="none", ignore_index=-(2**31))
+        return nll_loss(log_q, labels, reduction="none", ignore_index=_NONE)
     return -log_q.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
 
 
@@ -42,6 +47,12 @@ def cross_entropy(
         tensor([1.3863, 0.0000])
     """
     check_classes(logits, 1, "nothing to choose from")
+    plain = where is None and not label_smoothing and labels.dtype == torch.int64
+    if plain and logits.ndim == 2 and labels.shape == logits.shape[:1] and logits.dtype == torch.float32:
+        try:
+            return nll_of_logits(logits, labels, reduction="none", ignore_index=_NONE)
+        except IndexError:  # a label outside of the classes: below it is said which
+            pass
     in_range("label_smoothing", label_smoothing, 0.0, 1.0)
     dtype = statistics_dtype(logits)
     where = as_mask(where, logits.shape[:-1])

@@ -434,6 +434,23 @@ def calibration_bins(table: Tensor) -> dict[str, list[float]]:
     return {"confidence": mean[:, 0].tolist(), "accuracy": mean[:, 1].tolist(), "count": kept[:, 0].long().tolist()}
 
 
+def one_label(method: Any, task: Task) -> None:
+    """Refuse a task whose items have not one class each: for methods that set the target class apart.
+
+    Raises:
+        ConfigError: what the items have.
+    """
+    kind = task.kind_of_target if isinstance(task, Classification) else type(task).__name__.lower()
+    if kind != "label":
+        raise ConfigError(
+            "method",
+            f"{type(method).__name__} splits classes into one target and the rest; this task's items have no one class",
+            given=kind,
+            expected="a classification task with one label per item",
+            remedy="use method=kd, which adapts",
+        )
+
+
 def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...] | None:
     """For each of the task's classes the teacher's own output, by name; ``None`` when the lists agree.
 

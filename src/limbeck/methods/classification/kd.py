@@ -26,13 +26,10 @@ CARD = Card(
     year=2015,
     venue="NIPS 2014 deep learning workshop",
     arxiv="1503.02531",
-    repository="",
-    licence="",
     family="classification",
     methods={"kd": "Kd"},
     optimised="network weights",
     signals=("logits",),
-    defaults={"temperature": 4.0, "alpha": 0.9},
     provenance={
         "divergence and T squared": "paper, section 2",
         "alpha 0.9, T 4": "the convention of later benchmarks; the paper tunes both per task",
@@ -42,7 +39,6 @@ CARD = Card(
     recipe="kd",
     at_equality={"kl": "value"},
     baseline={"kd": ("method.alpha=0",)},
-    exceptions={},
     notes="The baseline of every comparison.",
 )
 

@@ -22,14 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.errors import ConfigError
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Share, Term, Terms
-from limbeck.grammar.random import key_of, seed_modules
-from limbeck.grammar.role import Role
-from limbeck.grammar.signal import Tap
+from limbeck.grammar.settings import NonNegative, Positive, settings
 from limbeck.grammar.task import Task
-from limbeck.tasks.classification import Classification
+from limbeck.parts.networks_of import middle_of, pooled
+from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(
     number=52,
@@ -44,10 +42,6 @@ CARD = Card(
     methods={"nkd": "Nkd", "uskd": "Uskd"},
     optimised="network weights",
     signals=("logits", "an intermediate feature (USKD)"),
-    defaults={
-        "nkd": {"temperature": 1.0, "gamma": 1.5, "CIFAR-100": {"temperature": 3.0, "gamma": 3.5}},
-        "uskd": {"alpha": 1.0, "beta": 0.1, "mu": 0.005, "CIFAR-100": {"alpha": 0.1, "beta": 0.1, "mu": 0.1}},
-    },
     provenance={
         "NKD": "paper and code, checked against recorded vectors",
         "USKD losses": "paper and code, checked against recorded vectors",
@@ -60,25 +54,12 @@ CARD = Card(
         "target": "a cross-entropy on the target class alone: it goes on raising the student's probability there",
         "nontarget": "gradient",
     },
-    baseline={},
-    exceptions={},
     notes="The original cross-entropy keeps its weight 1: it is not multiplied by 1 - alpha.",
 )
 
 
-def _one_label(method: Method, task: Task) -> None:
-    kind = task.kind_of_target if isinstance(task, Classification) else type(task).__name__.lower()
-    if kind != "label":
-        raise ConfigError(
-            "method",
-            f"{type(method).__name__} splits classes into one target and the rest; this task's items have no one class",
-            given=kind,
-            expected="a classification task with one label per item",
-            remedy="use method=kd, which adapts",
-        )
-
-
-class Nkd(Method):
+@settings
+class Nkd(Method[Classification]):
     """Normalised knowledge distillation.
 
     Args:
@@ -88,23 +69,15 @@ class Nkd(Method):
         target_weight: weigh the target's log-probability with the teacher's probability, or with one.
     """
 
-    def __init__(
-        self,
-        temperature: float = 1.0,
-        gamma: float = 1.5,
-        normalise: bool = True,
-        target_weight: Literal["teacher", "one"] = "teacher",
-    ) -> None:
-        if not temperature > 0:
-            raise ValueError("temperature must be above 0")
-        if gamma < 0:
-            raise ValueError("gamma must be 0 or more")
-        self.temperature, self.gamma, self.normalise = temperature, gamma, normalise
-        self.target_weight: Literal["teacher", "one"] = target_weight
+    temperature: Positive = 1.0
+    gamma: NonNegative = 1.5
+    normalise: bool = True
+    target_weight: Literal["teacher", "one"] = "teacher"
 
     def accept(self, task: Task) -> None:
         """Targets must be a single class."""
-        _one_label(self, task)
+        super().accept(task)
+        one_label(self, task)
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         """Cross-entropy, target part, non-target part."""
@@ -122,7 +95,8 @@ class Nkd(Method):
         return Terms(ce=self.task.supervised(student, batch), target=Term(target), nontarget=Term(nontarget))
 
 
-class Uskd(Method):
+@settings
+class Uskd(Method[Classification]):
     """Universal self-knowledge distillation: no teacher.
 
     Args:
@@ -140,53 +114,39 @@ class Uskd(Method):
         variant: ``paper``, or ``released`` for the code's ranking.
     """
 
-    def __init__(
-        self,
-        feature: str | None = None,
-        alpha: float = 1.0,
-        beta: float = 0.1,
-        mu: float = 0.005,
-        smooth_target: bool = True,
-        square: bool = True,
-        nontarget: Literal["zipf", "uniform", "teacher"] = "zipf",
-        rank_source: Literal["both", "weak", "final"] = "both",
-        weak_head: bool = True,
-        variant: Literal["paper", "released"] = "paper",
-    ) -> None:
-        if min(alpha, beta, mu) < 0:
-            raise ValueError("alpha, beta and mu must be 0 or more")
-        if not weak_head and rank_source != "final" and nontarget == "zipf":
-            raise ValueError("without the weak head rank_source must be 'final'")
-        self.feature, self.alpha, self.beta, self.mu = feature, alpha, beta, mu
-        self.smooth_target, self.square, self.weak_head = smooth_target, square, weak_head
-        self.nontarget: Literal["zipf", "uniform", "teacher"] = nontarget
-        self.participants = {"teacher": Participant()} if nontarget == "teacher" else {}
-        self.rank_source: Literal["both", "weak", "final"] = rank_source
-        self.variant: Literal["paper", "released"] = variant
+    coupled = "the target's label is centred on the batch mean"
+    feature: str | None = None
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 0.1
+    mu: NonNegative = 0.005
+    smooth_target: bool = True
+    square: bool = True
+    nontarget: Literal["zipf", "uniform", "teacher"] = "zipf"
+    rank_source: Literal["both", "weak", "final"] = "both"
+    weak_head: bool = True
+    variant: Literal["paper", "released"] = "paper"
+
+    def validate(self) -> None:
+        """Without the weak head nothing but the final one can rank. A teacher takes part where it is to rank."""
+        if not self.weak_head and self.rank_source != "final" and self.nontarget == "zipf":
+            raise ValueError("rank_source must be 'final' without the weak head")
+        self.participants = {"teacher": Participant()} if self.nontarget == "teacher" else {}
 
     def accept(self, task: Task) -> None:
         """Targets must be a single class."""
-        _one_label(self, task)
+        super().accept(task)
+        one_label(self, task)
 
     def bind(self, setup: Setup) -> None:
         """Take the student; make the weak head by one dry pass."""
         super().bind(setup)
         if not self.weak_head:
             return
-        module = setup.student.module
-        self.path = self.feature or middle_of(module)
+        self.path = self.feature or middle_of(setup.student.module)
         self.student_taps = (self.path,)
-        batch = setup.task.example(2)
-        was = module.training
-        tap = Tap(module.eval(), [self.path])
-        with torch.no_grad(), tap:
-            out = setup.task.feed(module, {**batch, "x": setup.student.contract.inputs(batch["x"])})
-        module.train(was)
-        width = pooled(tap.acts[self.path]).shape[-1]
-        tap.close()
-        with torch.random.fork_rng(devices=[]):
-            seed_modules(key_of(setup.seed, "init", "weak"), torch.device("cpu"))
-            self.roles["weak"] = Role(nn.Linear(width, out.shape[-1]))
+        shown = self.dry("student", [self.path])
+        width, classes = pooled(shown.acts[self.path]).shape[-1], shown.logits.shape[-1]
+        self.new("weak", lambda: nn.Linear(width, classes))
         self.learners = ("student", "weak")
 
     def step(self, batch: Batch, ctx: Context) -> Generator[Terms | Share, dict[str, Tensor], None]:
@@ -220,37 +180,3 @@ class Uskd(Method):
         if self.weak_head:
             terms["weak"] = Term(parts.weak, to=("student", "weak"))  # the feature is not detached
         yield terms
-
-
-def pooled(f: Tensor) -> Tensor:
-    """A feature as vectors [N, D]: maps are averaged over space, of tokens the class token is taken."""
-    if f.ndim == 4:
-        return f.mean((2, 3))
-    return f[:, 0] if f.ndim == 3 else f
-
-
-def middle_of(module: nn.Module) -> str:
-    """Where the weak head reads when no module is named.
-
-    A ViT's ``blocks`` or ``layers``: index ``int(0.5 depth) - 1``; a staged CNN (``layer1``...): the last stage but one;
-    anything else: the activation before the last linear layer.
-    """
-    names = dict(module.named_modules())
-    for name, child in names.items():
-        if (
-            isinstance(child, (nn.ModuleList, nn.Sequential))
-            and name.split(".")[-1] in ("blocks", "layers")
-            and len(child) > 1
-        ):
-            return f"{name}.{max(0, int(0.5 * len(child)) - 1)}"
-    stages = sorted(n for n in names if n.rstrip("0123456789") in ("layer", "stage", "stages.") and n[-1:].isdigit())
-    if len(stages) > 1:
-        return stages[-2]
-    linears = [n for n, m in names.items() if isinstance(m, nn.Linear)]
-    if linears:
-        return f"{linears[-1]}:in"
-    raise ConfigError(
-        "method.feature",
-        "no intermediate feature was found in the student",
-        remedy="name a module: method.feature=layer3",
-    )

@@ -197,7 +197,7 @@ def test_bad_cells_of_all_columns_are_named_at_once() -> None:
 def test_columns_that_are_no_input_say_why() -> None:
     n = 10
     columns = {
-        "size": list(range(n)),
+        "size": [i * i for i in range(n)],
         "note": [f"seen {i}" for i in range(n)],
         "sparse": ["1", "2", *[""] * 8],
         "void": [None] * n,
@@ -208,6 +208,12 @@ def test_columns_that_are_no_input_say_why() -> None:
     assert notes[1].startswith(
         "columns not used: note (no numbers, such as 'seen 0'), sparse (8 of 10 cells are empty), void"
     )
+
+
+def test_a_column_that_counts_the_rows_is_told() -> None:
+    columns = {"id": list(range(100, 112)), "size": [i * i for i in range(12)]}
+    assert features(columns)[1][1] == "id counts the rows and is an input; task.data.features=[...] leaves it out"
+    assert len(features(columns, ["id", "size"])[1]) == 1 == len(features({"id": [1, 2, 3]})[1])
 
 
 def test_a_text_column_of_many_values_is_no_category() -> None:

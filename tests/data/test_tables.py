@@ -310,6 +310,14 @@ def test_which_column_is_what_is_recognised_or_asked(tmp_path: Path) -> None:
     assert "1 column without a name in the header left out" in table(tmp_path, ",x,label\n0,1,a\n1,2,b\n").notes
 
 
+def test_row_numbers_and_missing_headers(tmp_path: Path) -> None:
+    found = table(tmp_path, "Unnamed: 0,x,label\n0,5,a\n1,6,b\n")
+    assert found.notes == ["inputs: x", "columns not used (class names, pictures or row numbers): Unnamed: 0"]
+    assert table(tmp_path, "Unnamed: 0,x,label\n0,5,a\n1,6,b\n", features=["Unnamed: 0"]).train.shape == (1,)
+    with pytest.raises(DataError, match="the first line holds numbers where the columns should be named"):
+        table(tmp_path, "5.1,3.5,1.4,setosa\n4.9,3.0,1.4,setosa\n")
+
+
 def test_paths_as_windows_and_a_mac_write_them(tmp_path: Path) -> None:
     apart = unicodedata.normalize("NFD", "Malmö")
     (tmp_path / "img" / apart).mkdir(parents=True)

@@ -9,7 +9,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -227,8 +227,14 @@ def figure(value: Any) -> str:
     return str(value)
 
 
-def print_outcome(data: Mapping[str, Any], title: str) -> None:
-    """Print the table of a run or a comparison, what it amounts to, and what its intervals cover."""
+def print_outcome(data: Mapping[str, Any], title: str, told: Collection[str] = ()) -> None:
+    """Print the table of a run or a comparison, what it amounts to, and what its intervals cover.
+
+    Args:
+        data: a result or a comparison.
+        title: of the table.
+        told: notes that were said before.
+    """
     from limbeck.report.headline import footnotes, headline
     from limbeck.report.summary import summarise
     from limbeck.report.table import comparison_table
@@ -236,7 +242,7 @@ def print_outcome(data: Mapping[str, Any], title: str) -> None:
     summary = summarise(data)
     out = console()
     out.print(comparison_table(summary, title, out.width))
-    for line in (*headline(summary), *footnotes(summary), *summary.notes):
+    for line in (*headline(summary), *footnotes(summary), *(n for n in summary.notes if n not in told)):
         out.print(line, markup=False, emoji=False)
 
 

@@ -106,7 +106,8 @@ def explain(tree: Mapping[str, Any], options: common.Parser) -> None:
 
 def summarise(result: Mapping[str, Any]) -> None:
     """Print a run's figures: what the teacher knows, what the student knows alone, what it has learnt."""
-    common.print_outcome(result, f"{result.get('recipe')}, seed {result.get('seed')}")
+    told = () if result.get("reused") else result.get("notes", ())
+    common.print_outcome(result, f"{result.get('recipe')}, seed {result.get('seed')}", told)
     for form, place in (result.get("exports") or {}).items():
         print(f"{form}: {place if isinstance(place, str) else common.figure(place)}")
     folder = result.get("folder")

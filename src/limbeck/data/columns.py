@@ -599,10 +599,18 @@ def read_features(
         wide = 1 if block.ndim == 1 else block.shape[1]
         x[:, at : at + wide] = block[:, None] if block.ndim == 1 else block
         at += wide
+    counting = [n for n, b in zip(names, blocks, strict=False) if asked is None and b.ndim == 1 and _counts_rows(b)]
     notes.insert(0, f"inputs: {some(names, 20)}")
+    if counting and len(names) == len(blocks):
+        notes.append(f"{some(counting)} counts the rows and is an input; task.data.features=[...] leaves it out")
     if left:
         notes.append(f"columns not used: {some(left, 20)}; task.data.features=[...] names the inputs")
     return torch.from_numpy(x), names, notes
+
+
+def _counts_rows(values: np.ndarray[Any, Any]) -> bool:
+    """Whether a column numbers its rows one by one: an identifier, which tells nothing of an item."""
+    return len(values) >= 10 and bool((np.diff(values) == 1).all())
 
 
 def several_faults(faults: Sequence[BadRows]) -> BadRows:

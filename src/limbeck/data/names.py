@@ -79,15 +79,16 @@ def is_blank(text: str) -> bool:
 
 
 def split_of(name: str) -> str:
-    """The split that a word of a name speaks of (``train_sft``, ``val2017``, ``test-00000-of-00004``).
+    """The split that a name's first or last word speaks of (``train_sft``, ``my-test``, ``val2017``).
 
-    Empty where none does, or several of them.
+    Empty where neither does, or each of another.
 
     Example:
         >>> split_of("val2017"), split_of("train_test"), split_of("contest")
         ('valid', '', '')
     """
-    found = {SPLITS[word] for word in re.split(r"[^a-z]+", composed(name).lower()) if word in SPLITS}
+    words = re.findall(r"[^\W\d_]+", composed(name).lower())
+    found = {SPLITS[word] for word in (*words[:1], *words[-1:]) if word in SPLITS}
     return found.pop() if len(found) == 1 else ""
 
 

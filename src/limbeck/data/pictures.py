@@ -19,7 +19,7 @@ from torch import Tensor
 
 from limbeck.data.items import ArrayData, Items, digest, to_unit
 from limbeck.data.listing import Listing, list_all
-from limbeck.data.names import counted
+from limbeck.data.names import counted, some
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 
@@ -387,7 +387,10 @@ def load_pictures(
     bad = [(f.name, s.fault) for f, s in zip(files, seen, strict=True) if s.fault]
     notes = []
     if bad:
-        said = "; ".join(f"{name}: {reason}" for name, reason in bad[:100]) + ("; ..." if len(bad) > 100 else "")
+        reasons: dict[str, list[str]] = {}
+        for name, reason in bad:
+            reasons.setdefault(reason, []).append(name)
+        said = "; ".join(f"{some(names, 50)}: {reason}" for reason, names in list(reasons.items())[:20])
         if bad_files == "error":
             raise DataError(
                 argument,

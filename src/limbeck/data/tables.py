@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from limbeck.data.arrays import read_names
-from limbeck.data.cells import HEAD, Cells, Rows, coded, from_arrow, is_missing, joined_cells, taken
+from limbeck.data.cells import HEAD, Cells, Rows, coded, from_arrow, is_missing, joined_cells, number_of, taken
 from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, read_targets, several_faults, shown
 from limbeck.data.delimited import read_delimited, read_text
 from limbeck.data.items import ArrayData, Splits, as_path
@@ -135,7 +135,7 @@ class _Tabular(PictureSource):
         split_column = self._split_column(first, labels, len(tables) > 1)
         reserved = dict.fromkeys([*labels, *([split_column] if split_column else [])])
         others = [n for n in first.names if n not in reserved and n != image]
-        aside = [n for n in others if n in first.classes or n in first.pictures]
+        aside = [n for n in others if n in first.classes or n in first.pictures or _is_index(n)]
         if image is not None:
             wanted = [image]
         elif self.features:
@@ -145,7 +145,7 @@ class _Tabular(PictureSource):
         gathered = self._gather(tables, [*labels, *wanted], split_column)
         unused = others if image is not None else aside if self.features is None else []
         if unused:
-            why = "beside the pictures" if image is not None else "class names or pictures"
+            why = "beside the pictures" if image is not None else "class names, pictures or row numbers"
             gathered.notes.append(f"columns not used ({why}): {some(unused, 20)}")
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:
@@ -255,6 +255,15 @@ class _Tabular(PictureSource):
             named = [n for n in rows.names if n in rows.classes]
         if len(named) == 1:
             return named
+        numbers = sum(number_of(n) is not None for n in rows.names)
+        if 2 * numbers > len(rows.names):
+            raise DataError(
+                str(self.path),
+                "the first line holds numbers where the columns should be named",
+                given=rows.names,
+                expected="a header line, with the column of the label called label, or named with task.data.label",
+                remedy="write one above the rows",
+            )
         raise DataError(
             str(self.path),
             f"which column is the label: {' or '.join(named)}?" if named else "which column is the label?",
@@ -369,6 +378,11 @@ class _Gathered:
             raise error
         self.columns = {n: taken(c, kept) for n, c in self.columns.items()}
         self.splits, self.rows = self.splits[kept], self.rows[kept]
+
+
+def _is_index(name: str) -> bool:
+    """Whether a column is what pandas writes of the numbers of its rows."""
+    return bool(re.fullmatch(r"__index_level_\d+__|Unnamed: 0(_level_\d+)?", name))
 
 
 def _words(path: Path) -> list[str]:

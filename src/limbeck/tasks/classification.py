@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck import functional as F
 from limbeck.data.columns import Target
 from limbeck.data.items import Items, Kind, Part, choose
+from limbeck.data.names import composed
 from limbeck.data.sources import Digits, Source
 from limbeck.data.splits import EmptyClasses, Sizes, check_shares, sizes_of
 from limbeck.engine.batches import to_device
@@ -500,7 +501,7 @@ def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...
 
 
 def _plain(name: str) -> str:
-    return " ".join(name.casefold().replace("_", " ").replace("-", " ").split())
+    return " ".join(composed(name).casefold().replace("_", " ").replace("-", " ").split())
 
 
 def _names(names: Sequence[str]) -> str:

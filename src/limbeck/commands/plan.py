@@ -39,26 +39,29 @@ def main(words: list[str]) -> int:
         return 0
     parts = found.get("parts", [])
     if parts:
-        common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:4])
+        common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:5])
     common.table(_rows(found), ["what", "value"], "" if parts else f"plan of {tree['name']}")
     for line in (*found.get("notes", []), *found.get("advice", [])):
         print(line)
     return 0
 
 
-_COLUMNS = ("part", "steps", "seconds a step", "seconds", "note")
-_TOLD = ("parts", "stages", "teacher_stage", "seconds", "without", "advice")  # in the first table, or below both
+_COLUMNS = ("part", "steps", "seconds a step", "seconds", "memory", "note")
+# in the first table, or below both, or in a row of its own
+_TOLD = ("parts", "stages", "teacher_stage", "seconds", "without", "advice", "memory_mb", "device_memory", "cache_mb")
 
 
 def _parts(found: Mapping[str, Any]) -> list[list[str]]:
-    from limbeck.report.numbers import duration
+    from limbeck.report.numbers import duration, human
 
-    rows = [
-        [p["part"], *(common.figure(p[k]) for k in ("steps", "seconds_a_step", "seconds")), p["note"]]
-        for p in found["parts"]
-    ]
+    rows = []
+    for p in found["parts"]:
+        memory = human(p["memory"]["peak"], "B") if p["memory"] else "-"
+        rows.append(
+            [p["part"], *(common.figure(p[k]) for k in ("steps", "seconds_a_step", "seconds")), memory, p["note"]]
+        )
     without = "; without " + ", ".join(found["without"]) if found["without"] else ""
-    return [*rows, ["total", "", "", common.figure(found["seconds"]), f"{duration(found['seconds'])}{without}"]]
+    return [*rows, ["total", "", "", common.figure(found["seconds"]), "", f"{duration(found['seconds'])}{without}"]]
 
 
 def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -71,4 +74,27 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
             rows += [(label if i == 0 else "", common.figure(entry)) for i, entry in enumerate(value)]
         else:
             rows.append((label, common.figure(value)))
+    return rows + (_memory(found) if "parts" in found else [])
+
+
+def _memory(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    from limbeck.report.numbers import human
+
+    rows = []
+    held = found.get("device_memory")
+    if held:
+        kinds = ("parameters", "gradients", "optimiser", "activations", "outputs")
+        each = f", on each of {found['devices']} devices" if found["devices"] > 1 else ""
+        shapes = ", ".join(f"{n} {' x '.join(f'{d:,}' for d in shape)}" for n, shape in held["shown"].items())
+        rows.append(
+            (
+                "device memory",
+                f"{human(held['peak'], 'B')} at once in {held['part']}{each}: "
+                + ", ".join(f"{kind} {human(held[kind], 'B')}" for kind in kinds)
+                + (f" ({shapes})" if shapes else ""),
+            )
+        )
+    rows.append(("host memory", f"{human(found['memory_mb'] * 2**20, 'B')}, taken by this plan"))
+    if found["cache_mb"]:
+        rows.append(("recorded teacher", human(found["cache_mb"] * 2**20, "B")))
     return rows

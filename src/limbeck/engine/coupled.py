@@ -111,35 +111,38 @@ def as_in_training(role: Role) -> Iterator[None]:
                 b.copy_(was)
 
 
-def cut_by(accumulate: int) -> str:
+def cut_by(accumulate: int, world: int) -> str:
     """What cuts a batch, in words; empty if nothing does."""
     parts = [f"engine.accumulate={accumulate}"] if accumulate > 1 else []
-    parts += [f"{dist.world()} processes"] if dist.world() > 1 else []
+    parts += [f"{world} processes"] if world > 1 else []
     return " and ".join(parts)
 
 
-def by_mathematics(method: Method, objectives: Mapping[str, Objective], accumulate: int) -> list[str]:
+def by_mathematics(
+    method: Method, objectives: Mapping[str, Objective], accumulate: int, world: int
+) -> list[str]:
     """What a method, objectives and its queries themselves do with a batch as a whole, where batches are cut."""
     parts: dict[str, Method | Objective | Query] = {"method": method}
     parts |= {f"objectives.{name}": part for name, part in objectives.items()}
     parts |= {f"queries.{name}": part for name, part in method.setup.queries.items()}
     return [
-        f"{who}: {part.coupled}, so with {cut_by(accumulate)} it learns otherwise than from the whole batch at once"
+        f"{who}: {part.coupled}, so with {cut_by(accumulate, world)} it learns otherwise than from the whole batch at once"
         for who, part in parts.items()
         if part.coupled
     ]
 
 
-def sentences(who: str, found: Coupled, accumulate: int, together: bool) -> list[str]:
+def sentences(who: str, found: Coupled, accumulate: int, world: int, together: bool) -> list[str]:
     """What is to be said of a role whose batches are cut.
 
     Args:
         who: how it is called.
         found: its layers.
         accumulate: micro-batches a step.
+        world: processes.
         together: BatchNorm normalises over all processes (`torch.nn.SyncBatchNorm`).
     """
-    how = cut_by(accumulate)
+    how = cut_by(accumulate, world)
     if not how:
         return []
     said = []

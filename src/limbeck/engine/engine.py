@@ -26,6 +26,7 @@ from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
 from limbeck.engine.guard import Guard
+from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.stages import learners, reached
 from limbeck.engine.step import Seen, Stepper, add_ons
@@ -318,11 +319,13 @@ class Engine:
 
     def coupling(self, method: Method) -> list[str]:
         """What is coupled across a batch, by the mathematics or the networks, where batches are cut: for the report."""
-        accumulate, together = self.settings.accumulate, dist.world() > 1 and self.settings.synchronises(self.device)
-        if accumulate == 1 and dist.world() == 1:
+        # a plan is made in one process for as many as are asked for
+        accumulate, world = self.settings.accumulate, max(dist.world(), self.settings.devices)
+        if accumulate == 1 and world == 1:
             return []
+        together = world > 1 and self.settings.synchronises(self.device)
         self.rehearse(method)
-        said: dict[str, None] = dict.fromkeys(by_mathematics(method, add_ons(method), accumulate))
+        said: dict[str, None] = dict.fromkeys(by_mathematics(method, add_ons(method), accumulate, world))
         for name in dict.fromkeys(n for s in self.stages for n in learners(s, method.roles)):
             role = method.roles[name]
             with as_in_training(role), own_generators(self.seed):
@@ -334,7 +337,7 @@ class Engine:
                         batch = to_device(method.task.example(2), self.device)
                         found = tried(role.module, lambda b, c=ctx: c.signal("student", b).logits, batch)  # type: ignore[misc]
             who = name if name in ("student", "teacher") else f"role {name!r}"
-            said.update(dict.fromkeys(sentences(who, found, accumulate, together)))
+            said.update(dict.fromkeys(sentences(who, found, accumulate, world, together)))
         return list(said)
 
     def prepare(self, method: Method) -> None:
@@ -693,7 +696,8 @@ class Engine:
                     cast(method.roles, ())
                     found[stage.name] = self._time_items(stage, ctx)
                 else:
-                    found[stage.name] = Timed(self._time(method, stage, ctx), stage.total)
+                    each, memory = self._time(method, stage, ctx)
+                    found[stage.name] = Timed(each, stage.total, memory=memory)
                     if left and stage.total:
                         found[stage.name].note = f"on stand-ins for what {' and '.join(left)} will leave"
             except Exception as error:
@@ -720,9 +724,9 @@ class Engine:
         note = "a step is an item" + (f"; {there} more are remembered from an earlier run" if there else "")
         return Timed(max(0.0, seconds), len(missing), total, note)
 
-    def _time(self, method: Method, stage: Stage, ctx: Trial) -> float | None:
+    def _time(self, method: Method, stage: Stage, ctx: Trial) -> tuple[float | None, Memory | None]:
         if not stage.total:
-            return 0.0
+            return 0.0, None
         if stage.begin is not None:
             cast(method.roles, tuple(learners(stage, method.roles)))
             stage.begin(ctx)
@@ -734,7 +738,21 @@ class Engine:
             self._take(stepper, step, ctx.few, micro, wait=True)
             wait_for(self.device)
             times.append(time.perf_counter() - began)
-        return median(times[1:])
+        return median(times[1:]), self._hold(stepper, ctx)
+
+    def _hold(self, stepper: Stepper, ctx: Trial) -> Memory:
+        """What a step holds on one device: of several processes each takes its share of the batch."""
+        found = self.settings
+        devices = max(1, found.devices // dist.world())
+        modules = {n: r.module for n, r in stepper.method.roles.items() if isinstance(r.module, nn.Module)}
+        parts = found.accumulate * devices
+        pieces(stepper.stage, parts)
+        cut = batches(stepper.stage, self.seed, 0, 1, device=self.device, accumulate=parts)
+        ctx.shown.clear()
+        with Watch(self.device, modules.values(), follow=not found.compile) as watch:
+            for micro in cut:
+                self._take(stepper, 0, ctx.few, micro[: found.accumulate], wait=True)
+        return of_step(watch, modules, stepper.optimisers, ctx.shown, found.shard, devices)
 
     # -- people ----------------------------------------------------------------------------------------------------
 

@@ -13,9 +13,11 @@ from torch import nn
 
 from limbeck.engine.context import RunContext
 from limbeck.engine.inner import Loss
+from limbeck.engine.memory import Memory
 from limbeck.errors import ConfigError
-from limbeck.grammar.method import Data, Method, Query, Stage
+from limbeck.grammar.method import Batch, Data, Method, Query, Stage
 from limbeck.grammar.optim import Optim
+from limbeck.grammar.signal import Signal
 from limbeck.storage import store
 
 if TYPE_CHECKING:
@@ -31,12 +33,14 @@ class Timed:
         count: how many of them there are to do.
         items: of a stage of items, how many it has: those that an earlier run left are not among ``count``.
         note: how it was tried, or why it could not be.
+        memory: what a step of it holds; ``None`` where that was not looked at.
     """
 
     each: float | None
     count: int
     items: int | None = None
     note: str = ""
+    memory: Memory | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -54,6 +58,7 @@ class Trial(RunContext):
 
     Attributes:
         beyond: a list of seconds that the work of an item would take beyond what it took here.
+        shown: by participant the bytes and the shape of the largest output it has shown.
     """
 
     def __init__(
@@ -62,12 +67,30 @@ class Trial(RunContext):
         super().__init__(engine, method, stage, device)
         self.left, self.few, self.short = left, few, stage.items is not None
         self.beyond: list[float] = []
+        self.shown: dict[str, tuple[int, list[int]]] = {}
 
     def at(self, step: int) -> Trial:
         """The context of one micro-batch of one step."""
         made = object.__new__(Trial)
         made.__dict__.update(super().at(step).__dict__)
         return made
+
+    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
+        """Call a role's module, and keep in mind how much it answers."""
+        out = super().call(role, *args, grad=grad, **kwargs)
+        return self._seen(role, out)
+
+    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
+        """Feed a batch to a role, and keep in mind how much it answers."""
+        found = super().signal(role, batch, taps, grad)
+        self._seen(role, getattr(found.out, "logits", found.out))
+        return found
+
+    def _seen(self, role: str, out: Any) -> Any:
+        size = out.numel() * out.element_size() if isinstance(out, torch.Tensor) else 0
+        if size > self.shown.get(role, (0, []))[0]:
+            self.shown[role] = size, list(out.shape)
+        return out
 
     def missing(self, stage: Stage) -> list[str]:
         """The items of a stage that no earlier run left."""

@@ -7,7 +7,7 @@ import dataclasses
 import gc
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import nn
 
 from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
+from limbeck.engine.memory import Memory
 from limbeck.engine.timing import Timed
 from limbeck.engine.turns import place
 from limbeck.errors import first_line
@@ -25,6 +26,7 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import own_generators
 from limbeck.grammar.task import Model
 from limbeck.recipe.recipe import Recipe, build
+from limbeck.report.numbers import human
 from limbeck.run.measures import peak_memory, sizes
 from limbeck.run.preparing import participants, prepare
 from limbeck.run.rows import evaluator_of, score_rows
@@ -43,7 +45,9 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
 
     ``parts`` are the rows of the run: ``part``, ``steps`` (of a stage of items: how many there are to do),
     ``seconds_a_step``, ``seconds`` (``None`` where it cannot be told without doing it) and ``note``, which says why.
-    ``seconds`` is the sum of those that could be told, and ``without`` names all that is not in it.
+    ``seconds`` is the sum of those that could be told, and ``without`` names all that is not in it. ``memory`` is what a step
+    of the part holds on each device, in bytes (`limbeck.engine.memory.Memory`), and ``device_memory`` that of the part that
+    holds the most. ``memory_mb`` is what the plan itself has taken of the host.
     """
     recipe = build(tree)
     began = time.perf_counter()
@@ -51,6 +55,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     task, student, teacher = bench.task, bench.student, bench.teacher
     parts = [Part("preparing", seconds=time.perf_counter() - began, note="data read, networks built")]
     engine = Engine(recipe.engine, recipe.seed, workspace=workspace())
+    coupled = engine.coupling(recipe.method)
     engine.prepare(recipe.method)
     timed = engine.time_steps(recipe.method, steps)
     parts += _teaching(recipe, bench)
@@ -69,6 +74,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     return {
         "recipe": recipe.name,
         "device": str(bench.device),
+        "devices": recipe.engine.devices,
         "parts": [dataclasses.asdict(p) for p in parts],
         "stages": [
             {
@@ -87,10 +93,11 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         "seconds": sum(told),
         "without": [*(p.part for p in parts if p.seconds is None), *WITHOUT],
         "memory_mb": peak_memory(),
+        "device_memory": _largest(parts),
         "cache_mb": cache / 2**20,
         "items": n,
-        "notes": [*recipe.notes, *task.notes, *bench.notes],
-        "advice": _advice(recipe, any(t.each is not None for t in timed.values()), cache),
+        "notes": [*recipe.notes, *task.notes, *bench.notes, *coupled],
+        "advice": _advice(recipe, any(t.each is not None for t in timed.values()), cache, bench.device, parts),
     }
 
 
@@ -103,11 +110,12 @@ class Part:
     seconds_a_step: float | None = None
     seconds: float | None = None
     note: str = ""
+    memory: Memory | None = None
 
     @classmethod
     def of(cls, name: str, timed: Timed) -> Part:
         """A stage's row."""
-        return cls(name, timed.count, timed.each, timed.seconds, timed.note)
+        return cls(name, timed.count, timed.each, timed.seconds, timed.note, timed.memory)
 
 
 @dataclass
@@ -149,7 +157,8 @@ class _Trial(Bench):
                 engine = Engine(self.settings.of_network(role), seed)
                 engine.prepare(method)
                 timed = engine.time_steps(method, self.few)[name]
-                self.found.append(Part(name, timed.count, timed.each, timed.seconds, "trained once, then remembered"))
+                timed.note = "trained once, then remembered"
+                self.found.append(Part.of(name, timed))
         built.module.to(self.device).eval()
         gc.collect()
         return built
@@ -264,17 +273,40 @@ def _validation(recipe: Recipe, engine: Engine, bench: _Trial) -> Part:
     return row
 
 
-def _advice(recipe: Recipe, timed: bool, cache: float) -> list[str]:
+def _largest(parts: list[Part]) -> dict[str, Any] | None:
+    """The memory of the part that holds the most at once."""
+    known = [p for p in parts if p.memory is not None]
+    if not known:
+        return None
+    most = max(known, key=lambda p: p.memory.peak if p.memory is not None else 0)
+    assert most.memory is not None
+    return {"part": most.part, **dataclasses.asdict(most.memory)}
+
+
+def _advice(recipe: Recipe, timed: bool, cache: float, device: torch.device, parts: list[Part]) -> list[str]:
     said = []
     if cache and timed and not recipe.queries:
-        size = f"{cache / 2**20:.1f} MB" if cache > 1e5 else f"{cache / 2**10:.1f} kB"
         said.append(
-            f"record the teacher once with 'limbeck cache {recipe.name}' and the same settings ({size}), and skip its "
-            "forward pass"
+            f"record the teacher once with 'limbeck cache {recipe.name}' and the same settings ({human(cache, 'B')}), and skip "
+            "its forward pass"
         )
-    if peak_memory() > 0.7 * _total_memory_mb():
-        said.append("memory is tight: raise engine.accumulate, or set engine.precision=bf16")
+    most = _largest(parts)
+    if device.type == "cuda" and most is not None:
+        here = torch.cuda.get_device_properties(device).total_memory
+        if most["peak"] > 0.8 * here:
+            said.append(
+                f"{most['part']} holds {human(most['peak'], 'B')} of the device's {human(here, 'B')}: {_less(most)}"
+            )
+    elif peak_memory() > 0.7 * _total_memory_mb():
+        said.append(f"memory is tight: {_less(most) if most is not None else 'lower train.batch_size'}")
     return said
+
+
+def _less(most: Mapping[str, Any]) -> str:
+    """What to set so that a step holds less, by what it holds most of."""
+    if most["activations"] + most["outputs"] > most["parameters"] + most["gradients"] + most["optimiser"]:
+        return "activations take most of it; raise engine.accumulate, or set engine.precision=bf16"
+    return "parameters and optimisers take most of it; split them over processes with engine.devices and engine.shard"
 
 
 def _total_memory_mb() -> float:

@@ -118,9 +118,7 @@ def cut_by(accumulate: int, world: int) -> str:
     return " and ".join(parts)
 
 
-def by_mathematics(
-    method: Method, objectives: Mapping[str, Objective], accumulate: int, world: int
-) -> list[str]:
+def by_mathematics(method: Method, objectives: Mapping[str, Objective], accumulate: int, world: int) -> list[str]:
     """What a method, objectives and its queries themselves do with a batch as a whole, where batches are cut."""
     parts: dict[str, Method | Objective | Query] = {"method": method}
     parts |= {f"objectives.{name}": part for name, part in objectives.items()}

@@ -143,7 +143,7 @@ def test_objectives_and_queries_that_couple_a_batch_are_named() -> None:
     method.setup.objectives = {"who": Relation("0", "0"), "kl": Kl()}
     method.setup.queries = {"mix": Mixup(), "turn": Flip()}
     end = ", so with engine.accumulate=2 it learns otherwise than from the whole batch at once"
-    assert by_mathematics(method, method.setup.objectives, 2) == [
+    assert by_mathematics(method, method.setup.objectives, 2, 1) == [
         f"objectives.who: compares the items of a batch with each other{end}",
         f"queries.mix: mixes each item with another of the batch{end}",
     ]

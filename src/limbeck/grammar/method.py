@@ -231,6 +231,13 @@ class Query(Component):
         raise TypeError(f"{type(self).__name__} must define __call__")
 
 
+class Adapter(Protocol):
+    """What makes a view of a network with weights of its own (`limbeck.networks.lora.Lora`)."""
+
+    def view(self, base: nn.Module) -> nn.Module:
+        """A module that answers as ``base`` with the adapter acting, and whose parameters are the adapter's alone."""
+
+
 class Data(Protocol):
     """Items that can be fetched by number. Randomness lives in queries, so fetching is a pure function."""
 
@@ -455,8 +462,15 @@ class Method(Component, Generic[T]):
         """What the student is for."""
         return self.setup.task  # type: ignore[return-value]
 
-    def new(self, name: str, make: Callable[[], nn.Module] | None = None, *, like: str = "") -> Role:
-        """Add a role: a network that is made here, or a copy of another role's, with its input contract.
+    def new(
+        self,
+        name: str,
+        make: Callable[[], nn.Module] | None = None,
+        *,
+        like: str = "",
+        adapter: Adapter | None = None,
+    ) -> Role:
+        """Add a role: a network made here, a copy of another role's, or another role's seen through an adapter.
 
         Its first weights are drawn from a key of its own (the run's seed and ``name``), whatever was drawn before.
 
@@ -464,13 +478,19 @@ class Method(Component, Generic[T]):
             name: the role's.
             make: makes its module, which is placed on the run's device when the run begins.
             like: the role that it is a copy of, and whose contract it has.
+            adapter: not a copy then, but a view of that role's module: what learns, is hashed and saved is the adapter
+                alone, and called as ``like`` the module answers without it.
         """
-        if (make is None) == (not like):
+        if (make is None) == (not like) or (adapter is not None and not like):
             raise ValueError(f"role {name!r} is made by a function, or like another role")
         source = self.roles[like] if like else None
         with torch.random.fork_rng(devices=[]):
             seed_modules(key_of(self.setup.seed, "init", name), torch.device("cpu"))
-            module = make() if make is not None else copy.deepcopy(source.module)  # type: ignore[union-attr]
+            if source is None:
+                assert make is not None
+                module = make()
+            else:
+                module = copy.deepcopy(source.module) if adapter is None else adapter.view(source.module)
         shard = name in self.setup.shard
         role = Role(module, shard=shard) if source is None else Role(module, contract=source.contract, shard=shard)
         self.roles[name] = role

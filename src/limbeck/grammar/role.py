@@ -25,6 +25,7 @@ class Contract:
         size: spatial size (height, width) the input is resized to; ``None`` leaves it.
         channels: number of input channels; grey is repeated, colour averaged to fit.
         classes: for each of the task's classes the model's own output index; ``None`` when they agree.
+        width: how many outputs the model has, as its last dimension; ``None`` where that is not known.
         scale, shift: for numbers: what brings the model's outputs into the task's units; empty when they agree.
         transform: a further input transform, by name for the report (whitening); called last.
     """
@@ -34,6 +35,7 @@ class Contract:
     size: tuple[int, int] | None = None
     channels: int | None = None
     classes: tuple[int, ...] | None = None
+    width: int | None = None
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
@@ -55,7 +57,13 @@ class Contract:
         return self.transform(x) if self.transform is not None else x
 
     def outputs(self, out: Any) -> Any:
-        """Outputs in the task's class order and units; where they differ, an output object becomes its logits."""
+        """Outputs in the task's class order and units; where they differ, an output object becomes its logits.
+
+        Raises:
+            ShapeError: the last dimension is not that of the classes.
+        """
+        if self.width is not None:
+            classes_last(Signal(out).output, self.width, "output")
         if self.classes is None and not self.scale:
             return out
         z = out if isinstance(out, Tensor) else Signal(out).logits
@@ -94,6 +102,20 @@ class Contract:
     def with_(self, **changes: Any) -> Contract:
         """A changed copy."""
         return replace(self, **changes)
+
+
+def classes_last(z: Tensor, width: int, argument: str) -> None:
+    """Refuse outputs whose last dimension is another than that of the classes.
+
+    Raises:
+        ShapeError: what was given, and how to bring it into order.
+    """
+    if z.ndim and z.shape[-1] == width:
+        return
+    remedy = "check the network's last layer"
+    if z.ndim > 2 and width in z.shape:
+        remedy = f"let the network, or feed, return z.movedim({z.shape.index(width)}, -1)"
+    raise ShapeError(argument, given=list(z.shape), expected=f"[..., {width}], the classes last", remedy=remedy)
 
 
 def _channels(x: Tensor, wanted: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, TapError, nearest
+
+_NAMES = ("logits", "sample")
+"""What libraries call the tensor that a network is for."""
 
 
 @dataclass
@@ -28,21 +31,46 @@ class Signal:
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def logits(self) -> Tensor:
-        """The output as a tensor of at least float32: itself, its ``logits``, or its ``sample``."""
+    def output(self) -> Tensor:
+        """The output as a tensor: itself, its ``logits``, its ``sample``, or the one tensor of a tuple.
+
+        Raises:
+            TapError: there is none, or there are several of which none is called ``logits`` or ``sample``.
+        """
         out = self.out
-        for name in ("logits", "sample"):
-            if not isinstance(out, Tensor):
-                found = out.get(name) if isinstance(out, dict) else getattr(out, name, None)
-                out = found if isinstance(found, Tensor) else out
-        if isinstance(out, (tuple, list)) and out and isinstance(out[0], Tensor):
-            out = out[0]
-        if not isinstance(out, Tensor):
-            raise TapError(
-                "signal.logits",
-                f"the model returned {type(self.out).__name__}, in which no logits were found",
-                expected="a tensor, or an object with .logits or .sample",
+        if isinstance(out, Tensor):
+            return out
+        for name in _NAMES:
+            found = out.get(name) if isinstance(out, Mapping) else getattr(out, name, None)
+            if isinstance(found, Tensor):
+                return found
+        parts = dict(enumerate(out)) if isinstance(out, (tuple, list)) else {}
+        parts = dict(out) if isinstance(out, Mapping) else parts
+        tensors = {name: part for name, part in parts.items() if isinstance(part, Tensor)}
+        if len(tensors) == 1 and not isinstance(out, Mapping):
+            return next(iter(tensors.values()))
+        if tensors:
+            shown = ", ".join(f"{name}: {list(x.shape)}" for name, x in tensors.items())
+            what = (
+                f"{len(tensors)} tensors ({shown}), and none" if len(tensors) > 1 else f"a tensor ({shown}) that is not"
             )
+            raise TapError(
+                "output",
+                f"the model returned {what} called 'logits' or 'sample'",
+                expected="one tensor, or its name",
+                remedy="return the logits alone, or a dict: {'logits': ..., ...}; a library's model that returns a tuple "
+                "does so with return_dict=True",
+            )
+        raise TapError(
+            "output",
+            f"the model returned {type(self.out).__name__}, in which no logits were found",
+            expected="a tensor, or an object with .logits or .sample",
+        )
+
+    @property
+    def logits(self) -> Tensor:
+        """The output as a tensor (see `output`) of at least float32."""
+        out = self.output
         return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
 
 

@@ -199,7 +199,7 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
                 f"{what} comes without class names: its outputs are taken to be in the task's order ({shown})"
             )
         built.labels = list(task.labels)
-    built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels))
+    built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels), width=width)
     if task.kind_of_target == "number" and about.get("number_std"):
         order = built.contract.classes or range(width)
         scale = torch.tensor([float(about["number_std"][i]) for i in order]) / task.number_std

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal
@@ -46,12 +46,16 @@ class Ensemble(nn.Module):
         self.average, self.kind = average, kind
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (or numbers) [N, C] in the task's order."""
+        """Logits (or numbers) [N, ..., C] in the task's order."""
         outs = []
         for member, contract in zip(self.members, self.contracts, strict=True):
             outs.append(Signal(contract.outputs(member(contract.inputs(x)))).logits)
-        z = torch.stack(outs)  # [members, N, C]
-        w = torch.tensor(self.weights, dtype=z.dtype, device=z.device)[:, None, None]
+        if len({z.shape for z in outs}) > 1:
+            raise ShapeError(
+                "members", given=[list(z.shape) for z in outs], expected="answers of one shape, classes last"
+            )
+        z = torch.stack(outs)  # [members, N, ..., C]
+        w = torch.tensor(self.weights, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.ndim - 1))
         if self.average == "logits" or self.kind == "number":
             return (w * z).sum(0)
         if self.kind == "labels":

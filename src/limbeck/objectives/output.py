@@ -8,8 +8,9 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 import limbeck.functional as F
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, ShapeError
 from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.role import classes_last
 from limbeck.grammar.signal import Signal
 from limbeck.recipe.imports import imported
 
@@ -56,6 +57,7 @@ class Divergence(Objective):
         scale_t2: multiply by the temperature squared.
         beta: of ``jensen-shannon``: the teacher's share in the mixture.
         mix: of the ``skew`` kinds: the share of the first distribution in the mixture.
+        classes: how many there are, as the last dimension of the outputs; ``null`` takes the task's.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Divergence(Objective):
         scale_t2: bool = True,
         beta: float = 0.5,
         mix: float = 0.1,
+        classes: int | None = None,
     ) -> None:
         if not temperature > 0:
             raise ValueError("temperature must be above 0")
@@ -81,12 +84,31 @@ class Divergence(Objective):
         for name in (n for n, it_is in idle.items() if it_is):
             raise ValueError(f"{name} changes nothing in the divergence {divergence!r}: leave it out")
         self.divergence: Kind = divergence
+        self.classes = classes
         self.weight, self.temperature, self.scale_t2, self.beta, self.mix = weight, temperature, scale_t2, beta, mix
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """Per-item values of the divergence; for tokens, where the labels count."""
         assert teacher is not None
+        if self.divergence != "squared":
+            self._check_layout(student.output, ctx)
         return Term(self.values(student.logits, teacher.logits), weight=self.weight, where=batch.get("where"))
+
+    def _check_layout(self, z: Tensor, ctx: Context) -> None:
+        """Refuse outputs in which the classes are not the last dimension, or may not be."""
+        task = getattr(ctx, "task", None)  # a loop of one's own has none
+        labels = getattr(task, "labels", None) if getattr(task, "kind_of_target", None) in ("label", "labels") else None
+        classes = self.classes or (len(labels) if labels else None)
+        if classes is not None:
+            classes_last(z, classes, f"objectives.{self.name}")
+        elif z.ndim > 3:
+            raise ShapeError(
+                f"objectives.{self.name}",
+                "nothing says which dimension of the outputs is that of the classes",
+                given=list(z.shape),
+                expected="[..., C], the classes last, and their number",
+                remedy="set classes=C; where they are the second dimension, return z.movedim(1, -1) from the network or feed",
+            )
 
     def values(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         """The divergence of logits [..., C], per item [...]."""
@@ -113,10 +135,13 @@ class Kl(Divergence):
         weight: weight of the term.
         temperature: softens both distributions.
         scale_t2: multiply by the temperature squared.
+        classes: how many there are, as the last dimension of the outputs; ``null`` takes the task's.
     """
 
-    def __init__(self, weight: float = 1.0, temperature: float = 1.0, scale_t2: bool = True) -> None:
-        super().__init__("forward", weight, temperature, scale_t2)
+    def __init__(
+        self, weight: float = 1.0, temperature: float = 1.0, scale_t2: bool = True, classes: int | None = None
+    ) -> None:
+        super().__init__("forward", weight, temperature, scale_t2, classes=classes)
 
 
 class ImportedObjective(Objective):

@@ -228,7 +228,8 @@ class Classification(Task):
             ConfigError: the network fails on them.
             TeacherMismatch, ShapeError: its outputs are no [N, C] with a value for each class.
         """
-        name = type(built.model).__name__ if built.model is not None else type(built.module).__name__
+        held = built.model is None or getattr(built.model, "held", False)  # the caller's own module
+        name = type(built.module if held else built.model).__name__
         ids = torch.arange(min(2, len(self.train)))
         device = device_of(built.module)
         batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
@@ -254,7 +255,11 @@ class Classification(Task):
             f"{name} answers with another shape",
             given=list(z.shape),
             expected=f"[{len(ids)}, {self.outputs}], a value for each class",
-            remedy="give its class names, so that they are matched" if role == "teacher" else "",
+            remedy="let it answer with one row of values for each item (pool its map)"
+            if z.ndim > 2
+            else "give its class names, so that they are matched"
+            if role == "teacher"
+            else "",
         )
 
     def describe(self) -> dict[str, Any]:

@@ -24,11 +24,11 @@ def _no_request() -> Iterator[None]:
 
 def test_a_stage_is_made_once_and_then_taken(tmp_path: Path) -> None:
     folder = tmp_path / "teacher-1"
-    turn = take_turn(folder, folder / "network", print, "teacher")
+    turn = take_turn(folder, lambda: store.is_complete(folder / "network"), print, "teacher")
     assert turn is not None
     with turn:
         store.save_tree(folder / "network", {"w": 1})
-    assert take_turn(folder, folder / "network", print, "teacher") is None
+    assert take_turn(folder, lambda: store.is_complete(folder / "network"), print, "teacher") is None
     store.RunLock(folder).acquire().release()
 
 
@@ -44,7 +44,7 @@ def test_whoever_comes_second_waits_and_takes_it(tmp_path: Path) -> None:
     maker = threading.Thread(target=finish)
     maker.start()
     try:
-        assert take_turn(folder, folder / "network", said.append, "teacher") is None
+        assert take_turn(folder, lambda: store.is_complete(folder / "network"), said.append, "teacher") is None
     finally:
         maker.join()
     assert said == ["teacher: another run is making it; waiting"]
@@ -55,7 +55,7 @@ def test_waiting_ends_where_a_signal_asks_for_it(tmp_path: Path) -> None:
     with store.RunLock(folder):
         interrupt.request(2)
         with pytest.raises(Stopped) as stopped:
-            take_turn(folder, folder / "network", lambda text: None, "teacher")
+            take_turn(folder, lambda: store.is_complete(folder / "network"), lambda text: None, "teacher")
     assert stopped.value.signum == 2
 
 

@@ -103,7 +103,7 @@ class Bench:
         built = build_model(model, self.task, seed, role)
         parts = self.parts_of(built, data, optim, seed, queries)
         folder = place(workspace(), name, parts)
-        lock = take_turn(folder, folder / "network", self.say, name)
+        lock = take_turn(folder, lambda: store.is_complete(folder / "network"), self.say, name)
         if lock is not None:
             self.say(f"{name}: training it ({optim.steps} steps){why_anew(folder, name, parts)}")
             with lock:

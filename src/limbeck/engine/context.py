@@ -29,10 +29,12 @@ class RunContext:
     def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
         self._engine, self._method, self.task = engine, method, method.task
         self.stage, self.step, self.total = stage.name, 0, stage.total
-        self.seed, self.device = engine.seed, device
+        # what is remembered is shared by runs of every seed
+        self.seed, self.device = engine.seed if stage.remember is None else 0, device
+        self.optim = stage.optim
         self.roles = method.roles
         self.scope = stage.scope
-        self.draws = Draws(engine.seed, (stage.scope,), device)
+        self.draws = Draws(self.seed, (stage.scope,), device)
         self.signals: dict[str, Signal] = {}
         self.added = False  # whether the recipe's add-ons have had this micro-batch's signals
 

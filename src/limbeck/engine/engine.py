@@ -27,6 +27,7 @@ from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
 from limbeck.engine.guard import Guard
 from limbeck.engine.memory import Memory, Watch, of_step
+from limbeck.engine.remembered import RESULT, Remembered
 from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.stages import learners, reached
 from limbeck.engine.step import Seen, Stepper, add_ons
@@ -162,6 +163,9 @@ class Engine:
         self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
         self._offset = 0  # steps of the stages before this one
         self._doors: dict[str, Any] = {}  # the method's state as each stage's `setup` found it
+        self._carried: dict[str, Any] = {}  # optimisers that a later stage goes on with
+        self._before: dict[str, str] = {}  # the state of each role when a remembered stage of steps was reached
+        self.remembered = Remembered(workspace)
         self.checkpoints = store.Checkpoints(folder / "checkpoints", keep=self.settings.keep) if folder else None
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -259,8 +263,12 @@ class Engine:
         stage = self.stages[index] = reached(self.stages[index], ctx)
         if stage.items is not None:
             self.run_items(method, stage, ctx)
+        elif stage.remember is not None and self.workspace is not None:
+            self._remembered_steps(method, stage, ctx, saved, index)
         else:
             self._run_steps(method, stage, ctx, saved, index)
+        later = {n for s in self.stages[index + 1 :] for n in s.keep}
+        self._carried |= {n: _carried(o) for n, o in self.optimisers.items() if n in later}
         if stage.finish is not None:
             stage.finish(ctx)
             self._hashes.clear()
@@ -280,6 +288,8 @@ class Engine:
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique: {names}")
         for stage in self.stages:
+            if stage.items is not None:
+                continue
             pieces(stage, self.settings.accumulate)
             for name, optim in stage.optim.items():
                 found = method.roles[name].parameters() if name in method.roles else {}
@@ -300,7 +310,7 @@ class Engine:
             parts = dist.world() * self.settings.accumulate
             if stage.items is not None or stage.data is None or stage.batch_size >= 2 * parts:
                 continue
-            if "student" not in learners(stage, method.roles):
+            if "student" not in learners(stage, method.roles, early=True):
                 continue
             for name, objective in add_ons(method).items():
                 if objective.coupled:
@@ -326,7 +336,7 @@ class Engine:
         together = world > 1 and self.settings.synchronises(self.device)
         self.rehearse(method)
         said: dict[str, None] = dict.fromkeys(by_mathematics(method, add_ons(method), accumulate, world))
-        for name in dict.fromkeys(n for s in self.stages for n in learners(s, method.roles)):
+        for name in dict.fromkeys(n for s in self.stages for n in learners(s, method.roles, early=True)):
             role = method.roles[name]
             with as_in_training(role), own_generators(self.seed):
                 found = layers(role.module)
@@ -352,8 +362,9 @@ class Engine:
     def _identify(self, method: Method) -> None:
         """What enters the run, taken before anything moves; then large roles are split over the processes."""
         self.identity = identity.of_run(method, self.stages, self.about)
-        self._hashes, self._doors, self._offset = {}, {}, 0
-        ever = {n for s in self.stages for n in learners(s, method.roles)}
+        self._hashes, self._doors, self._offset, self._carried = {}, {}, 0, {}
+        self.remembered.keys.clear()
+        ever = {n for s in self.stages for n in learners(s, method.roles, early=True)}
         for name in self.settings.shard:
             method.roles[name].shard = True
         for name, role in method.roles.items():
@@ -411,19 +422,32 @@ class Engine:
 
     def item_folder(self, method: Method, stage: str, item: str) -> Path:
         """Where an item of a stage is stored."""
-        found = next((s for s in self.stages if s.name == stage), None)
-        root = self.folder / "items" / stage if self.folder else None
-        if found is not None and found.remember is not None and self.workspace is not None:
-            root = self.workspace / f"{stage}-{found.remember}"
+        root = self.remembered.folder(stage) or (
+            self.folder / "items" / store.safe_name(stage) if self.folder else None
+        )
         if root is None:
             raise ConfigError("engine.folder", "a stage of items needs a folder to keep them in")
         return root / store.safe_name(item)
 
     def run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
-        """The items of a stage that are not there yet; processes share them out."""
+        """The items of a stage that are not there yet; processes share them out.
+
+        Of a stage that is remembered one run at a time makes them; whoever else wants them waits, and takes what is there.
+        """
         assert stage.items is not None and stage.work is not None
+        self._know(method, stage)
         cast(method.roles, ())
         ids = list(stage.items(ctx))
+        if self.remembered.folder(stage.name) is None:
+            self._work(method, stage, ctx, ids)
+            return
+        folders = [self.item_folder(method, stage.name, item) for item in ids]
+        lock = self.remembered.turn(stage.name, lambda: all(map(store.is_complete, folders)), self.say)
+        with lock or contextlib.nullcontext():
+            self._work(method, stage, ctx, ids)
+
+    def _work(self, method: Method, stage: Stage, ctx: RunContext, ids: list[str]) -> None:
+        assert stage.work is not None
         mine = ids[dist.rank() :: dist.world()]
         done = [i for i in mine if store.is_complete(self.item_folder(method, stage.name, i))]
         self._show(stage.name, len(mine), len(done))
@@ -434,11 +458,9 @@ class Engine:
                 continue
             if interrupt.requested() is not None:  # processes work on unequal lists here: each stops by itself
                 raise Stopped(interrupt.requested() or 0)
-            # what is remembered is shared by runs of every seed, so its draws know the item alone
-            seed = self.seed if stage.remember is None else 0
-            seed_modules(key_of(seed, stage.name, item), self.device)
+            seed_modules(key_of(ctx.seed, stage.name, item), self.device)
             inner = ctx.at(0)
-            inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
+            inner.draws = Draws(ctx.seed, (stage.name, item), self.device)
             made = stage.work(item, inner)
             if still is not None:  # the first one tells, before anything of it is kept
                 still.check(stage.name, item)
@@ -449,6 +471,60 @@ class Engine:
         dist.barrier()
 
     # -- stages of steps -------------------------------------------------------------------------------------------
+
+    def _know(self, method: Method, stage: Stage) -> None:
+        """The key of a stage that is remembered, from what there is when it is reached."""
+        if stage.remember is None or self.workspace is None:
+            return
+        roles = {n: self._present(n, r) for n, r in method.roles.items() if stage.roles is None or n in stage.roles}
+        index = next(i for i, s in enumerate(self.stages) if s.name == stage.name)
+        kept = sorted({n for s in self.stages[index + 1 :] for n in s.keep if n in stage.optim})
+        self.remembered.know(method, stage, roles, kept)
+
+    def _present(self, name: str, role: Role) -> dict[str, Any]:
+        """What a role is at this moment; of one that is split, as if it were whole."""
+        if role.shard and dist.world() > 1:
+            return {**self.identity["roles"][name], "state": store.fingerprint(dist.whole_state(role.module))}
+        return identity.network(role.module, role.contract, state=False) | {"state": self._hash(name, role)}
+
+    def _remembered_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
+        """A stage of steps that is taken from the workspace where it is there, and left there where it is not."""
+        self._know(method, stage)
+        folder = self.remembered.folder(stage.name)
+        assert folder is not None
+        self._before = saved["before"] if saved is not None else {n: self._hash(n, r) for n, r in method.roles.items()}
+        lock = self.remembered.turn(stage.name, lambda: store.is_complete(folder / RESULT), self.say)
+        if lock is None:
+            self.say(f"{stage.name}: reused from the workspace")
+            found = store.load_tree(folder / RESULT)
+            for name, state in found["roles"].items():
+                self._fill(method.roles[name], state, f"role {name!r} of the remembered stage {stage.name!r}")
+            method.state = found["state"]
+            self._carried |= found["optimisers"]
+            self.seconds[stage.name] = float(found["seconds"])
+            self._hashes.clear()
+            return
+        with lock:
+            self._run_steps(method, stage, ctx, saved, index)
+            here = [n for n, r in method.roles.items() if self._hash(n, r) != self._before.get(n)]
+            moved = sorted({n for told in dist.told_by_all(here) for n in told})
+            beyond = sorted(set(moved) - set(stage.roles if stage.roles is not None else moved))
+            if beyond:
+                raise MethodError(
+                    f"stage {stage.name}",
+                    f"it is remembered, and has changed roles that its `roles` leave out: {beyond}",
+                    remedy="name them in the stage's `roles`",
+                )
+            later = {n for s in self.stages[index + 1 :] for n in s.keep}
+            made = {
+                "roles": {n: dist.whole_state(method.roles[n].module) for n in moved},
+                "state": method.state,
+                "optimisers": {n: _carried(o) for n, o in self.optimisers.items() if n in later},
+                "seconds": self.seconds[stage.name],
+            }
+            if dist.rank() == 0:
+                store.save_tree(folder / RESULT, made)
+            dist.barrier()
 
     def _stepper(self, method: Method, stage: Stage, ctx: RunContext) -> Stepper:
         """Who learns in the stage, their optimisers, and its guard; everyone else stands still."""
@@ -479,6 +555,8 @@ class Engine:
             if saved is not None and name in saved["optimisers"]:
                 _restore_optimiser(opt, saved["optimisers"][name])
             self._hashes.pop(name, None)
+        if saved is None:
+            self._go_on(stage)
         still = self._standing(method)
         self._show(stage.name, total, start)
         if self.logs is not None and dist.rank() == 0:
@@ -517,6 +595,20 @@ class Engine:
             self.note(f"stage {stage.name!r} has an optimiser for {', '.join(map(repr, idle))}, and no term trained it")
         self._stood(method, stage, still)
 
+    def _go_on(self, stage: Stage) -> None:
+        """The optimisers that a stage keeps, from the state in which the last stage that trained their roles left them."""
+        for name in stage.keep:
+            opt, held = self.optimisers.get(name), self._carried.pop(name, None)
+            problem = (
+                "does not learn in it" if opt is None else "has learnt in no stage before it" if held is None else ""
+            )
+            if opt is not None and held is not None and held["optimizer"] != type(opt).__name__:
+                problem = f"was optimised by {held['optimizer']} and is now by {type(opt).__name__}"
+            if problem:
+                raise MethodError(f"stage {stage.name}", f"`keep`: role {name!r} {problem}")
+            assert opt is not None
+            _restore_optimiser(opt, held["state"])
+
     def _take(self, stepper: Stepper, step: int, total: int, micro: list[Batch], wait: bool = False) -> Seen:
         """One step with all that belongs to it: rates, update, the guard's answer, what watches, what follows."""
         method = stepper.method
@@ -544,8 +636,9 @@ class Engine:
     def batches(self, stage: Stage, start: int, total: int) -> Iterator[list[Batch]]:
         """This process's micro-batches of a stage's steps, on the device."""
         found = self.settings
+        seed = self.seed if stage.remember is None else 0  # as in the stage's context
         return batches(
-            stage, self.seed, start, total, device=self.device, accumulate=found.accumulate, workers=found.workers
+            stage, seed, start, total, device=self.device, accumulate=found.accumulate, workers=found.workers
         )
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -633,6 +726,9 @@ class Engine:
             "optimisers": optimisers,
             "state": method.state,
             "doors": self._doors,
+            "keys": self.remembered.keys,
+            "carried": self._carried,
+            "before": self._before,
             "meter": dict(self.meter),
             "seconds": self.seconds,
         }
@@ -658,17 +754,24 @@ class Engine:
             own = role.module.state_dict()
             if partly and {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
                 continue
-            if dist.world() > 1 and role.shard:
-                state = {k: dist.scattered(v, own[k]) for k, v in state.items()}
-            store.load_strict(role.module, state, f"role {name!r} of the checkpoint")
+            self._fill(role, state, f"role {name!r} of the checkpoint")
         method.state = copy.deepcopy(saved["state"]) if partly else saved["state"]
         self.seconds, self._doors, self._offset = (
             dict(saved["seconds"]),
             dict(saved.get("doors", {})),
             int(saved.get("offset", 0)),
         )
+        self._carried = dict(saved.get("carried", {}))
+        self.remembered.keys.update(saved.get("keys", {}))
         self._hashes.clear()
         self.place(method)
+
+    def _fill(self, role: Role, state: dict[str, Tensor], what: str) -> None:
+        """Whole tensors into a role, which may be split."""
+        if dist.world() > 1 and role.shard:
+            own = role.module.state_dict()
+            state = {k: dist.scattered(v, own[k]) for k, v in state.items()}
+        store.load_strict(role.module, state, what)
 
     def discard_checkpoints(self) -> None:
         """Remove the checkpoints of a stage whose result is kept elsewhere."""
@@ -692,6 +795,7 @@ class Engine:
                     stage.setup(ctx)
                     self.place(method)
                 stage = self.stages[index] = reached(stage, ctx)
+                self._know(method, stage)
                 if stage.items is not None:
                     cast(method.roles, ())
                     found[stage.name] = self._time_items(stage, ctx)
@@ -712,10 +816,10 @@ class Engine:
         missing, total = ctx.missing(stage), len(stage.items(ctx))
         if not missing:
             return Timed(0.0, 0, total, "remembered from an earlier run")
-        item, seed = missing[0], self.seed if stage.remember is None else 0
-        seed_modules(key_of(seed, stage.name, item), self.device)
+        item = missing[0]
+        seed_modules(key_of(ctx.seed, stage.name, item), self.device)
         inner = ctx.at(0)
-        inner.seed, inner.draws = seed, Draws(seed, (stage.name, item), self.device)
+        inner.draws = Draws(ctx.seed, (stage.name, item), self.device)
         began = time.perf_counter()
         ctx.left[stage.name] = stage.work(item, inner)
         wait_for(self.device)
@@ -789,6 +893,10 @@ class Engine:
         if self.settings.precision == "fp32":
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
+
+
+def _carried(opt: torch.optim.Optimizer) -> dict[str, Any]:
+    return {"optimizer": type(opt).__name__, "state": _optimiser_state(opt)}
 
 
 def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:

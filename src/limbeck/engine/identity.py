@@ -357,28 +357,25 @@ def refusal(
 _MOST = 6  # differences that are named in one message
 
 
-def of_stage(method: Any, stage: Any, hashes: Mapping[str, str], earlier: Mapping[str, str]) -> dict[str, Any]:
-    """What a remembered stage depends on.
+def of_stage(
+    method: Any, stage: Any, roles: Mapping[str, Mapping[str, Any]], earlier: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a remembered stage depends on: who it starts from, the task, its data, its settings, the values it names.
 
     Args:
         method: bound to its participants.
         stage: its data and steps known.
-        hashes: the present state of each role, as a fingerprint.
+        roles: what each role that it depends on is, its present state included.
         earlier: the keys of the remembered stages before it.
     """
     task, setup = method.task, method.setup
-    names = sorted(method.roles) if stage.roles is None else sorted(stage.roles)
-    unknown = [n for n in names if n not in method.roles]
-    if unknown:
-        raise ConfigError.unknown(f"stage {stage.name!r}.roles", unknown[0], method.roles, "role")
     given = [stage.data] if stage.data is not None else [task.train, task.teacher_train]
     found: dict[str, Any] = {
         "stage": stage.name,
         "scope": stage.scope,
-        "roles": {n: network(r.module, r.contract, state=False) for n, r in method.roles.items() if n in names},
-        "states": {n: hashes.get(n, "") for n in names},
+        "roles": {n: dict(r) for n, r in roles.items()},
         "task": of_task(task),
-        "data": [d.fingerprint for d in given],
+        "data": [of_data(d) for d in given],
         "optim": {n: value(o) for n, o in stage.optim.items()},
         "remember": value(list(stage.remember or ()), f"stage {stage.name!r}.remember"),
         "state": hash_tree(method.state),
@@ -386,6 +383,7 @@ def of_stage(method: Any, stage: Any, hashes: Mapping[str, str], earlier: Mappin
     }
     if stage.items is not None:
         return found | {"work": function(stage.work)}
+    functions = (stage.step or method.step, stage.begin, method.observe)
     return found | {
         "steps": stage.steps,
         "batch_size": stage.batch_size,
@@ -393,7 +391,7 @@ def of_stage(method: Any, stage: Any, hashes: Mapping[str, str], earlier: Mappin
         "keep": list(stage.keep),
         "queries": [value(q) for q in (*setup.queries.values(), *stage.queries)],
         "objectives": {n: value(o) for n, o in setup.objectives.items()},
-        "functions": [function(f) for f in (stage.step or method.step, stage.begin, method.observe) if f is not None],
+        "functions": [function(f) for f in functions if f is not None],
     }
 
 

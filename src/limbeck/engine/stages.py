@@ -15,8 +15,13 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.role import Role
 
 
-def learners(stage: Stage, roles: Mapping[str, Role]) -> dict[str, Optim]:
+def learners(stage: Stage, roles: Mapping[str, Role], early: bool = False) -> dict[str, Optim]:
     """How each role that learns in a stage is optimised. Projectors of add-ons are, as the student is.
+
+    Args:
+        stage: of a run.
+        roles: the method's.
+        early: the stage is not reached yet, and what its `setup` will make is left out.
 
     Raises:
         ConfigError: the stage's ``optim`` names no role, or one that cannot learn.
@@ -24,12 +29,14 @@ def learners(stage: Stage, roles: Mapping[str, Role]) -> dict[str, Optim]:
     if stage.items is not None:
         return {}
     for name in stage.optim:
+        if name not in roles and early:
+            continue
         if name not in roles:
             raise ConfigError.unknown(f"stage {stage.name!r}.optim", name, roles, "role")
         if roles[name].of is not None or not isinstance(roles[name].module, nn.Module):
             what = "an average of another role" if roles[name].of is not None else type(roles[name].module).__name__
             raise ConfigError(f"stage {stage.name!r}.optim", f"role {name!r} cannot learn: it is {what}")
-    found = dict(stage.optim)
+    found = {n: o for n, o in stage.optim.items() if n in roles}
     if "student" in found:
         found |= {n: found["student"] for n in sorted(roles) if n.startswith("projector:") and n not in found}
     return {n: o for n, o in found.items() if roles[n].parameters()}

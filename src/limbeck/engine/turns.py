@@ -44,8 +44,8 @@ def why_anew(folder: Path, name: str, parts: Mapping[str, Any]) -> str:
 _ABOUT = "identity.json"
 
 
-def take_turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:
-    """The lock under which a remembered stage is made; ``None`` once it is there.
+def take_turn(folder: Path, done: Callable[[], bool], say: Callable[[str], None], name: str) -> Any:
+    """The lock under which a remembered stage is made; ``None`` once it is ``done``.
 
     Another run that makes it at this moment is waited for: both want the same thing. Of several processes the first one
     looks and tells the others, so that all of them train or none.
@@ -60,9 +60,9 @@ def take_turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -
     return turn
 
 
-def _first_turn(folder: Path, done: Path, say: Callable[[str], None], name: str) -> Any:
+def _first_turn(folder: Path, done: Callable[[], bool], say: Callable[[str], None], name: str) -> Any:
     said = False
-    while not store.is_complete(done):
+    while not done():
         store.check_writable(folder)
         lock = store.RunLock(folder)
         try:
@@ -76,7 +76,7 @@ def _first_turn(folder: Path, done: Path, say: Callable[[str], None], name: str)
                 raise Stopped(asked) from None
             time.sleep(0.5)
             continue
-        if store.is_complete(done):
+        if done():
             lock.release()
             return None
         return contextlib.closing(_Held(lock))

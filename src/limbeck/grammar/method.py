@@ -132,6 +132,7 @@ class Context(Protocol):
         device: where the batch lies.
         task: what the student is for.
         roles: every participant by name.
+        optim: the stage's optimisers, as the recipe has tuned them.
         signals: what `signal` has shown in this micro-batch, by role.
     """
 
@@ -142,6 +143,7 @@ class Context(Protocol):
     device: torch.device
     task: Task
     roles: dict[str, Role]
+    optim: dict[str, Optim]
     draws: Draws
     signals: dict[str, Signal]
 

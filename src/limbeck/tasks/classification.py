@@ -57,7 +57,7 @@ class Classification(Task):
     """
 
     # neither changes what a teacher learns; the student's own items are told apart by their content
-    judging = ("student_items", "eval_batch")
+    judging: tuple[str, ...] = ("student_items", "eval_batch")
 
     def __init__(
         self,

@@ -46,6 +46,8 @@ class Condensation(Classification):
         deal: as in classification.
     """
 
+    judging: tuple[str, ...] = (*Classification.judging, "per_class")
+
     def __init__(
         self,
         data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)

@@ -30,7 +30,6 @@ from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.grammar.role import Role
 from limbeck.grammar.task import Task
 from limbeck.objectives.queries import Augment
-from limbeck.storage.store import hash_tree
 from limbeck.tasks.condensation import Condensation, LearnedLabels, StepSize, SyntheticSet
 from limbeck.tasks.synthetic_set import SetArtifact
 
@@ -174,22 +173,6 @@ class Mtt(Method):
     def stages(self) -> list[Stage]:
         """Experts (remembered, shared by every method that matches trajectories), then distillation."""
         train = self.setup.train
-        key = hash_tree(
-            {
-                "data": self.task.teacher_train.fingerprint,
-                "space": [self.task.space.mean, self.task.space.std, self.task.zca],
-                "augment": [self.task.strategy, self.task.align_corners],
-                "network": [type(self.network).__qualname__, getattr(self.network, "config", str(self.network))],
-                "epochs": self.expert_epochs,
-                "optim": [
-                    self.expert.lr,
-                    self.expert.batch_size,
-                    self.expert.optimizer,
-                    self.expert.momentum,
-                    self.expert.weight_decay,
-                ],
-            }
-        )[:20]
         optim = {"student": train.with_(lr=self.lr_images, optimizer="sgd", momentum=0.5, schedule="constant")}
         optim["step_size"] = optim["student"].with_(lr=max(self.lr_step, 1e-30))
         if self.labels == "learned":
@@ -199,7 +182,10 @@ class Mtt(Method):
                 "experts",
                 items=lambda ctx: [f"expert{i:03d}" for i in range(self.experts)],
                 work=self.train_expert,
-                remember=key,
+                data=self.task.teacher_train,
+                optim={"expert": self.expert},
+                remember=[self.expert_epochs, self.setup.student],
+                roles=(),
             ),
             Stage(
                 "distil",
@@ -215,10 +201,9 @@ class Mtt(Method):
         """One expert: flat parameters [epochs + 1, P], the first before any step."""
         task, data = self.task, self.task.teacher_train
         net = self.setup.student.model.build(task).module.to(ctx.device)
-        per_epoch = max(1, len(data) // self.expert.batch_size)
-        optim = self.expert.with_(
-            steps=self.expert_epochs * per_epoch, batch_size=min(self.expert.batch_size, len(data))
-        )
+        optim = ctx.optim["expert"]
+        per_epoch = max(1, len(data) // optim.batch_size)
+        optim = optim.with_(steps=self.expert_epochs * per_epoch, batch_size=min(optim.batch_size, len(data)))
         snapshots = [flat_parameters(net)]
 
         def keep(done: int, module: nn.Module) -> None:

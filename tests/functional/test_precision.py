@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from limbeck.functional.precision import widest
 from tests.no_float64 import no_float64
 
 F64 = torch.float64
+Boxes = namedtuple("Boxes", "corners ids")
 
 
 def test_the_device_of_these_tests_refuses_float64() -> None:
@@ -85,6 +87,9 @@ def test_batches_are_cast_before_they_are_moved() -> None:
         got = to_device({"x": x, "y": y, "name": "as it was"}, device)
         assert got["x"].dtype == torch.float32 and got["x"].device == got["y"].device == device
         assert got["y"].dtype == torch.long and got["name"] == "as it was"
+        nested = to_device({"parts": [x, {"deep": (x, 1)}], "boxes": Boxes(x, y)}, device)
+        assert nested["parts"][0].device == nested["parts"][1]["deep"][0].device == nested["boxes"].ids.device == device
+        assert nested["parts"][1]["deep"][1] == 1 and isinstance(nested["boxes"], Boxes)
     assert to_device({"x": x}, torch.device("cpu"))["x"] is x
 
 

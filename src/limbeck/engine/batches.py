@@ -27,13 +27,18 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     """The batch with its tensors on a device, where float64 becomes float32 if the device has none."""
     if device.type == "cpu":
         return batch
-    return {k: _moved(v, device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return {k: _moved(v, device) for k, v in batch.items()}
 
 
-def _moved(x: Tensor, device: torch.device) -> Tensor:
-    if x.dtype == torch.float64:
-        x = x.to(widest(device))
-    return x.to(device, non_blocking=True)
+def _moved(x: Any, device: torch.device) -> Any:
+    """A tensor, or all tensors in lists, tuples and mappings; anything else as it is."""
+    if isinstance(x, Tensor):
+        return (x.to(widest(device)) if x.dtype == torch.float64 else x).to(device, non_blocking=True)
+    if isinstance(x, dict):
+        return {k: _moved(v, device) for k, v in x.items()}
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*(_moved(v, device) for v in x))
+    return type(x)(_moved(v, device) for v in x) if isinstance(x, (list, tuple)) else x
 
 
 def pieces(stage: Stage, accumulate: int) -> int:

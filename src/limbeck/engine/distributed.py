@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
+from limbeck.functional.precision import widened
 from limbeck.grammar.optim import lay_out
 
 
@@ -192,8 +193,8 @@ class Buffers:
         if not self._moving:
             return
         held = [_at(self._places[i]) for i in self._moving]
-        before = torch.cat([self._agreed[i].reshape(-1).double() for i in self._moving])
-        now = torch.cat([b.reshape(-1).double() for b in held])
+        before = torch.cat([widened(self._agreed[i].reshape(-1)) for i in self._moving])
+        now = torch.cat([widened(b.reshape(-1)) for b in held])
         change = torch.where(now == before, 0.0, now - before)
         dist.all_reduce(change)
         mean = before + change / world()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.engine import distributed as dist
 from limbeck.errors import MethodError
+from limbeck.functional.precision import widened
 from limbeck.grammar.method import Share, Terms
 from limbeck.grammar.role import Role
 from limbeck.storage import store
@@ -155,7 +156,7 @@ def same_roles(stage: str, roles: Mapping[str, Role]) -> None:
         if not isinstance(role.module, nn.Module) or role.shard:
             continue
         known = norms(role.module)
-        values = torch.stack([n.double() for n in known.values()]).tolist() if known else []
+        values = torch.stack([widened(n) for n in known.values()]).tolist() if known else []
         if not dist.disagreement(repr(values)):
             continue
         told = dist.told_by_all(dict(zip(known, map(repr, values), strict=True)))

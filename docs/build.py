@@ -23,7 +23,7 @@ from docs.evidence import all_comparisons, clauses_table
 from docs.markdown import table
 from limbeck.cli import COMMANDS
 from limbeck.grammar.card import Card, catalogue, evidence
-from limbeck.recipe.names import TABLES
+from limbeck.recipe.names import tables
 from limbeck.recipe.recipe import show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,7 +208,7 @@ def settings_in_words(values: Mapping[str, Any]) -> str:
 def names_table(kind: str, *only: str) -> str:
     """What a recipe may name: each with its first argument, its purpose, and its settings."""
     rows = []
-    for name, where in TABLES[kind].items():
+    for name, where in tables()[kind].items():
         if only and name not in only:
             continue
         node = definition(where)

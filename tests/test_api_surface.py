@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.recipe.names import TABLES
+from limbeck.recipe.names import tables
 
 FILE = Path(__file__).with_name("api_surface.json")
 
@@ -107,7 +107,7 @@ def surface() -> dict[str, Any]:
         loaded = importlib.import_module(module)
         found[module] = {n: describe(getattr(loaded, n)) for n in names}
     found["limbeck"]["functional"] = "see limbeck.functional"
-    found["names in recipes"] = {kind: sorted(table) for kind, table in TABLES.items()}
+    found["names in recipes"] = {kind: sorted(table) for kind, table in tables().items()}
     return found
 
 
@@ -140,9 +140,9 @@ def test_the_inventory_notices() -> None:
     assert describe(f) == describe(f) != describe(g)
 
 
-@pytest.mark.parametrize("kind", sorted(TABLES))
+@pytest.mark.parametrize("kind", sorted(tables()))
 def test_every_name_of_a_recipe_leads_to_a_class_of_its_kind(kind: str) -> None:
-    for name, where in TABLES[kind].items():
+    for name, where in tables()[kind].items():
         module, _, cls = where.partition(":")
         assert getattr(importlib.import_module(module), cls).kind == kind, name
 

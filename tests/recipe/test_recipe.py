@@ -246,7 +246,7 @@ def toys(monkeypatch):
     tables = {kind: {name: f"{__name__}:{cls}" for name, cls in table.items()} for kind, table in TOYS.items()}
     tables["model"]["absent"] = "a_package_that_is_not_there.module:Thing"
     tables["model"]["wants"] = "transformers_is_hidden:Thing"
-    monkeypatch.setattr(names, "TABLES", tables)
+    monkeypatch.setattr(names, "tables", lambda: tables)
     monkeypatch.setattr(schema, "method_names", dict)
     monkeypatch.setattr(schema, "locate_method", lambda name: None)
     monkeypatch.setattr(schema, "entries", list)

@@ -17,7 +17,7 @@ import limbeck
 from limbeck import cli
 from limbeck.errors import Untrusted
 from limbeck.recipe import trust
-from limbeck.recipe.names import TABLES
+from limbeck.recipe.names import tables
 from limbeck.recipe.recipe import check, load_tree
 
 SHORT = [
@@ -229,7 +229,7 @@ def test_a_workspace_that_cannot_be_written_costs_no_run(
 def test_every_component_that_imports_says_so() -> None:
     """Whoever calls `imported` can run code: its class must name the argument, or a sent folder gets past the door."""
     declared, calling = set(), set()
-    for names in TABLES.values():
+    for names in tables().values():
         for target in names.values():
             module, _, cls = target.partition(":")
             found: Any = getattr(importlib.import_module(module), cls)

@@ -35,6 +35,9 @@ from limbeck.storage import store
 if TYPE_CHECKING:
     from limbeck.recipe.recipe import Recipe
 
+NAMES = {"model": {"cached": "Cached"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 SHARD_ITEMS = 4096
 
 Tail = Literal["uniform_rest", "renormalise"]

@@ -31,6 +31,9 @@ from limbeck.recipe.credentials import bare, credentials, part, token
 from limbeck.tasks.classification import Classification, match_classes
 from limbeck.tasks.language import Language
 
+NAMES = {"model": {"remote": "Remote"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 log = logging.getLogger("limbeck.remote")
 
 _ABOUT = 16 << 20  # bytes of what an endpoint says of itself

@@ -32,6 +32,17 @@ from limbeck.data.splits import EmptyClasses, ready
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
 
+NAMES = {
+    "source": {
+        "digits": "Digits",
+        "folder": "Folder",
+        "torchvision": "TorchvisionSet",
+        "arrays": "Arrays",
+        "import": "ImportedSource",
+    }
+}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class Source(Component):
     """A place that items come from. ``read`` gives the splits that are there, ``divided`` all three."""

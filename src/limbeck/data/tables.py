@@ -26,6 +26,9 @@ from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check
 from limbeck.data.sources import PictureSource, assemble
 from limbeck.errors import ConfigError, DataError, require
 
+NAMES = {"source": {"hf": "HuggingFaceSet", "csv": "Table", "jsonl": "Jsonl", "parquet": "Parquet"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class _Tabular(PictureSource):
     """What sources of rows share.

@@ -17,6 +17,9 @@ from limbeck.data.names import counted, is_blank, some
 from limbeck.errors import DataError
 from limbeck.grammar.component import Component
 
+NAMES = {"source": {"pydoc": "PythonHelp"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 FEW = 20
 """Fewer plain documents than this are not dealt by document: a split of one or two says nothing."""
 

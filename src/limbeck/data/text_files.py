@@ -17,6 +17,16 @@ from limbeck.data.names import choose_splits, counted, is_blank, some, split_of
 from limbeck.data.text import Document, TextSource, grouped
 from limbeck.errors import DataError, first_line, nearest, require
 
+NAMES = {
+    "source": {
+        "text": "TextFiles",
+        "text-jsonl": "TextJsonl",
+        "text-parquet": "TextParquet",
+        "text-hf": "TextHuggingFace",
+    }
+}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class TextFiles(TextSource):
     """Text files: one, or a folder of them.

@@ -5,6 +5,9 @@ from __future__ import annotations
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows
 
+NAMES = {"evaluator": {"direct": "Direct"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class Direct(Evaluator):
     """The task's own metrics of a network. Rows: the teacher, and the student trained alone.

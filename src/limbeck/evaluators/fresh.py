@@ -17,6 +17,9 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.scores import Scores
 
+NAMES = {"evaluator": {"fresh": "Fresh"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 @runtime_checkable
 class Trains(Protocol):

@@ -26,6 +26,9 @@ from limbeck.tasks.generation import Generation, sample_guided
 from limbeck.tasks.sampler import SamplerArtifact, reading
 from limbeck.tasks.schedules import describe_schedule
 
+NAMES = {"evaluator": {"sampler": "Sampler"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 @runtime_checkable
 class Drawable(Protocol):

@@ -5,6 +5,9 @@ from __future__ import annotations
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Context, Method, Objective, Participant, Setup, Terms
 
+NAMES = {"method": {"objectives": "Objectives"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class Objectives(Method):
     """A mapping of objectives, by the names they have in logs, overrides and errors.

@@ -16,6 +16,9 @@ from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
 from limbeck.tasks.language import Language
 
+NAMES = {"model": {"causal-lm": "CausalLm"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class CausalLm(Model):
     """A small decoder of the Llama architecture (transformers), trained from scratch.

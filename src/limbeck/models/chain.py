@@ -12,6 +12,9 @@ from limbeck.grammar.task import Model
 from limbeck.models.classifier import Classifier
 from limbeck.networks.chain import Chain, Until
 
+NAMES = {"model": {"chain": "ChainOf"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class LinkSettings(Settings):
     """One model of a chain.

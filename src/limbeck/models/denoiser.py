@@ -16,6 +16,9 @@ from limbeck.networks import ResidualMLP
 from limbeck.storage.weights import load_state_dict, load_strict
 from limbeck.tasks.generation import Generation
 
+NAMES = {"model": {"denoiser": "Denoiser"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class Denoiser(Model):
     """A residual MLP for pictures up to 16x16 or so: a teacher that one core trains in a minute.

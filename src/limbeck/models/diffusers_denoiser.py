@@ -32,6 +32,9 @@ from limbeck.tasks.schedules import (
     scheduler_kind,
 )
 
+NAMES = {"model": {"diffusers": "Diffusers"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 Architecture = Literal["UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"]
 Guidance = Literal["auto", "time_cond", "module", "none"]
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
     from limbeck.grammar.optim import Optim
 
+NAMES = {"model": {"ensemble": "EnsembleOf"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class Ensemble(nn.Module):
     """Several networks that answer as one, each through its own contract.

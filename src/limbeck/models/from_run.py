@@ -10,6 +10,9 @@ from limbeck.models.adapting import adapt, check_channels, check_input, contract
 from limbeck.models.classifier import Classifier
 from limbeck.tasks.classification import Classification
 
+NAMES = {"model": {"run": "FromRun"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class FromRun(Classifier):
     """The student of an earlier run, with the class names and the input contract it was saved with.

@@ -34,6 +34,9 @@ from limbeck.tasks.classification import Classification
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenizers import load_tokenizer
 
+NAMES = {"model": {"hf": "HuggingFace"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 PICTURES = "AutoModelForImageClassification"
 
 

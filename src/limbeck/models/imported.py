@@ -16,6 +16,9 @@ from limbeck.models.classifier import Classifier
 from limbeck.recipe.imports import imported
 from limbeck.tasks.classification import Classification
 
+NAMES = {"model": {"import": "ImportedModel"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class ImportedModel(Classifier):
     """The user's own network: a function that returns a ``torch.nn.Module``. Naming it runs its code.

@@ -17,6 +17,9 @@ from limbeck.models.classifier import Classifier, needs_pictures
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.classification import Classification, match_classes
 
+NAMES = {"model": {"timm": "Timm", "torchvision": "Torchvision"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 Head = Literal["auto", "new", "own"]
 
 

@@ -11,6 +11,9 @@ from torch import nn
 from limbeck.grammar.task import Check
 from limbeck.models.classifier import Classifier, needs_pictures
 
+NAMES = {"model": {"mlp": "MlpModel", "convnet": "ConvNetModel", "cifar-resnet": "CifarResNetModel"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 Activation = Literal["relu", "gelu", "tanh", "silu"]
 
 

@@ -13,6 +13,9 @@ from limbeck.functional.relation import gram
 from limbeck.grammar.method import Batch, Context, Objective, Term
 from limbeck.grammar.signal import Signal
 
+NAMES = {"objective": {"feature": "FeatureMatch", "attention": "AttentionTransfer", "relation": "Relation"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 def places(f: Tensor) -> Tensor:
     """A feature as [N, L, D]: maps [N, D, H, W] become H*W places, vectors [N, D] one place, tokens stay."""

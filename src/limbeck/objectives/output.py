@@ -14,6 +14,11 @@ from limbeck.grammar.role import classes_last
 from limbeck.grammar.signal import Signal
 from limbeck.recipe.imports import imported
 
+NAMES = {
+    "objective": {"supervised": "Supervised", "kl": "Kl", "divergence": "Divergence", "import": "ImportedObjective"}
+}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 Kind = Literal[
     "forward",
     "reverse",

@@ -14,6 +14,19 @@ from limbeck.grammar.method import Batch, Context, Query
 from limbeck.grammar.task import Task
 from limbeck.recipe.imports import imported
 
+NAMES = {
+    "query": {
+        "flip": "Flip",
+        "crop": "Crop",
+        "mixup": "Mixup",
+        "cutmix": "Cutmix",
+        "noise": "Noise",
+        "dsa": "Augment",
+        "import": "ImportedQuery",
+    }
+}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 def accept_all(queries: Mapping[str, Query], task: Task) -> None:
     """Every query of a recipe asked whether it is one for this task.

@@ -19,6 +19,9 @@ from limbeck.grammar.random import Draws
 from limbeck.grammar.signal import evaluating
 from limbeck.tasks.tokens import IGNORE, make_batch
 
+NAMES = {"query": {"on-policy": "OnPolicy", "replay": "Replay"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 class OnPolicy(Query):
     """With probability ``fraction``, a step's whole batch is continued by the student from its prompts.

@@ -200,7 +200,7 @@ def name_of(cls: type[Component]) -> str:
         Mismatch: there is none.
     """
     place = f"{cls.__module__}:{cls.__qualname__}"
-    for name, target in _names.TABLES.get(cls.kind, {}).items():
+    for name, target in _names.table(cls.kind).items():
         if target == place:
             return name
     for entry in entries() if cls.kind == "method" else ():
@@ -261,7 +261,7 @@ def summary(cls: type) -> str:
 
 def known_names(kind: str) -> list[str]:
     """The names of a kind of component."""
-    own = _names.TABLES.get(kind, {})
+    own = _names.table(kind)
     return sorted({*own, *method_names()} if kind == "method" else own)
 
 
@@ -273,7 +273,7 @@ def find_class(base: type[Component], name: str, path: str) -> type[Component]:
         MissingExtra: it needs a package that is not installed.
     """
     kind = base.kind
-    target = _names.TABLES.get(kind, {}).get(name)
+    target = _names.table(kind).get(name)
     if target is not None:
         module_name, _, class_name = target.partition(":")
     elif kind == "method":

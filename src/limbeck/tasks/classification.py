@@ -27,6 +27,9 @@ from limbeck.grammar.task import Task
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
 
+NAMES = {"task": {"classification": "Classification"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 log = logging.getLogger("limbeck.data")
 
 

@@ -23,6 +23,9 @@ from limbeck.tasks.synthetic_set import SetArtifact, Space
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
 
+NAMES = {"task": {"condensation": "Condensation"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 _USES = {"valid": "for choosing", "test": "for judging"}
 
 Choice = Literal["random", "kmeans", "herding"]

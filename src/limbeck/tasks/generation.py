@@ -35,6 +35,9 @@ from limbeck.tasks.schedules import describe_schedule, make_schedule
 if TYPE_CHECKING:
     pass
 
+NAMES = {"task": {"generation": "Generation"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 
 @dataclass
 class Prediction:

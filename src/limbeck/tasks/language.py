@@ -24,6 +24,9 @@ from limbeck.tasks.causal import call, output_size
 from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, vocabulary_size
 from limbeck.tasks.tokens import TokenData, next_counts, shifted
 
+NAMES = {"task": {"language": "Language"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
 log = logging.getLogger("limbeck.data")
 
 CELLS = 1 << 24

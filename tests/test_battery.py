@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from limbeck.engine.context import RunContext
 from limbeck.engine.stages import learners
-from limbeck.engine.step import Stepper, add_ons, lazily
+from limbeck.engine.step import Phases, Stepper, add_ons
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import NonFinite
 from limbeck.grammar.card import read_card, recipe_path
@@ -60,13 +60,9 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
         micro = ctx.at(0)
         for query in [*method.setup.queries.values(), *stage.queries]:
             batch = query(batch, micro)
-        phases = lazily(stage.step or method.step, batch, micro)
+        phases = Phases(stage.step or method.step, batch, micro)
         answer: Any = None
-        while True:
-            try:
-                found = phases.send(answer)
-            except StopIteration:
-                break
+        while (found := phases.send(answer)) is not None:
             answer = dict(found) if isinstance(found, Share) else None
             if isinstance(found, Terms):
                 yield found, micro
@@ -201,12 +197,8 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch
 
             def spoilt(batch: Any, c: Any) -> Any:
                 answer: Any = None
-                phases = lazily(inner, batch, c)
-                while True:
-                    try:
-                        found = phases.send(answer)
-                    except StopIteration:
-                        return
+                phases = Phases(inner, batch, c)
+                while (found := phases.send(answer)) is not None:
                     if isinstance(found, Terms):
                         first = next(iter(found.values()))
                         first.values = first.values * float("nan")
@@ -220,7 +212,7 @@ def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch
     with pytest.raises(NonFinite) as caught:
         engine.run(method)
     said = str(caught.value)
-    assert "step" in said and "term" in said and "role" in said and "items" in said
+    assert "step" in said and "term" in said and "role" in said and "item" in said
     now = {n: dict(r.module.state_dict()) for n, r in method.roles.items() if r.learns}
     assert not differences(poisoned.before, now)  # type: ignore[attr-defined]
     failure = store.load_tree(tmp_path / "failure")

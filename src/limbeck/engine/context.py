@@ -34,17 +34,26 @@ class RunContext:
         self.optim = stage.optim
         self.roles = method.roles
         self.scope = stage.scope
-        self.draws = Draws(self.seed, (stage.scope,), device)
+        self._draws: Draws | None = Draws(self.seed, (stage.scope,), device)
         self.signals: dict[str, Signal] = {}
         self.added = False  # whether the recipe's add-ons have had this micro-batch's signals
 
     def at(self, step: int) -> RunContext:
         """The context of one micro-batch of one step."""
-        made = object.__new__(RunContext)  # copy.copy goes through pickle's protocol, and this is done every step
-        made.__dict__.update(self.__dict__)
-        made.step, made.signals = step, {}
-        made.draws = Draws(self.seed, (self.scope, step), self.device)
+        made = object.__new__(type(self))  # copy.copy goes through pickle's protocol, and this is done every step
+        made.__dict__ = {**self.__dict__, "step": step, "signals": {}, "_draws": None}
         return made
+
+    @property
+    def draws(self) -> Draws:
+        """Keyed randomness of this step; made when it is first asked for."""
+        if self._draws is None:
+            self._draws = Draws(self.seed, (self.scope, self.step), self.device)
+        return self._draws
+
+    @draws.setter
+    def draws(self, value: Draws) -> None:
+        self._draws = value
 
     def _role(self, name: str) -> Role:
         try:
@@ -71,12 +80,16 @@ class RunContext:
         else:
             tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
             feed = r.feed or self.task.feed
-            fed = batch
-            if "x" in batch and isinstance(batch["x"], Tensor):
-                fed = {**batch, "x": r.contract.inputs(batch["x"])}
-            with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
-                out = r.contract.outputs(feed(r.call, fed))
-            signal = Signal(out, dict(tap.acts) if tap else {})
+            fed, x = batch, batch.get("x")
+            if isinstance(x, Tensor) and not r.contract.idle:
+                fed = {**batch, "x": r.contract.inputs(x)}
+            if tap is None and self._engine.plain:
+                with self._graph(r, grad):
+                    signal = Signal(r.contract.outputs(feed(r.call, fed)))
+            else:
+                with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
+                    out = r.contract.outputs(feed(r.call, fed))
+                signal = Signal(out, dict(tap.acts) if tap else {})
         self.signals[role] = signal
         return signal
 

@@ -562,6 +562,7 @@ class Engine:
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
         saved_at, overdue, done = time.monotonic(), False, start
+        reading = self.device.type == "cpu"
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
             overdue = self._poll(
@@ -569,7 +570,8 @@ class Engine:
                 time.monotonic() - saved_at > 60 * settings.save_minutes,
             )
             for name, (sum_, count) in self._take(stepper, step, total, micro).items():
-                self.meter.add(name, sum_, count)
+                # on a CPU reading a number is cheaper than adding two tensors; elsewhere it would wait
+                self.meter.add(name, float(sum_) if reading else sum_, float(count) if reading else count)
             done = step + 1
             self._advance(1)
             if done % settings.log_every == 0 or done == total:
@@ -888,9 +890,14 @@ class Engine:
         if self.progress is not None:
             self.progress.advance(n)
 
+    @property
+    def plain(self) -> bool:
+        """Whether forward passes are in full precision."""
+        return self.settings.precision == "fp32"
+
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """The precision of forward passes."""
-        if self.settings.precision == "fp32":
+        if self.plain:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=torch.bfloat16)
 

@@ -61,6 +61,7 @@ class Guard:
         # processes would have to agree on the step they take again, and so wait for each other at every step
         alone = dist.world() == 1
         self.late = device.type in LATE_ON and heeding and alone and not moving and not watching
+        self._one = torch.ones((), device=device)
         self._first = torch.full((), -1, dtype=torch.int64, device=device)  # the first bad step; -1: none so far
         self._arrived: tuple[Tensor, Any] | None = None  # a copy of it on its way to the host
 
@@ -69,6 +70,7 @@ class Guard:
         step: int,
         earlier: int,
         losses: Sequence[Tensor],
+        grads: Mapping[str, list[Tensor]],
         norms: Mapping[str, Tensor],
         optimisers: Iterable[torch.optim.Optimizer],
         phase: Phase,
@@ -80,26 +82,46 @@ class Guard:
             step: the step's number.
             earlier: phases of this step that have updated something already.
             losses: the loss of each micro-batch.
-            norms: the gradient norm of each role that the phase updates.
+            grads: the gradients of each role that the phase updates.
+            norms: the norms of those that are to be clipped.
             optimisers: theirs.
             phase, seen: for the record.
 
         Raises:
             NonFinite: the phase is not finite; where the answer comes late, `found` gives it instead.
         """
-        values = [n.float() for n in norms.values()]
+        values = list(norms.values())
+        flags = [self._look(g) for r, g in grads.items() if r not in norms]
         if losses:
-            values.append(dist.sum_over_ranks(sum(losses[1:], losses[0]).float()))
-        if not values:
+            loss = losses[0] if len(losses) == 1 else sum(losses[1:], losses[0])
+            values.append(dist.sum_over_ranks(loss))
+        if not values and not flags:
             return
-        total = sum(values[1:], values[0])  # one number decides
+        if self._first.device.type == "cpu" and not self.late:  # reading is free
+            if any(f.item() for f in flags) or not all(math.isfinite(v.item()) for v in values):
+                self._report(step, earlier, grads, phase, seen)
+            return
+        wrong = torch.stack([f > 0 for f in flags] + [~torch.isfinite(v) for v in values]).any()
         if self.late:
-            bad = (self._first < 0) & ~torch.isfinite(total)
+            bad = (self._first < 0) & wrong
             self._first = torch.where(bad, step, self._first)
             for opt in optimisers:
                 opt.found_inf = (self._first >= 0).float()  # type: ignore[attr-defined]
-        elif not math.isfinite(total.item()):
-            self._report(step, earlier, norms, phase, seen)
+        elif wrong.item():  # one number decides, for reading it waits for the device
+            self._report(step, earlier, grads, phase, seen)
+
+    def _look(self, grads: list[Tensor]) -> Tensor:
+        """1 where some number in these gradients is not finite, else 0; on their device, without waiting.
+
+        By what torch's gradient scalers look with: one operation, however many gradients there are. It also multiplies
+        them, by one.
+        """
+        found = torch.zeros_like(self._one)
+        try:
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, found, self._one)
+        except (RuntimeError, NotImplementedError):  # complex numbers, or a device that has no such operation
+            found = (~torch.isfinite(_norm(grads))).float()
+        return found
 
     def found(self, wait: bool = False) -> int | None:
         """The first step that was not finite, as far as it is known without waiting for the device; ``None``: none."""
@@ -130,7 +152,7 @@ class Guard:
             remedy="go on from the last checkpoint, and watch the device's memory",
         )
 
-    def _report(self, step: int, earlier: int, norms: Mapping[str, Tensor], phase: Phase, seen: Seen) -> NoReturn:
+    def _report(self, step: int, earlier: int, grads: Mapping[str, list[Tensor]], phase: Phase, seen: Seen) -> NoReturn:
         method, stage, batches = self.method, self.stage, phase.batches
         means = seen.means()
         bad_terms = [n for n, v in means.items() if not math.isfinite(v)]
@@ -140,8 +162,8 @@ class Guard:
                 for n, p in method.roles[r].parameters().items()
                 if p.grad is not None and not bool(torch.isfinite(p.grad).all())
             ][:5]
-            for r in norms
-            if not bool(torch.isfinite(norms[r]))
+            for r in grads
+            if not math.isfinite(float(dist.gathered(_norm(grads[r]))))
         }
         states = {
             n: {k: v.clone() for k, v in dist.whole_state(r.module).items()}
@@ -193,6 +215,10 @@ class Guard:
             if found.why == "input"
             else "look at those items, lower train.lr, or set train.clip=1",
         )
+
+
+def _norm(grads: list[Tensor]) -> Tensor:
+    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
 
 
 def _together(told: list[Found], first: Found) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,10 +22,10 @@ from limbeck.grammar.optim import Optim, held_by, lay_out
 from limbeck.grammar.random import key_of, seed_modules
 
 
-class Seen(dict[str, tuple[Tensor, "Tensor | float"]]):
+class Seen(dict[str, tuple["Tensor | float", "Tensor | float"]]):
     """What one step showed, over all micro-batches and processes: name -> (sum, count)."""
 
-    def add(self, name: str, total: Tensor, count: Tensor | float) -> None:
+    def add(self, name: str, total: Tensor | float, count: Tensor | float) -> None:
         """Add to what is there under that name."""
         if name in self:
             before, n = self[name]
@@ -57,6 +57,7 @@ class Stepper:
     def __init__(self, method: Method, stage: Stage, ctx: RunContext, optim: dict[str, Optim]) -> None:
         self.method, self.stage, self.ctx = method, stage, ctx
         self.device = ctx.device
+        self.world, self.rank = dist.world(), dist.rank()
         self.optim = optim
         self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
         self._held = {n: held_by(o) for n, o in self.optimisers.items()}
@@ -86,18 +87,16 @@ class Stepper:
             NonFinite: a value was infinite or NaN; the step updated nothing.
         """
         method, stage, many = self.method, self.stage, len(micro)
-        single = many == 1 and dist.world() == 1
+        single = many == 1 and self.world == 1
         contexts = [self.ctx.at(step) for _ in micro]
-        phases: list[Generator[Terms | Share, Any, None]] = []
         batches: list[Batch] = []
-        function = stage.step or method.step
         queries = [*method.setup.queries.values(), *stage.queries]
         for given, ctx in zip(micro, contexts, strict=True):
             batch = given
             for query in queries:
                 batch = query(batch, ctx)
             batches.append(batch)
-            phases.append(lazily(function, batch, ctx))
+        phases = [Phases(stage.step or method.step, b, c) for b, c in zip(batches, contexts, strict=True)]
         known = {} if single else self._known(batches)
         seen = Seen()
         turn = earlier = 0  # earlier: phases that have updated something
@@ -110,18 +109,15 @@ class Stepper:
             self._clear()
             for j, phase in enumerate(phases):
                 # dropout and its like draw from the global generator: keyed by step, turn and micro-batch
-                seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, dist.rank() * many + j), self.device)
+                seed_modules(key_of(self.ctx.seed, stage.scope, step, turn, self.rank * many + j), self.device)
                 try:
                     terms = phase.send(answers[j])
-                except StopIteration:
-                    found.append(None)
-                    continue
                 except ValueError as error:
                     if NEEDS_TWO in str(error):
                         raise one_item(stage.section, stage.batch_size, many) from None
                     raise
                 found.append(terms)
-                if isinstance(terms, Share):
+                if terms is None or isinstance(terms, Share):
                     continue
                 self._add_objectives(terms, batches[j], contexts[j])
                 touched.update((r, None) for t in terms.values() for r in t.to)
@@ -136,7 +132,7 @@ class Stepper:
                 else:
                     held.append(terms)
             turn += 1
-            if dist.world() > 1:
+            if self.world > 1:
                 same_phase(stage.name, step, found, bool(held))
             if all(f is None for f in found):
                 break
@@ -164,11 +160,15 @@ class Stepper:
             alone = partial(self._alone, step, turn)
             self._update(list(touched), step, earlier, losses, Phase(batches, shown, alone), seen)
             earlier += bool(touched)
+            if self.world == 1 and all(p.over for p in phases):
+                break  # nothing comes after this one; several processes say so to each other
         for role in method.roles.values():
             if role.shard:
                 dist.reshard(role.module)  # heads are read after the pass; what comes now works on what is split
+        if self.world == 1:
+            return seen
         self.buffers.agree()
-        return self._over_processes(seen) if dist.world() > 1 else seen
+        return self._over_processes(seen)
 
     # -- counts ----------------------------------------------------------------------------------------------------
 
@@ -232,11 +232,10 @@ class Stepper:
         totals = {n: t.total() for n, t in terms.items()}
         self.routing.check(terms, totals)
         own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
-        with torch.no_grad():
-            for n, t in terms.items():
-                seen.add(n, totals[n].detach() if t.show is None else t.shown(), own[n])
-            for n, (total, count) in terms.metrics.items():
-                seen.add(n, self._scalar(total), count)
+        for n, t in terms.items():
+            seen.add(n, totals[n].detach() if t.show is None else t.shown(), own[n])
+        for n, (total, count) in terms.metrics.items():
+            seen.add(n, self._scalar(total), count.detach() if isinstance(count, Tensor) else count)
         return totals, own
 
     def _scalar(self, value: Tensor | float) -> Tensor:
@@ -261,12 +260,14 @@ class Stepper:
     def _add_objectives(self, terms: Terms, batch: Batch, ctx: RunContext) -> None:
         """Add-ons: evaluated once a micro-batch, after the first phase that showed the student's signal."""
         extra = self.method.setup.objectives
+        if not extra:
+            return
         clash = sorted(set(extra) & set(terms))
         if clash:
             raise ConfigError(
                 f"objectives.{clash[0]}", "the method already has a term of that name", remedy="choose another name"
             )
-        if not extra or "student" not in ctx.signals or ctx.added:
+        if "student" not in ctx.signals or ctx.added:
             return
         ctx.added = True
         teacher = ctx.signals.get("teacher")
@@ -343,24 +344,47 @@ class Stepper:
                 dist.sum_gradients(self._held[r])
         for r in touched:
             self._lay_out(r)
-        grads = {r: [p.grad for p in self._held[r] if p.grad is not None] for r in touched}
-        norms = {r: dist.gathered(_norm(g)) for r, g in grads.items() if g}
-        self.moved.update(norms)
+        grads = {r: [g for p in self._held[r] if (g := p.grad) is not None] for r in touched}
+        grads = {r: g for r, g in grads.items() if g}
+        self.moved.update(grads)
+        # the norm is what is clipped by, and what a split role is looked at by; elsewhere the guard has a cheaper look
+        clip = {r: c for r in grads if (c := self.optim[r].clip) is not None}
+        norms = {r: dist.gathered(_norm(grads[r])) for r in grads if r in clip or roles[r].shard}
         if self.guard is not None:
-            self.guard.check(step, earlier, losses, norms, [self.optimisers[r] for r in touched], phase, seen)
+            self.guard.check(step, earlier, losses, grads, norms, [self.optimisers[r] for r in touched], phase, seen)
         for r in touched:
-            clip = self.optim[r].clip
-            if clip is not None and r in norms:
-                scale = (clip / (norms[r] + 1e-6)).clamp(max=1.0)
-                torch._foreach_mul_(grads[r], scale)
+            if r in clip:
+                torch._foreach_mul_(grads[r], (clip[r] / (norms[r] + 1e-6)).clamp(max=1.0))
             self.optimisers[r].step()
 
 
-def lazily(
-    function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext
-) -> Generator[Terms | Share, Any, None]:
-    """The phases of one micro-batch; nothing runs before the first is asked for, so that graphs are freed in turn."""
-    yield from as_phases(function(batch, ctx))
+class Phases:
+    """The phases of one micro-batch; nothing runs before the first is asked for, so that graphs are freed in turn.
+
+    Attributes:
+        over: whether it is known that no other phase follows.
+    """
+
+    def __init__(self, function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext) -> None:
+        self._start: Callable[[], Any] = partial(function, batch, ctx)
+        self._rest: Iterator[Terms | Share] | None = None
+        self.over = False
+
+    def send(self, answer: Any) -> Terms | Share | None:
+        """The next phase, which gets an answer to what the one before it shared; ``None`` after the last."""
+        if self.over:
+            return None
+        if self._rest is None:
+            made = self._start()
+            if isinstance(made, Terms):
+                self.over = True
+                return made
+            self._rest = as_phases(made)
+        try:
+            return self._rest.send(answer) if isinstance(self._rest, Generator) else next(self._rest)
+        except StopIteration:
+            self.over = True
+            return None
 
 
 def add_ons(method: Method) -> dict[str, Objective]:
@@ -384,4 +408,4 @@ def _norm(grads: Iterable[Tensor]) -> Tensor:
     return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(tuple(grads))))
 
 
-__all__ = ["Seen", "Stepper", "add_ons", "lazily"]
+__all__ = ["Phases", "Seen", "Stepper", "add_ons"]

@@ -40,6 +40,11 @@ class Contract:
     shift: tuple[float, ...] = ()
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
 
+    @property
+    def idle(self) -> bool:
+        """Whether inputs are left as they are."""
+        return not (self.mean or self.channels or self.size or self.transform)
+
     def inputs(self, x: Tensor) -> Tensor:
         """Inputs [N, C, H, W] in [0, 1], or rows [N, F], as the model wants them. Integers pass unchanged."""
         if not x.is_floating_point():

@@ -92,6 +92,9 @@ def test_what_was_decided_is_said() -> None:
     assert targets(list(range(150)))[2] == "number" and "regression" in targets(list(range(150)))[3][0]
     assert "NA, None" in targets(["NA", "None", "cat"])[3][0]
     assert targets(["cat", "dog"])[3] == []
+    assert targets(["A\u030a", "\u00c5", " b", "b"])[3] == [
+        "written in several ways (Unicode forms, blanks) and taken as one: Å"
+    ]
 
 
 @pytest.mark.parametrize(

@@ -432,6 +432,7 @@ def test_one_name_in_two_forms_of_unicode_is_one_class(tmp_path: Path) -> None:
     write_folder(tmp_path / "test", {unicodedata.normalize("NFD", "Malmö"): 1, "Kiruna": 1})
     found = Folder(str(tmp_path)).read()
     assert found.labels == ["Kiruna", "Malmö"] and found.test is not None and found.test.y.tolist() == [0, 1]
+    assert found.notes == ["written in several ways (Unicode forms, blanks) and taken as one: Malmö"]
 
 
 def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:

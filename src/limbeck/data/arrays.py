@@ -134,9 +134,9 @@ def as_inputs(
     x = _channels_first(x, where, layout, usual)
     by = scale
     if scale is not None:
-        x = x.astype(np.float32) / scale
+        x = _floats(x) / np.float32(scale)
     elif x.ndim == 2 or x.dtype.kind in "bf":
-        x = x.astype(np.float32)
+        x = _floats(x)
     elif x.dtype in (np.uint8, np.uint16):
         by = 255.0 if x.dtype == np.uint8 else 65535.0
     else:
@@ -157,6 +157,12 @@ def as_inputs(
         colour = values[:, :3] * values[:, 3:] + (1.0 - values[:, 3:])
         return colour.mul_(255).round_().to(torch.uint8) if tensor.dtype == torch.uint8 else colour
     return tensor
+
+
+def _floats(x: Any) -> Any:
+    """Values as float32; what is too large becomes infinite, and is refused as that."""
+    with np.errstate(over="ignore"):
+        return x.astype(np.float32)
 
 
 def _told(stored: Any, x: Any, by: float | None) -> str:

@@ -24,7 +24,7 @@ from limbeck.data.cells import (
     thousands_comma,
 )
 from limbeck.data.items import Kind
-from limbeck.data.names import plain, some
+from limbeck.data.names import plain, several_forms, some
 from limbeck.errors import DataError
 
 Target = Literal["auto", "label", "labels", "number"]
@@ -143,6 +143,11 @@ def _from_one(
     labels = name_order(set(texts))
     index = {label: i for i, label in enumerate(labels)}
     ids = column.spread([index[t] for t in texts] or [0])
+    if len(labels) < len(texts):
+        forms: dict[str, set[str]] = {}
+        for text, value in zip(texts, column.values, strict=True):
+            forms.setdefault(text, set()).add(str(value).strip(" "))
+        notes += several_forms(forms)
     odd = [t for t in labels if t.lower() in _UNKNOWN]
     if odd:
         notes.append(f"classes that elsewhere mean 'unknown' are classes like any other: {some(odd)}")
@@ -492,7 +497,11 @@ def _from_several(
         return y.argmax(1), list(columns), "label"
     kind: Kind = "labels" if asked == "labels" or (asked == "auto" and binary) else "number"
     if kind == "number" and asked == "auto":
-        notes.append(f"the targets {some(list(columns))} are numbers (regression)")
+        shares = bool(((y >= 0) & (y <= 1)).all())
+        notes.append(
+            f"the targets {some(list(columns))} are numbers (regression)"
+            + ("; task.target=labels takes them as shares of yes" if shares else "")
+        )
     return y.to(torch.float32), list(columns), kind
 
 
@@ -610,7 +619,7 @@ def read_features(
 
 def _counts_rows(values: np.ndarray[Any, Any]) -> bool:
     """Whether a column numbers its rows one by one: an identifier, which tells nothing of an item."""
-    return len(values) >= 10 and bool((np.diff(values) == 1).all())
+    return len(values) >= 5 and bool((np.diff(values) == 1).all())
 
 
 def several_faults(faults: Sequence[BadRows]) -> BadRows:

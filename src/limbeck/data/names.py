@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from limbeck.errors import DataError
@@ -66,6 +66,12 @@ def plain(text: str) -> str:
     while last > first and _unseen(text[last - 1]):
         last -= 1
     return composed(text[first:last])
+
+
+def several_forms(forms: Mapping[str, Collection[str]]) -> list[str]:
+    """A sentence about names that were written in several ways and are one: name -> how it was written."""
+    twins = [name for name, written in forms.items() if len(set(written)) > 1]
+    return [f"written in several ways (Unicode forms, blanks) and taken as one: {some(twins)}"] if twins else []
 
 
 def is_blank(text: str) -> bool:

@@ -26,7 +26,7 @@ from limbeck.data.arrays import (
 from limbeck.data.columns import OnBadRows, Target, read_targets
 from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
 from limbeck.data.listing import File, Listing
-from limbeck.data.names import SPLITS, counted, plain, some, split_of
+from limbeck.data.names import SPLITS, counted, plain, several_forms, some, split_of
 from limbeck.data.pictures import BadFiles, Bytes, Check, fit, list_pictures, load_pictures
 from limbeck.data.splits import EmptyClasses, ready
 from limbeck.errors import DataError, LimbeckError, nearest
@@ -227,6 +227,10 @@ class Folder(PictureSource):
         if len(good) < len(picked):
             _refuse_unread(root, names, good, self.bad_files)
         notes += listing.notes()
+        forms: dict[str, set[str]] = {}
+        for file, name in zip(picked, names, strict=True):
+            forms.setdefault(name, set()).add(file.name.split("/")[1 if split else 0])
+        notes += several_forms(forms)
         if stray:
             notes.append(f"{counted(len(stray), 'picture')} outside any class folder left out: {some(stray, 5)}")
         for one in dict.fromkeys(split.values()):
@@ -248,7 +252,7 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
     pictures = [f.name for f in listing.found]
     tops = {name.split("/")[0] for name in pictures if "/" in name}
     nested = {name.split("/")[0] for name in pictures if name.count("/") >= 2}
-    known = {t: SPLITS[t.lower()] for t in tops if t.lower() in SPLITS}
+    known = {t: split for t in tops if (split := SPLITS.get(plain(t).lower()))}
     if not known and tops and tops == nested:  # train2017 and val2017: only where no folder says another thing
         known = {t: s for t in tops if (s := split_of(t))}
         known = known if len(known) == len(tops) and "train" in known.values() else {}

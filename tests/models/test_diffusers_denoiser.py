@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 diffusers = pytest.importorskip("diffusers")
 
-from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
+from limbeck.engine.bench import build_model  # noqa: E402
+from limbeck.errors import CheckpointCorrupt, ConfigError, ShapeError  # noqa: E402
 from limbeck.evaluators.sampler import Sampler  # noqa: E402
 from limbeck.functional import diffusion  # noqa: E402
 from limbeck.grammar.method import Built, Setup  # noqa: E402
@@ -254,7 +255,8 @@ def test_prompts_from_a_pipelines_text_encoder(task: Generation, tmp_path: Path)
     diffusers.UNet2DConditionModel(**{**small_config("UNet2DConditionModel", (1, 8, 8), 10), **CROSS}).save_pretrained(
         tmp_path / "pipe" / "unet"
     )
-    module = Diffusers(str(tmp_path / "pipe"), "UNet2DConditionModel", guidance="none", prompt="{}").build(task).module
+    pipe = str(tmp_path / "pipe")
+    module = Diffusers(pipe, "UNet2DConditionModel", guidance="none", prompt="{}", mean_type="eps").build(task).module
     assert module.prompts.shape == (11, 8, 8) and not isinstance(module.prompts, nn.Parameter)
     assert not torch.equal(module.prompts[0], module.prompts[1]) and reading(module).null_condition == 10
 
@@ -266,7 +268,7 @@ def test_what_diffusers_cannot_give(task: Generation, tmp_path: Path) -> None:
         Diffusers(config={"no_such_argument": 1}).build(task)
     with pytest.raises(ConfigError, match="task=generation"):
         Diffusers().build(Classification())
-    with pytest.raises(ConfigError, match=r"model\.null_condition"):
+    with pytest.raises(ConfigError, match="null_condition"):
         built(task, "UNet2DModel", null_condition=11)
     with pytest.raises(ConfigError, match="knows 4 conditions"):
         Diffusers(config={**UNET, "num_class_embeds": 4}).build(task)
@@ -289,6 +291,127 @@ def test_a_damaged_folder(task: Generation, tmp_path: Path) -> None:
     (tmp_path / "student" / "denoiser.json").write_text("{")
     with pytest.raises(CheckpointCorrupt):
         Diffusers(str(tmp_path / "student")).build(task)
+
+
+# ------------------------------------------------------------------------------------------- strictly, and not assumed
+def bare(folder: Path, **more: Any) -> Path:
+    """A network's folder without a scheduler, its weights drawn by a seed."""
+    torch.manual_seed(0)
+    diffusers.UNet2DModel(**{**small_config("UNet2DModel", (1, 8, 8), 10), **UNET, **more}).save_pretrained(folder)
+    return folder
+
+
+def test_what_an_output_means_is_read_or_asked_for(task: Generation, tmp_path: Path) -> None:
+    net = bare(tmp_path / "bare")
+    with pytest.raises(ConfigError) as caught:
+        build_model(Diffusers(str(net)), task, 0, "teacher")
+    line = caught.value.line()
+    assert (
+        line.startswith("teacher.mean_type: nothing says what the output of ")
+        and "set teacher.mean_type=eps or" in line
+    )
+    made = build_model(Diffusers(str(net), mean_type="eps"), task, 0, "teacher")
+    assert reading(made.module).mean_type == "eps"
+    assert [n.split(":")[0].split("(")[0] for n in made.notes] == [
+        f"loaded all {len(made.module.net.state_dict())} tensors of {net}",
+        "nothing says on which noise schedule it was trained",
+        "its last condition ",
+    ]
+    for prediction, kind in (("epsilon", "eps"), ("sample", "x"), ("v_prediction", "v")):
+        bare(tmp_path / prediction / "unet")
+        scheduler = diffusers.DDIMScheduler(prediction_type=prediction, beta_schedule="squaredcos_cap_v2")
+        scheduler.save_pretrained(tmp_path / prediction / "scheduler")
+        ours = Generation(schedule="squaredcos", zero_terminal_snr=False)
+        for place in (tmp_path / prediction, tmp_path / prediction / "unet"):
+            assert reading(Diffusers(str(place)).build(ours).module).mean_type == kind
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0},
+        {"_class_name": "UniPCMultistepScheduler", "beta_schedule": "linear", "prediction_type": "flow_prediction"},
+    ],
+)
+def test_schedulers_that_are_no_diffusion_are_not_read_as_one(task: Generation, tmp_path: Path, config: Any) -> None:
+    bare(tmp_path / "unet")
+    (tmp_path / "scheduler").mkdir()
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=rf"of a {config['_class_name']} with .*no diffusion that limbeck knows"):
+        Diffusers(str(tmp_path)).build(task)
+
+
+def test_a_bare_network_teaches_unguided_and_learns_guided(task: Generation, tmp_path: Path) -> None:
+    net = str(bare(tmp_path / "bare"))
+    assert not reading(build_model(Diffusers(net, mean_type="v"), task, 0, "teacher").module).guided
+    assert reading(build_model(Diffusers(net, mean_type="v"), task, 0, "student").module).guided
+    assert reading(build_model(Diffusers(net, mean_type="v", guidance="module"), task, 0, "teacher").module).guided
+
+
+def test_weights_of_a_folder_are_loaded_strictly_and_wrappings_come_off(task: Generation, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    name = "diffusion_pytorch_model.safetensors"
+    state = load_file(bare(tmp_path / "good") / name)
+
+    def change(folder: str, to: dict[str, Tensor]) -> str:
+        save_file({k: v.contiguous() for k, v in to.items()}, bare(tmp_path / folder) / name, {"format": "pt"})
+        return str(tmp_path / folder)
+
+    place = change("compiled", {f"_orig_mod.{k}": v + 1 for k, v in state.items()})
+    made = Diffusers(place, mean_type="v").build(task)
+    assert "'_orig_mod.' taken off every name" in made.notes[0]
+    assert all(torch.equal(v, state[k] + 1) for k, v in made.module.net.state_dict().items())
+    place = change("prefixed", {f"unet.{k}": v for k, v in state.items()})
+    with pytest.raises(CheckpointCorrupt, match=r"set teacher\.strip=unet\. to take it off"):
+        build_model(Diffusers(place, mean_type="v"), task, 0, "teacher")
+    assert "'unet.' taken off" in Diffusers(place, mean_type="v", strip="unet").build(task).notes[0]
+    for folder, to, said in (
+        ("missing", {k: v for k, v in state.items() if k != "conv_out.bias"}, r"missing conv_out\.bias"),
+        ("extra", {**state, "more.weight": torch.ones(1)}, r"unexpected more\.weight"),
+        ("shape", {**state, "conv_in.bias": torch.ones(4), "conv_out.bias": torch.ones(2)},
+         r"conv_in\.bias is \[4\] and should be \[8\], conv_out\.bias is \[2\]"),
+    ):  # fmt: skip
+        with pytest.raises((CheckpointCorrupt, ShapeError), match=said):
+            Diffusers(change(folder, to), mean_type="v").build(task)
+
+
+def test_a_checkpoint_of_the_network_or_of_what_stands_around_it(task: Generation, tmp_path: Path) -> None:
+    made = built(task, "UNet2DModel", "module")
+    torch.save(
+        {"ema": made.module.state_dict(), "model": built(task, "UNet2DModel", "module", 1).module.state_dict()},
+        tmp_path / "a.pt",
+    )
+    torch.save({f"module.{k}": v for k, v in made.module.net.state_dict().items()}, tmp_path / "net.pt")
+    for file, how in (("a.pt", {"entry": "ema"}), ("net.pt", {})):
+        again = Diffusers(config=UNET, guidance="module", mean_type="v", checkpoint=str(tmp_path / file), **how).build(
+            task
+        )
+        state = made.module.net.state_dict()
+        assert all(torch.equal(v, state[k]) for k, v in again.module.net.state_dict().items())
+    with pytest.raises(ConfigError, match=r"mean_type: nothing beside .*net\.pt says what its output means"):
+        Diffusers(config=UNET, checkpoint=str(tmp_path / "net.pt")).build(task)
+
+
+def test_pictures_of_another_size_or_other_channels_are_refused(task: Generation, tmp_path: Path) -> None:
+    sixteen, colour = bare(tmp_path / "sixteen", sample_size=16), bare(tmp_path / "colour", in_channels=3)
+    with pytest.raises(ConfigError, match=r"made for pictures of 16x16, and the task's are 8x8.*task\.size=16"):
+        Diffusers(str(sixteen), mean_type="v").build(task)
+    Diffusers(str(sixteen), mean_type="v", config={"sample_size": 8}).build(task)
+    with pytest.raises(ConfigError, match=r"takes pictures of 3 channels, and the task's have 1"):
+        Diffusers(str(colour), mean_type="v").build(task)
+    with pytest.raises(ValueError, match="sample_size alone"):
+        Diffusers(str(sixteen), config={"in_channels": 1})
+
+
+def test_a_teacher_told_in_words_needs_them(task: Generation, tmp_path: Path) -> None:
+    diffusers.UNet2DConditionModel(**{**small_config("UNet2DConditionModel", (1, 8, 8), 10), **CROSS}).save_pretrained(
+        tmp_path
+    )
+    model = Diffusers(str(tmp_path), "UNet2DConditionModel", mean_type="eps")
+    with pytest.raises(ConfigError, match="neither a text encoder nor its prompts"):
+        build_model(model, task, 0, "teacher")
+    assert any("told for each class is new" in note for note in build_model(model, task, 0, "student").notes)
 
 
 # -------------------------------------------------------------------------------------------------------- schedules

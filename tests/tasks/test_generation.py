@@ -323,12 +323,19 @@ def test_a_denoisers_checkpoint(tmp_path: Path, task: Generation) -> None:
     model = Denoiser(width=16, blocks=1)
     built = model.build(task)
     model.save(built.module, tmp_path)
-    again = Denoiser(width=16, blocks=1, checkpoint=str(tmp_path / "student.safetensors"))
+    again = Denoiser(width=16, blocks=1, checkpoint=str(tmp_path / "student.safetensors"), mean_type="v")
     assert again.trained and not model.trained
+    unsaid = Denoiser(width=16, blocks=1, checkpoint=str(tmp_path / "student.safetensors"))
+    with pytest.raises(ConfigError, match=r"mean_type: nothing beside .* says what its output means"):
+        unsaid.build(task)
+    (tmp_path / "sampler.json").write_text('{"mean_type": "eps"}')  # as a run leaves it
+    assert unsaid.build(task).module.kind == "eps"
     state = again.build(task).module.state_dict()
     assert all(torch.equal(v, state[k]) for k, v in built.module.state_dict().items())
     with pytest.raises((CheckpointCorrupt, ConfigError)):
         Denoiser(width=16, blocks=2, checkpoint=str(tmp_path / "student.safetensors")).build(task)
+    torch.save({"module." + k: v for k, v in built.module.state_dict().items()}, tmp_path / "wrapped.pt")
+    assert "'module.' taken off" in Denoiser(16, 1, checkpoint=str(tmp_path / "wrapped.pt")).build(task).notes[0]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -159,7 +160,7 @@ def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
             head = error.argument.split(".")[0]
             if error.argument == "model":
                 error.argument = name
-            elif head in (model.config or {}):
+            elif head in inspect.signature(type(model)).parameters:
                 error.argument = f"{name}.{error.argument}"
             raise
     built.model = built.model or model

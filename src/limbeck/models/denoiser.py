@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from torch import nn
 
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError
-from limbeck.functional.diffusion import Kind
+from limbeck.functional.diffusion import KINDS, Kind
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
 from limbeck.networks import ResidualMLP
+from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_state_dict, load_strict
 from limbeck.tasks.generation import Generation
 
@@ -26,23 +28,31 @@ class Denoiser(Model):
     Args:
         width: width of the residual stream.
         blocks: number of blocks.
-        mean_type: what its output means: ``v``, ``x``, ``eps`` or ``both``.
+        mean_type: what its output means: ``v``, ``x``, ``eps`` or ``both``; ``null`` is ``v``, and of a checkpoint what
+            ``sampler.json`` beside it says.
         guided: take the guidance weight as an input (students of guided distillation).
-        checkpoint: weights to load, strictly.
+        checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
+        entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
+        strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
+        check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
     """
 
     def __init__(
         self,
         width: int = 256,
         blocks: int = 4,
-        mean_type: Kind = "v",
+        mean_type: Kind | None = None,
         guided: bool = False,
         checkpoint: str | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if width < 1 or blocks < 1:
             raise ValueError("width and blocks must be 1 or more")
         self.width, self.blocks, self.guided, self.checkpoint = width, blocks, guided, checkpoint
-        self.mean_type: Kind = mean_type
+        self.mean_type, self.entry, self.strip = mean_type, entry, strip
+        self.check: Check = check
 
     def build(self, task: Task) -> Built:
         """The network for the task's pictures, its null condition after the last class."""
@@ -57,11 +67,38 @@ class Denoiser(Model):
                 "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
             )
         module = ResidualMLP(
-            channels, side, task.classes, self.width, self.blocks, kind=self.mean_type, guidance=self.guided
+            channels, side, task.classes, self.width, self.blocks, kind=self._meaning(), guidance=self.guided
         )
+        notes = []
         if self.checkpoint is not None:
-            load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
-        return Built(module, labels=task.labels, model=self)
+            path = Path(self.checkpoint).expanduser()
+            found = find_weights(path, module.state_dict(), entry=self.entry, strip=self.strip, role=self.role)
+            load_strict(module, found.state, self.checkpoint, self.role)
+            notes.append(str(found))
+        return Built(module, labels=task.labels, model=self, notes=notes)
+
+    def _meaning(self) -> Kind:
+        """What the network's output means.
+
+        Raises:
+            ConfigError: a checkpoint comes without a word on it.
+        """
+        if self.mean_type is not None or self.checkpoint is None:
+            return self.mean_type or "v"
+        path = Path(self.checkpoint).expanduser()
+        beside = (path if path.is_dir() else path.parent) / "sampler.json"
+        try:
+            said = json.loads(beside.read_text(encoding="utf-8")).get("mean_type") if beside.is_file() else None
+        except (OSError, ValueError, AttributeError) as error:
+            raise CheckpointCorrupt(str(beside), f"cannot be read: {error}") from None
+        if said not in KINDS:
+            raise ConfigError(
+                "mean_type",
+                f"nothing beside {self.checkpoint} says what its output means",
+                remedy=f"set {self.setting('mean_type')}=v (what limbeck trains by default), eps, x or both",
+            )
+        kind: Kind = said
+        return kind
 
     def describe(self, module: nn.Module) -> dict[str, Any]:
         """What ``sampler.json`` must say to open it again."""

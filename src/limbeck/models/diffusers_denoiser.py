@@ -16,20 +16,19 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
+from limbeck.errors import CheckpointCorrupt, ConfigError, require
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import Check, Model, Task
+from limbeck.models.diffusers_files import Files, check_shape, read_about
+from limbeck.storage.foreign import find_weights
+from limbeck.storage.weights import load_state_dict, load_strict, save_state_dict
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.schedules import (
     TIMESTEPS,
-    describe_schedule,
     read_schedule,
-    read_scheduler,
-    scheduler_file,
     scheduler_for,
-    scheduler_kind,
 )
 
 NAMES = {"model": {"diffusers": "Diffusers"}}
@@ -207,13 +206,18 @@ class Diffusers(Model):
         architecture: what to build, and what is expected in ``name``.
         config: arguments of the architecture, over a small default for the task's pictures.
         subfolder: where the network lies in ``name``; found by itself in a pipeline.
-        mean_type: ``eps``, ``x``, ``v`` or ``both``; ``null`` takes the scheduler's prediction type, else ``v``.
+        mean_type: ``eps``, ``x``, ``v`` or ``both``; ``null`` takes the prediction type of the scheduler beside ready
+            weights, and ``v`` for a network that is built here.
         null_condition: the label that stands for 'no condition'; ``null`` takes the one after the last class, where
             the network has it.
         guidance: how the guidance weight goes in: ``time_cond`` (through ``timestep_cond``), ``module`` (an embedding of
-            our own, added to the timestep's), ``auto`` (the first where the network has cross-attention), ``none``.
+            our own, added to the timestep's), ``none``; ``auto``: as its folder says, else none in a teacher, and in a
+            student the first where the network has cross-attention.
         prompt: for a pipeline with a text encoder: how a class is named, ``{}`` for its name.
-        checkpoint: weights of this very model, as an earlier run left them.
+        checkpoint: weights of this very model or of the network in it, loaded strictly.
+        entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
+        strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
+        check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("name", "config", "checkpoint")
@@ -229,15 +233,22 @@ class Diffusers(Model):
         guidance: Guidance = "auto",
         prompt: str = "a picture of {}",
         checkpoint: str | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
     ) -> None:
         if "{}" not in prompt:
             raise ValueError("prompt must hold {} where the class name goes")
         if null_condition is not None and null_condition < 0:
             raise ValueError("null_condition must be 0 or more")
+        if name and set(config or {}) - {"sample_size"}:
+            raise ValueError("config builds a network; of one that is named it may change sample_size alone")
         self.name, self.architecture, self.options = name, architecture, dict(config or {})
         self.subfolder, self.mean_type, self.null_condition = subfolder, mean_type, null_condition
         self.guidance: Guidance = guidance
         self.prompt, self.checkpoint = prompt, checkpoint
+        self.entry, self.strip = entry, strip
+        self.check: Check = check
 
     @property
     def trained(self) -> bool:
@@ -255,22 +266,74 @@ class Diffusers(Model):
         task.load()
         require("diffusers", "diffusion", "a denoiser of diffusers")
         where = Path(self.name) if self.name else None
-        found = read_about(where) if where is not None else {}
-        kind: Kind = self.mean_type or found.get("mean_type") or scheduler_kind(where) or "v"
+        files = Files(self.name, self.subfolder, self.architecture, role=self.role)
+        if self.checkpoint is None:
+            files.entry, files.strip = self.entry, self.strip
+        found = files.about() if where is not None else {}
         way = self._way(found)
-        net = self._load(way) if self.name else self._make(task, way)
-        if self.name:
-            self._check_schedule(where, task.schedule)
-        null = self._null(net, task, found)
+        notes: list[str] = []
+        if where is None:
+            net = self._make(task, way)
+        else:
+            net, notes = files.load(self.options, way == "time_cond")
+            check_shape(net, task.shape, files)
+        kind = self.mean_type or (files.meaning() if where is not None else self._meaning())
+        if where is not None:
+            notes += files.check_schedule(task.schedule)
+        null, assumed = self._null(net, task, found)
         prompts, learnt = self._prompts(net, task, where)
         module = DiffusersDenoiser(net, task.schedule, kind, null, way, prompts, learnt)
-        if where is not None and (where / "guidance.safetensors").is_file():
-            self._load_extra(module, where)
+        extra = self._load_extra(module, where) if where is not None else set()
+        if where is not None and learnt and "prompts" not in extra:
+            notes.append(self._new_prompts())
         if self.checkpoint is not None:
-            from limbeck.storage.weights import load_state_dict, load_strict
+            notes.append(self._load_checkpoint(module))
+        return Built(module, labels=task.labels, model=self, notes=[*notes, *assumed])
 
-            load_strict(module, load_state_dict(self.checkpoint), self.checkpoint)
-        return Built(module, labels=task.labels, model=self)
+    def _meaning(self) -> Kind:
+        """What the output of a network means that is built here.
+
+        Raises:
+            ConfigError: a checkpoint comes without a word on it.
+        """
+        if self.checkpoint is None:
+            return "v"
+        folder = Path(self.checkpoint).expanduser().parent
+        for about in (folder, folder / "student"):
+            said = read_about(about).get("mean_type")
+            if said is not None:
+                kind: Kind = said
+                return kind
+        raise ConfigError(
+            "mean_type",
+            f"nothing beside {self.checkpoint} says what its output means",
+            remedy=f"set {self.setting('mean_type')}=eps, v or x: what it was trained to predict",
+        )
+
+    def _new_prompts(self) -> str:
+        """What is to be told where nothing says how the network is told of a class.
+
+        Raises:
+            ConfigError: of a teacher, which would answer to noise.
+        """
+        if self.role == "teacher":
+            raise ConfigError(
+                "name",
+                "the network is told what to draw in words, and its folder holds neither a text encoder nor its prompts",
+                given=self.name,
+                remedy="name the folder of its pipeline, with text_encoder/ and tokenizer/ in it",
+            )
+        return "what it is told for each class is new, and still to be trained: no text encoder lies in its folder"
+
+    def _load_checkpoint(self, module: DiffusersDenoiser) -> str:
+        path = Path(str(self.checkpoint)).expanduser()
+        how: dict[str, Any] = {"entry": self.entry, "strip": self.strip, "role": self.role}
+        found = find_weights(path, module.state_dict(), **how)
+        into: nn.Module = module
+        if not found.state.keys() & module.state_dict().keys():  # the network's own, without what stands around it
+            found, into = find_weights(path, module.net.state_dict(), **how), module.net
+        load_strict(into, found.state, str(self.checkpoint), self.role)
+        return str(found)
 
     def _way(self, found: dict[str, Any]) -> Literal["time_cond", "module", "none"]:
         if self.guidance != "auto":
@@ -278,41 +341,9 @@ class Diffusers(Model):
         if "guidance" in found:
             way: Literal["time_cond", "module", "none"] = found["guidance"]
             return way
+        if self.role == "teacher":
+            return "none"
         return "time_cond" if self.architecture == "UNet2DConditionModel" else "module"
-
-    def _load(self, way: str) -> nn.Module:
-        import diffusers
-
-        cls = getattr(diffusers, self.architecture)
-        path, sub = locate(self.name, self.subfolder)
-        more: dict[str, Any] = {"subfolder": sub} if sub else {}
-        try:
-            config = cls.load_config(path, **more)
-            if way == "time_cond" and config.get("time_cond_proj_dim") is None:
-                # the one new weight is not in the file; everything else must be
-                net = cls.from_config({**config, "time_cond_proj_dim": 256})
-                old = cls.from_pretrained(path, use_safetensors=True, **more)
-                missing, unexpected = net.load_state_dict(old.state_dict(), strict=False)
-                if unexpected or set(missing) != {"time_embedding.cond_proj.weight"}:
-                    raise ConfigError(
-                        "student.name", f"its weights do not fit: missing {missing}, unexpected {unexpected}"
-                    )
-                return net
-            said = config.get("_class_name")
-            if said not in (None, self.architecture):
-                raise ConfigError("model.architecture", given=self.architecture, expected=f"{said}, as {path} says")
-            loaded: nn.Module = cls.from_pretrained(path, use_safetensors=True, **more)
-            return loaded
-        except LimbeckError:
-            raise
-        except Exception as error:  # the library raises whatever its files make it raise
-            raise ConfigError(
-                "model.name",
-                f"diffusers cannot load a {self.architecture} from it: {first_line(error)}",
-                given=self.name,
-                expected="a folder with config.json and safetensors weights, or a Hub id",
-                remedy="check the path, model.subfolder and model.architecture",
-            ) from None
 
     def _make(self, task: Any, way: str) -> nn.Module:
         import diffusers
@@ -324,9 +355,10 @@ class Diffusers(Model):
             made: nn.Module = getattr(diffusers, self.architecture)(**config)
             return made
         except (TypeError, ValueError, NotImplementedError) as error:
-            raise ConfigError("model.config", f"{self.architecture} refuses it: {error}", given=self.options) from None
+            raise ConfigError("config", f"{self.architecture} refuses it: {error}", given=self.options) from None
 
-    def _null(self, net: nn.Module, task: Any, found: dict[str, Any]) -> int | None:
+    def _null(self, net: nn.Module, task: Any, found: dict[str, Any]) -> tuple[int | None, list[str]]:
+        """The label that stands for 'no condition', and what is assumed of it."""
         count = condition_count(net, task.classes)
         null = self.null_condition if self.null_condition is not None else found.get("null_condition")
         if null is None:
@@ -334,13 +366,21 @@ class Diffusers(Model):
             null = count - 1 if count is not None and count == task.classes + 1 else None
             if null is None and type(net).__name__ == "DiTTransformer2DModel":
                 null = count - 1 if count is not None and count > net.config.num_embeds_ada_norm else None  # type: ignore[union-attr, operator]
+        assumed = []
+        words = type(net).__name__ == "UNet2DConditionModel"  # its null condition is the empty prompt
+        if (
+            self.name
+            and not words
+            and null is not None
+            and self.null_condition is None
+            and "null_condition" not in found
+        ):
+            assumed.append(f"its last condition ({null}) is taken to stand for 'no condition'")
         if null is not None and count is not None and null >= count:
-            raise ConfigError(
-                "model.null_condition", given=null, expected=f"an index below the network's {count} conditions"
-            )
+            raise ConfigError("null_condition", given=null, expected=f"an index below the network's {count} conditions")
         if count is not None and count < task.classes:
             raise ConfigError("model", f"the network knows {count} conditions and the task has {task.classes} classes")
-        return null
+        return null, assumed
 
     def _prompts(self, net: nn.Module, task: Any, where: Path | None) -> tuple[Tensor | None, bool]:
         if type(net).__name__ != "UNet2DConditionModel":
@@ -354,40 +394,24 @@ class Diffusers(Model):
         generator = torch.Generator().manual_seed(0)
         return torch.randn(task.classes + 1, 1, width, generator=generator), True
 
-    def _check_schedule(self, where: Path | None, schedule: Schedule) -> None:
-        if where is None or not (path := scheduler_file(where)):
-            return
-        try:
-            own = DiscreteSchedule.from_alphas_cumprod(read_scheduler(str(path), False))
-        except ConfigError:
-            return
-        u = torch.linspace(0.05, 1.0, 20, dtype=torch.float64)
-        gap = float((own.alpha(u) - schedule.alpha(u)).abs().max())
-        if gap > 0.02:
-            raise ConfigError(
-                "task.schedule",
-                f"the network was trained with another noise schedule (alpha differs by up to {gap:.2f})",
-                given=describe_schedule(schedule)["kind"],
-                remedy=f"set task.schedule={path.parent}",
-            )
-
-    def _load_extra(self, module: DiffusersDenoiser, where: Path) -> None:
-        from limbeck.storage.weights import load_state_dict
-
-        extra = load_state_dict(where / "guidance.safetensors")
+    def _load_extra(self, module: DiffusersDenoiser, where: Path) -> set[str]:
+        """The guidance embedding and the prompts that limbeck keeps beside a network; which there were."""
+        path = where / "guidance.safetensors"
+        if not path.is_file():
+            return set()
+        extra = load_state_dict(path)
         unknown = sorted(set(extra) - set(module.extra_state_dict()))
         if unknown and module.guided:
-            raise CheckpointCorrupt(str(where / "guidance.safetensors"), f"it holds {unknown}, which the model has not")
+            raise CheckpointCorrupt(str(path), f"it holds {unknown}, which the model has not")
         state = module.state_dict()
         for name, value in extra.items():
             if name in state:
                 state[name].copy_(value)
+        return set(extra)
 
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """``student/`` as diffusers lays it out: the network, ``scheduler/``, and, where there is one, the guidance
         embedding (``guidance.safetensors``) and ``denoiser.json``, which say what diffusers has no field for."""
-        from limbeck.storage.weights import save_state_dict
-
         if not isinstance(module, DiffusersDenoiser):
             raise TypeError(f"a {type(module).__name__} is no network of diffusers")
         place = Path(folder) / "student"
@@ -421,8 +445,6 @@ class Diffusers(Model):
 
 def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
     """A saved student of a sampler's folder."""
-    from limbeck.storage.weights import load_state_dict, load_strict
-
     diffusers = require("diffusers", "diffusion", "opening a student of diffusers")
     model = about["model"]
     if model["architecture"] not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
@@ -448,28 +470,6 @@ def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------------------------------- libraries
-
-
-def locate(name: str, subfolder: str | None) -> tuple[str, str | None]:
-    """Where the network lies: a pipeline's folder keeps it under ``unet`` or ``transformer``."""
-    folder = Path(name)
-    if subfolder is None and folder.is_dir() and not (folder / "config.json").is_file():
-        for sub in ("unet", "transformer"):
-            if (folder / sub / "config.json").is_file():
-                return name, sub
-    return name, subfolder
-
-
-def read_about(where: Path) -> dict[str, Any]:
-    """``denoiser.json`` of a folder that limbeck wrote, else nothing."""
-    path = where / "denoiser.json"
-    if not path.is_file():
-        return {}
-    try:
-        about = json.loads(path.read_text())
-    except ValueError:
-        raise CheckpointCorrupt(str(path), "it is no JSON") from None
-    return about if isinstance(about, dict) else {}
 
 
 def condition_count(net: nn.Module, classes: int) -> int | None:

@@ -258,6 +258,18 @@ class Generation(Task):
 
     # -- participants -------------------------------------------------------------------------------------------------
 
+    def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
+        """Try a ready denoiser on noised pictures: whether its output is what it is taken to be."""
+        from limbeck.tasks import denoiser_check
+
+        model = teacher.model
+        if model is None or not model.trained or not isinstance(teacher.module, nn.Module):
+            return
+        if model.check == "on":
+            denoiser_check.check(self, teacher, device)
+        else:
+            teacher.notes.append(f"not tried on pictures: {model.setting('check')} is off")
+
     def match(self, student: Built, teacher: Built) -> None:
         """Both must make samples of the same shape and know the same classes."""
         reading(student.module, "student")

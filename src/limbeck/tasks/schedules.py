@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,7 +17,7 @@ from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 TIMESTEPS = 1000
 """Timesteps by which a network is told a continuous schedule: time u is timestep ``1000 u - 1``."""
 
-PREDICTION = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
+PREDICTION: dict[str, Kind] = {"epsilon": "eps", "sample": "x", "v_prediction": "v"}
 
 
 def make_schedule(name: str, zero_terminal_snr: bool = False) -> Schedule:
@@ -60,25 +61,39 @@ def read_schedule(about: Mapping[str, Any]) -> Schedule:
     raise ValueError(f"schedule {kind!r}")
 
 
-def scheduler_file(where: Path) -> Path | None:
-    """The scheduler configuration that belongs to a network's folder, or to the pipeline around it."""
-    for path in (where / "scheduler", where, where.parent / "scheduler"):
-        if (path / "scheduler_config.json").is_file():
-            return path / "scheduler_config.json"
+def scheduler_config(name: str) -> tuple[str, dict[str, Any]] | None:
+    """The configuration of the scheduler that belongs to a network, and where it lies; ``None`` where there is none.
+
+    Args:
+        name: the network's folder, the pipeline's around it, or a Hub id.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    where = Path(name)
+    if where.exists():
+        places = (where / "scheduler", where, where.parent / "scheduler")
+        path = next((p for p in places if (p / "scheduler_config.json").is_file()), None)
+        if path is None:
+            return None
+        try:
+            found = json.loads((path / "scheduler_config.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise ConfigError(str(path / "scheduler_config.json"), f"cannot be read: {error}") from None
+        return str(path), found if isinstance(found, dict) else {}
+    require("diffusers", "diffusion", "a scheduler of diffusers")
+    from diffusers import DDIMScheduler
+
+    for sub in ("scheduler", None):
+        try:
+            return name, dict(DDIMScheduler.load_config(name, **({"subfolder": sub} if sub else {})))
+        except (OSError, ValueError):
+            continue
     return None
 
 
-def scheduler_kind(where: Path | None) -> Kind | None:
-    """What a network's output means, by its scheduler."""
-    path = scheduler_file(where) if where is not None else None
-    if path is None:
-        return None
-    kind: Any = PREDICTION.get(json.loads(path.read_text()).get("prediction_type", "epsilon"))
-    return kind
-
-
-def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
-    """A diffusers scheduler by name, or from its folder or file.
+def read_scheduler(name: str | dict[str, Any], zero_terminal_snr: bool) -> Any:
+    """A diffusers scheduler by name, from its folder or file, or from its configuration.
 
     Raises:
         ConfigError: no such name or file.
@@ -91,6 +106,8 @@ def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
         "scaled-linear": {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
         "squaredcos": {"beta_schedule": "squaredcos_cap_v2"},
     }
+    if isinstance(name, dict):
+        return _from_config(name, zero_terminal_snr, "the scheduler")
     if name in known:
         return DDIMScheduler(**known[name], rescale_betas_zero_snr=zero_terminal_snr)
     path = Path(name.removeprefix("diffusers:"))
@@ -98,13 +115,25 @@ def read_scheduler(name: str, zero_terminal_snr: bool) -> Any:
         if place.is_file():
             try:
                 config = json.loads(place.read_text())
-                more = {"rescale_betas_zero_snr": True} if zero_terminal_snr else {}
-                return DDIMScheduler.from_config({k: v for k, v in config.items() if not k.startswith("_")}, **more)
-            except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+            except ValueError as error:
                 raise ConfigError("task.schedule", f"{place} is no scheduler's configuration: {error}") from None
+            return _from_config(config, zero_terminal_snr, str(place))
     raise ConfigError.unknown(
         "task.schedule", name, ["cosine", "linear", *known, "a folder with scheduler_config.json"], "schedule"
     )
+
+
+def _from_config(config: Any, zero_terminal_snr: bool, what: str) -> Any:
+    from diffusers import DDIMScheduler
+
+    more = {"rescale_betas_zero_snr": True} if zero_terminal_snr else {}
+    known = inspect.signature(
+        DDIMScheduler.__init__
+    ).parameters  # of other schedulers' settings none bears on the betas
+    try:
+        return DDIMScheduler.from_config({k: v for k, v in config.items() if k in known}, **more)
+    except (ValueError, TypeError, AttributeError, NotImplementedError) as error:
+        raise ConfigError("task.schedule", f"{what} is no scheduler's configuration: {error}") from None
 
 
 def scheduler_for(schedule: Schedule, mean_type: Kind) -> Any:

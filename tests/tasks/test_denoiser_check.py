@@ -90,9 +90,7 @@ def test_another_noise_schedule_is_found(task: Generation) -> None:
     made = Built(Timed(task, "cosine", "cosine"), model=Ready())
     task.check_teacher(made)
     assert len(made.notes) == 1
-    with pytest.raises(
-        TeacherMismatch, match=r"timesteps of the schedule linear it is.*set task\.schedule=linear"
-    ):
+    with pytest.raises(TeacherMismatch, match=r"timesteps of the schedule linear it is.*set task\.schedule=linear"):
         task.check_teacher(Built(Timed(task, "linear", "cosine"), model=Ready()))
 
 

@@ -29,7 +29,7 @@ from limbeck.engine.guard import Guard
 from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
 from limbeck.engine.rules import Still, same_roles, same_state
-from limbeck.engine.stages import learners, reached
+from limbeck.engine.stages import learners, reached, tuned
 from limbeck.engine.step import Seen, Stepper, add_ons
 from limbeck.engine.timing import Timed, Trial, median, wait_for
 from limbeck.errors import ConfigError, MethodError, Stopped, StorageError, first_line
@@ -283,7 +283,7 @@ class Engine:
         """
         self.place(method)
         self._prepare_objectives(method)
-        self.stages = method.stages()
+        self.stages = tuned(method.stages(), method.setup.stages)
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique: {names}")

@@ -1,9 +1,10 @@
-"""Who learns in a stage, and what it is once the run has reached it."""
+"""Who learns in a stage, how a recipe tunes it, and what it is once the run has reached it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
@@ -42,6 +43,54 @@ def learners(stage: Stage, roles: Mapping[str, Role], early: bool = False) -> di
     return {n: o for n, o in found.items() if roles[n].parameters()}
 
 
+def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
+    """A method's stages as a recipe tunes them.
+
+    Args:
+        stages: as the method gives them.
+        settings: for stages by name, or by pattern (``halve*``, which a name goes before): ``steps``, ``batch_size``, and
+            changes of the optimiser of a role that learns there.
+
+    Raises:
+        ConfigError: no such stage, or no such role in it.
+    """
+    found = {s.name: s for s in stages}
+    by_name = sorted(settings, key=lambda pattern: pattern in found)  # names last, so that they have the last word
+    for pattern in by_name:
+        names = [n for n in found if n == pattern or (pattern not in found and fnmatchcase(n, pattern))]
+        if not names:
+            raise ConfigError.unknown(f"stages.{pattern}", pattern, found, "stage of this method")
+        for name in names:
+            found[name] = _changed(found[name], settings[pattern], f"stages.{pattern}")
+    return list(found.values())
+
+
+def _changed(stage: Stage, changes: Mapping[str, Any], place: str) -> Stage:
+    optim, counts = dict(stage.optim), dict[str, Any]()
+    for key, value in changes.items():
+        if key in ("steps", "batch_size") and stage.items is not None:
+            raise ConfigError(f"{place}.{key}", f"stage {stage.name!r} has items, which are no steps")
+        if key in ("steps", "batch_size"):
+            counts[key] = value
+        elif key in optim:
+            optim[key] = _with(optim[key], value, f"{place}.{key}")
+        else:
+            known = [*optim, *(("steps", "batch_size") if stage.items is None else ())]
+            raise ConfigError.unknown(f"{place}.{key}", key, known, f"role or setting of stage {stage.name!r}")
+    if "steps" in counts:
+        optim = {n: _with(o, {"steps": counts["steps"]}, f"{place}.steps") for n, o in optim.items()}
+    if "batch_size" in counts:
+        counts["section"] = place  # what a message about it names
+    return replace(stage, optim=optim, **counts)
+
+
+def _with(optim: Optim, changes: Mapping[str, Any], place: str) -> Optim:
+    try:
+        return optim.with_(**changes)
+    except ValueError as error:
+        raise ConfigError(place, str(error)) from None
+
+
 def reached(stage: Stage, ctx: RunContext) -> Stage:
     """The stage with its data and the number of its steps known: functions of the context are asked now."""
     data: Any = stage.data
@@ -55,4 +104,4 @@ def reached(stage: Stage, ctx: RunContext) -> Stage:
     return found
 
 
-__all__ = ["learners", "reached"]
+__all__ = ["learners", "reached", "tuned"]

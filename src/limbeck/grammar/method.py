@@ -383,6 +383,7 @@ class Setup:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     shard: Sequence[str] = ()  # roles that are split over the processes
     others: dict[str, Built] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # how the recipe tunes single stages
 
     @property
     def built(self) -> dict[str, Built]:

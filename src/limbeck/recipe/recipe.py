@@ -24,6 +24,7 @@ from limbeck.grammar.component import Component, Settings
 from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree
 from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise_all
 from limbeck.recipe.schema import Param, find_class, schema, summary
+from limbeck.recipe.stages import stage_settings
 from limbeck.recipe.values import read_value, write_yaml
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Recipe(Settings):
             method says.
         train: how the student is optimised.
         teach: how a teacher, and every other participant that is taught, is trained where it has no checkpoint.
+        stages: settings of single stages, by name or pattern (``halve*``): ``steps``, ``batch_size``, and settings of the
+            optimiser of each role that learns there (``stages.distil.student.lr``).
         objectives: further terms to add to the method's own, by name.
         queries: changes to the batch, by name, in order.
         evaluator: how every row of the report is scored; left out, the task's default.
@@ -72,6 +75,7 @@ class Recipe(Settings):
         participants: dict[str, Model] = {},  # noqa: B006 (copied, never changed)
         train: Optim,
         teach: Optim,
+        stages: dict[str, Any] | None = None,
         objectives: dict[str, Objective],
         queries: dict[str, Query],
         evaluator: Evaluator | None = None,
@@ -93,6 +97,7 @@ class Recipe(Settings):
         self.task, self.method, self.student, self.teacher = task, method, student, teacher
         self.participants = dict(participants)
         self.train, self.teach = train, teach
+        self.stages = stage_settings(stages or {})
         self.evaluator = evaluator
         self.baselines = None if baselines is None else list(baselines)
         self.objectives, self.queries = dict(objectives), dict(queries)

@@ -184,6 +184,7 @@ def _join(recipe: Recipe, bench: Bench, built: Mapping[str, Built]) -> None:
             teacher=others.pop("teacher", None),
             train=recipe.train,
             seed=recipe.seed,
+            stages=recipe.stages,
             objectives=recipe.objectives,
             queries=recipe.queries,
             device=bench.device,

@@ -1,0 +1,59 @@
+"""The recipe's ``stages``: what it says of single stages, its values of the types that the settings have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from limbeck.errors import ConfigError
+from limbeck.recipe.hints import Mismatch, leaf, typed
+from limbeck.recipe.schema import schema
+
+COUNTS = ("steps", "batch_size")
+"""What is said of a stage itself; any other key names a role that learns in it."""
+
+
+def stage_settings(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Each stage's settings, checked as far as they can be before the method's stages are known.
+
+    Raises:
+        ConfigError: no mapping, an unknown setting of an optimiser, or a value that does not fit; its path is named.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for stage, changes in given.items():
+        place = f"stages.{stage}"
+        if not isinstance(changes, Mapping):
+            raise ConfigError(place, given=changes, expected="a mapping, as {steps: 100, student: {lr: 0.001}}")
+        found[stage] = {}
+        for key, value in changes.items():
+            if key in COUNTS:
+                found[stage][key] = _fit(int, value, f"{place}.{key}")
+                if found[stage][key] < (0 if key == "steps" else 1):
+                    raise ConfigError(f"{place}.{key}", given=value, expected=f"{int(key != 'steps')} or more")
+            elif isinstance(value, Mapping):
+                found[stage][key] = _of_optimiser(value, f"{place}.{key}")
+            else:
+                expected = f"{' or '.join(COUNTS)}, or a role with settings of its optimiser, as {{lr: 0.001}}"
+                raise ConfigError(f"{place}.{key}", given=value, expected=expected)
+    return found
+
+
+def _of_optimiser(given: Mapping[str, Any], place: str) -> dict[str, Any]:
+    from limbeck.grammar.optim import Optim
+
+    params = schema(Optim)
+    for name in given:
+        if name not in params or name in COUNTS:
+            known = [n for n in params if n not in COUNTS]
+            raise ConfigError.unknown(f"{place}.{name}", name, known, "setting of an optimiser in a stage")
+    return {name: _fit(params[name].hint, value, f"{place}.{name}") for name, value in given.items()}
+
+
+def _fit(hint: Any, value: Any, place: str) -> Any:
+    try:
+        return typed(hint, leaf(hint, value))
+    except Mismatch as error:
+        raise ConfigError(place, given=error.given, expected=error.expected, remedy=error.remedy) from None
+
+
+__all__ = ["COUNTS", "stage_settings"]

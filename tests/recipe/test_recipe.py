@@ -987,3 +987,10 @@ def test_presets_and_the_tiny_form_lie_below_overrides(tmp_path: Path) -> None:
     file.write_text("task: puzzle\nmethod: distil\npresets: [a]\n")
     with pytest.raises(ConfigError, match="presets"):
         load_tree(file)
+
+
+def test_a_length_goes_with_the_models_it_was_chosen_for() -> None:
+    assert load_tree("taid")["task"]["length"] == 64 == load_tree("taid", ["student=causal-lm"])["task"]["length"]
+    for named in (["student=hf:little"], ["teacher=hf:big", "student.width=8"]):
+        assert "length" not in load_tree("taid", named)["task"]
+    assert load_tree("taid", ["student=hf:little", "task.length=32"])["task"]["length"] == 32

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-from limbeck.errors import DataError, ShapeError, TeacherMismatch  # noqa: E402
+from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch  # noqa: E402
 from limbeck.grammar.method import Built  # noqa: E402
 from limbeck.grammar.signal import Signal  # noqa: E402
 from limbeck.models.causal_lm import CausalLm  # noqa: E402
@@ -202,3 +202,28 @@ def test_metrics_do_not_depend_on_the_batch_and_restore_modes() -> None:
     assert (sums.sum() / tokens.sum()).item() == pytest.approx(one["cross_entropy"], rel=1e-6)
     assert two.per_item["cross_entropy"].tolist() == pytest.approx(sums.tolist(), rel=1e-4)
     assert two.weights is not None and two.weights.tolist() == tokens.tolist()
+
+
+def test_a_length_that_nobody_gave_is_the_models() -> None:
+    task = small(length=None)
+    assert task.length == 128 and len(task.train)
+    task.limit(1024, "hf:big")
+    assert task.length == 128 and "hf:big has positions for 1,024" in task.notes[-1]
+    rows = task.train.fetch(torch.tensor([0]))["input_ids"]
+    mark = task.train.fingerprint
+    task.limit(24, "hf:little")
+    assert task.length == 24 and rows.shape[1] == 128 and task.train.fingerprint != mark
+    assert task.train.fetch(torch.tensor([0]))["input_ids"].shape[1] == 24
+    assert [n for n in task.notes if "sequences" in n] == [
+        "sequences of 24 tokens, as many as hf:little has positions (task.length)"
+    ]
+    with pytest.raises(ConfigError, match=r"task\.length.*at most the 24 positions of hf:little.*task\.length=24"):
+        small(length=25).limit(24, "hf:little")
+
+
+def test_words_that_the_tokenizer_does_not_know_are_told() -> None:
+    task = small()
+    task.tokenizer.unk_token_id = task.tokenizer.convert_tokens_to_ids("a")
+    task.tokenizer.unk_token = "a"
+    len(task.train)
+    assert any(n.startswith("train: ") and "% of the tokens are a, words that the tokenizer" in n for n in task.notes)

@@ -170,6 +170,8 @@ class Language(Task):
             ConfigError: ``task.length`` is larger.
         """
         if positions >= self.length:
+            if self.asked_length is None and not any(n.startswith("sequences of ") for n in self.notes):
+                self.note(f"sequences of {self.length} tokens; {name} has positions for {positions:,} (task.length)")
             return
         if self.asked_length is not None:
             raise ConfigError(

@@ -22,8 +22,9 @@ from typing import Any
 from docs.evidence import all_comparisons, clauses_table
 from docs.markdown import table
 from limbeck.cli import COMMANDS
-from limbeck.grammar.card import Card, catalogue, evidence
+from limbeck.grammar.card import Card, catalogue, evidence, recipe_path
 from limbeck.recipe.names import tables
+from limbeck.recipe.overrides import presets_of
 from limbeck.recipe.recipe import show
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -84,7 +85,7 @@ def arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, tuple[str, str]
     if isinstance(node, ast.ClassDef):
         inits = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"]
         if not inits:
-            return {}
+            return attributes(node)
         init = inits[0]
     given = [*init.args.posonlyargs, *init.args.args]
     defaults: dict[str, ast.expr | None] = dict.fromkeys((a.arg for a in given), None)
@@ -95,6 +96,19 @@ def arguments(node: ast.ClassDef | ast.FunctionDef) -> dict[str, tuple[str, str]
     defaults.pop("self", None)
     said = documented(ast.get_docstring(node) or "")
     return {n: ("" if d is None else ast.unparse(d), said.get(n, "")) for n, d in defaults.items()}
+
+
+def attributes(node: ast.ClassDef) -> dict[str, tuple[str, str]]:
+    """The same of a class under `@settings`, whose annotated attributes are its constructor; its own, not inherited ones."""
+    if not any(isinstance(d, ast.Name) and d.id == "settings" for d in node.decorator_list):
+        return {}
+    said = documented(ast.get_docstring(node) or "")
+    fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and "ClassVar" not in ast.unparse(n.annotation)]
+    return {
+        n.target.id: ("" if n.value is None else ast.unparse(n.value), said.get(n.target.id, ""))
+        for n in fields
+        if isinstance(n.target, ast.Name)
+    }
 
 
 def documented(docstring: str) -> dict[str, str]:
@@ -177,7 +191,7 @@ def entry(card: Card) -> str:
                 f"- **Optimised**: {card.optimised}",
                 f"- **Matched**: {', '.join(card.signals)}",
                 f"- **Authors' code**: {code}" + (f" ({card.licence})" if card.licence else ""),
-                f"- **The paper's settings**: {settings_in_words(card.defaults)}",
+                f"- **Presets** (`--preset`): {presets_in_words(card)}",
                 f"- **Claim that is checked**: {card.claim}",
                 f"- **Evidence**: {status(card)}",
             ]
@@ -191,6 +205,26 @@ def entry(card: Card) -> str:
         lines.append(table(("row of the battery that does not hold", "why"), card.exceptions.items()))
     lines.append(clauses_table(card.slug))
     return "\n\n".join(filter(None, lines))
+
+
+def presets_in_words(card: Card) -> str:
+    """The settings of the paper that its recipes have by name."""
+    found = {
+        f"{name} {preset}": values
+        for name in card.methods
+        if recipe_path(name).is_file()
+        for preset, values in presets_of(name).items()
+    }
+    return settings_in_words({name: flat(values) for name, values in found.items()})
+
+
+def flat(values: Mapping[str, Any], path: str = "") -> dict[str, Any]:
+    """Nested settings by dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{path}.{key}" if path else key
+        found.update(flat(value, name) if isinstance(value, Mapping) else {name: value})
+    return found
 
 
 def settings_in_words(values: Mapping[str, Any]) -> str:

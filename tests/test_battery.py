@@ -25,7 +25,8 @@ from limbeck.errors import NonFinite
 from limbeck.grammar.card import read_card, recipe_path
 from limbeck.grammar.method import Share, Terms
 from limbeck.grammar.role import cast
-from limbeck.recipe.recipe import check, dump, load_tree
+from limbeck.recipe.overrides import presets_of
+from limbeck.recipe.recipe import build, check, dump, load_tree
 from limbeck.recipe.values import read_yaml_file
 from limbeck.storage import store
 from tests.tiny import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
@@ -80,6 +81,13 @@ def test_card_is_read_as_it_is_written(name: str) -> None:
     assert read_card(Path(loaded.__file__)) == card
     recipe = read_yaml_file(recipe_path(name))
     assert recipe.get("tiny"), "the recipe must say under 'tiny' how it is shrunk to seconds"
+
+
+def test_every_preset_is_a_recipe(name: str) -> None:
+    for preset in presets_of(name):
+        tree = check(load_tree(name, preset=preset))
+        build(tree)
+        assert tree != check(load_tree(name)), f"preset {preset} changes nothing"
 
 
 def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CARD = Card(
     family="toys",
     methods={"toy": "Toy", "toy-two": "ToyTwo"},
     signals=("logits",),
-    defaults={"alpha": -0.5, "sizes": [1, 2]},
+    provenance={"alpha": "paper"},
     recipe="toy",
 )
 raise RuntimeError("a catalogue imports nothing")
@@ -51,7 +51,7 @@ def test_a_card_is_read_without_running_its_file(folder):
     card = read_card(write(folder))
     assert card.number == 7
     assert card.title == "A Toy"
-    assert card.defaults == {"alpha": -0.5, "sizes": [1, 2]}
+    assert card.provenance == {"alpha": "paper"}
     assert card.exceptions == {}
     assert card.as_dict()["signals"] == ["logits"]
 
@@ -73,8 +73,8 @@ BROKEN = [
     ('methods={"toy": "Toy", "toy-two": "ToyTwo"}', 'methods={"toy": 3}', "methods must map"),
     ('signals=("logits",)', 'signals=["logits"]', "signals must be a tuple"),
     ('title="A "\n    "Toy"', "title=''", "title must not be empty"),
-    ("defaults={", "defaults={}, notes={", "notes must be text"),
-    ('defaults={"alpha": -0.5, "sizes": [1, 2]}', "defaults=[]", "defaults must be a mapping"),
+    ("provenance={", "notes=3, provenance={", "notes must be text"),
+    ('provenance={"alpha": "paper"}', "provenance=[]", "provenance must map texts"),
 ]
 
 

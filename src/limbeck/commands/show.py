@@ -10,7 +10,7 @@ from limbeck.commands.methods import as_json
 from limbeck.errors import LimbeckError
 from limbeck.grammar import card as cards
 
-TEXT = """Show one method: the facts of its paper, its defaults, the claim that is checked, and its complete recipe."""
+TEXT = """Show one method: the facts of its paper, its presets, the claim that is checked, and its complete recipe."""
 
 
 def main(words: list[str]) -> int:
@@ -50,6 +50,18 @@ def _config(card: cards.Card, name: str) -> tuple[dict[str, Any] | None, str]:
         return None, error.line()
 
 
+def _presets(card: cards.Card) -> list[str]:
+    """The presets of a Card's recipes, a line each."""
+    from limbeck.recipe.overrides import presets_of
+
+    return [
+        f"limbeck run {name} --preset {preset}: {cards.describe_value(values)}"
+        for name in card.methods
+        if name in cards.recipes()
+        for preset, values in presets_of(name).items()
+    ]
+
+
 def _print_card(entry: cards.Entry) -> None:
     card = entry.card
     evidence = cards.evidence().get(card.slug)
@@ -65,10 +77,7 @@ def _print_card(entry: cards.Entry) -> None:
         ("official code", card.repository + (f" ({card.licence})" if card.licence else "")),
         ("optimised", card.optimised),
         ("signals", ", ".join(card.signals)),
-        *(
-            ("default" if i == 0 else "", f"{k}: {cards.describe_value(v)}")
-            for i, (k, v) in enumerate(card.defaults.items())
-        ),
+        *(("presets" if i == 0 else "", text) for i, text in enumerate(_presets(card))),
         *(("provenance" if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(card.provenance.items())),
         ("claim", card.claim),
         ("evidence", f"{evidence['said']} ({', '.join(evidence['comparisons'])})" if evidence else "none yet"),

@@ -43,7 +43,6 @@ class Card:
         licence: of that code.
         optimised: what the optimiser moves: network weights, images, a scene.
         signals: what is matched: logits, features, relations, gradients.
-        defaults: the paper's hyperparameters.
         provenance: for each part whether it is taken from code, from the paper, or reconstructed.
         claim: the sentence that the evidence checks.
         recipe: the shipped recipe that shows it.
@@ -69,7 +68,6 @@ class Card:
     licence: str = ""
     optimised: str = ""
     signals: tuple[str, ...] = ()
-    defaults: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     claim: str = ""
     recipe: str = ""
@@ -104,8 +102,6 @@ class Card:
         for name in self.methods:
             if not _SLUG.fullmatch(name):
                 raise ValueError("the names in methods must be lower-case letters and digits joined by '-'")
-        if not isinstance(self.defaults, Mapping):
-            raise TypeError("defaults must be a mapping")
 
     def as_dict(self) -> dict[str, Any]:
         """The Card as plain values, for JSON."""

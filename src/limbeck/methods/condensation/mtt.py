@@ -46,16 +46,6 @@ CARD = Card(
     methods={"mtt": "Mtt"},
     optimised="images and a step size",
     signals=("parameter trajectories",),
-    defaults={
-        "experts": 100,
-        "expert_epochs": 50,
-        "steps": 50,
-        "ahead": 2,
-        "latest_start": 5,
-        "lr_images": 100.0,
-        "lr_step": 1e-7,
-        "step_size": 0.01,
-    },
     provenance={
         "loss, buffer, inner training": "paper and code, checked against recorded vectors",
         "clones of the snapshots": "ours: on a CPU the code's snapshots alias the live weights",

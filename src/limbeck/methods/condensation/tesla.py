@@ -30,15 +30,6 @@ CARD = Card(
     methods={"tesla": "Tesla"},
     optimised="images, a step size and labels",
     signals=("parameter trajectories", "an expert's class probabilities"),
-    defaults={
-        "steps": 50,
-        "ahead": 2,
-        "latest_start": 5,
-        "lr_images": 1000.0,
-        "lr_step": 1e-7,
-        "step_size": 0.01,
-        "labels": "hard (target on ImageNet-1K)",
-    },
     provenance={
         "two-pass gradient": "paper and code, checked against recorded vectors; variant=released is the code's half gradient of the images",
         "soft labels": "paper and code; kept from the last iteration for evaluation, as the code does",

@@ -48,10 +48,6 @@ CARD = Card(
     methods={"guided-diffusion": "GuidedDiffusion"},
     optimised="network weights",
     signals=("denoised prediction",),
-    defaults={
-        "pixel": {"w": [0.0, 4.0], "start_steps": 1024, "weight": "snr_trunc", "updates a round": 50000, "lr": 5e-5},
-        "latent, text": {"w": [2.0, 14.0], "convention": "s", "updates of the last rounds": 100000},
-    },
     provenance={
         "stage one": "paper; no code was published",
         "stage two": "code of progressive distillation, checked against recorded vectors, with w added",

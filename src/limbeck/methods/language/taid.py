@@ -43,12 +43,6 @@ CARD = Card(
     methods={"taid": "Taid"},
     optimised="network weights",
     signals=("logits",),
-    defaults={
-        "Phi-3-mini to TinyLlama": {"t_start": 0.4, "t_end": 1.0, "alpha": 5e-4, "beta": 0.99},
-        "Llama-2-7B-chat to TinyLlama": {"t_start": 0.2, "t_end": 1.0, "alpha": 5e-4, "beta": 0.99},
-        "StableLM-Zephyr-3B to Pythia-410M": {"t_start": 0.2, "t_end": 1.0, "alpha": 5e-4, "beta": 0.99},
-        "training": {"optimizer": "adamw", "lr": 1e-4, "schedule": "cosine", "clip": 1.0, "epochs": 5},
-    },
     provenance={
         "objective, schedule of t, baselines": "code, checked against recorded vectors",
         "value of J": "the code's cross-entropy; value=kl is the paper's formula, with the same gradient",
@@ -63,7 +57,6 @@ CARD = Card(
     recipe="taid",
     at_equality={"J": "gradient"},
     baseline={"taid": ("method.distil_ratio=0",)},
-    exceptions={},
     notes="In runs of fewer than 2 / alpha steps the adaptive part never outruns the linear schedule: use alpha=auto.",
 )
 

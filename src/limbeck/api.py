@@ -201,8 +201,13 @@ def distill(
         recipe.task.data = source
         checked["task"] = {**checked["task"], "data": {"use": "given", "items": len(source)}}
     folder = Path(out) if out is not None else Path(tempfile.mkdtemp(prefix="limbeck-"))
-    with _lent(teacher):
-        result, artifact = run_recipe(recipe, checked, folder, force, quiet, open=True)
+    try:
+        with _lent(teacher):
+            result, artifact = run_recipe(recipe, checked, folder, force, quiet, open=True)
+    finally:
+        if out is None:
+            with contextlib.suppress(OSError):
+                folder.rmdir()  # of a call that was refused: it is empty
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
     metrics = {name: values for name, values in result["metrics"].items() if name != "rows"}
     return Distilled(module, metrics, result, folder)

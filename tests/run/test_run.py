@@ -12,6 +12,7 @@ from limbeck.engine.engine import EngineSettings
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
 from limbeck.recipe.recipe import check, load_tree
 from limbeck.run import read_result, run
+from limbeck.run.running import check_processes
 from tests.tiny import tree_of
 
 
@@ -44,13 +45,64 @@ def test_a_mistake_at_the_door_claims_no_folder(tmp_path: Path) -> None:
         run(tree_of("kd", "train.steps=3", "teach.steps=2"), folder, quiet=True)
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("task.data=folder:/nowhere/birds",),
+        ("objectives.hint=feature", "objectives.hint.student=fc9", "objectives.hint.teacher=fc1"),
+        ("student=run:/nowhere",),
+        ("engine.devices=2",),
+        ("train.batch_size=2", "engine.accumulate=4"),
+    ],
+)
+def test_a_run_that_is_refused_leaves_no_folder(wrong: tuple[str, ...], tmp_path: Path) -> None:
+    with pytest.raises(LimbeckError):
+        run(tree_of("kd", *wrong, "loggers=[csv, jsonl]"), tmp_path / "runs" / "one", quiet=True)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(LimbeckError):
+        run(tree_of("kd", *wrong), tmp_path / "mine", quiet=True)
+    assert list((tmp_path / "mine").iterdir()) == [], "a folder that was there stays, and stays empty"
+
+
+def test_a_run_that_is_refused_loses_nothing_of_the_one_it_was_to_replace(tmp_path: Path) -> None:
+    short = ("train.steps=1", "teach.steps=1")
+    run(tree_of("kd", *short), tmp_path / "o", quiet=True)
+    before = {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir() if p.is_file()}
+    with pytest.raises(LimbeckError, match="no such file or folder"):
+        run(tree_of("kd", *short, "task.data=folder:/nowhere/birds"), tmp_path / "o", force=True, quiet=True)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "o").iterdir() if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("env", "devices", "said"),
+    [
+        ({}, 2, r"engine\.devices: this process is one.*got 2.*torchrun --nproc-per-node 2"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 2, r"torchrun has started 4.*engine\.devices=4"),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}, 2, ""),
+        ({"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4"}, 1, ""),
+        ({}, 1, ""),
+    ],
+)
+def test_as_many_processes_as_devices(
+    env: dict[str, str], devices: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in env.items():
+        monkeypatch.setenv(name, value)
+    if not said:
+        return check_processes(devices)
+    with pytest.raises(ConfigError, match=said):
+        check_processes(devices)
+    return None
+
+
 def test_what_a_ready_teacher_does_not_have_is_said_before_the_baseline_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short = ("train.steps=1", "teach.steps=1")
     run(tree_of("kd", *short), tmp_path / "first", quiet=True)
     monkeypatch.setattr(Bench, "alone", lambda self: pytest.fail("the baseline was trained first"))
-    ready = (*short, f"teacher=run:{tmp_path / 'first'}")
+    ready = (*short, f"teacher=run:{tmp_path / 'first'}", "teacher.check=off")
     for wrong, said in (
         (("objectives.hint=feature", "objectives.hint.student=fc1", "objectives.hint.teacher=fc9"), "tap 'fc9'"),
         (("engine.shard=[critic]",), r"engine\.shard: no network of this method is called 'critic'"),

@@ -66,6 +66,15 @@ def pick_device(name: str) -> torch.device:
             raise ConfigError("engine.device", "torch sees no CUDA device here", given=name, remedy="engine.device=cpu")
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        there = torch.cuda.device_count()
+        if device.index is not None and device.index >= there:
+            alone = not launched() or name != "cuda"
+            raise ConfigError(
+                "engine.device" if alone else "engine.devices",
+                f"torch sees {there} CUDA device{'s' * (there > 1)} here",
+                given=name if alone else int(os.environ.get("LOCAL_WORLD_SIZE", world())),
+                expected=f"cuda:0 to cuda:{there - 1}" if alone else f"{there} or fewer",
+            )
         torch.cuda.set_device(device)
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ConfigError("engine.device", "torch sees no MPS device here", given=name, remedy="engine.device=cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -75,6 +76,31 @@ def finished(folder: Path, tree: Mapping[str, Any], force: bool) -> dict[str, An
         )
     store.check_writable(folder)
     return None
+
+
+class Claim:
+    """A run's folder as it was before the run: one that is refused before it has made anything leaves nothing behind.
+
+    Args:
+        folder: the run folder; it need not exist.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._missing = [p for p in (folder, *folder.parents) if not p.exists()]
+        self._known = (folder / "config.yaml").exists()
+
+    def take_back(self) -> None:
+        """Remove what the run has put there, unless there is more than its configuration."""
+        if self._known or not self.folder.is_dir() or _made(self.folder):
+            return
+        with contextlib.suppress(OSError):
+            for name in ("config.yaml", _RECORD, store.RunLock.NAME):
+                (self.folder / name).unlink(missing_ok=True)
+            for path in (p for pattern in LEAVES for p in self.folder.glob(pattern)):
+                path.rmdir()  # empty, or something would have been made
+            for path in self._missing:
+                path.rmdir()
 
 
 def _made(folder: Path) -> bool:

@@ -17,7 +17,7 @@ from limbeck.engine.bench import Bench
 from limbeck.engine.engine import Engine
 from limbeck.engine.logs import check_loggers, make_loggers
 from limbeck.engine.progress import Progress
-from limbeck.errors import LimbeckError, Stopped, StorageError
+from limbeck.errors import ConfigError, LimbeckError, Stopped, StorageError
 from limbeck.export import check_format, export
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.evaluator import main_metric
@@ -25,7 +25,7 @@ from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
-from limbeck.run.folder import admit, default_folder, empty, finished, read_result, settings
+from limbeck.run.folder import Claim, admit, default_folder, empty, finished, read_result, settings
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
@@ -70,6 +70,7 @@ def run_recipe(
     check_loggers(recipe.loggers)
     text = dump(tree)
     main = int(os.environ.get("RANK", "0")) == 0
+    check_processes(recipe.engine.devices)
     if dist.launched():
         dist.start(dist.pick_device(recipe.engine.device))
     if not main and dist.world() > 1:
@@ -80,17 +81,49 @@ def run_recipe(
         if result is not None:
             return result, None
         return _run_in(recipe, tree, folder, force, quiet, text)
+    claim = Claim(folder)
     try:
         found, artifact = finished(folder, tree, force), None
         if found is not None:
             artifact = _found(recipe, tree, folder, open)
     except LimbeckError:
         dist.told_by_all((True, None))
+        claim.take_back()
         raise
     dist.told_by_all((False, found))
     if found is not None:
         return found, artifact
-    return _run_in(recipe, tree, folder, force, quiet, text)
+    try:
+        return _run_in(recipe, tree, folder, force, quiet, text)
+    except LimbeckError:
+        claim.take_back()
+        raise
+
+
+def check_processes(devices: int) -> None:
+    """Several devices need as many processes, and who calls this is one: they are started by whoever starts it.
+
+    Raises:
+        ConfigError: there are not as many as the recipe asks for.
+    """
+    started = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if dist.launched() else 1
+    if devices in (1, started):
+        return
+    if started > 1:
+        raise ConfigError(
+            "engine.devices",
+            f"torchrun has started {started} processes on this machine",
+            given=devices,
+            remedy=f"set engine.devices={started}, or leave it out under torchrun",
+        )
+    raise ConfigError(
+        "engine.devices",
+        "this process is one, and starts no others",
+        given=devices,
+        expected=f"{devices} processes",
+        remedy=f"on the command line limbeck run starts them; a script is started by torchrun --nproc-per-node {devices} "
+        "SCRIPT.py; or leave engine.devices=1",
+    )
 
 
 def _found(recipe: Recipe, tree: dict[str, Any], folder: Path, open: bool) -> Artifact | None:
@@ -115,15 +148,19 @@ def _run_in(
         if main:
             for place in (folder, folder / "checkpoints"):
                 store.clean_leftovers(place, exclusive=True)  # the lock is ours: nobody else is writing here
+
+        def begin() -> None:
+            """What was there is removed only when what was asked for could be read and built."""
             if force:
                 empty(folder)
             store.atomic_write(config, text.encode())
             remember(tree)
+
         progress = Progress(enabled=main and not quiet)
         say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:
             with own_generators(recipe.seed):
-                return _run(recipe, tree, folder, progress, say, main)
+                return _run(recipe, tree, folder, progress, say, begin if main else None)
         except Stopped as stopped:
             same = "the same command again without --force" if force else "the same command again"
             stopped.resume = stopped.resume or f"everything is saved; type {same} to go on in {folder}"
@@ -133,9 +170,14 @@ def _run_in(
 
 
 def _run(
-    recipe: Recipe, tree: dict[str, Any], folder: Path, progress: Any, say: Callable[[str], None], main: bool
+    recipe: Recipe,
+    tree: dict[str, Any],
+    folder: Path,
+    progress: Any,
+    say: Callable[[str], None],
+    begin: Callable[[], None] | None,
 ) -> tuple[dict[str, Any], Artifact]:
-    began = time.perf_counter(), time.process_time()
+    began, main = (time.perf_counter(), time.process_time()), begin is not None
     for note in recipe.notes:
         say(note)
     entering: dict[str, Any] = {}
@@ -144,7 +186,8 @@ def _run(
         entering.update(found)
         refused: LimbeckError | None = None
         try:
-            if main:
+            if begin is not None:
+                begin()
                 admit(folder, tree, found)
         except LimbeckError as error:
             refused = error
@@ -153,6 +196,7 @@ def _run(
 
     bench = prepare(recipe, folder, progress, say, admit=enters)
     about = {"recipe": settings(tree), "data": entering["data"]}
+    Engine(recipe.engine, recipe.seed).rehearse(recipe.method)  # what is refused leaves no log
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
         return _distil(recipe, folder, bench, logs, main, began, about)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import random
@@ -702,3 +703,26 @@ def test_random_command_lines_end_well(calls, files, capsys, monkeypatch, tmp_pa
     assert printed
     assert not list(tmp_path.glob("limbeck-crash-*"))
     assert recipes()
+
+
+def test_json_and_tables_survive_a_terminal_without_their_signs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.commands import _common as common
+
+    told = {"notes": ["Ahörn → Buche"], "size": 3}
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        raw = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding))
+        cli._plain_streams()
+        common.print_json(told)
+        assert json.loads(raw_text(raw, encoding)) == told
+        raw.seek(0)
+        raw.truncate()
+        common.table([["Ahörn", "1.5 ± 0.1 …"]], ["class", "value"])
+        shown = raw_text(raw, encoding)
+        assert ("1.5 +- 0.1 ..." in shown) == (encoding == "ascii") and "1.5" in shown
+        assert ("Ah\\xf6rn" in shown) == (encoding == "ascii")
+
+
+def raw_text(raw: io.BytesIO, encoding: str) -> str:
+    sys.stdout.flush()
+    return raw.getvalue().decode(encoding)

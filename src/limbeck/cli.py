@@ -6,9 +6,11 @@ Exit status: 0; 1 a defect of limbeck (its traceback goes to a file); 2 somethin
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import importlib
+import io
 import json
 import os
 import sys
@@ -79,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if argv is None else argv)
+    _plain_streams()
     rank = os.environ.get("RANK", "0")
     try:
         with _mute() if rank != "0" else contextlib.nullcontext():
@@ -107,6 +110,36 @@ def main(argv: Sequence[str] | None = None) -> int:
         if known is not None:
             return _end(2, known.line())
         return _end(1, _crash(error, words))
+
+
+_PLAIN: Final[dict[str, str]] = {
+    "\u00b1": "+-",
+    "\u00d7": "x",
+    "\u2013": "-",
+    "\u2014": "-",
+    "\u2018": "'",
+    "\u2019": "'",
+    "\u2026": "...",
+    "\u2192": "->",
+    "\u2264": "<=",
+    "\u2265": ">=",
+}
+"""What stands for a sign on a terminal that does not have it."""
+
+
+def _plain_streams() -> None:
+    """Nothing that is printed can fail for want of a sign: a terminal that lacks one gets a likeness, or an escape."""
+    codecs.register_error("limbeck", _likeness)
+    for stream in (sys.stdout, sys.stderr):
+        encoding = (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "")
+        if encoding != "utf8" and isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="limbeck")
+
+
+def _likeness(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    lacking = error.object[error.start : error.end]
+    return "".join(_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode() for c in lacking), error.end
 
 
 def _command(words: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import signal
@@ -92,6 +93,26 @@ def test_an_average_follows_its_role(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(seen) == 8
     assert not differences(dict(method.roles["mean"].module.state_dict()), expected, tolerance=1e-6)
     assert all(not p.requires_grad for p in method.roles["mean"].module.parameters())
+
+
+def test_who_goes_on_with_other_threads_is_told(tmp_path: Path) -> None:
+    def stopped(*stops: int) -> Engine:
+        run = engine(tmp_path, StopAfter(stops[0]) if stops else None)
+        with contextlib.suppress(Stopped):
+            run.run(bound())
+        interrupt.clear()
+        return run
+
+    stopped(2)
+    assert stopped(2).notes == []
+    torch.set_num_threads(2)
+    try:
+        said = stopped(1).notes
+    finally:
+        torch.set_num_threads(1)
+    assert len(said) == 1 and "threads 1 then, 2 now" in said[0] and "not bit for bit" in said[0]
+    again = stopped().notes
+    assert said[0] in again and len(again) == 2, "what was said stays said, and going back is another change"
 
 
 class Rooms(Method):

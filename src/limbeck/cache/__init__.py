@@ -419,7 +419,7 @@ def build_cache(
                     json.dumps({"gap": gap, "compared": compared, "left_out": sorted(misfits.reasons)})
                 )
         # of all shards, also those that an interrupted command left
-        found = [json.loads(p.read_text()) for p in sorted(out.glob(f"shard-*/{key}.json"))]
+        found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob(f"shard-*/{key}.json"))]
         compared = sum(f["compared"] for f in found)
         divergence = sum(f["gap"] for f in found) / compared if compared else None
         metrics = task.evaluate(teacher, task.test, device=source.device)

@@ -248,7 +248,9 @@ def print_outcome(data: Mapping[str, Any], title: str, told: Collection[str] = (
 
 def print_json(value: Any) -> None:
     """Print a value as JSON that every reader takes: no NaN, no infinity."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, default=str))
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    escaped = encoding.lower().replace("-", "") != "utf8"  # an escape of JSON's own, not of the terminal's
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=escaped, default=str))
 
 
 def _finite(value: Any) -> Any:

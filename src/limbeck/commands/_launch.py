@@ -60,7 +60,7 @@ def _said(folder: Path) -> list[tuple[int, str]]:
     found = []
     for path in sorted(folder.glob("*.json"), key=lambda p: int(p.stem)):
         with contextlib.suppress(OSError, ValueError):
-            left = json.loads(path.read_text())
+            left = json.loads(path.read_text(encoding="utf-8"))
             if left["status"]:
                 found.append((int(left["status"]), str(left["line"])))
     return found

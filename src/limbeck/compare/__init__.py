@@ -302,7 +302,7 @@ def _collect(
         row = rows.setdefault(label, {})
         path = folder / "result.json"
         if path.is_file() and str(seed) not in failed.get(label, {}):
-            row[str(seed)] = {**json.loads(path.read_text()), "folder": os.path.relpath(folder, out)}
+            row[str(seed)] = {**json.loads(path.read_text(encoding="utf-8")), "folder": os.path.relpath(folder, out)}
     results = [r for row in rows.values() for r in row.values()]
     first = results[0] if results else {}
     taught = next((r for r in results if r["metrics"].get("teacher")), None)

@@ -229,7 +229,29 @@ class Engine:
         changed = identity.differences(saved["identity"], self.identity)
         if changed:
             raise identity.refusal(folder, changed)
+        if int(saved["stage"]) < len(self.stages):
+            self._say_how(saved)
         return saved
+
+    def _made_by(self) -> dict[str, Any]:
+        """What changes how sums are rounded, and nothing else."""
+        return {
+            "threads": torch.get_num_threads(),
+            "processes": dist.world(),
+            "device": self.device.type,
+            "torch": str(torch.__version__),
+        }
+
+    def _say_how(self, saved: Any) -> None:
+        """Whoever goes on otherwise than the run began is told what that means."""
+        self.notes = [*saved.get("notes", []), *(n for n in self.notes if n not in saved.get("notes", []))]
+        then, now = saved.get("made_by", {}), self._made_by()
+        other = [f"{k} {then[k]} then, {v} now" for k, v in now.items() if k in then and then[k] != v]
+        if other:
+            self.note(
+                f"the run goes on under other conditions ({'; '.join(other)}): sums are rounded otherwise, so it is not bit for "
+                "bit what it would have been"
+            )
 
     def _enter(self, method: Method, index: int, saved: Any, begun: bool) -> RunContext:
         """A stage's door: what was saved restored, as far as it fits by now, and structure built upon it.
@@ -733,6 +755,8 @@ class Engine:
             "before": self._before,
             "meter": dict(self.meter),
             "seconds": self.seconds,
+            "notes": self.notes,
+            "made_by": self._made_by(),
         }
         if dist.world() > 1:
             same_state(str(tree["stage_name"]), method.state)

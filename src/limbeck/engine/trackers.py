@@ -46,7 +46,7 @@ class TrackerLogger:
     def _start(self) -> None:
         ids = self.folder / "trackers.json"
         try:
-            known = json.loads(ids.read_text()) if ids.exists() else {}
+            known = json.loads(ids.read_text(encoding="utf-8")) if ids.exists() else {}
         except ValueError:
             known = {}
         run = known.get(self.name)

@@ -32,7 +32,7 @@ def why_anew(folder: Path, name: str, parts: Mapping[str, Any]) -> str:
     now = identity.without_code(json.loads(json.dumps(parts, default=store.hash_tree)))
     for other in sorted(folder.parent.glob(f"{store.safe_name(name)}-*/{_ABOUT}")):
         try:
-            then = identity.without_code(json.loads(other.read_text()))
+            then = identity.without_code(json.loads(other.read_text(encoding="utf-8")))
         except (OSError, ValueError):
             continue
         changed = sorted(f for f in {*then[1], *now[1]} if then[1].get(f) != now[1].get(f))

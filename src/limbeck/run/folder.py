@@ -171,7 +171,7 @@ _RECORD = "identity.json"
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(place.read_text())
+        found = json.loads(place.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -186,7 +186,7 @@ def read_result(path: Path) -> dict[str, Any]:
         CheckpointCorrupt: it is damaged.
     """
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise CheckpointCorrupt(str(path), f"is no JSON: {error}", remedy="repeat the run with --force") from None
     if not isinstance(found, dict):

@@ -471,7 +471,7 @@ class SamplerArtifact(NetworkArtifact):
 
         folder = Path(folder)
         try:
-            about = json.loads((folder / "sampler.json").read_text())
+            about = json.loads((folder / "sampler.json").read_text(encoding="utf-8"))
             schedule = read_schedule(about["schedule"])
             opened = {
                 name: {int(n): opener(about)(folder / place, about) for n, place in about["students"][name].items()}

@@ -15,6 +15,7 @@ GUIDED = ("tests/methods/diffusion/test_guided_diffusion.py",)
 SETS = ("tests/methods/condensation",)
 ENGINE = ("tests/engine/test_engine.py",)
 GUARD = ("tests/engine/test_guard.py",)
+SWEEP = ("tests/functional/test_sweep.py",)
 
 _D, _C, _S = "functional/divergence.py", "functional/chunked.py", "functional/schedule.py"
 _M = "functional/matching.py"
@@ -531,7 +532,7 @@ MUTANTS: list[Mutant] = [
         "USKD: the weak head never learns",
     ),
     Mutant(
-        _NKD,
+        "parts/networks_of.py",
         "return f[:, 0] if f.ndim == 3 else f",
         "return f.mean(1) if f.ndim == 3 else f",
         CLASSIFIERS,
@@ -747,6 +748,56 @@ MUTANTS: list[Mutant] = [
         "a, b = log_a.detach().exp(), log_b.detach().exp()",
         DIVERGENCE,
         "kl of finite logits: the reverse one forgets half its gradient",
+    ),
+    # ------------------------------------------------------------------------------ what does what it says
+    Mutant(
+        "functional/_once.py",
+        "    if not torch.is_grad_enabled():\n        return tuple(slopes)",
+        "    return tuple(slopes)",
+        SWEEP,
+        "a second derivative silently incomplete",
+    ),
+    Mutant(
+        "functional/_once.py",
+        "found = (upstream[0] * slope).to(given.dtype)",
+        "found = slope.to(given.dtype)",
+        SWEEP,
+        "a known gradient that forgets its factor",
+    ),
+    Mutant(
+        _SELF,
+        "weight = (1.0 / (order + 1.0)).masked_fill(drop | out, 0.0)",
+        "weight = (1.0 / (order + 1.0)).masked_fill(drop, 0.0)",
+        DIVERGENCE,
+        "uskd: a class that is ruled out keeps its weight",
+    ),
+    Mutant(
+        "functional/diffusion/schedules.py",
+        "        rate = rate.clamp_min(math.log1p(math.exp(-_CLEANEST)))\n",
+        "",
+        DIFFUSION,
+        "linear schedule: infinite at u = 0",
+    ),
+    Mutant(
+        "objectives/feature.py",
+        "s, t = (places(x).transpose(1, 2) for x in (s, t))",
+        "s, t = (places(x) for x in (s, t))",
+        ("tests/objectives/test_metamorphic.py",),
+        "attention of tokens: channels compared instead of positions",
+    ),
+    Mutant(
+        "data/items.py",
+        "        if values[i] < ends[i]:\n",
+        "        if True:\n",
+        ("tests/tasks/test_classification.py",),
+        "quotas: more of a class than there is",
+    ),
+    Mutant(
+        "grammar/signal.py",
+        "if len(tensors) == 1 and not isinstance(out, Mapping):",
+        "if tensors and not isinstance(out, Mapping):",
+        ("tests/grammar/test_outputs.py",),
+        "the first of several tensors taken for the logits",
     ),
 ]
 """Each occurs once in its file; `tests/mutation/test_machinery.py` checks that."""

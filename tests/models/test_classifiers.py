@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Splits
-from limbeck.data.sources import Source
+from limbeck.data.sources import Digits, Source
 from limbeck.engine.bench import build_model
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch, Untrusted
 from limbeck.grammar.artifact import NetworkArtifact
@@ -192,6 +192,21 @@ def test_a_checkpoint_without_names_says_so(tmp_path: Path) -> None:
     notes = MlpModel([5], checkpoint=str(saved(tmp_path))).build(task_of(ABC)).notes
     assert notes[0] == f"loaded 4 of 4 tensors of {tmp_path / 'net.safetensors'}"
     assert "without class names" in notes[1] and notes[1].endswith("in the task's order ('ant', 'bee', 'cow')")
+
+
+def test_the_other_model_of_a_checkpoint_is_the_likely_cause(tmp_path: Path) -> None:
+    task = Classification(Digits())
+    task.load()
+    net = MlpModel([5]).make(task.shape, 10)
+    torch.save(
+        {"model": {k: torch.zeros_like(v) for k, v in net.state_dict().items()}, "ema": net.state_dict()},
+        tmp_path / "a.pt",
+    )
+    built = build_model(MlpModel([5], checkpoint=str(tmp_path / "a.pt")), task, 0, "teacher")
+    with pytest.raises(
+        TeacherMismatch, match=r"it only guesses: .*holds another model.*; set teacher\.entry=ema to take"
+    ):
+        task.check_teacher(built)
 
 
 def test_names_are_a_file_or_a_list(tmp_path: Path) -> None:

@@ -54,6 +54,7 @@ class Classifier(Model):
     labels: str | list[str] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    other = ""  # the setting that takes another model that the checkpoint holds
     rehearsed = True  # build tries the network on two items
 
     def _source(
@@ -122,6 +123,7 @@ class Classifier(Model):
                 module = self.make(task.shape, width)
             load_strict(module, found.state, self.checkpoint, self.role)
             self.notes.append(str(found))
+            self.other = found.other
         contract = self._normalised(self.contract(module, task), about, task)
         check_channels(contract, task)
         names = self._names(about)

@@ -76,6 +76,17 @@ def prepare(
     _measure(task)
     if admit is not None:
         admit(_entering(recipe, bench))
+    heard: list[str] = []
+
+    def hear() -> None:
+        """What is to be told of the participants, as soon as it is known: a refusal is then read beside it."""
+        for name in (*models, "student"):
+            for line in (f"{name}: {note}" for note in bench.built[name].told):
+                if line not in heard:
+                    heard.append(line)
+                    say(line)
+
+    hear()
     for name in models:
         who = method.participants[name]
         if check and who.taught:
@@ -92,10 +103,8 @@ def prepare(
         contract = bench.built[name].contract.describe()
         if contract:
             say(f"{name} input: {contract}")
-    for name in (*models, "student"):
-        bench.notes += [f"{name}: {note}" for note in bench.built[name].told]
-    for note in bench.notes:
-        say(note)
+    hear()
+    bench.notes += [f"{name}: {note}" for name in (*models, "student") for note in bench.built[name].told]
     _join(recipe, bench, bench.built)
     _measure(task)
     _tell(task, told, say)

@@ -53,12 +53,14 @@ class Found:
         state: name -> tensor on the CPU; names that shared a tensor share it.
         of: how many tensors the entry holds, those included that are no part of the network.
         said: what was taken, taken off and left out, in words.
+        other: the setting that takes another model that the file holds; empty where it holds one.
     """
 
     path: Path
     state: dict[str, Tensor]
     of: int
     said: list[str] = field(default_factory=list)
+    other: str = ""
 
     def __str__(self) -> str:
         return "; ".join([f"loaded {len(self.state)} of {self.of} tensors of {self.path}", *self.said])
@@ -260,13 +262,14 @@ def _entry(path: Path, raw: Any, names: Mapping[str, torch.Size], entry: str | N
         said.append(f"its entry {place!r} is taken")
     # a copy without buffers, as averages of parameters alone are, is another model too
     others = [p for p in states if p != place and 2 * scores[p][0] > best[0]] if names else _besides(states, place)
-    if others and entry is None:
-        said.append(f"it also holds {some(map(repr, others))}: {setting}entry={others[0]} takes that instead")
+    other = f"{setting}entry={others[0]}" if others and entry is None else ""
+    if other:
+        said.append(f"it also holds {some(map(repr, others))}: {other} takes that instead")
     if not place and isinstance(raw, Mapping):
         rest = [str(k) for k, v in raw.items() if not isinstance(v, Tensor)]
         if rest:
             said.append(f"left out, because they are no tensors: {some(rest)}")
-    return Found(path, states[place], len(states[place]), said)
+    return Found(path, states[place], len(states[place]), said, other)
 
 
 def _likelihood(place: str) -> tuple[bool, int]:
@@ -340,6 +343,7 @@ def _strip(
         found.said.append(f"prefix {prefix!r} taken off")
     for copy in copies:
         found.said.append(f"it also holds them under {copy!r}: {setting}strip={copy} takes those instead")
+        found.other = found.other or f"{setting}strip={copy}"
     beside = [k for k in state if not k.startswith(prefix)]
     copied = [k for k in state if k not in names and any(k.startswith(c) for c in copies)]
     # a Lightning module holds its losses and metrics beside the network; anywhere else a name too many is a misfit

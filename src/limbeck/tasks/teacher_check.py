@@ -124,6 +124,9 @@ def _told(task: Classification, trial: Trial) -> str:
 # -------------------------------------------------------------------------------------------------------------- causes
 def _cause(task: Classification, teacher: Built, answers: Answers, z: Tensor, truth: Tensor) -> tuple[str, str] | None:
     """What is likely wrong, in words, and what to set; ``None`` where nothing that is tried explains it."""
+    other = getattr(teacher.model, "other", "")
+    if other:
+        return "its file holds another model besides the one that was taken", f"set {other} to take that"
     if task.kind_of_target != "label":
         return None
     found = _order(task, teacher, z, truth)

@@ -40,6 +40,7 @@ GRAMMAR = {
         "LimbeckError",
         "MissingExtra",
         "NonFinite",
+        "OutOfMemory",
         "ShapeError",
         "Stopped",
         "StorageError",

@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from limbeck.engine import interrupt
-from limbeck.errors import ConfigError, LimbeckError, Stopped, StorageError
+from limbeck.errors import ConfigError, DataError, LimbeckError, OutOfMemory, Stopped, StorageError
+from limbeck.storage.memory import SMALLER, exhausted
+from limbeck.storage.plain import NotPlain
 
 COMMANDS: Final[dict[str, str]] = {
     "run": "run a recipe: distil, judge, report",
@@ -196,10 +198,10 @@ def _known(error: Exception) -> LimbeckError | None:
             "does not fit the installed torch",
             remedy="reinstall both from one index: pip install --force-reinstall torch torchvision",
         )
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return ConfigError(
-            "memory", "is exhausted", remedy="raise engine.accumulate, lower train.batch_size, or see limbeck plan"
-        )
+    if exhausted(error):
+        return OutOfMemory("memory", "is exhausted", remedy=SMALLER)
+    if isinstance(error, NotPlain):
+        return DataError(str(error.filename), error.strerror or "is no plain file", expected="a plain file")
     if isinstance(error, OSError) and error.errno in (
         errno.ENOSPC,
         errno.EDQUOT,

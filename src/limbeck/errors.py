@@ -68,6 +68,15 @@ def first_line(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
+def human(x: float, unit: str = "") -> str:
+    """A count with a decimal prefix: ``950``, ``12.3 k``, ``4.56 M``, ``1.2 GB``."""
+    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= scale * 0.9995:
+            shown = x / scale
+            return f"{shown:.{2 if shown < 10 else 1 if shown < 100 else 0}f} {prefix}{unit}"
+    return f"{x:.0f} {unit}".rstrip()
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names closest to ``name``, best first; empty when nothing is close."""
     known = [str(k) for k in known]
@@ -177,6 +186,10 @@ class Untrusted(LimbeckError):
             f"opening it would do what this workspace has not done before: {acts}",
             remedy="if you trust whoever made it, add --trust (in Python: with limbeck.trusting()); it is remembered",
         )
+
+
+class OutOfMemory(LimbeckError):
+    """Something needs more memory than there is, of the host or of a device."""
 
 
 class MissingExtra(LimbeckError):

@@ -24,12 +24,11 @@ from torch import Tensor
 
 from limbeck.cache.records import Misfits, Precision, Remaining, checksum, record, rounding, some
 from limbeck.engine import identity, interrupt
-from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import DENSE_OUTPUTS, Check, Model, Task
-from limbeck.report.numbers import human
 from limbeck.storage import store
 
 if TYPE_CHECKING:

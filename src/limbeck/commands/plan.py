@@ -52,7 +52,8 @@ _TOLD = ("parts", "stages", "teacher_stage", "seconds", "without", "advice", "me
 
 
 def _parts(found: Mapping[str, Any]) -> list[list[str]]:
-    from limbeck.report.numbers import duration, human
+    from limbeck.errors import human
+    from limbeck.report.numbers import duration
 
     rows = []
     for p in found["parts"]:
@@ -78,7 +79,7 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _memory(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    from limbeck.report.numbers import human
+    from limbeck.errors import human
 
     rows = []
     held = found.get("device_memory")

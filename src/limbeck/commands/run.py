@@ -64,9 +64,11 @@ def _run(args: argparse.Namespace, overrides: list[str], options: common.Parser,
         return 0
     devices = tree["engine"]["devices"]
     if isinstance(devices, int) and devices > 1 and "LOCAL_RANK" not in os.environ:
-        recipe.build(tree)  # say what is wrong once, before there are several of us
+        built = recipe.build(tree)  # say what is wrong once, before there are several of us
         from limbeck.commands._launch import launch
+        from limbeck.run.fitting import check_processes
 
+        check_processes(built.engine)
         return launch(["run", *words], devices)
     from limbeck.engine import interrupt
     from limbeck.run import run

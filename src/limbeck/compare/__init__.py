@@ -16,8 +16,14 @@ from limbeck.engine import interrupt
 from limbeck.errors import ConfigError, LimbeckError, Stopped, require
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.recipe.trust import is_trusting
+from limbeck.run.fitting import PROCESS
+from limbeck.run.folder import read_result
 from limbeck.run.per_item import load_items
+from limbeck.storage.memory import need
 from limbeck.storage.store import RunLock, atomic_write, check_writable
+
+MOST = 10_000
+"""Seeds of a comparison."""
 
 Job = tuple[str, int, Path]
 """A recipe's name, a seed, and the run's folder."""
@@ -63,6 +69,9 @@ def compare(
             here, ``redeal`` of a task that cannot deal its data anew.
         Stopped: a signal asked to stop; finished runs are kept.
     """
+    if not 1 <= seeds <= MOST:
+        raise ConfigError("--seeds", given=seeds, expected=f"a whole number from 1 to {MOST:,}")
+    need(workers * PROCESS, "--workers", f"{workers:,} processes at a time", "lower --workers")
     trees = {}
     for name in names:
         tree = check(load_tree(name, overrides))
@@ -302,7 +311,7 @@ def _collect(
         row = rows.setdefault(label, {})
         path = folder / "result.json"
         if path.is_file() and str(seed) not in failed.get(label, {}):
-            row[str(seed)] = {**json.loads(path.read_text(encoding="utf-8")), "folder": os.path.relpath(folder, out)}
+            row[str(seed)] = {**read_result(path), "folder": os.path.relpath(folder, out)}
     results = [r for row in rows.values() for r in row.values()]
     first = results[0] if results else {}
     taught = next((r for r in results if r["metrics"].get("teacher")), None)

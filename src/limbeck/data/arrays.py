@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,8 +19,10 @@ from limbeck.data.columns import BadRows, OnBadRows, Target, Where, read_targets
 from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, digest, to_unit
 from limbeck.data.names import counted, plain, some
 from limbeck.data.pictures import fit, three_channels
-from limbeck.errors import DataError
+from limbeck.errors import DataError, LimbeckError
 from limbeck.grammar.method import Batch
+from limbeck.storage.memory import need
+from limbeck.storage.plain import opened, read_text
 
 Layout = Literal["auto", "first", "last"]
 
@@ -27,8 +31,15 @@ Layout = Literal["auto", "first", "last"]
 def open_npz(path: Path) -> dict[str, Any]:
     """The arrays of a ``.npz`` file; nothing in it is unpickled."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        with opened(path) as stream:
+            with zipfile.ZipFile(stream) as packed:
+                unpacked = sum(entry.file_size for entry in packed.infolist())
+            need(unpacked, "task.data.path", f"the arrays of {path}", _FEWER)
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: file[name] for name in file.files}
+    except LimbeckError:
+        raise
     except Exception as error:  # zip, header and pickle refusals come as all kinds
         raise DataError(str(path), f"cannot be read: {_brief(error)}", expected="a .npz of plain arrays") from None
 
@@ -36,10 +47,16 @@ def open_npz(path: Path) -> dict[str, Any]:
 def open_npy(path: Path) -> Any:
     """The array of a ``.npy`` file; nothing in it is unpickled."""
     try:
-        with open(path, "rb") as file:
+        with opened(path) as file:
+            need(os.fstat(file.fileno()).st_size, "task.data.path", f"the array in {path}", _FEWER)
             return np.lib.format.read_array(file, allow_pickle=False)
+    except LimbeckError:
+        raise
     except Exception as error:
         raise DataError(str(path), f"cannot be read: {_brief(error)}", expected="a .npy of plain numbers") from None
+
+
+_FEWER = "store fewer items, or a smaller type of numbers"
 
 
 def _brief(error: Exception) -> str:
@@ -57,9 +74,9 @@ def read_names(path: Path, key: str | None = None) -> list[str]:
         DataError: the file holds nothing of the kind, or a name twice.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(str(path), f"the class names cannot be read: {error}") from None
+        raise DataError(str(path), f"the class names cannot be read: {getattr(error, 'strerror', error)}") from None
     if path.suffix.lower() != ".json":
         names = [line.strip() for line in text.splitlines() if line.strip()]
     else:

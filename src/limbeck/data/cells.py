@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
 from limbeck.data.names import is_blank, plain
+from limbeck.storage.memory import need
 
 Cells = Sequence[Any] | np.ndarray[Any, Any]
 """A column: a list of cells, `Coded` ones, or an array of numbers."""
@@ -95,6 +97,17 @@ def taken(cells: Cells, rows: np.ndarray[Any, Any]) -> Cells:
         kept, codes = np.unique(cells.codes[rows], return_inverse=True)
         return Coded(codes.reshape(-1), [cells.values[i] for i in kept.tolist()])  # without those that no longer occur
     return [cells[i] for i in rows.tolist()]
+
+
+def check_size(metadata: Any, path: Path) -> None:
+    """Refuse a parquet file that unpacks to more than there is memory.
+
+    Raises:
+        OutOfMemory: by what its own head says.
+    """
+    groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+    count = max(sum(g.total_byte_size for g in groups), 8 * metadata.num_rows * metadata.num_columns)
+    need(count, "task.data.path", f"the {metadata.num_rows:,} rows of {path}", "divide the file, or keep fewer columns")
 
 
 def from_arrow(column: Any) -> Cells:

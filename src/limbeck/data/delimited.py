@@ -9,7 +9,9 @@ from __future__ import annotations
 import contextlib
 import csv
 import importlib.util
+import io
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy as np
 from limbeck.data.cells import Cells, Coded, Rows, from_arrow
 from limbeck.data.names import composed, counted, some
 from limbeck.errors import DataError
+from limbeck.storage.plain import opened
 
 Texts = Callable[[Sequence[str]], "set[str]"]
 """From the header to the columns that must stay as they are written: labels, where 01 and 1 are two."""
@@ -75,8 +78,8 @@ class _Opened:
         self.path, self.asked = path, encoding
         self.raw: mmap.mmap | bytes = b""
         try:
-            with open(path, "rb") as file:
-                if path.stat().st_size:
+            with opened(path) as file:
+                if os.fstat(file.fileno()).st_size:
                     self.raw = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise DataError(str(path), f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
@@ -103,7 +106,7 @@ class _Opened:
     def lines(self) -> Iterator[str]:
         """The lines with their ends; DataError names the line that is no text."""
         try:
-            with open(self.path, encoding=self.encoding, newline="") as stream:
+            with io.TextIOWrapper(opened(self.path), encoding=self.encoding, newline="") as stream:
                 yield from stream
         except UnicodeDecodeError:
             raise self._undecodable() from None

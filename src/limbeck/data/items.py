@@ -17,6 +17,7 @@ from limbeck.data.names import look_up
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 from limbeck.grammar.random import bits, key_of
+from limbeck.storage.plain import special
 
 Kind = Literal["label", "labels", "number"]
 """What an item is answered with: one class, several classes at once (yes or no each), or numbers."""
@@ -73,9 +74,12 @@ def as_path(text: str | Path, argument: str) -> Path:
     """
     try:
         path = Path(text).expanduser()
-        return path if path.exists() else look_up(path)
+        path = path if path.exists() else look_up(path)
     except (ValueError, RuntimeError, OSError) as error:
         raise DataError(argument, f"is no path: {error}", given=str(text)) from None
+    if kind := special(path):
+        raise DataError(argument, f"is {kind}", given=str(text), expected="a file or folder")
+    return path
 
 
 def digest(*parts: Any) -> str:

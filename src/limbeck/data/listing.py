@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tarfile
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from limbeck.data.names import counted, some
 from limbeck.errors import DataError
+from limbeck.storage.plain import NotPlain, check_plain, opened, read_bytes
 
 _NOT_DATA = frozenset(
     {
@@ -23,6 +25,10 @@ _NOT_DATA = frozenset(
         "lost+found",
     }
 )  # what archivers, file servers and systems leave beside pictures
+
+
+LARGEST = 1 << 30
+"""Bytes of one file that is read at once."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,11 @@ class File:
 
     def read(self) -> bytes:
         """All bytes."""
-        with open(self.path, "rb") as file:
-            if self.start < 0:
-                return file.read()
+        if self.start < 0:
+            return read_bytes(self.path, LARGEST)
+        if self.size > LARGEST:
+            raise OSError(errno.EFBIG, f"has {self.size:,} bytes, more than the {LARGEST:,} it may have")
+        with opened(self.path) as file:
             file.seek(self.start)
             return file.read(self.size)
 
@@ -115,6 +123,7 @@ def list_all(root: Path, wanted: Wanted = everything, what: str = "file") -> Lis
     if not root.exists():
         raise DataError(str(root), "there is no such file or folder", remedy="check the path")
     try:
+        check_plain(root)
         with tarfile.open(root, "r:") as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
@@ -127,6 +136,8 @@ def list_all(root: Path, wanted: Wanted = everything, what: str = "file") -> Lis
                     found.folders.append(name)
                 elif member.isreg():
                     found.files.append(File(name, root, member.offset_data, member.size))
+    except NotPlain as error:
+        raise DataError(str(root), error.strerror or "", expected="a folder or a tar archive") from None
     except (tarfile.TarError, OSError) as error:
         raise DataError(
             str(root),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import logging
+import math
 import os
 import threading
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +23,16 @@ from torch import Tensor
 from limbeck.data.items import ArrayData, Items, digest, to_unit
 from limbeck.data.listing import Listing, list_all
 from limbeck.data.names import counted, some
-from limbeck.errors import DataError
+from limbeck.errors import DataError, human
 from limbeck.grammar.method import Batch
+from limbeck.storage.memory import available, need
 
 log = logging.getLogger("limbeck.data")
 
 BadFiles = Literal["error", "skip"]
 Check = Literal["full", "quick"]
 
+_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k tga avif heic heif"
 EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
 """Endings that make a file a picture. Other files in a picture folder are left alone."""
@@ -67,42 +72,142 @@ class Decoded(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ decoding
-def decode(raw: bytes, scale: float | None = None) -> Tensor:
+LEAST = 256 << 20
+"""Bytes that decoding may always take, however little is kept in memory."""
+
+
+class Budget:
+    """Memory that decoding may take at a time, over all threads: who would need more waits for the others.
+
+    Args:
+        most: bytes.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._taken = 0
+        self._turn = threading.Condition()
+
+    @contextlib.contextmanager
+    def taking(self, count: int) -> Iterator[None]:
+        """Inside, ``count`` bytes are taken; one who needs more than there are at all must ask beforehand."""
+        count = min(count, self.most)
+        with self._turn:
+            self._turn.wait_for(lambda: self._taken + count <= self.most)
+            self._taken += count
+        try:
+            yield
+        finally:
+            with self._turn:
+                self._taken -= count
+                self._turn.notify_all()
+
+
+_ORDINARY = Budget(1 << 30)
+
+
+def decode(raw: bytes, scale: float | None = None, size: int | None = None, budget: Budget | None = None) -> Tensor:
     """A picture file as three channels [3, H, W], upright.
 
     uint8 for the common formats; float32 in [0, 1] for deeper ones (integers up to 65535 are divided by that, or by
     ``scale``). Grey is repeated, palettes are looked up, transparent pixels are laid over white, CMYK is converted; the
     orientation that a camera noted (EXIF) is applied; of an animation the first frame counts.
 
+    Args:
+        raw: the file's bytes.
+        scale: what stored values of more than 8 bits are divided by.
+        size: side length that the picture will be brought to; one too large for the budget is shrunk as it is read.
+        budget: how much memory may be taken; a gigabyte by default.
+
     Raises:
-        Unreadable: no picture, or truncated.
+        Unreadable: no picture, truncated, or larger than the budget.
         Unranged: a picture of 32 bits whose range of values is unknown.
     """
-    return decode_deep(raw, scale).x
+    return decode_deep(raw, scale, size, budget).x
 
 
-def decode_deep(raw: bytes, scale: float | None = None) -> Decoded:
+def decode_deep(
+    raw: bytes, scale: float | None = None, size: int | None = None, budget: Budget | None = None
+) -> Decoded:
     """As `decode`, with what is known of the values that were stored."""
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
+    budget = budget or _ORDINARY
     if raw[4:8] == b"ftyp":
         _register_heif()
-    deep = _deep_png(raw, scale)
-    if deep is not None:
-        return deep
     try:
-        with Image.open(io.BytesIO(raw)) as opened:
-            opened.load()
-            image: Any = opened
-            try:
-                image = ImageOps.exif_transpose(opened)
-            except Exception as error:  # a damaged note about the orientation does not damage the picture
-                log.debug("orientation ignored: %s", error)
-            return _decoded(image, scale)
+        with _opened(raw) as head:
+            shrink, cost = _plan(head, raw, size, budget)
+            with budget.taking(cost):
+                deep = _deep_png(raw, scale)
+                if deep is not None:
+                    return deep
+                head.load()
+                image: Any = head if shrink == 1 else _shrunk(head, shrink)
+                try:
+                    image = ImageOps.exif_transpose(image)
+                except Exception as error:  # a damaged note about the orientation does not damage the picture
+                    log.debug("orientation ignored: %s", error)
+                return _decoded(image, scale)
     except (Unreadable, Unranged):
         raise
     except Exception as error:  # decoders raise all kinds
         raise Unreadable(_reason(error)) from None
+
+
+def _opened(raw: bytes) -> Any:
+    """The picture, its head read; only formats that are pictures, for others are programs that an interpreter runs."""
+    from PIL import Image
+
+    Image.init()
+    return Image.open(io.BytesIO(raw), formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def _plan(image: Any, raw: bytes, size: int | None, budget: Budget) -> tuple[int, int]:
+    """By how much a picture is shrunk as it is read, and how many bytes reading it takes.
+
+    Raises:
+        Unreadable: more than there are.
+    """
+    wide, high = image.size
+    cost = wide * high * _bytes_a_pixel(image, raw)
+    if cost <= budget.most:
+        return 1, cost
+    factor = min(wide, high) // (2 * size) if size else 1
+    if factor >= 2 and _is_shrinkable(image):
+        image.draft(None, (wide // factor, high // factor))  # JPEG alone: eighths of a side are never even unpacked
+        left, upright = image.size
+        factor = max(1, min(left, upright) // (2 * size)) if size else 1
+        pixels = left * upright
+        own = 8 if image.mode in ("LA", "RGBA") else 4  # of pictures with transparency Pillow makes a second one
+        cost = own * pixels + pixels // factor**2 * (own + _bytes_a_pixel(image, raw))
+        if cost <= budget.most:
+            return factor, cost
+    said = (
+        f"{wide:,} x {high:,} pixels, which take {human(cost, 'B')} to decode, above the {human(budget.most, 'B')} set"
+    )
+    raise Unreadable(f"{said} by task.data.memory_mb; make it smaller" + ("" if size else ", or name task.size"))
+
+
+def _shrunk(image: Any, factor: int) -> Any:
+    """A picture that was read, several times smaller, before it is copied into any other form."""
+    from PIL import Image
+
+    wide, high = (-(-side // factor) for side in image.size)
+    return image.resize((wide, high), Image.Resampling.BILINEAR, reducing_gap=2.0)
+
+
+def _is_shrinkable(image: Any) -> bool:
+    return image.mode in ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr") and "transparency" not in image.info
+
+
+def _bytes_a_pixel(image: Any, raw: bytes) -> int:
+    """What a pixel takes at the height of reading: Pillow's own copy, NumPy's, the one that is returned."""
+    if _is_deep_png(raw):
+        return 96
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        return 48
+    return 40 if image.mode.startswith("I") or image.mode == "F" else 16
 
 
 def three_channels(image: Any) -> Tensor:
@@ -156,16 +261,15 @@ def _deep_png(raw: bytes, scale: float | None) -> Decoded | None:
 
     The lower 8 bits come from a second pass that takes the other byte of each pair, as of a file in the other order.
     """
-    kind = raw[25:26]
-    if raw[:8] != b"\x89PNG\r\n\x1a\n" or raw[24:25] != b"\x10" or kind not in (b"\x02", b"\x06"):
+    if not _is_deep_png(raw):
         return None
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    layout = "RGB" if kind == b"\x02" else "RGBA"
+    layout = "RGB" if raw[25:26] == b"\x02" else "RGBA"
     halves = []
     try:
         for order in ("B", "L"):
-            with Image.open(io.BytesIO(raw)) as image:
+            with _opened(raw) as image:
                 if len(image.tile) != 1 or image.tile[0][3] != f"{layout};16B" or "transparency" in image.info:
                     return None
                 image.tile = [image.tile[0]._replace(args=f"{layout};16{order}")]
@@ -185,6 +289,10 @@ def _deep_png(raw: bytes, scale: float | None) -> Decoded | None:
         alpha = values[..., 3:] / 65535.0
         colour = colour * alpha + (1.0 - alpha)
     return Decoded(torch.from_numpy(np.ascontiguousarray(colour.astype(np.float32).transpose(2, 0, 1))), high)
+
+
+def _is_deep_png(raw: bytes) -> bool:
+    return raw[:8] == b"\x89PNG\r\n\x1a\n" and raw[24:25] == b"\x10" and raw[25:26] in (b"\x02", b"\x06")
 
 
 def _register_heif() -> None:
@@ -210,7 +318,14 @@ def fit(x: Tensor, size: int | None) -> Tensor:
         return x
     if x.dtype == torch.uint16:
         x = to_unit(x)
+    x = _without_ends(x)
     high, wide = x.shape[-2:]
+    count = (
+        math.prod(x.shape[:-2]) * size * max(size, round(size * max(high, wide) / min(high, wide))) * x.element_size()
+    )
+    if count > LEAST:
+        shown = f"{len(x):,} pictures" if x.ndim == 4 else "a picture"
+        need(2 * count, "task.size", f"{shown} of {size:,} x {size:,} pixels", "lower task.size")
     scale = size / min(high, wide)
     new = (size, max(size, round(wide * scale))) if high <= wide else (max(size, round(high * scale)), size)
     if new != (high, wide):
@@ -221,6 +336,16 @@ def fit(x: Tensor, size: int | None) -> Tensor:
         x = flat if x.ndim == 4 else flat[0]
     top, left = (new[0] - size) // 2, (new[1] - size) // 2
     return x[..., top : top + size, left : left + size].contiguous()
+
+
+def _without_ends(x: Tensor) -> Tensor:
+    """A strip more than 16 times as long as it is wide, without the ends that are far from the square that is cut out."""
+    high, wide = x.shape[-2:]
+    short, long = min(high, wide), max(high, wide)
+    if long <= 16 * short:
+        return x
+    start = (long - 4 * short) // 2
+    return x.narrow(-1 if wide > high else -2, start, 4 * short)
 
 
 # --------------------------------------------------------------------------------------------------------------- files
@@ -269,6 +394,7 @@ class LazyImages:
         fingerprint: hash of contents and targets.
         cache: pictures kept in memory (others are ``None``).
         scale: what stored values of more than 8 bits are divided by.
+        budget: how much memory decoding one may take.
     """
 
     def __init__(
@@ -280,7 +406,9 @@ class LazyImages:
         fingerprint: str,
         cache: Sequence[Tensor | None] | None = None,
         scale: float | None = None,
+        budget: int = 1 << 30,
     ) -> None:
+        self.budget = budget
         self.files, self.y, self.size, self.shape, self.scale = list(files), y, size, shape, scale
         self._fingerprint = fingerprint
         self.cache = list(cache) if cache is not None else [None] * len(self.files)
@@ -301,7 +429,7 @@ class LazyImages:
             return kept
         file = self.files[i]
         try:
-            return fit(decode(file.read(), self.scale), self.size)
+            return fit(decode(file.read(), self.scale, self.size, Budget(self.budget)), self.size)
         except Unranged as error:
             raise unranged([(file.name, error)], file.name) from None
         except (OSError, Unreadable) as error:
@@ -354,7 +482,12 @@ def load_pictures(
     Raises:
         DataError: unreadable files, pictures of several sizes, or of values whose scale is unknown.
     """
+    from PIL import Image
+
+    # what is too large is measured against the budget, and told in our words
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     budget = memory_mb * 2**20
+    decoding = Budget(min(max(LEAST, budget), available() or budget))
     spent, lock = 0, threading.Lock()
 
     def look(file: Bytes) -> _Seen:
@@ -363,8 +496,8 @@ def load_pictures(
             raw = file.read()
             mark = hashlib.blake2b(raw, digest_size=16).digest()
             if check == "quick" and spent >= budget:
-                return _Seen(mark, _quick(raw, size))
-            found = decode_deep(raw, scale)
+                return _Seen(mark, _quick(raw, size, decoding))
+            found = decode_deep(raw, scale, size, decoding)
             x = fit(found.x, size)
         except OSError as error:
             return _Seen(fault=(error.strerror or str(error)).lower())
@@ -429,7 +562,8 @@ def load_pictures(
     if len(kept) == len(pictures) and len({p.dtype for p in kept}) == 1:
         return ArrayData(torch.stack(kept), y, fingerprint=mark), good, notes
     shape = tuple(chosen[0].shape or ())
-    return LazyImages([files[i] for i in good.tolist()], y, size, shape, mark, pictures, scale), good, notes
+    lazy = LazyImages([files[i] for i in good.tolist()], y, size, shape, mark, pictures, scale, decoding.most)
+    return lazy, good, notes
 
 
 def unranged(odd: Sequence[tuple[str, Unranged]], argument: str, of: int = 1) -> DataError:
@@ -449,16 +583,17 @@ def unranged(odd: Sequence[tuple[str, Unranged]], argument: str, of: int = 1) ->
     )
 
 
-def _quick(raw: bytes, size: int | None) -> tuple[int, ...]:
+def _quick(raw: bytes, size: int | None, budget: Budget) -> tuple[int, ...]:
     """Shape of a picture from its head alone, after a look at its end."""
-    from PIL import Image
-
     try:
-        with Image.open(io.BytesIO(raw)) as image:
+        with _opened(raw) as image:
             wide, high = image.size
+            _plan(image, raw, size, budget)
             if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
                 wide, high = high, wide
             kind = image.format
+    except Unreadable:
+        raise
     except Exception as error:
         raise Unreadable(_reason(error)) from None
     tail = raw[-4096:]

@@ -31,6 +31,7 @@ from limbeck.data.pictures import BadFiles, Bytes, Check, fit, list_pictures, lo
 from limbeck.data.splits import EmptyClasses, ready
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
+from limbeck.storage.plain import check_folder
 
 NAMES = {
     "source": {
@@ -559,6 +560,7 @@ class TorchvisionSet(PictureSource):
 
     def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
         arguments = {**more, **self.options}
+        check_folder(as_path(self.root, "task.data.root"), "task.data.root")
         for name, value in (("root", str(as_path(self.root, "task.data.root"))), ("download", self.download)):
             if name in accepted:
                 arguments.setdefault(name, value)

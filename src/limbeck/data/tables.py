@@ -15,7 +15,18 @@ import numpy as np
 import torch
 
 from limbeck.data.arrays import read_names
-from limbeck.data.cells import HEAD, Cells, Rows, coded, from_arrow, is_missing, joined_cells, number_of, taken
+from limbeck.data.cells import (
+    HEAD,
+    Cells,
+    Rows,
+    check_size,
+    coded,
+    from_arrow,
+    is_missing,
+    joined_cells,
+    number_of,
+    taken,
+)
 from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, read_targets, several_faults, shown
 from limbeck.data.delimited import read_delimited, read_text
 from limbeck.data.items import ArrayData, Splits, as_path
@@ -24,7 +35,8 @@ from limbeck.data.lookup import Lookup
 from limbeck.data.names import SPLITS, choose_splits, composed, counted, plain, same_letters, some, split_of
 from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check
 from limbeck.data.sources import PictureSource, assemble
-from limbeck.errors import ConfigError, DataError, require
+from limbeck.errors import ConfigError, DataError, LimbeckError, require
+from limbeck.storage.plain import check_folder, check_plain, read_bytes
 
 NAMES = {"source": {"hf": "HuggingFaceSet", "csv": "Table", "jsonl": "Jsonl", "parquet": "Parquet"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -535,7 +547,11 @@ class Parquet(_Tabular):
         """The rows; columns are read when they are used."""
         parquet = require("pyarrow.parquet", "language", "reading parquet")
         try:
+            check_plain(path)
+            check_size(parquet.read_metadata(path), path)
             table = parquet.read_table(path)
+        except LimbeckError:
+            raise
         except Exception as error:
             raise DataError(
                 str(path), f"cannot be read: {' '.join(str(error).split())[:200]}", expected="a parquet file"
@@ -639,6 +655,7 @@ class HuggingFaceSet(_Tabular):
             if local.suffix.lower() in source.SUFFIXES or (local.is_dir() and self._files_of(local, source.SUFFIXES)):
                 return source(self.name, **self._same).read(target, size)  # type: ignore[arg-type]
         library = require("datasets", "language", "reading Hugging Face data sets")
+        check_folder(local, "task.data.name")
         try:
             found = (
                 library.load_from_disk(str(local))
@@ -705,4 +722,4 @@ class _Cell:
         if cell is None:
             raise OSError("the cell is empty")
         raw = cell.get("bytes")
-        return bytes(raw) if raw is not None else Path(cell["path"]).read_bytes()
+        return bytes(raw) if raw is not None else read_bytes(cell["path"])

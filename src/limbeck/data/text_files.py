@@ -5,17 +5,21 @@ from __future__ import annotations
 import codecs
 import gzip
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from limbeck.data.cells import check_size
 from limbeck.data.columns import OnBadRows
 from limbeck.data.items import as_path
 from limbeck.data.listing import list_all
 from limbeck.data.names import choose_splits, counted, is_blank, some, split_of
 from limbeck.data.text import Document, TextSource, grouped
-from limbeck.errors import DataError, first_line, nearest, require
+from limbeck.errors import DataError, OutOfMemory, first_line, human, nearest, require
+from limbeck.storage.memory import available
+from limbeck.storage.plain import check_folder, check_plain, opened, read_bytes
 
 NAMES = {
     "source": {
@@ -222,7 +226,9 @@ class TextParquet(_Rows):
         files, notes = find(self.path, (".parquet",))
         for split, name, file in files:
             try:
+                check_plain(file)
                 table = parquet.ParquetFile(file)
+                check_size(table.metadata, file)
                 names = list(table.schema_arrow.names)
                 wanted = [n for n in self.columns.tops if n in names]
                 found = table.read(columns=wanted or None).to_pylist()
@@ -268,6 +274,7 @@ class TextHuggingFace(_Rows):
     def read(self) -> dict[str, list[Document]]:
         """The rows' texts; DataError names every row that holds none."""
         datasets = require("datasets", "language", "reading a Hugging Face data set")
+        check_folder(self.name, "task.data.name")
         try:
             splits = datasets.load_dataset(self.name, self.subset)
         except Exception as error:  # the library raises a dozen kinds; all mean that this name gives no data here
@@ -461,10 +468,18 @@ def _split_of(name: str) -> str:
 def load_bytes(file: Path) -> bytes:
     """A file's bytes, unpacked if its name ends in ``.gz``."""
     try:
-        raw = file.read_bytes()
-        return gzip.decompress(raw) if file.name.lower().endswith(".gz") else raw
-    except (OSError, EOFError) as error:
-        raise DataError("task.data.path", f"cannot be read: {error}", given=str(file)) from None
+        if not file.name.lower().endswith(".gz"):
+            return read_bytes(file)
+        free = available()
+        with opened(file) as stream, gzip.GzipFile(fileobj=stream) as packed:
+            raw = packed.read(-1 if free is None else free // 2)
+            if free is not None and packed.read(1):
+                said = f"{file} unpacks to more than {human(free // 2, 'B')}, half of the memory that is free"
+                raise OutOfMemory("task.data.path", said, remedy="divide it into several files")
+        return raw
+    except (OSError, EOFError, zlib.error) as error:
+        why = getattr(error, "strerror", None) or error
+        raise DataError("task.data.path", f"cannot be read: {why}", given=str(file)) from None
 
 
 _MARKS = (

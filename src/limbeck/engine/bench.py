@@ -14,6 +14,7 @@ import torch
 from limbeck.engine import distributed as dist
 from limbeck.engine import identity
 from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.room import within_memory
 from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import LimbeckError
@@ -155,7 +156,8 @@ def build_model(model: Model, task: Task, seed: int, name: str) -> Built:
         seed_modules(key_of(seed, "init", name), torch.device("cpu"))
         model.role = name
         try:
-            built = model.build(task)
+            with within_memory(name, model.config):
+                built = model.build(task)
         except LimbeckError as error:  # named by the role that the recipe calls it by
             head = error.argument.split(".")[0]
             if error.argument == "model":

@@ -28,6 +28,7 @@ from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, la
 from limbeck.engine.guard import Guard
 from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
+from limbeck.engine.room import bytes_of, telling
 from limbeck.engine.rules import Still, same_roles, same_state
 from limbeck.engine.stages import learners, reached, tuned
 from limbeck.engine.step import Seen, Stepper, add_ons
@@ -40,6 +41,7 @@ from limbeck.grammar.random import Draws, key_of, own_generators, seed_modules
 from limbeck.grammar.role import Role, cast
 from limbeck.grammar.signal import evaluating
 from limbeck.storage import store
+from limbeck.storage.memory import need
 
 Precision = Literal["fp32", "bf16"]
 
@@ -116,6 +118,11 @@ class EngineSettings(Settings):
         made = copy.copy(self)
         made.shard = ("student",) if role in self.shard else ()
         return made
+
+
+def _batch_setting(stage: Stage) -> str:
+    """What a recipe calls a stage's batch size."""
+    return f"{'teach' if stage.name == 'teacher' else 'train'}.batch_size"
 
 
 class Engine:
@@ -288,7 +295,7 @@ class Engine:
         elif stage.remember is not None and self.workspace is not None:
             self._remembered_steps(method, stage, ctx, saved, index)
         else:
-            self._run_steps(method, stage, ctx, saved, index)
+            self._steps(method, stage, ctx, saved, index)
         later = {n for s in self.stages[index + 1 :] for n in s.keep}
         self._carried |= {n: _carried(o) for n, o in self.optimisers.items() if n in later}
         if stage.finish is not None:
@@ -313,6 +320,7 @@ class Engine:
             if stage.items is not None:
                 continue
             pieces(stage, self.settings.accumulate)
+            self._fits(stage)
             for name, optim in stage.optim.items():
                 found = method.roles[name].parameters() if name in method.roles else {}
                 if found:
@@ -371,6 +379,16 @@ class Engine:
             who = name if name in ("student", "teacher") else f"role {name!r}"
             said.update(dict.fromkeys(sentences(who, found, accumulate, world, together)))
         return list(said)
+
+    def _fits(self, stage: Stage) -> None:
+        """Refuse a stage whose batches alone, without any network, are more than there is memory."""
+        rows = -(-stage.batch_size // dist.world())
+        if rows < 1024:
+            return
+        data = stage.source
+        one = bytes_of(dict(data.fetch(torch.zeros(1, dtype=torch.int64)))) if data is not None and len(data) else 0
+        where = _batch_setting(stage)
+        need((one + 16) * rows, where, f"{stage.batch_size:,} items a step", f"lower {where}")
 
     def prepare(self, method: Method) -> None:
         """All but the work: what `rehearse` checks, and taps set before anything is compiled."""
@@ -527,7 +545,7 @@ class Engine:
             self._hashes.clear()
             return
         with lock:
-            self._run_steps(method, stage, ctx, saved, index)
+            self._steps(method, stage, ctx, saved, index)
             here = [n for n, r in method.roles.items() if self._hash(n, r) != self._before.get(n)]
             moved = sorted({n for told in dist.told_by_all(here) for n in told})
             beyond = sorted(set(moved) - set(stage.roles if stage.roles is not None else moved))
@@ -559,6 +577,11 @@ class Engine:
             stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())
         self.optimisers = stepper.optimisers
         return stepper
+
+    def _steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
+        """The steps of a stage; memory that runs out is told by its batch size."""
+        with telling(_batch_setting(stage), f"lower it from {stage.batch_size:,}, or raise engine.accumulate"):
+            self._run_steps(method, stage, ctx, saved, index)
 
     def _run_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
         total, settings = stage.total, self.settings

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol, Self
 
 from limbeck.errors import ConfigError, StorageError, require
+from limbeck.storage.plain import opened, read_bytes
 
 RESERVED: Final = ("stage", "step", "wall")
 """The fields of a row that are not values. A value with such a name is written with a trailing underscore."""
@@ -76,7 +77,7 @@ class _RowFile:
         self._rows: list[tuple[str, int, Any]] | None = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            old = self.path.read_bytes() if self.path.exists() else b""
+            old = read_bytes(self.path) if self.path.exists() else b""
             rows, kept = self._parse(old)
             if kept != len(old):
                 os.truncate(self.path, kept)
@@ -121,7 +122,7 @@ class _RowFile:
             self._file = None
 
     def _read(self) -> list[tuple[str, int, Any]]:
-        return self._parse(self.path.read_bytes())[0]
+        return self._parse(read_bytes(self.path))[0]
 
     def _append(self, data: bytes) -> None:
         if self._file is None:
@@ -258,7 +259,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         return []
     rows: list[dict[str, Any]] = []
     if path.suffix == ".csv":
-        with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        with io.TextIOWrapper(opened(path), encoding="utf-8", errors="replace", newline="") as file:
             for cells in csv.DictReader(file):
                 try:
                     row: dict[str, Any] = {"stage": cells["stage"], "step": int(cells["step"])}
@@ -267,7 +268,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
                     continue
                 rows.append(row)
         return rows
-    for line in path.read_bytes().splitlines():
+    for line in read_bytes(path).splitlines():
         found = _json_row(line)
         if found is not None:
             special = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -12,6 +12,7 @@ from typing import Any
 from limbeck.engine.logs import flatten, number
 from limbeck.errors import ConfigError, first_line, require
 from limbeck.storage.disk import atomic_write
+from limbeck.storage.plain import read_json
 
 
 class TrackerLogger:
@@ -46,8 +47,8 @@ class TrackerLogger:
     def _start(self) -> None:
         ids = self.folder / "trackers.json"
         try:
-            known = json.loads(ids.read_text(encoding="utf-8")) if ids.exists() else {}
-        except ValueError:
+            known = read_json(ids) if ids.is_file() else {}
+        except (OSError, ValueError):
             known = {}
         run = known.get(self.name)
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -19,7 +20,9 @@ from limbeck.grammar.method import Batch, Data
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
 from limbeck.grammar.scores import Scores
+from limbeck.grammar.task import Task
 from limbeck.networks import FeatureNet
+from limbeck.storage.memory import need
 from limbeck.storage.store import remembered
 from limbeck.storage.weights import fingerprint, load_strict
 from limbeck.tasks.generation import Generation, sample_guided
@@ -89,6 +92,12 @@ class Sampler(Evaluator):
             "teacher": lambda: GuidedTeacher(self, bench, self.times_more),
             "ddim": lambda: GuidedTeacher(self, bench),
         }
+
+    def accept(self, task: Task) -> None:
+        """Refuse more samples than there is memory for."""
+        if isinstance(task, Generation):
+            count = 8 * self.samples * math.prod(task.train.shape)  # noise and picture
+            need(count, "evaluator.samples", f"{self.samples:,} samples to be judged", "lower evaluator.samples")
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """Metrics of a sampler for every guidance weight and number of steps, and their means.

@@ -27,6 +27,10 @@ DENSE_OUTPUTS = 2048
 """Up to so many outputs a position of a text is recorded whole; above, its likeliest tokens."""
 
 
+DEEPEST = 10_000
+"""Layers that a network of our own may be asked to have."""
+
+
 class Task(Component):
     """A family of uses. One file per family under ``limbeck.tasks``.
 

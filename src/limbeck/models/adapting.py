@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from limbeck.data.names import some
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
+from limbeck.storage.plain import read_json
 from limbeck.tasks.classification import Classification, match_classes
 
 
@@ -35,8 +35,8 @@ def outputs_in(state: Mapping[str, Tensor], module: nn.Module, outputs: int) -> 
 def read_about(path: Path) -> dict[str, Any]:
     """A run's ``student.json``, with what it says of its task on the same level."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise DataError(str(path), f"cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise DataError(str(path), "is no description of a student", given=type(found).__name__)
@@ -50,8 +50,8 @@ def names_in_config(path: Path) -> list[str] | None:
     ``None`` where there are none, or only the placeholders ``LABEL_0``, ``LABEL_1`` that transformers puts there itself.
     """
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(path)
+    except (OSError, ValueError):
         return None
     if not isinstance(config, dict):
         return None

@@ -9,7 +9,7 @@ from torch import nn
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import Model, Task
+from limbeck.grammar.task import DEEPEST, Model, Task
 from limbeck.models.pretrained import save_pretrained
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
@@ -51,6 +51,8 @@ class CausalLm(Model):
     ) -> None:
         if layers < 1 or width < 1 or heads < 1:
             raise ValueError("layers, width and heads must be 1 or more")
+        if layers > DEEPEST:
+            raise ValueError(f"layers must be at most {DEEPEST:,}")
         if width % heads or (width // heads) % 2:
             raise ValueError(f"width must be an even multiple of heads: {width} over {heads} heads does not go")
         if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):

@@ -12,7 +12,7 @@ from torch import nn
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError
 from limbeck.functional.diffusion import KINDS, Kind
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import Check, Model, Task
+from limbeck.grammar.task import DEEPEST, Check, Model, Task
 from limbeck.networks import ResidualMLP
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_state_dict, load_strict
@@ -50,6 +50,8 @@ class Denoiser(Model):
     ) -> None:
         if width < 1 or blocks < 1:
             raise ValueError("width and blocks must be 1 or more")
+        if blocks > DEEPEST:
+            raise ValueError(f"blocks must be at most {DEEPEST:,}")
         self.width, self.blocks, self.guided, self.checkpoint = width, blocks, guided, checkpoint
         self.mean_type, self.entry, self.strip = mean_type, entry, strip
         self.check: Check = check

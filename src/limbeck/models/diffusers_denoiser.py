@@ -23,6 +23,7 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.diffusers_files import Files, check_shape, read_about
 from limbeck.storage.foreign import find_weights
+from limbeck.storage.plain import check_folder
 from limbeck.storage.weights import load_state_dict, load_strict, save_state_dict
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.schedules import (
@@ -450,6 +451,7 @@ def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
     if model["architecture"] not in ("UNet2DModel", "UNet2DConditionModel", "DiTTransformer2DModel"):
         raise CheckpointCorrupt(str(folder), "unknown architecture", given=model["architecture"])
     place = folder / "student"
+    check_folder(place, "student")
     net = getattr(diffusers, model["architecture"]).from_pretrained(str(place), use_safetensors=True)
     prompts = None if model["prompts"] is None else torch.zeros(model["prompts"])
     module = DiffusersDenoiser(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from torch import nn
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 from limbeck.storage.foreign import find_weights
+from limbeck.storage.plain import check_folder, read_json
 from limbeck.storage.weights import load_strict, misfit, some
 from limbeck.tasks.schedules import PREDICTION, describe_schedule, read_scheduler, scheduler_config
 
@@ -66,6 +66,7 @@ class Files:
         import diffusers
 
         cls = getattr(diffusers, self.architecture)
+        check_folder(self.name, "name")
         path, sub = self.locate()
         more: dict[str, Any] = {"subfolder": sub} if sub else {}
         try:
@@ -186,8 +187,8 @@ def read_about(where: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        about = json.loads(path.read_text())
-    except ValueError:
+        about = read_json(path)
+    except (OSError, ValueError):
         raise CheckpointCorrupt(str(path), "it is no JSON") from None
     return about if isinstance(about, dict) else {}
 

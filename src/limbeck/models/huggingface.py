@@ -27,6 +27,7 @@ from limbeck.models.pretrained import (
     with_adapter,
 )
 from limbeck.storage.foreign import find_weights
+from limbeck.storage.plain import check_folder
 from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
@@ -122,7 +123,8 @@ class HuggingFace(LibraryModel):
         folder = Path(self.name).expanduser()
         inside = folder / "student"
         if (inside / "config.json").is_file() and not (folder / "config.json").is_file():
-            return str(inside)
+            folder = inside
+        check_folder(folder, "name")
         return str(folder) if folder.exists() else self.name
 
     def _options(self) -> dict[str, Any]:
@@ -298,8 +300,13 @@ class HuggingFace(LibraryModel):
     def opened(self, folder: Path, shape: tuple[int, ...], outputs: int) -> nn.Module:
         """The student that a run left, by the library's own folder."""
         self.name, self.revision = str(folder), None
-        self._config = transformers_library("a classifier of transformers").AutoConfig.from_pretrained(self._place())
-        return self._loaded(self._place(), self._wanted(self._place(), PICTURES, "a classifier of pictures"))
+        transformers = transformers_library("a classifier of transformers")
+        wanted = self._wanted(self._place(), PICTURES, "a classifier of pictures")
+        try:
+            self._config = transformers.AutoConfig.from_pretrained(self._place(), **self._options())
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+            raise wanted.refused(error) from None
+        return self._loaded(self._place(), wanted)
 
     # ----------------------------------------------------------------------------------------------------------- saving
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
@@ -321,7 +328,7 @@ class HuggingFace(LibraryModel):
         contract, shape = self._inputs
         if not shape:  # opened from a run's folder, which has one already
             with quiet():
-                return transformers.AutoImageProcessor.from_pretrained(self._place())
+                return transformers.AutoImageProcessor.from_pretrained(self._place(), **self._options())
         high, wide = contract.size or shape[1:]
         channels = contract.channels or shape[0]
         mean, std = (v * channels if len(v) == 1 else v for v in (contract.mean, contract.std))

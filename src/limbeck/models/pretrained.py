@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import warnings
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
 from limbeck.storage.foreign import find_weights
+from limbeck.storage.plain import read_json
 from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import misfit, same_memory, some
 from limbeck.tasks.causal import needs_code, transformers_library
@@ -147,8 +147,8 @@ def adapter_in(place: str) -> dict[str, Any] | None:
     if not path.is_file():
         return None
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found = read_json(path)
+    except (OSError, ValueError) as error:
         raise CheckpointCorrupt(str(path), f"cannot be read: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointCorrupt(str(path), "is no description of an adapter")

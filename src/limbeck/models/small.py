@@ -8,7 +8,7 @@ from typing import Literal
 
 from torch import nn
 
-from limbeck.grammar.task import Check
+from limbeck.grammar.task import DEEPEST, Check
 from limbeck.models.classifier import Classifier, needs_pictures
 
 NAMES = {"model": {"mlp": "MlpModel", "convnet": "ConvNetModel", "cifar-resnet": "CifarResNetModel"}}
@@ -89,8 +89,8 @@ class ConvNetModel(Classifier):
     ) -> None:
         if width < 1:
             raise ValueError("width must be 1 or more")
-        if depth is not None and depth < 1:
-            raise ValueError("depth must be 1 or more, or null")
+        if depth is not None and not 1 <= depth <= DEEPEST:
+            raise ValueError(f"depth must be from 1 to {DEEPEST:,}, or null")
         self.width, self.depth, self.norm, self.activation, self.pooling = width, depth, norm, activation, pooling
         self._source(checkpoint, labels, mean, std, entry, strip, check)
 
@@ -132,8 +132,8 @@ class CifarResNetModel(Classifier):
         strip: str = "",
         check: Check = "on",
     ) -> None:
-        if depth < 8 or (depth - 2) % 6:
-            raise ValueError("depth must be 6n + 2, as 20, 32, 44, 56 or 110")
+        if not 8 <= depth <= DEEPEST or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2, as 20, 32, 44, 56 or 110, and at most {DEEPEST:,}")
         if width < 1:
             raise ValueError("width must be 1 or more")
         self.depth, self.width = depth, width

@@ -13,7 +13,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from limbeck.errors import MASK, ConfigError
-from limbeck.storage.plain import read_plain
+from limbeck.storage.plain import read_text
 
 _KNOWN: dict[str, tuple[str, str]] = {}
 _USERINFO = re.compile(r"^([A-Za-z][\w+.-]*://)([^/?#]*)@", re.ASCII)
@@ -77,7 +77,10 @@ def token(variable: str | None, file: str | None) -> str | None:
             )
         where, name = "token_env", f"the environment variable {variable}"
     elif file is not None:
-        found = read_plain(Path(file).expanduser(), "token_file", _LONGEST).decode("utf-8", "replace")
+        try:
+            found = read_text(Path(file).expanduser(), "latin-1", _LONGEST)
+        except OSError as error:
+            raise ConfigError("token_file", f"{file} cannot be read: {error.strerror}") from None
         where, name = "token_file", file
     else:
         return None

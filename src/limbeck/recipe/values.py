@@ -14,6 +14,7 @@ import yaml
 
 from limbeck.errors import ConfigError, shorten
 from limbeck.recipe.scalars import encodable, scalar
+from limbeck.storage.plain import read_bytes
 
 DEPTH: Final = 32
 """How deep a recipe may nest."""
@@ -106,9 +107,7 @@ def read_yaml_file(path: Path) -> Any:
         ConfigError: the file can't be read, is no UTF-8 text, or see `read_yaml`.
     """
     try:
-        if path.stat().st_size > 4 * LIMIT:
-            raise ConfigError(str(path), f"is {path.stat().st_size} bytes long", expected="a recipe")
-        raw = path.read_bytes()
+        raw = read_bytes(path, 4 * LIMIT)
     except OSError as error:
         raise ConfigError(str(path), f"cannot be read: {error.strerror or error}") from None
     try:

@@ -14,8 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from limbeck.errors import human
 from limbeck.report.metrics import Metric, metric_of
-from limbeck.report.numbers import human, significant
+from limbeck.report.numbers import significant
 from limbeck.report.statistics import mean
 from limbeck.report.summary import Row, Summary
 

@@ -14,15 +14,6 @@ def significant(x: float, digits: int = 4) -> str:
     return f"{x:,.0f}" if 10**digits <= abs(x) < 1e7 else f"{x:.{digits - 1}e}"
 
 
-def human(x: float, unit: str = "") -> str:
-    """A count with a decimal prefix: ``950``, ``12.3 k``, ``4.56 M``, ``1.2 GB``."""
-    for scale, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= scale * 0.9995:
-            shown = x / scale
-            return f"{shown:.{2 if shown < 10 else 1 if shown < 100 else 0}f} {prefix}{unit}"
-    return f"{x:.0f} {unit}".rstrip()
-
-
 def duration(seconds: float) -> str:
     """A duration: ``0.42 s``, ``31 s``, ``4 min 10 s``, ``2 h 5 min``."""
     if not math.isfinite(seconds):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import math
 import re
 import struct
@@ -15,16 +14,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from limbeck.engine.logs import read_log
-from limbeck.errors import DataError
+from limbeck.errors import DataError, human
 from limbeck.report import figures
 from limbeck.report.figures import Curve, Picture, variable_of
 from limbeck.report.headline import footnotes, headline
 from limbeck.report.metrics import metric_of
-from limbeck.report.numbers import duration, human, ratio, significant
+from limbeck.report.numbers import duration, ratio, significant
 from limbeck.report.statistics import mean
 from limbeck.report.students import listed
 from limbeck.report.summary import Row, Summary, summarise
 from limbeck.report.table import grid
+from limbeck.storage.plain import read_bytes, read_json
 
 LARGEST_IMAGE: Final = 4 * 2**20
 MOST_PANELS: Final = 9
@@ -61,10 +61,12 @@ def load(folder: Path) -> tuple[dict[str, Any], str]:
         if not path.exists():
             continue
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = read_json(path)
             needed = ("primary", "higher_is_better", "rows" if kind == "comparison" else "metrics")
             missing = [key for key in needed if key not in data]
-        except (ValueError, TypeError, RecursionError):
+        except OSError as error:
+            raise DataError(str(path), f"cannot be read: {error.strerror}") from None
+        except (ValueError, TypeError):
             raise DataError(
                 str(path), "this is not a result that can be read", expected="JSON as a run writes it"
             ) from None
@@ -122,7 +124,7 @@ def render(folder: Path) -> str:
         classes=_classes(first),
         exports=_exports(first) if kind == "run" else [],
         notes=notes,
-        config=config.read_text(encoding="utf-8", errors="replace") if config.exists() else "",
+        config=read_bytes(config).decode("utf-8", "replace") if config.is_file() else "",
         versions=_shared(runs, "versions"),
         hardware=_shared(runs, "hardware"),
         kind=kind,
@@ -358,7 +360,7 @@ def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: 
                 path = folder / str(picture.get("file", ""))
                 try:
                     inside = path.resolve().is_relative_to(folder.resolve())
-                    data = path.read_bytes() if inside and path.stat().st_size <= LARGEST_IMAGE else b""
+                    data = read_bytes(path, LARGEST_IMAGE) if inside else b""
                 except OSError:
                     data = b""
             if not data.startswith(b"\x89PNG\r\n\x1a\n"):

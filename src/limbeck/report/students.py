@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from limbeck.report.numbers import human
+from limbeck.errors import human
 
 Node = Mapping[str, Any]
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from limbeck.errors import human
 from limbeck.report.metrics import Metric, metric_of
-from limbeck.report.numbers import brief, brief_duration, duration, human, significant
+from limbeck.report.numbers import brief, brief_duration, duration, significant
 from limbeck.report.statistics import Estimate
 from limbeck.report.summary import Result, Row, Summary, summarise
 

@@ -14,6 +14,8 @@ from limbeck.errors import CheckpointCorrupt, LimbeckError, StorageError
 from limbeck.recipe.recipe import Recipe, check
 from limbeck.recipe.values import read_yaml_file
 from limbeck.storage import store
+from limbeck.storage.disk import storing
+from limbeck.storage.plain import read_json
 
 LEAVES = (
     *(
@@ -171,7 +173,7 @@ _RECORD = "identity.json"
 
 def _record(place: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(place.read_text(encoding="utf-8"))
+        found = read_json(place)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
@@ -186,7 +188,8 @@ def read_result(path: Path) -> dict[str, Any]:
         CheckpointCorrupt: it is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        with storing(path, "read"):
+            found = read_json(path)
     except ValueError as error:
         raise CheckpointCorrupt(str(path), f"is no JSON: {error}", remedy="repeat the run with --force") from None
     if not isinstance(found, dict):

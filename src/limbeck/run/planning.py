@@ -19,14 +19,13 @@ from limbeck.engine.engine import Engine
 from limbeck.engine.memory import Memory
 from limbeck.engine.timing import Timed
 from limbeck.engine.turns import place
-from limbeck.errors import first_line
+from limbeck.errors import first_line, human
 from limbeck.grammar.evaluator import Evaluator
 from limbeck.grammar.method import Built, Data, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import own_generators
 from limbeck.grammar.task import Model
 from limbeck.recipe.recipe import Recipe, build
-from limbeck.report.numbers import human
 from limbeck.run.measures import peak_memory, sizes
 from limbeck.run.preparing import participants, prepare
 from limbeck.run.rows import evaluator_of, score_rows

@@ -16,12 +16,14 @@ from limbeck.engine import distributed as dist
 from limbeck.engine import identity
 from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
+from limbeck.engine.room import telling
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built, Setup
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
 from limbeck.grammar.task import Model, Task
 from limbeck.objectives.queries import accept_all
 from limbeck.recipe.recipe import Recipe
+from limbeck.run.fitting import check_batch, check_processes
 from limbeck.run.rows import check_baselines, evaluator_of
 
 
@@ -42,8 +44,10 @@ def prepare(
     """
     task, method = recipe.task, recipe.method
     device = dist.pick_device(recipe.engine.device)
+    check_processes(recipe.engine)
     dist.start(device)
-    task.load(recipe.seed)
+    with telling("task.data", "take fewer or smaller items (task.size), or keep fewer in memory (task.data.memory_mb)"):
+        task.load(recipe.seed)
     told: list[str] = []
     _tell(task, told, say)
     method.accept(task)
@@ -73,6 +77,11 @@ def prepare(
         part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.put(name, build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name))
+    if check:
+        check_batch(task, bench.student, recipe.train, "train", recipe.engine, device)
+        for name, model in models.items():
+            if method.participants[name].taught and not model.trained and type(model).teach is Model.teach:
+                check_batch(task, bench.built[name], recipe.teach, "teach", recipe.engine, device)
     _measure(task)
     if admit is not None:
         admit(_entering(recipe, bench))

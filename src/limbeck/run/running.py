@@ -17,6 +17,7 @@ from limbeck.engine.bench import Bench
 from limbeck.engine.engine import Engine
 from limbeck.engine.logs import check_loggers, make_loggers
 from limbeck.engine.progress import Progress
+from limbeck.engine.room import telling
 from limbeck.errors import ConfigError, LimbeckError, Stopped, StorageError
 from limbeck.export import check_format, export
 from limbeck.grammar.artifact import Artifact
@@ -33,6 +34,7 @@ from limbeck.run.restoring import bring_back
 from limbeck.run.rows import Scored, evaluator_of, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
+from limbeck.storage.memory import SMALLER
 
 
 def run(tree: dict[str, Any], out: Path | None = None, force: bool = False, quiet: bool = False) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _run_in(
         progress = Progress(enabled=main and not quiet)
         say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:
-            with own_generators(recipe.seed):
+            with own_generators(recipe.seed), telling("memory", SMALLER):
                 return _run(recipe, tree, folder, progress, say, begin if main else None)
         except Stopped as stopped:
             same = "the same command again without --force" if force else "the same command again"

@@ -5,12 +5,18 @@ Links are followed: users keep their data behind them. What a link leads to must
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import stat
-from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from limbeck.errors import DataError
+
+StrPath = str | os.PathLike[str]
+
+TEXT = 256 << 20
+"""Bytes of a file that is read as one text; data sets are read by readers of their own."""
 
 _KINDS = (
     (stat.S_ISFIFO, "a pipe"),
@@ -21,11 +27,11 @@ _KINDS = (
 )
 
 
-def special(path: Path) -> str:
+def special(path: StrPath) -> str:
     """What stands at a path, or at the end of the links there, if it is neither plain file nor folder; else ``""``.
 
     Example:
-        >>> special(Path(os.devnull)), special(Path("."))
+        >>> special(os.devnull), special(os.curdir)
         ('a device', '')
     """
     try:
@@ -41,53 +47,105 @@ def _kind(mode: int) -> str:
     return next((words for test, words in _KINDS if test(mode)), "no plain file")
 
 
-def check_plain(path: Path, argument: str) -> None:
+class NotPlain(OSError):
+    """Something else stands where a plain file was expected. Its ``strerror`` says what."""
+
+    def __init__(self, path: StrPath, kind: str) -> None:
+        super().__init__(errno.EINVAL, f"is {kind}, no plain file", os.fspath(path))
+
+
+def check_plain(path: StrPath) -> None:
     """Refuse what would hang or flood whoever reads it, before a library opens it. What is missing is not our affair.
 
     Raises:
-        DataError: it is a pipe, a socket or a device, or a link to one.
+        NotPlain: it is a pipe, a socket or a device, or a link to one.
     """
     found = special(path)
     if found:
-        raise DataError(argument, f"{path} is {found}", expected="a plain file", remedy="save its content to a file")
+        raise NotPlain(path, found)
 
 
-def open_plain(path: Path, argument: str) -> BinaryIO:
+def check_folder(folder: StrPath, argument: str) -> None:
+    """Refuse a folder in which, or below which, something else than plain files lies, before a library reads it.
+
+    Raises:
+        DataError: naming all such things.
+    """
+    found: list[str] = []
+    waiting = [os.fspath(folder)]
+    while waiting:
+        place = waiting.pop()
+        try:
+            entries = sorted(os.scandir(place), key=lambda e: e.name)
+        except OSError:  # who reads it says so
+            continue
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(entry.path)
+            elif not entry.is_file(follow_symlinks=False) and (kind := special(entry.path)):
+                found.append(f"{os.path.relpath(entry.path, folder)} is {kind}")
+    if found:
+        more = f" and {len(found) - 5} more" if len(found) > 5 else ""
+        raise DataError(
+            argument,
+            f"in {os.fspath(folder)}, {', '.join(found[:5])}{more}",
+            expected="plain files",
+            remedy="remove what is none",
+        )
+
+
+def opened(path: StrPath) -> BinaryIO:
     """A plain file, opened for reading; also when something else takes its place at this moment.
 
     Raises:
-        DataError: it is something else, or cannot be read.
+        OSError: it is something else (`NotPlain`), or cannot be opened.
     """
-    # a pipe that nobody writes to would otherwise keep the caller in `open` itself
+    # without waiting: a pipe that nobody writes to would keep the caller in `open` itself
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    check_plain(path, argument)
-    try:
-        handle = os.open(path, flags)
-    except OSError as error:
-        raise DataError(argument, f"{path} cannot be read: {error.strerror}") from None
+    check_plain(path)
+    handle = os.open(path, flags)
     kind = _kind(os.fstat(handle).st_mode)
     if kind:
         os.close(handle)
-        raise DataError(argument, f"{path} is {kind}", expected="a plain file")
+        raise NotPlain(path, kind)
     return open(handle, "rb")
 
 
-def read_plain(path: Path, argument: str, limit: int) -> bytes:
+def read_bytes(path: StrPath, limit: int | None = None) -> bytes:
     """All of a plain file.
 
     Args:
         path: the file.
-        argument: what errors call it.
         limit: how many bytes it may have.
 
     Raises:
-        DataError: it is no plain file, has more bytes, or cannot be read.
+        OSError: it is no plain file, has more bytes, or cannot be read.
     """
-    with open_plain(path, argument) as file:
-        try:
-            data = file.read(limit + 1)
-        except OSError as error:
-            raise DataError(argument, f"{path} cannot be read: {error.strerror}") from None
-    if len(data) > limit:
-        raise DataError(argument, f"{path} has more than {limit} bytes", expected="a smaller file")
-    return data
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if limit is not None and size > limit:
+            raise OSError(errno.EFBIG, f"has {size:,} bytes, more than the {limit:,} it may have", os.fspath(path))
+        return file.read() if limit is None else file.read(limit)
+
+
+def read_text(path: StrPath, encoding: str = "utf-8", limit: int = TEXT) -> str:
+    """All of a plain file of text: a configuration, a result, a list of names.
+
+    Raises:
+        OSError: see `read_bytes`.
+        UnicodeDecodeError: it is no text of this encoding.
+    """
+    return read_bytes(path, limit).decode(encoding)
+
+
+def read_json(path: StrPath, limit: int = TEXT) -> Any:
+    """What a plain JSON file holds.
+
+    Raises:
+        OSError: see `read_bytes`.
+        ValueError: it is no JSON.
+    """
+    try:
+        return json.loads(read_text(path, "utf-8-sig", limit))
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None

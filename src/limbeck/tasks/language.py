@@ -92,6 +92,8 @@ class Language(Task):
     ) -> None:
         if vocab_size < 258:
             raise ValueError("vocab_size must be 258 or more: the 256 bytes, an end and a padding token")
+        if vocab_size > 1 << 22:
+            raise ValueError(f"vocab_size must be at most {1 << 22:,}")
         if length is not None and length < 2:
             raise ValueError("length must be 2 or more: one token to read and one to predict")
         if student_documents is not None and student_documents < 1:

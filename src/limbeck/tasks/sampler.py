@@ -23,6 +23,7 @@ from limbeck.functional.diffusion import Kind, Predict, Schedule
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Built
 from limbeck.grammar.random import Draws
+from limbeck.storage.plain import read_json
 from limbeck.tasks.schedules import describe_schedule, read_schedule
 
 if TYPE_CHECKING:
@@ -471,7 +472,7 @@ class SamplerArtifact(NetworkArtifact):
 
         folder = Path(folder)
         try:
-            about = json.loads((folder / "sampler.json").read_text(encoding="utf-8"))
+            about = read_json(folder / "sampler.json")
             schedule = read_schedule(about["schedule"])
             opened = {
                 name: {int(n): opener(about)(folder / place, about) for n, place in about["students"][name].items()}
@@ -494,7 +495,7 @@ class SamplerArtifact(NetworkArtifact):
             raise CheckpointCorrupt(
                 str(error.filename or folder), "a sampler's folder holds sampler.json and its networks; this is missing"
             ) from None
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OSError) as error:
             raise CheckpointCorrupt(str(folder / "sampler.json"), f"it does not describe a sampler: {error}") from None
 
     def takes(self, steps: int) -> bool:

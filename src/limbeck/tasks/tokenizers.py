@@ -8,6 +8,7 @@ from typing import Any
 
 from limbeck.data.text import Texts
 from limbeck.errors import ConfigError, TeacherMismatch, first_line, require
+from limbeck.storage.plain import check_folder
 from limbeck.storage.store import remembered
 from limbeck.tasks.causal import needs_code, transformers_library
 
@@ -15,6 +16,7 @@ from limbeck.tasks.causal import needs_code, transformers_library
 def load_tokenizer(name: str, **options: Any) -> Any:
     """A tokenizer of the Hub or of a local folder, with a readable error where there is none."""
     transformers = transformers_library("tokenizers of the Hugging Face Hub")
+    check_folder(name, "task.tokenizer")
     try:
         return transformers.AutoTokenizer.from_pretrained(name, **{"trust_remote_code": False, **options})
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -41,13 +43,16 @@ def byte_pairs(texts: Texts, vocab_size: int) -> Any:
         core = tokenizers.Tokenizer(tokenizers.models.BPE())
         core.pre_tokenizer = level(add_prefix_space=False)
         core.decoder = tokenizers.decoders.ByteLevel()
+        spelled = [f"{d.prompt}\n{d.text}" if d.prompt else d.text for d in texts.train]
+        # a text has no more pieces than bytes, and the library takes memory for all that it is told
+        most = 258 + sum(len(text.encode("utf-8", "replace")) for text in spelled)
         trainer = tokenizers.trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=min(vocab_size, most),
             special_tokens=["<|end|>", "<|pad|>"],
             initial_alphabet=sorted(level.alphabet()),
             show_progress=False,
         )
-        core.train_from_iterator([f"{d.prompt}\n{d.text}" if d.prompt else d.text for d in texts.train], trainer)
+        core.train_from_iterator(spelled, trainer)
         return {"tokenizer": core.to_str()}
 
     documents = hashlib.blake2b(digest_size=16)

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from limbeck.data.text import Document, places_of
 from limbeck.errors import DataError, ShapeError
 from limbeck.grammar.method import Batch
+from limbeck.storage.memory import need
 from limbeck.tasks.spelling import Spelled, spell
 from limbeck.tasks.tokenizers import pad_id, special_ids
 
@@ -122,6 +123,7 @@ class TokenData:
             none = torch.zeros(0, dtype=torch.long)
             return _Made(torch.zeros(0, task.length, dtype=torch.int32), none, none, 1.0)
         rows = -(-(n - 1) // step)
+        need(8 * (rows * step + 1), "task.length", f"{rows:,} rows of {task.length:,} tokens", "lower task.length")
         flat = torch.full((rows * step + 1,), self.pad, dtype=torch.int32)
         flat[:n] = torch.tensor(stream, dtype=torch.int32)
         ids = flat.unfold(0, task.length, step).contiguous()
@@ -170,6 +172,12 @@ class TokenData:
                 given=task.length,
                 remedy="raise task.length, or keep the end of long prompts with task.long_prompts=cut",
             )
+        need(
+            8 * len(kept) * task.length,
+            "task.length",
+            f"{len(kept):,} rows of {task.length:,} tokens",
+            "lower task.length",
+        )
         ids = torch.full((len(kept), task.length), self.pad, dtype=torch.int32)
         talks = any(row.answers is not None for row in kept) and not self._prompts_count
         counts = torch.zeros(len(kept), task.length, dtype=torch.bool) if talks else None

@@ -78,3 +78,29 @@ def test_the_check_would_notice(text: str) -> None:
 )
 def test_the_check_lets_the_rest_pass(text: str) -> None:
     assert not offences(text)
+
+
+def loaders(text: str) -> list[str]:
+    """Calls that make a library's class by what a folder says, and do not tell it to leave the folder's code alone."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+            continue
+        if node.func.attr != "from_pretrained" or "Auto" not in ast.unparse(node.func.value):
+            continue
+        given = [k.arg or ast.unparse(k.value) for k in node.keywords]
+        if not any("trust_remote_code" in g or "options" in g for g in given):
+            found.append(f"{node.lineno}: {ast.unparse(node.func)}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: p.relative_to(SOURCE).as_posix())
+def test_libraries_are_told_to_run_no_code(path: Path) -> None:
+    """Not told, transformers asks on the terminal whether it may."""
+    assert loaders(path.read_text(encoding="utf-8")) == []
+
+
+def test_a_loader_that_is_not_told_would_be_noticed() -> None:
+    assert loaders("transformers.AutoConfig.from_pretrained(place)")
+    assert not loaders("transformers.AutoConfig.from_pretrained(place, **self._options())")
+    assert not loaders("transformers.AutoModel.from_pretrained(place, trust_remote_code=False)")

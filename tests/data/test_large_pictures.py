@@ -15,7 +15,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.data.pictures import Budget, File, Unreadable, decode, fit
+from limbeck.data.listing import File
+from limbeck.data.pictures import Budget, Unreadable, decode, fit
 from limbeck.data.sources import Folder
 from limbeck.errors import DataError
 from tests.data.picture_files import encode
@@ -133,5 +134,5 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         file.truncate((1 << 30) + 1)
     with pytest.raises(OSError, match="more than the 1,073,741,824"):
         File("x.png", tmp_path / "x.png").read()
-    with pytest.raises(OSError, match="a picture may have"):
+    with pytest.raises(OSError, match="more than the 1,073,741,824 it may have"):
         File("x.png", tmp_path / "x.tar", 512, 1 << 60).read()

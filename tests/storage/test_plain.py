@@ -25,7 +25,7 @@ from limbeck.data.arrays import open_npy, open_npz, read_names
 from limbeck.data.items import as_path
 from limbeck.data.sources import Arrays, Folder
 from limbeck.data.tables import HuggingFaceSet, Jsonl, Parquet, Table
-from limbeck.data.text import TextFiles, TextJsonl, TextParquet
+from limbeck.data.text_files import TextFiles, TextJsonl, TextParquet
 from limbeck.engine.logs import read_log
 from limbeck.errors import DataError, LimbeckError
 from limbeck.storage.foreign import load_foreign
@@ -258,7 +258,7 @@ def test_a_text_that_unpacks_to_more_than_memory_is_refused(tmp_path: Path, monk
     with gzip.open(tmp_path / "a.txt.gz", "wt") as file:
         file.write("word " * 100_000)
     assert len(TextFiles(str(tmp_path)).read()["all"][0].text) == 500_000
-    monkeypatch.setattr("limbeck.data.text.available", lambda: 400_000)
+    monkeypatch.setattr("limbeck.data.text_files.available", lambda: 400_000)
     with pytest.raises(LimbeckError, match=r"a\.txt\.gz unpacks to more than 200 kB, half of the memory"):
         TextFiles(str(tmp_path)).read()
 

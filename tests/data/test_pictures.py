@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from limbeck.data.listing import File
 from limbeck.data.pictures import Blob, Unranged, Unreadable, decode, fit, list_pictures, load_pictures
 from limbeck.errors import DataError
 from tests.data.picture_files import deep_png, encode, noise
@@ -351,3 +352,33 @@ def test_a_listing_tells_what_it_passed_over(tmp_path: Path) -> None:
         list_pictures(tmp_path).circles == ["a/up"]
         and "links to a folder they lie in: a/up" in list_pictures(tmp_path).notes()[0]
     )
+
+
+def test_pictures_that_do_not_fit_into_memory_are_looked_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setattr("limbeck.storage.files._GRAIN", -1.0)
+    monkeypatch.setattr("limbeck.storage.files._here", {})
+    for i in range(6):
+        Image.new("RGB", (5, 4), (i * 40, 10, 20)).save(tmp_path / f"{i}.png")
+    files = [File(f"{i}.png", tmp_path / f"{i}.png") for i in range(6)]
+    read, real = [], File.read
+
+    def counting(self: File) -> bytes:
+        read.append(self.name)
+        return real(self)
+
+    monkeypatch.setattr(File, "read", counting)
+
+    def loaded(size: int | None = None) -> str:
+        read.clear()
+        monkeypatch.setattr("limbeck.storage.files._here", {})  # as in a new process
+        items, _, _ = load_pictures(files, torch.zeros(6, dtype=torch.int64), size=size, memory_mb=0)
+        return items.fingerprint
+
+    first = loaded()
+    assert len(read) == 6 and loaded() == first and read == [], "nothing is read again"
+    assert loaded(size=2) != first and len(read) == 6, "another size is another look"
+    Image.new("RGB", (5, 4), (9, 9, 9)).save(tmp_path / "3.png")
+    assert loaded() != first and read == ["3.png"]

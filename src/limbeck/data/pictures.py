@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
@@ -25,6 +26,7 @@ from limbeck.data.listing import Listing, list_all
 from limbeck.data.names import counted, some
 from limbeck.errors import DataError, human
 from limbeck.grammar.method import Batch
+from limbeck.storage.files import Seen
 from limbeck.storage.memory import available, need
 
 log = logging.getLogger("limbeck.data")
@@ -490,13 +492,28 @@ def load_pictures(
     decoding = Budget(min(max(LEAST, budget), available() or budget))
     spent, lock = 0, threading.Lock()
 
+    # what is found of a picture that is not kept: the same as long as the file is
+    what = f"picture, size {size}, scale {scale}, {check}"
+
+    def glance(file: Bytes) -> list[Any]:
+        raw = file.read()
+        mark = hashlib.blake2b(raw, digest_size=16).hexdigest()
+        if check == "quick":
+            return [mark, _quick(raw, size, decoding), 0.0, False]
+        found = decode_deep(raw, scale, size, decoding)
+        return [mark, list(fit(found.x, size).shape), found.high, found.wide]
+
     def look(file: Bytes) -> _Seen:
         nonlocal spent
+        place = getattr(file, "path", None)
         try:
+            if spent >= budget:
+                which = f"{what}, from byte {getattr(file, 'start', -1)}"  # of an archive
+                answer = known.ask(place, which, partial(glance, file)) if place else glance(file)
+                mark, shape, high, wide = answer
+                return _Seen(bytes.fromhex(mark), shape and tuple(shape), None, "", None, high, wide)
             raw = file.read()
-            mark = hashlib.blake2b(raw, digest_size=16).digest()
-            if check == "quick" and spent >= budget:
-                return _Seen(mark, _quick(raw, size, decoding))
+            content = hashlib.blake2b(raw, digest_size=16).digest()
             found = decode_deep(raw, scale, size, decoding)
             x = fit(found.x, size)
         except OSError as error:
@@ -508,11 +525,11 @@ def load_pictures(
         with lock:
             spent += x.numel() * x.element_size()
             keep = spent <= budget
-        return _Seen(mark, tuple(x.shape), x if keep else None, "", None, found.high, found.wide)
+        return _Seen(content, tuple(x.shape), x if keep else None, "", None, found.high, found.wide)
 
     if len(files) > 5000:
         log.info("reading %d pictures", len(files))
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="limbeck-pictures") as pool:
+    with Seen() as known, ThreadPoolExecutor(min(8, os.cpu_count() or 1), "limbeck-pictures") as pool:
         seen = list(pool.map(look, files))
     odd = [(f.name, s.unranged) for f, s in zip(files, seen, strict=True) if s.unranged is not None]
     if odd:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import doctest
 import math
+from pathlib import Path
 
 import pytest
 import yaml
@@ -142,3 +143,28 @@ def test_the_value_of_an_override(text, value):
 def test_brackets_that_do_not_close():
     with pytest.raises(ConfigError, match=r"^k:\d+:\d+: not valid YAML"):
         read_value("[1, 2", "k")
+
+
+@pytest.mark.parametrize(
+    "text", ["[best].pt", "[a][b]", "[old] x/b.csv", "{a}b", "~draft", "~/x", '"a" b', "'a' or 'b"]
+)
+def test_a_word_that_begins_like_yaml_is_itself(text: str) -> None:
+    assert read_value(text, "key") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("[[1], 2]", [[1], 2]), ("'it''s'", "it's"), ("{a: [1]}", {"a": [1]}), ("~", None)]
+)
+def test_what_closes_at_its_end_is_yaml(text: str, value: object) -> None:
+    assert read_value(text, "key") == value
+
+
+def test_a_file_whose_name_begins_with_a_tilde_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from limbeck.storage.disk import expanded
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "~backup.csv").touch()
+    assert expanded("~backup.csv") == Path("~backup.csv")
+    assert expanded("~/birds") == tmp_path / "home" / "birds"
+    assert expanded("a/~b") == Path("a/~b")

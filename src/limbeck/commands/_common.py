@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from limbeck.errors import ConfigError, nearest, shorten
 from limbeck.recipe.scalars import TOKEN, encodable, scalar
+from limbeck.storage.disk import expanded
 
 TRUST = "let a run's folder run the code it names and send data where it says; remembered"
 """What ``--trust`` does, in the help of every command that opens folders."""
@@ -148,7 +149,7 @@ def folder_or_file(name: str) -> Callable[[str], Path]:
         if not text.strip():
             raise ConfigError(name, given=text, expected="a folder or file")
         try:
-            return Path(text).expanduser()
+            return Path(text) if os.path.lexists(text) else Path(text).expanduser()
         except RuntimeError as error:
             raise ConfigError(name, str(error), given=text) from None
 
@@ -169,7 +170,7 @@ def run_folder(text: str, comparisons: bool = False) -> Path:
 
 
 def _run_folder(text: str, marks: Sequence[str]) -> Path:
-    path = Path(text).expanduser()
+    path = expanded(text)
     if path.is_file() and path.name in (*marks, "result.json"):
         path = path.parent
     if not path.is_dir():

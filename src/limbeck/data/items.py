@@ -17,6 +17,7 @@ from limbeck.data.names import look_up
 from limbeck.errors import DataError
 from limbeck.grammar.method import Batch
 from limbeck.grammar.random import bits, key_of
+from limbeck.storage.disk import expanded
 from limbeck.storage.plain import special
 
 Kind = Literal["label", "labels", "number"]
@@ -73,7 +74,7 @@ def as_path(text: str | Path, argument: str) -> Path:
         DataError: it can be none (a null character, an unknown user).
     """
     try:
-        path = Path(text).expanduser()
+        path = expanded(text)
         path = path if path.exists() else look_up(path)
     except (ValueError, RuntimeError, OSError) as error:
         raise DataError(argument, f"is no path: {error}", given=str(text)) from None

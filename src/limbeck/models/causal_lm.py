@@ -11,6 +11,7 @@ from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import DEEPEST, Model, Task
 from limbeck.models.pretrained import save_pretrained
+from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
@@ -89,7 +90,7 @@ class CausalLm(Model):
         module = transformers.LlamaForCausalLM(config)
         notes = []
         if self.checkpoint is not None:
-            path = Path(self.checkpoint).expanduser()
+            path = expanded(self.checkpoint)
             path = path / "student" if (path / "student/model.safetensors").is_file() else path
             found = find_weights(path, module.state_dict(), entry=self.entry, strip=self.strip, role=self.role)
             load_strict(module, found.state, str(path), self.role)

@@ -14,6 +14,7 @@ from limbeck.functional.diffusion import KINDS, Kind
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import DEEPEST, Check, Model, Task
 from limbeck.networks import ResidualMLP
+from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_state_dict, load_strict
 from limbeck.tasks.generation import Generation
@@ -73,7 +74,7 @@ class Denoiser(Model):
         )
         notes = []
         if self.checkpoint is not None:
-            path = Path(self.checkpoint).expanduser()
+            path = expanded(self.checkpoint)
             found = find_weights(path, module.state_dict(), entry=self.entry, strip=self.strip, role=self.role)
             load_strict(module, found.state, self.checkpoint, self.role)
             notes.append(str(found))
@@ -87,7 +88,7 @@ class Denoiser(Model):
         """
         if self.mean_type is not None or self.checkpoint is None:
             return self.mean_type or "v"
-        path = Path(self.checkpoint).expanduser()
+        path = expanded(self.checkpoint)
         beside = (path if path.is_dir() else path.parent) / "sampler.json"
         try:
             said = json.loads(beside.read_text(encoding="utf-8")).get("mean_type") if beside.is_file() else None

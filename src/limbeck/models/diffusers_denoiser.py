@@ -22,6 +22,7 @@ from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.diffusers_files import Files, check_shape, read_about
+from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
 from limbeck.storage.weights import load_state_dict, load_strict, save_state_dict
@@ -299,7 +300,7 @@ class Diffusers(Model):
         """
         if self.checkpoint is None:
             return "v"
-        folder = Path(self.checkpoint).expanduser().parent
+        folder = expanded(self.checkpoint).parent
         for about in (folder, folder / "student"):
             said = read_about(about).get("mean_type")
             if said is not None:
@@ -327,7 +328,7 @@ class Diffusers(Model):
         return "what it is told for each class is new, and still to be trained: no text encoder lies in its folder"
 
     def _load_checkpoint(self, module: DiffusersDenoiser) -> str:
-        path = Path(str(self.checkpoint)).expanduser()
+        path = expanded(str(self.checkpoint))
         how: dict[str, Any] = {"entry": self.entry, "strip": self.strip, "role": self.role}
         found = find_weights(path, module.state_dict(), **how)
         into: nn.Module = module

@@ -26,6 +26,7 @@ from limbeck.models.pretrained import (
     save_pretrained,
     with_adapter,
 )
+from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
 from limbeck.storage.store import atomic_folder
@@ -120,7 +121,7 @@ class HuggingFace(LibraryModel):
 
     # ----------------------------------------------------------------------------------------------------- where it lies
     def _place(self) -> str:
-        folder = Path(self.name).expanduser()
+        folder = expanded(self.name)
         inside = folder / "student"
         if (inside / "config.json").is_file() and not (folder / "config.json").is_file():
             folder = inside
@@ -144,7 +145,7 @@ class HuggingFace(LibraryModel):
     def _checkpoint(self, module: nn.Module) -> None:
         if self.checkpoint is None:
             return
-        path = Path(self.checkpoint).expanduser()
+        path = expanded(self.checkpoint)
         found = find_weights(path, module.state_dict(), entry=self.entry, strip=self.strip, role=self.role)
         load_strict(module, found.state, self.checkpoint, self.role)
         self.notes.append(str(found))

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, first_line, require
+from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import read_json
 from limbeck.storage.store import atomic_folder
@@ -162,7 +163,7 @@ def base_of(place: str, about: Mapping[str, Any]) -> str:
         ConfigError: it names none, or a folder that is not there.
     """
     base = str(about.get("base_model_name_or_path") or "")
-    beside = [Path(base).expanduser(), Path(place).parent / base, Path(place).parent / Path(base).name]
+    beside = [expanded(base), Path(place).parent / base, Path(place).parent / Path(base).name]
     found = next((p for p in beside if base and (p / "config.json").is_file()), None)
     if found is not None:
         return str(found)

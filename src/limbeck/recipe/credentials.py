@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import os
 import re
-from pathlib import Path
 from urllib.parse import unquote
 
 from limbeck.errors import MASK, ConfigError
 from limbeck.storage.plain import read_text
+from limbeck.storage.disk import expanded
 
 _KNOWN: dict[str, tuple[str, str]] = {}
 _USERINFO = re.compile(r"^([A-Za-z][\w+.-]*://)([^/?#]*)@", re.ASCII)
@@ -78,7 +78,7 @@ def token(variable: str | None, file: str | None) -> str | None:
         where, name = "token_env", f"the environment variable {variable}"
     elif file is not None:
         try:
-            found = read_text(Path(file).expanduser(), "latin-1", _LONGEST)
+            found = read_text(expanded(file), "latin-1", _LONGEST)
         except OSError as error:
             raise ConfigError("token_file", f"{file} cannot be read: {error.strerror}") from None
         where, name = "token_file", file

@@ -21,6 +21,7 @@ from limbeck.errors import nearest, shorten
 from limbeck.grammar.settings import outside, range_words
 from limbeck.recipe.scalars import encodable, scalar
 from limbeck.recipe.values import DEPTH
+from limbeck.storage.disk import expanded
 
 
 class Mismatch(Exception):
@@ -190,7 +191,7 @@ def leaf(hint: Any, value: Any) -> Any:
 def typed(hint: Any, value: Any) -> Any:
     """A checked plain value as the Python value that a constructor takes: paths, tuples, sets."""
     if hint is Path:
-        return Path(value).expanduser()
+        return expanded(value)
     origin, args = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return typed(args[0], value)

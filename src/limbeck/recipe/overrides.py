@@ -11,6 +11,7 @@ from limbeck.errors import ConfigError, nearest, shorten
 from limbeck.grammar.card import recipe_path, recipes
 from limbeck.recipe.scalars import TOKEN, encodable
 from limbeck.recipe.values import DEPTH, read_value, read_yaml_file
+from limbeck.storage.disk import expanded
 
 _SHIPPED = Path(__file__).resolve().parents[1]
 
@@ -172,10 +173,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     text = str(name_or_path)
     if not text or not encodable(text) or "\0" in text:
         raise ConfigError("recipe", given=text, expected="the name of a recipe, a YAML file or a run folder")
-    try:
-        path = Path(text).expanduser()
-    except RuntimeError as error:
-        raise ConfigError("recipe", str(error), given=text) from None
+    path = expanded(text)
     looks_like_path = (
         isinstance(name_or_path, Path) or os.sep in text or "/" in text or path.suffix in (".yaml", ".yml")
     )

@@ -7,7 +7,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_args, get_origin
 
 from limbeck.errors import ConfigError, LimbeckError, nearest, shorten
@@ -29,6 +28,7 @@ from limbeck.recipe.schema import (
     to_plain,
 )
 from limbeck.recipe.values import read_value
+from limbeck.storage.disk import expanded
 
 NAME = re.compile(r"[A-Za-z_][\w-]*", re.ASCII)
 """How an entry of a mapping of components may be called."""
@@ -342,7 +342,7 @@ def _whole(path: Any) -> Any:
     if not isinstance(path, str) or not path:
         return path
     try:
-        return os.path.abspath(found) if (found := Path(path).expanduser()).exists() else path
+        return os.path.abspath(found) if (found := expanded(path)).exists() else path
     except (OSError, ValueError, RuntimeError):  # it can be no path: whoever reads it says so
         return path
 

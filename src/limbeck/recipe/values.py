@@ -120,17 +120,33 @@ def read_yaml_file(path: Path) -> Any:
 def read_value(text: str, source: str) -> Any:
     """The value of an override ``key=value``: a bare word, or YAML in brackets, braces or quotes.
 
+    A word that merely begins with brackets or quotes (``[best].pt``) is itself.
+
     Raises:
         ConfigError: brackets, braces or quotes that do not close.
 
     Example:
-        >>> read_value("folder:/data/my birds", "task.data"), read_value("[1, 2]", "sizes")
-        ('folder:/data/my birds', [1, 2])
+        >>> read_value("folder:/data/my birds", "task.data"), read_value("[1, 2]", "sizes"), read_value("[best].pt", "file")
+        ('folder:/data/my birds', [1, 2], '[best].pt')
     """
     text = text.strip()
-    if text[:1] in ("[", "{", '"', "'"):
-        return read_yaml(text, source)
-    return scalar(text)
+    return read_yaml(text, source) if text[:1] in _CLOSES and _encloses(text) else scalar(text)
+
+
+_CLOSES: Final = {"[": "]", "{": "}", '"': '"', "'": "'"}
+
+
+def _encloses(text: str) -> bool:
+    """Whether what a text begins with closes at its end, or never: then it is a mistake that YAML can tell."""
+    begins, closes = text[0], _CLOSES[text[0]]
+    if begins == closes:
+        return text[-1] == closes or closes not in text[1:]
+    depth = 0
+    for i, sign in enumerate(text):
+        depth += (sign == begins) - (sign == closes)
+        if not depth:
+            return i == len(text) - 1
+    return True
 
 
 class _Dumper(_SafeDumper):  # type: ignore[misc]

@@ -43,6 +43,22 @@ _OTHER_HOST_DAYS = 7  # leftovers of another machine are removed after this many
 StrPath = str | os.PathLike[str]
 
 
+def expanded(path: StrPath) -> Path:
+    """A path as it was typed, if something lies there; otherwise with a leading ``~`` or ``~user`` as that one's home.
+
+    Example:
+        >>> expanded("~nobody-by-this-name/x").as_posix()
+        '~nobody-by-this-name/x'
+    """
+    typed = Path(path)
+    if not str(typed).startswith("~") or os.path.lexists(typed):
+        return typed
+    try:
+        return typed.expanduser()
+    except RuntimeError:  # there is no such user
+        return typed
+
+
 def workspace() -> Path:
     """Where remembered stages lie: ``$LIMBECK_WORKSPACE``, or ``limbeck`` in the user's cache folder."""
     root = os.environ.get("LIMBECK_WORKSPACE")

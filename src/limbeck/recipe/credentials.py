@@ -12,8 +12,8 @@ import re
 from urllib.parse import unquote
 
 from limbeck.errors import MASK, ConfigError
-from limbeck.storage.plain import read_text
 from limbeck.storage.disk import expanded
+from limbeck.storage.plain import read_text
 
 _KNOWN: dict[str, tuple[str, str]] = {}
 _USERINFO = re.compile(r"^([A-Za-z][\w+.-]*://)([^/?#]*)@", re.ASCII)

@@ -70,7 +70,7 @@ def test_while_a_teacher_is_trained_nothing_is_bound_to_it(tmp_path: Path, monke
         self.notes.append("cut")
 
     def teach(self: Model, bench: Bench, *args: Any) -> Built:
-        seen.append((hasattr(bench.method, "roles"), bench.task.columns, list(bench.task.notes)))  # type: ignore[attr-defined]
+        seen.append((hasattr(bench.method, "roles"), bench.task.columns, list(bench.task.notes).count("cut")))  # type: ignore[attr-defined]
         assert bench.teacher is not None
         return bench.teacher
 
@@ -78,8 +78,8 @@ def test_while_a_teacher_is_trained_nothing_is_bound_to_it(tmp_path: Path, monke
     monkeypatch.setattr(Model, "teach", teach)
     recipe = build(check(load_tree("taid", ["train.steps=3", "method.alpha=0.01", "engine.device=cpu"])))
     bench = prepare(recipe, None, say=lambda text: None)
-    assert seen == [(False, None, [])]
-    assert bench.task.notes == ["cut"]  # type: ignore[attr-defined]
+    assert seen == [(False, None, 0)]
+    assert list(bench.task.notes).count("cut") == 1
     assert len(recipe.method.notes) == 1, "alpha * steps is below 2"  # type: ignore[attr-defined]
 
 

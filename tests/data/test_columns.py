@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from limbeck.data.cells import Coded, coded, decimal_comma, joined_cells, numbers_of, taken, thousands_comma
-from limbeck.data.columns import BadRows, likely_separator, read_features, read_targets
+from limbeck.data.columns import BadRows, read_features
+from limbeck.data.targets import likely_separator, read_targets
 from limbeck.errors import DataError
 
 

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from limbeck.data.cells import Cells, coded
-from limbeck.data.columns import BadRows, OnBadRows, Target, Where, read_targets, refuse_negative
+from limbeck.data.columns import BadRows, OnBadRows, Target, Where
 from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, digest, to_unit
 from limbeck.data.names import counted, plain, some
 from limbeck.data.pictures import fit, three_channels
+from limbeck.data.targets import read_targets, refuse_negative
 from limbeck.errors import DataError, LimbeckError
 from limbeck.grammar.method import Batch
 from limbeck.storage.memory import need

@@ -23,12 +23,13 @@ from limbeck.data.arrays import (
     read_names,
     targets_of,
 )
-from limbeck.data.columns import OnBadRows, Target, read_targets
+from limbeck.data.columns import OnBadRows, Target
 from limbeck.data.items import ArrayData, Items, Kind, Part, Splits, as_path, choose
 from limbeck.data.listing import File, Listing
 from limbeck.data.names import SPLITS, counted, plain, several_forms, some, split_of
 from limbeck.data.pictures import BadFiles, Bytes, Check, fit, list_pictures, load_pictures
 from limbeck.data.splits import EmptyClasses, ready
+from limbeck.data.targets import read_targets
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
 from limbeck.storage.plain import check_folder

@@ -27,7 +27,7 @@ from limbeck.data.cells import (
     number_of,
     taken,
 )
-from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, read_targets, several_faults, shown
+from limbeck.data.columns import BadRows, Decimal, OnBadRows, Target, read_features, several_faults, shown
 from limbeck.data.delimited import read_delimited, read_text
 from limbeck.data.items import ArrayData, Splits, as_path
 from limbeck.data.listing import File
@@ -35,6 +35,7 @@ from limbeck.data.lookup import Lookup
 from limbeck.data.names import SPLITS, choose_splits, composed, counted, plain, same_letters, some, split_of
 from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check
 from limbeck.data.sources import PictureSource, assemble
+from limbeck.data.targets import read_targets
 from limbeck.errors import ConfigError, DataError, LimbeckError, require
 from limbeck.storage.plain import check_folder, check_plain, read_bytes
 

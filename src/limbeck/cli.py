@@ -20,7 +20,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from limbeck.engine import interrupt
-from limbeck.errors import ConfigError, DataError, LimbeckError, OutOfMemory, Stopped, StorageError
+from limbeck.engine.terminal import heed_warnings
+from limbeck.errors import (
+    ConfigError,
+    DataError,
+    LimbeckError,
+    OutOfMemory,
+    Stopped,
+    StorageError,
+    masked,
+    visible,
+    without_secrets,
+)
 from limbeck.storage.memory import SMALLER, exhausted
 from limbeck.storage.plain import NotPlain
 
@@ -84,6 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault(name, value)
     words = list(sys.argv[1:] if argv is None else argv)
     _plain_streams()
+    heed_warnings()
     rank = os.environ.get("RANK", "0")
     try:
         with _mute() if rank != "0" else contextlib.nullcontext():
@@ -184,7 +196,7 @@ def _end(status: int, line: str) -> int:
         return status
     with contextlib.suppress(OSError, ValueError):
         who = "limbeck" if rank == "0" else f"limbeck (process {rank})"
-        text = f"{who}: {' '.join(line.split())}"
+        text = f"{who}: {visible(masked(' '.join(line.split())))}"
         print(text.encode("utf-8", "backslashreplace").decode("utf-8"), file=sys.stderr, flush=True)
     return status
 
@@ -229,14 +241,15 @@ def _crash(error: Exception, words: list[str]) -> str:
     what = what if len(what) <= 200 else what[:197] + "..."
     text = [
         f"limbeck {__version__}, Python {platform.python_version()}, {platform.platform()}",
-        f"command: limbeck {' '.join(map(repr, words))}",
+        f"command: limbeck {' '.join(repr(word) for word in words)}",
         "",
         "".join(traceback.format_exception(error)),
     ]
-    name = f"limbeck-crash-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
-    path = Path(tempfile.gettempdir()) / name
     try:
-        path.write_text("\n".join(text), encoding="utf-8", errors="backslashreplace")
+        # made by nobody else, read by nobody else, and not to be guessed beforehand
+        handle, path = tempfile.mkstemp(prefix=f"limbeck-crash-{time.strftime('%Y%m%d-%H%M%S')}-", suffix=".txt")
+        with open(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(without_secrets("\n".join(text)))
     except OSError as failure:
         return f"a defect of limbeck: {what}; its traceback could not be written: {failure.strerror}"
     return f"a defect of limbeck: {what}; please report it with {path}"

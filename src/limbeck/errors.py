@@ -62,6 +62,41 @@ def shorten(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
+_SECRETS = re.compile(
+    r"""([\w.-]*(?:password|passwd|passphrase|secret|token|api[_-]?key|credential|authorization)[\w.-]*["']?\s*[=:]\s*)"""
+    r"""(\[[^\]]*\]|\{[^}]*\}|"[^"]*"|'[^']*'|[^\s,}\]"']+)|(\bbearer\s+)\S+""",
+    re.IGNORECASE,
+)
+
+
+def without_secrets(text: str) -> str:
+    """As `masked`, and without the values of settings that are called as secrets are: for files that are sent on.
+
+    Example:
+        >>> without_secrets("run student.options={user: me, password: x} teacher=remote:http://a:b@host")
+        'run student.options={user: me, password: ***} teacher=remote:http://***@host'
+    """
+    return _SECRETS.sub(lambda m: f"{m[1] or m[3]}{MASK}", masked(text))
+
+
+# C0 and C1 controls but for tab and line feed, marks that turn the direction of text, separators of lines, lone surrogates
+_UNSEEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """A text for a terminal: what would steer it, or hide or reorder what is shown, stands there as an escape.
+
+    Names of files, classes and columns come from anywhere.
+
+    Example:
+        >>> visible("cat\x1b[2J")
+        'cat\\x1b[2J'
+    """
+    return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape", "surrogatepass").decode("ascii"), text)
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says first: its later lines speak to developers."""
     text = str(error).strip()
@@ -127,7 +162,7 @@ class LimbeckError(Exception):
         if self.expected:
             parts.append(f"expected {self.expected}")
         text = f"{self.argument}: " + ", ".join(parts) if parts else self.argument
-        return masked(f"{text}; {self.remedy}" if self.remedy else text)
+        return visible(masked(f"{text}; {self.remedy}" if self.remedy else text))
 
     @classmethod
     def unknown(cls, argument: str, name: Any, known: Iterable[str], what: str = "name") -> LimbeckError:

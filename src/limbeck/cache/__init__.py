@@ -24,6 +24,7 @@ from torch import Tensor
 
 from limbeck.cache.records import Misfits, Precision, Remaining, checksum, record, rounding, some
 from limbeck.engine import identity, interrupt
+from limbeck.engine.terminal import say
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
@@ -431,7 +432,7 @@ def build_cache(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(text, error=True)
 
 
 def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from limbeck.errors import ConfigError, nearest, shorten
+from limbeck.engine.terminal import careful
+from limbeck.errors import ConfigError, nearest, shorten, visible
 from limbeck.recipe.scalars import TOKEN, encodable, scalar
 from limbeck.storage.disk import expanded
 
@@ -194,7 +195,7 @@ def console() -> Any:
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else max(120, int(os.environ.get("COLUMNS", "0") or 0))
-    return Console(width=width, highlight=False, soft_wrap=False)
+    return careful(Console(width=width, highlight=False, soft_wrap=False))
 
 
 def table(rows: Iterable[Sequence[Any]], columns: Sequence[str], title: str = "", right: Sequence[str] = ()) -> None:
@@ -251,7 +252,13 @@ def print_json(value: Any) -> None:
     """Print a value as JSON that every reader takes: no NaN, no infinity."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     escaped = encoding.lower().replace("-", "") != "utf8"  # an escape of JSON's own, not of the terminal's
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=escaped, default=str))
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=escaped, default=str)
+    print(re.sub("[^\n\x20-\x7e]", _as_json, text))
+
+
+def _as_json(found: re.Match[str]) -> str:
+    """A character that a terminal would obey, as JSON escapes it; others as they are."""
+    return found[0] if visible(found[0]) == found[0] else json.dumps(found[0])[1:-1]
 
 
 def _finite(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.commands import _common as common
+from limbeck.engine.terminal import say
 from limbeck.errors import ConfigError
 
 TEXT = """Run several recipes over several seeds and put them in one table: means, intervals, paired differences, cost.
@@ -75,7 +76,7 @@ def show(found: Mapping[str, Any]) -> None:
     common.print_outcome(found, "")
     for label, seeds in (found.get("failed") or {}).items():
         for seed, problem in seeds.items():
-            print(f"{label}, seed {seed} failed: {problem}")
+            say(f"{label}, seed {seed} failed: {problem}")
     for name in ("report", "folder"):
         if found.get(name):
-            print(f"{name}: {found[name]}")
+            say(f"{name}: {found[name]}")

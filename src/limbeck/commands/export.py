@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
-
 from limbeck.commands import _common as common
+from limbeck.engine.terminal import say
 
 TEXT = """Write what a run made in another format, from its end or from any checkpoint, and check it against torch."""
 
 
 def _say(text: str) -> None:
-    print(f"limbeck export: {text}", file=sys.stderr)
+    say(f"limbeck export: {text}", error=True)
 
 
 def main(words: list[str]) -> int:
@@ -34,5 +33,5 @@ def main(words: list[str]) -> int:
     interrupt.install()
     out = args.out or folder / "export" / args.format
     with trusting(args.trust):
-        print(export(folder, args.format, out, checkpoint=args.checkpoint, say=_say))
+        say(export(folder, args.format, out, checkpoint=args.checkpoint, say=_say))
     return 0

@@ -7,6 +7,7 @@ from typing import Any
 
 from limbeck.commands import _common as common
 from limbeck.commands.run import missing_recipe
+from limbeck.engine.terminal import say
 
 TEXT = """Tell what a recipe will cost, from a few real steps: parameters, memory, time of every part, size of a cache.
 
@@ -42,7 +43,7 @@ def main(words: list[str]) -> int:
         common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:5])
     common.table(_rows(found), ["what", "value"], "" if parts else f"plan of {tree['name']}")
     for line in (*found.get("notes", []), *found.get("advice", [])):
-        print(line)
+        say(line)
     return 0
 
 

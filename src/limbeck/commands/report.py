@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from limbeck.commands import _common as common
+from limbeck.engine.terminal import say
 
 TEXT = """Write report.html of a run, or of a comparison, again from what its folder holds."""
 
@@ -15,5 +16,5 @@ def main(words: list[str]) -> int:
     folder = common.run_folder(args.run, comparisons=True)
     from limbeck.report import write_report
 
-    print(write_report(folder))
+    say(write_report(folder))
     return 0

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from limbeck.commands import _common as common
+from limbeck.engine.terminal import say
 from limbeck.errors import ConfigError
 
 TEXT = """Run a recipe: teacher, student alone, distillation, judgement, report.
@@ -111,9 +112,9 @@ def summarise(result: Mapping[str, Any]) -> None:
     told = () if result.get("reused") else result.get("notes", ())
     common.print_outcome(result, f"{result.get('recipe')}, seed {result.get('seed')}", told)
     for form, place in (result.get("exports") or {}).items():
-        print(f"{form}: {place if isinstance(place, str) else common.figure(place)}")
+        say(f"{form}: {place if isinstance(place, str) else common.figure(place)}")
     folder = result.get("folder")
     if result.get("reused"):
-        print(f"This run was finished before: {folder}; --force repeats it.")
+        say(f"This run was finished before: {folder}; --force repeats it.")
     elif folder:
-        print(f"{folder}: report.html, result.json, the student, logs ({result.get('wall_seconds', 0.0):.0f} s)")
+        say(f"{folder}: report.html, result.json, the student, logs ({result.get('wall_seconds', 0.0):.0f} s)")

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from limbeck.compare.items import difference
 from limbeck.engine import interrupt
+from limbeck.engine.terminal import say
 from limbeck.errors import ConfigError, LimbeckError, Stopped, require
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.recipe.trust import is_trusting
@@ -163,7 +164,7 @@ def _say_students(trees: dict[str, dict[str, Any]]) -> None:
             students.append(student := Student([], tree["student"]))
         student.rows.append(label)
     if len(students) > 1:
-        print(f"-- {said(students)} {remedy(students)}".rstrip(), file=sys.stderr)
+        say(f"-- {said(students)} {remedy(students)}".rstrip(), error=True)
 
 
 def _finished(job: Job, tree: dict[str, Any]) -> bool:
@@ -215,7 +216,7 @@ def _runner(
 
         for label, seed, folder in jobs:
             if not quiet:
-                print(f"-- {label}, seed {seed}", file=sys.stderr)
+                say(f"-- {label}, seed {seed}", error=True)
             try:
                 tree = tree_of((label, seed, folder))
                 # an interrupted run goes on; another run's leftovers are replaced

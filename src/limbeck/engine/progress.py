@@ -10,6 +10,8 @@ from collections import deque
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from limbeck.engine.logs import process_rank
+from limbeck.engine.terminal import careful
+from limbeck.errors import masked, visible
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -127,7 +129,7 @@ class Progress:
         if self.quiet:
             return
         if self._rich is not None:
-            self._rich.console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._rich.console.print(masked(text), markup=False, highlight=False, soft_wrap=True)
         else:
             self._write(text)
 
@@ -189,7 +191,7 @@ class Progress:
 
     def _write(self, text: str) -> None:
         try:
-            self._file.write(text + "\n")
+            self._file.write(visible(masked(text)) + "\n")
             self._file.flush()
         except (OSError, ValueError):
             self.quiet = True  # nobody listens any more; that is no reason to stop a run
@@ -199,7 +201,7 @@ class Progress:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-            console = Console(file=self._file)
+            console = careful(Console(file=self._file))
             self._rich = Progress(
                 TextColumn("[bold]{task.description}"),
                 BarColumn(bar_width=24),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.engine.logs import flatten, number
+from limbeck.engine.terminal import say
 from limbeck.errors import ConfigError, first_line, require
 from limbeck.storage.disk import atomic_write
 from limbeck.storage.plain import read_json
@@ -107,7 +108,7 @@ class TrackerLogger:
             self._tracker.log(values, step=step)
         except Exception as error:
             self._failed = True
-            print(f"limbeck: {self.name} failed ({error}); the run goes on without it", file=sys.stderr)
+            say(f"limbeck: {self.name} failed ({error}); the run goes on without it", error=True)
 
     def resume(self, stage: str, step: int) -> None:
         """Nothing: trackers keep what they were given, with its step."""
@@ -135,7 +136,7 @@ class TrackerLogger:
             try:
                 self._tracker.finish()
             except Exception as error:
-                print(f"limbeck: {self.name} could not finish ({error})", file=sys.stderr)
+                say(f"limbeck: {self.name} could not finish ({error})", error=True)
             self._tracker = None
             self._failed = True
 

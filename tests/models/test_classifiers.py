@@ -446,6 +446,32 @@ def test_torchvision_weights_by_their_own_names(monkeypatch: pytest.MonkeyPatch)
         Torchvision("shufflenet_v2_x0_5", weights="IMAGENET1K_V2").build(fish)
 
 
+@pytest.mark.parametrize("name", ["shufflenet_v2_x0_5", "regnet_y_400mf"])
+def test_of_torchvision_s_weights_the_last_layer_alone_is_new_and_said(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Tensors of another shape, and names that the network lacks, were passed over without a word."""
+    from torchvision import models
+
+    state = models.get_model(name, weights=None).state_dict()
+    entry = models.get_model_weights(name).DEFAULT
+    given = [state]
+    monkeypatch.setattr(type(entry), "get_state_dict", lambda self, *args, **more: dict(given[0]))
+    task = task_of(["left", "right"], (3, 32, 32))
+    built = Torchvision(name, weights="DEFAULT").build(task)
+    assert f"a new last layer of 2 outputs is put on {name} in place of its own of 1000" in built.notes[0]
+    mine = built.module.state_dict()
+    assert {k for k in state if not torch.equal(mine[k], state[k])} == {"fc.weight", "fc.bias"}
+    first = next(k for k in state if k.endswith("weight"))
+    for change, said in (
+        ({first: torch.ones(2)}, r"is \[2\] and should be"),
+        ({"more.weight": torch.ones(1)}, "unexpected more"),
+    ):
+        given[0] = {**state, **change}
+        with pytest.raises((ShapeError, CheckpointCorrupt), match=said):
+            Torchvision(name, weights="DEFAULT").build(task)
+
+
 @pytest.mark.parametrize(
     ("model", "said"),
     [

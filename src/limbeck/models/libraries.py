@@ -253,7 +253,12 @@ class Torchvision(LibraryModel):
                 remedy="name local weights with checkpoint=FILE",
             ) from None
         module = self._create(models, num_classes=outputs)
-        with torch.device("meta"):  # what changes its shape with the number of classes is the last layer
+        if hasattr(module, "transform_input"):
+            module.transform_input = True  # as the library builds it where it loads these weights  # type: ignore[assignment]
+        try:  # what changes its shape with the number of classes is the last layer
+            with torch.device("meta"):
+                other = self._create(models, num_classes=outputs + 1).state_dict()
+        except ConfigError:  # a few compute with tensors while they are made
             other = self._create(models, num_classes=outputs + 1).state_dict()
         head = {k: v for k, v in module.state_dict().items() if v.shape != other[k].shape}
         load_strict(module, {**{k: v for k, v in state.items() if k not in head}, **head}, str(entry), self.role)

@@ -254,7 +254,7 @@ class Torchvision(LibraryModel):
             ) from None
         module = self._create(models, num_classes=outputs)
         if hasattr(module, "transform_input"):
-            module.transform_input = True  # as the library builds it where it loads these weights  # type: ignore[assignment]
+            setattr(module, "transform_input", True)  # noqa: B010 (as the library builds it where it loads these weights)
         try:  # what changes its shape with the number of classes is the last layer
             with torch.device("meta"):
                 other = self._create(models, num_classes=outputs + 1).state_dict()

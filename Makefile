@@ -6,7 +6,8 @@
 #   TORCH=cpu           torch without CUDA (smaller), where torch's own index can be reached
 #   WHEELS=DIR          install from a folder of wheels, without a network (hatchling and editables belong in it too)
 #   UV=                 use pip even where uv is on the path; PIP_ARGS=... are passed on to it
-#   ARGS="-k taid"      passed on to pytest, the demo or the benchmarks
+#   ARGS="-k taid"      passed on to pytest, the demo or the benchmarks; ARGS=--all runs the expensive tests too
+#   JOBS=2              how many processes share the tests
 
 SHELL  := /bin/sh
 VENV   ?= .venv
@@ -14,6 +15,7 @@ EXTRAS ?= dev
 UV     ?= $(shell command -v uv 2>/dev/null)
 BIN    := $(VENV)/bin
 ARGS   ?=
+JOBS   ?= 2
 PIP_ARGS ?=
 PY     := "$(BIN)/python"
 
@@ -80,7 +82,7 @@ demo: setup ## the main job on real data: teacher, student alone, distilled; one
 	@$(PY) -m limbeck demo --out demo $(ARGS)
 
 test: setup ## the test suite
-	@$(TEST_ENV) $(PY) -m pytest $(ARGS)
+	@$(TEST_ENV) $(PY) -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 lint: setup ## ruff and mypy
 	@$(PY) -m ruff check .

@@ -248,6 +248,58 @@ class Ticks:
         return (self.ended - self.began) / (self.last - self.first)
 
 
+class Between:
+    """A progress display that takes other people's steps between two of the engine's, and times each by this thread's CPU.
+
+    So every variant meets the same moment of the machine, step by step; who comes first changes from step to step.
+
+    Args:
+        others: by name, a function that takes one step.
+        warm: steps that are not counted.
+
+    Attributes:
+        seconds: CPU seconds of every step, by name; the engine's is ``engine``.
+    """
+
+    def __init__(self, others: Mapping[str, Callable[[], Any]], warm: int) -> None:
+        from limbeck.engine.progress import Progress
+
+        self._null = open(os.devnull, "w")  # noqa: SIM115 - closed in close
+        self._shown = Progress(file=self._null, rank=0)
+        self.others, self.warm, self.done, self._began = dict(others), warm, 0, 0.0
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("engine", *others)}
+
+    def stage(self, name: str, total: int | None, done: int = 0) -> None:
+        """A stage begins."""
+        self._shown.stage(name, total, done)
+
+    def advance(self, n: int = 1, **metrics: Any) -> None:
+        """The engine has taken a step: now the others take theirs."""
+        self._shown.advance(n, **metrics)
+        if not n:
+            return
+        counted = self.done >= self.warm
+        if counted:
+            self.seconds["engine"].append(time.thread_time() - self._began)
+        names = list(self.others)
+        turn = self.done % len(names) if names else 0
+        for name in names[turn:] + names[:turn]:
+            began = time.thread_time()
+            self.others[name]()
+            if counted:
+                self.seconds[name].append(time.thread_time() - began)
+        self.done += 1
+        self._began = time.thread_time()
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Let the null device go."""
+        self._shown.close()
+        self._null.close()
+
+
 # ----------------------------------------------------------------------------------------------------- memory
 
 

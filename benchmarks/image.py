@@ -16,7 +16,7 @@ import statistics
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from benchmarks import peers
-from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
+from benchmarks.harness import Between, Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
 from limbeck.cache import build_cache
 from limbeck.engine.engine import Engine
 from limbeck.engine.logs import make_loggers
@@ -58,12 +58,16 @@ class Settings:
 
     large: Case = Case("large", {"kind": "resnet18"}, {"kind": "resnet10t"}, 32, 3, 100, 32, steps=8, rounds=9)
     small: Case = Case("small", {"kind": "small", "width": 16}, {"kind": "small"}, 8, 1, 10, 32, steps=100, rounds=25)
+    interleaved: int = 2000  # small steps that are taken in turn with the others' one by one
+    recorded: int = 60  # large ones, with a recorded teacher
 
 
 _TINY = {"kind": "small", "width": 4}
 TOY = Settings(
     Case("large", _TINY, _TINY, 8, 3, 4, 4, steps=2, rounds=1, warm=1),
     Case("small", _TINY, _TINY, 8, 1, 4, 4, steps=2, rounds=1, warm=1),
+    interleaved=4,
+    recorded=2,
 )
 
 
@@ -351,6 +355,54 @@ def measure(report: Report, case: Case, say: Say) -> dict[str, list[float]]:
     return raw
 
 
+def in_turn(report: Report, case: Case, steps: int, cached: bool, say: Say) -> dict[str, list[float]]:
+    """One engine's run between whose steps others take theirs: CPU seconds of every step of everybody.
+
+    Args:
+        report: a peer that is missing is told there.
+        case: the pair of networks.
+        steps: how many are counted.
+        cached: the engine's teacher is a recording, and the others train the student alone.
+        say: told how far it is.
+    """
+    case = replace(case, steps=steps + case.warm)
+    say(f"{case.name}, {steps} steps in turn")
+    with tempfile.TemporaryDirectory() as place:
+        pair = Pair(case, Path(place))
+        made: dict[str, Step] = {"student only": student_only(pair)} if cached else {"floor": floor(pair)}
+        if not cached:
+            with report.peer(f"{case.name}, in turn: timm LogitDistillationTask"):
+                made["timm"] = timm_task(pair)
+        ours = Between({name: _of(step, pair.batches()) for name, step in made.items()}, case.warm)
+        recipe = pair.cached if cached else pair.online
+        with warnings.catch_warnings(), make_loggers(["csv", "jsonl", "tensorboard"], Path(place) / "logs", {}) as logs:
+            warnings.simplefilter("ignore")
+            Engine(recipe.engine, recipe.seed, Path(place) / "run", None, logs, ours).run(recipe.method)
+        ours.close()
+    return ours.seconds
+
+
+def _of(step: Step, batches: Iterator[tuple[Tensor, Tensor]]) -> Callable[[], Any]:
+    return lambda: step(*next(batches))
+
+
+def against_timm(report: Report, seconds: dict[str, list[float]]) -> None:
+    """What the engine's step and timm's cost over the floor: medians of the steps taken in turn."""
+    middle = {name: 1000 * statistics.median(values) for name, values in seconds.items()}
+    over = {name: value - middle["floor"] for name, value in middle.items()}
+    for name, value in middle.items():
+        shown = {"engine": "limbeck, online", "timm": "timm LogitDistillationTask"}.get(name, name)
+        cells = {"ms": value, "of the floor": f"{value / middle['floor']:.3g}", "ms over it": over[name]}
+        report.rows.append(Row(f"small, in turn: {shown}", cells))
+    limit = 3 * max(over["timm"], 0.08) if "timm" in over else 0.24
+    why = (
+        "three times timm's"
+        if "timm" in over and over["timm"] > 0.08
+        else "three times timm's on a quiet machine, 0.08"
+    )
+    report.checks.append(Check(f"small step in turn, milliseconds over the floor ({why})", over["engine"], limit))
+
+
 def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     """The step beside its floor."""
     settings = settings or Settings()
@@ -365,6 +417,14 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
         Check("large step with a recorded teacher over the floor", recorded, 0.75),
         Check("small step, milliseconds over the floor", statistics.median(over), 0.7),
     ]
+    against_timm(
+        report,
+        report.raw.setdefault("small, in turn", in_turn(report, settings.small, settings.interleaved, False, say)),
+    )
+    turns = in_turn(report, settings.large, settings.recorded, True, say)
+    report.raw["large, recorded, in turn"] = turns
+    share = statistics.median(a / b for a, b in zip(turns["engine"], turns["student only"], strict=True))
+    report.checks.append(Check("large step with a recorded teacher over training the student alone", share, 1.03))
     alone = statistics.median(ratios(large, "student only", "floor"))
     report.notes.append(
         f"a recorded teacher that costs nothing would give {alone:.2f} of the floor for these two networks"

@@ -716,7 +716,7 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         "engine/guard.py",
-        "if any(f.item() for f in flags) or not all(math.isfinite(v.item()) for v in values):",
+        "if self._seen.item() or not all(math.isfinite(v.item()) for v in values):",
         "if False:",
         GUARD,
         "nothing is checked",

@@ -116,6 +116,19 @@ def by_trainer(size: int, accumulate: int, place: Path, bf16: bool = False) -> t
     return dict(model.state_dict()), float(trainer.state.log_history[0]["loss"])
 
 
+class Rows:
+    """The rows as data."""
+
+    fingerprint = "rows"
+
+    def __len__(self) -> int:
+        return 8
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The rows."""
+        return {k: v[items] for k, v in rows().items()}
+
+
 class Tokens(ToyTask):
     """Rows of tokens, as the language task feeds and judges them."""
 
@@ -124,14 +137,7 @@ class Tokens(ToyTask):
 
     def __init__(self) -> None:
         super().__init__()
-        self.train = self  # type: ignore[assignment]
-
-    def __len__(self) -> int:
-        return 8
-
-    def fetch(self, items: Tensor) -> Batch:
-        """The rows."""
-        return {k: v[items] for k, v in rows().items()}
+        self.train = Rows()  # type: ignore[assignment]
 
 
 def language_by_engine(**settings: Any) -> Learnt:

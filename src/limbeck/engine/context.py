@@ -74,21 +74,20 @@ class RunContext:
     def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
         """Feed a batch to a role through its contract; outputs in the task's class order, and tapped activations."""
         r = self._role(role)
-        answer = getattr(r.module, "answer", None)
-        if answer is not None:
-            signal: Signal = answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
+        # asked of the class: a network looks for what it lacks among all its parts
+        if hasattr(type(r.module), "answer"):
+            signal: Signal = r.module.answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
         else:
-            tap = r.taps(tuple(taps)) if isinstance(r.module, nn.Module) else None
-            feed = r.feed or self.task.feed
-            fed, x = batch, batch.get("x")
-            if isinstance(x, Tensor) and not r.contract.idle:
-                fed = {**batch, "x": r.contract.inputs(x)}
+            tap = r.taps(tuple(taps)) if taps or r.tap is not None else None
+            feed, x = r.feed or self.task.feed, batch.get("x")
+            if not r.contract.idle and isinstance(x, Tensor):
+                batch = {**batch, "x": r.contract.inputs(x)}
             if tap is None and self._engine.plain:
                 with self._graph(r, grad):
-                    signal = Signal(r.contract.outputs(feed(r.call, fed)))
+                    signal = Signal(r.contract.outputs(feed(r.call, batch)))
             else:
                 with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
-                    out = r.contract.outputs(feed(r.call, fed))
+                    out = r.contract.outputs(feed(r.call, batch))
                 signal = Signal(out, dict(tap.acts) if tap else {})
         self.signals[role] = signal
         return signal

@@ -675,7 +675,7 @@ class Engine:
         bad = guard.found(wait) if guard is not None else None
         if guard is None or bad is None:
             return
-        guard.late = False
+        guard.again()
         for micro in self.batches(stepper.stage, bad, bad + 1):
             stepper.take(bad, micro)
         guard.not_repeated(bad)

@@ -61,7 +61,7 @@ class Guard:
         # processes would have to agree on the step they take again, and so wait for each other at every step
         alone = dist.world() == 1
         self.late = device.type in LATE_ON and heeding and alone and not moving and not watching
-        self._one = torch.ones((), device=device)
+        self._one, self._seen = torch.ones((), device=device), torch.zeros((), device=device)
         self._first = torch.full((), -1, dtype=torch.int64, device=device)  # the first bad step; -1: none so far
         self._arrived: tuple[Tensor, Any] | None = None  # a copy of it on its way to the host
 
@@ -91,17 +91,17 @@ class Guard:
             NonFinite: the phase is not finite; where the answer comes late, `found` gives it instead.
         """
         values = list(norms.values())
-        flags = [self._look(g) for r, g in grads.items() if r not in norms]
+        for r, g in grads.items():
+            if r not in norms:
+                self._look(g)
         if losses:
             loss = losses[0] if len(losses) == 1 else sum(losses[1:], losses[0])
             values.append(dist.sum_over_ranks(loss))
-        if not values and not flags:
-            return
         if self._first.device.type == "cpu" and not self.late:  # reading is free
-            if any(f.item() for f in flags) or not all(math.isfinite(v.item()) for v in values):
+            if self._seen.item() or not all(math.isfinite(v.item()) for v in values):
                 self._report(step, earlier, grads, phase, seen)
             return
-        wrong = torch.stack([f > 0 for f in flags] + [~torch.isfinite(v) for v in values]).any()
+        wrong = torch.stack([self._seen > 0, *(~torch.isfinite(v) for v in values)]).any()
         if self.late:
             bad = (self._first < 0) & wrong
             self._first = torch.where(bad, step, self._first)
@@ -110,18 +110,16 @@ class Guard:
         elif wrong.item():  # one number decides, for reading it waits for the device
             self._report(step, earlier, grads, phase, seen)
 
-    def _look(self, grads: list[Tensor]) -> Tensor:
-        """1 where some number in these gradients is not finite, else 0; on their device, without waiting.
+    def _look(self, grads: list[Tensor]) -> None:
+        """Note in ``_seen`` whether some number in these gradients is not finite; on their device, without waiting.
 
         By what torch's gradient scalers look with: one operation, however many gradients there are. It also multiplies
         them, by one.
         """
-        found = torch.zeros_like(self._one)
         try:
-            torch._amp_foreach_non_finite_check_and_unscale_(grads, found, self._one)
+            torch._amp_foreach_non_finite_check_and_unscale_(grads, self._seen, self._one)
         except (RuntimeError, NotImplementedError):  # complex numbers, or a device that has no such operation
-            found = (~torch.isfinite(_norm(grads))).float()
-        return found
+            self._seen += (~torch.isfinite(_norm(grads))).float()
 
     def found(self, wait: bool = False) -> int | None:
         """The first step that was not finite, as far as it is known without waiting for the device; ``None``: none."""
@@ -142,6 +140,11 @@ class Guard:
             return None
         self._arrived = None
         return int(here) if int(here) >= 0 else None
+
+    def again(self) -> None:
+        """A step is taken again: its answer is waited for, and what was noted of the first attempt is forgotten."""
+        self.late = False
+        self._seen.zero_()
 
     def not_repeated(self, step: int) -> NoReturn:
         """A step that was not finite, and is finite when it is taken again."""

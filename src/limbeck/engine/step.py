@@ -339,9 +339,10 @@ class Stepper:
                 expected="an optimiser for every role that a term may update",
                 remedy="name them in the stage's optim, or in the method's learners",
             )
-        for r in touched:
-            if not roles[r].shard:
-                dist.sum_gradients(self._held[r])
+        if self.world > 1:
+            for r in touched:
+                if not roles[r].shard:
+                    dist.sum_gradients(self._held[r])
         for r in touched:
             self._lay_out(r)
         grads = {r: [g for p in self._held[r] if (g := p.grad) is not None] for r in touched}

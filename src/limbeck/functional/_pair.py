@@ -65,9 +65,9 @@ def relative(log_a: Tensor, log_b: Tensor) -> Tensor:
 
 
 def relative_finite(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """The same for two distributions whose log-probabilities are all finite: half the operations."""
+    """The same for two distributions whose log-probabilities are all finite: half the operations. Rounding may give -1e-8."""
     a, b = log_a.exp(), log_b.detach().exp()  # sums of probabilities are constant, so the added terms need no graph
-    return not_negative(torch.addcmul(b - a.detach(), a, log_a - log_b).sum(-1))
+    return torch.addcmul(b - a.detach(), a, log_a - log_b).sum(-1)
 
 
 def quick(
@@ -98,7 +98,8 @@ def quick(
         student, teacher = student / temperature, teacher / temperature
     log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
     value = relative_finite(log_p, log_q) if forward else relative_finite(log_q, log_p)
+    plain = value.detach().clamp_min_(0.0)  # in place: rounding may have pushed it below zero
     try:
-        return value if math.isfinite(value.detach().sum().item()) else None
+        return value if math.isfinite(plain.sum().item()) else None
     except RuntimeError:  # inside vmap a value has no number
         return None

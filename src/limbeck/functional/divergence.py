@@ -73,8 +73,9 @@ def kl(
         >>> round(kl(z, torch.tensor([[2.0, 1.0, 0.0]])).item(), 6)
         1.150421
     """
-    choose("direction", direction, Direction, "direction")
-    where = as_mask(where, student.shape[:-1])
+    if direction not in ("forward", "reverse"):
+        choose("direction", direction, Direction, "direction")
+    where = None if where is None else as_mask(where, student.shape[:-1])
     values = quick(student, teacher, temperature, where, direction == "forward")
     if values is not None:
         return keep(scaled(values, temperature, scale_t2), where)

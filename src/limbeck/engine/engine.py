@@ -25,7 +25,7 @@ from limbeck.engine import identity, interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
-from limbeck.engine.guard import Guard
+from limbeck.engine.guard import Guard, reading_is_free
 from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
 from limbeck.engine.room import bytes_of, telling
@@ -607,7 +607,7 @@ class Engine:
         if self.logs is not None and dist.rank() == 0:
             self.logs.resume(stage.name, start + 1)
         saved_at, overdue, done = time.monotonic(), False, start
-        reading = self.device.type == "cpu"
+        reading = reading_is_free(self.device)
         self._mark = (stage.name, time.perf_counter())
         for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
             overdue = self._poll(

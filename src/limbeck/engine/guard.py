@@ -28,8 +28,16 @@ if TYPE_CHECKING:
 LATE_ON = ("cuda",)
 """Devices on which reading a number waits for everything that was asked before it."""
 
+FREE_ON = ("cpu",)
+"""Devices on which reading a number costs less than an operation."""
+
 HEEDING = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, torch.optim.Adagrad)
 """Optimisers whose fused form skips its step where ``found_inf`` is set."""
+
+
+def reading_is_free(device: torch.device) -> bool:
+    """Whether a number may be read at every step."""
+    return device.type in FREE_ON
 
 
 class Guard:
@@ -97,7 +105,7 @@ class Guard:
         if losses:
             loss = losses[0] if len(losses) == 1 else sum(losses[1:], losses[0])
             values.append(dist.sum_over_ranks(loss))
-        if self._first.device.type == "cpu" and not self.late:  # reading is free
+        if reading_is_free(self._first.device) and not self.late:
             if self._seen.item() or not all(math.isfinite(v.item()) for v in values):
                 self._report(step, earlier, grads, phase, seen)
             return
@@ -232,4 +240,4 @@ def _together(told: list[Found], first: Found) -> Found:
     return Found(items, first.why, fields, sum(f.of for f in told) if first.why else first.of)
 
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "reading_is_free"]

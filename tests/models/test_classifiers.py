@@ -571,3 +571,24 @@ def test_models_by_their_names_in_recipes() -> None:
     made = make(Model, node, "teacher")
     assert isinstance(made, EnsembleOf) and isinstance(made.members[1], CifarResNetModel)
     assert isinstance(made.members[0], MlpModel) and made.members[0].hidden == [3]
+
+
+def test_a_run_that_made_no_classifier_says_how_its_network_is_named(tmp_path: Path) -> None:
+    from limbeck.models.from_run import FromRun
+    from tests.tasks.texts import small
+
+    (tmp_path / "student.json").write_text(
+        json.dumps({"model": {"use": "denoiser", "width": 8, "guided": True, "checkpoint": None}})
+    )
+    (tmp_path / "student.safetensors").touch()
+    with pytest.raises(ConfigError, match=r"Language wants another kind of network.*name its network: ") as caught:
+        FromRun(str(tmp_path)).build(small())
+    words = str(caught.value).split("name its network: ")[1].split()
+    role = words[0].split("=")[0]
+    assert words == [
+        f"{role}=denoiser", f"{role}.width=8", f"{role}.guided=true", f"{role}.checkpoint={tmp_path / 'student.safetensors'}"
+    ]  # fmt: skip
+    (tmp_path / "student.safetensors").unlink()
+    (tmp_path / "student").mkdir()
+    with pytest.raises(ConfigError, match=rf"name its network: \w+=hf:{tmp_path / 'student'}$"):
+        FromRun(str(tmp_path)).build(small())

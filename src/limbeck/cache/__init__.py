@@ -379,7 +379,7 @@ def build_cache(
                 raise CacheMismatch(
                     str(out),
                     f"the folder holds another recording{old}; what differs: {', '.join(other)}",
-                    remedy="choose another --out, or delete it",
+                    remedy=f"choose another --out, or delete the folder {out}",
                 )
             _say(f"limbeck cache: {out} holds this recording already; nothing was written")
             return _told(out, known)

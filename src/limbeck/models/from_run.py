@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 from limbeck.data.items import as_path
 from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Built
@@ -35,14 +38,21 @@ class FromRun(Classifier):
         """
         from limbeck.recipe.recipe import make
 
-        if not isinstance(task, Classification):
-            raise ConfigError("path", f"a classifier is no model for {type(task).__name__}", given=self.path)
         folder = as_path(self.path, "path")
+        if not isinstance(task, Classification):
+            raise self._other(folder, type(task).__name__)
         if not (folder / "student.json").is_file():
             raise ConfigError("path", "the folder holds no student.json", given=self.path, expected="a finished run")
         task.load()
         about = read_about(folder / "student.json")
         node = about.get("model")
+        if (folder / "sampler.json").is_file():
+            raise ConfigError(
+                "path",
+                "the run made a sampler, and a classifier is wanted",
+                given=self.path,
+                expected="a classifier's run",
+            )
         if not isinstance(node, dict) or not about.get("input") or not about.get("outputs"):
             raise ConfigError(
                 "path",
@@ -75,3 +85,24 @@ class FromRun(Classifier):
         adapt(built, task, width, about, f"the student of {folder}")
         task.rehearse(built)
         return built
+
+    def _other(self, folder: Path, task: str) -> ConfigError:
+        """What is to be said where no classifier is wanted: how the network of that folder is named instead."""
+        node: Any = None
+        role = self.role or "student"
+        if (folder / "student.json").is_file():
+            node = read_about(folder / "student.json").get("model")
+        said = f"run: opens classifiers, and {task} wants another kind of network"
+        if not isinstance(node, dict) or not isinstance(node.get("use"), str):
+            return ConfigError("path", said, given=self.path, remedy="name the kind of network, with checkpoint=FILE")
+        settings = [f"{role}={node['use']}"]
+        settings += [
+            f"{role}.{name}={str(value).lower() if isinstance(value, bool) else value}"
+            for name, value in node.items()
+            if name not in ("use", "checkpoint") and isinstance(value, (bool, int, float, str))
+        ]
+        if (folder / "student.safetensors").is_file():
+            settings.append(f"{role}.checkpoint={folder / 'student.safetensors'}")
+        elif (folder / "student").is_dir():
+            settings = [f"{role}=hf:{folder / 'student'}"]
+        return ConfigError("path", said, given=self.path, remedy=f"name its network: {' '.join(settings)}")

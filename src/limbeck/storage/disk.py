@@ -101,9 +101,11 @@ def storing(path: StrPath, doing: str = "written") -> Iterator[None]:
 
 
 def corrupt(path: StrPath, problem: str, remedy: str = "") -> CheckpointCorrupt:
-    """A `CheckpointCorrupt` about a file of ours."""
+    """A `CheckpointCorrupt` about a file of ours; of a saved state the whole folder must go."""
+    path = Path(path)
+    gone = path.parent if (path.parent / "manifest.json").is_file() or path.name == "manifest.json" else path
     return CheckpointCorrupt(
-        str(path), problem, remedy=remedy or "delete it and go on from an earlier checkpoint, or make it again"
+        str(path), problem, remedy=remedy or f"delete {gone} and go on from an earlier checkpoint, or make it again"
     )
 
 

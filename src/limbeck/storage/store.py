@@ -561,7 +561,7 @@ class Checkpoints:
             raise corrupt(
                 self.folder,
                 f"all {len(broken)} checkpoints are damaged: {' | '.join(broken.values())}",
-                "delete the folder to start from the beginning",
+                f"delete {self.folder} to start from the beginning",
             )
         return None
 

@@ -564,7 +564,9 @@ def test_all_damaged_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
     for step in (10, 20):
         checkpoints.save(step, state(step))
         spoil(checkpoints.path(step))
-    with pytest.raises(CheckpointCorrupt, match=r"all 2 checkpoints are damaged: .*; delete the folder"):
+    with pytest.raises(
+        CheckpointCorrupt, match=r"all 2 checkpoints are damaged: .*; delete \S+ to start from the beginning"
+    ):
         checkpoints.latest()
 
 

@@ -103,7 +103,8 @@ def storing(path: StrPath, doing: str = "written") -> Iterator[None]:
 def corrupt(path: StrPath, problem: str, remedy: str = "") -> CheckpointCorrupt:
     """A `CheckpointCorrupt` about a file of ours; of a saved state the whole folder must go."""
     path = Path(path)
-    gone = path.parent if (path.parent / "manifest.json").is_file() or path.name == "manifest.json" else path
+    within = path.parent if path.name == "manifest.json" else path
+    gone = next((p for p in list(path.parents)[:4] if (p / "manifest.json").is_file()), within)
     return CheckpointCorrupt(
         str(path), problem, remedy=remedy or f"delete {gone} and go on from an earlier checkpoint, or make it again"
     )

@@ -221,7 +221,7 @@ def _refuse_several(
     shown = listed or [t for t in texts if separator in t]
     remedy = f"set task.data.separator={_quoted(separator)} for several labels an item"
     if listed:
-        remedy = "write them with a separator (a|b), set task.data.separator='\"|\"'"
+        remedy = "write them with a separator (a|b), set task.data.separator='|'"
     elif separator == "," and all(decimal_comma(t) is not None for t in texts):
         if any(len(p) != 2 or p[0] == p[1] or p[1].startswith("0") for p in (t.split(",") for t in shown)):
             return  # no two labels
@@ -237,7 +237,7 @@ def _refuse_several(
 
 
 def _quoted(separator: str) -> str:
-    return f"'\"{separator}\"'" if separator in "|&,\t " else f"'{separator}'"
+    return f"'\"{separator}\"'" if separator.isspace() else f"'{separator}'"
 
 
 def likely_separator(texts: Sequence[str]) -> str | None:

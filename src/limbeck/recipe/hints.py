@@ -260,11 +260,10 @@ def _str(value: Any) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else shorten(value)
+        # what was typed is not known any more: 200.0 may have been 2e2
         quoted = value is None or isinstance(value, (bool, float))
-        raise Mismatch(
-            value, "text", remedy=f"if the word itself is meant, quote it twice: '\"{shown}\"'" if quoted else ""
-        )
+        how = 'if the word itself is meant, put it in quotes as it was typed: "WORD" in a file, \'"WORD"\' on the command line'
+        raise Mismatch(value, "text", remedy=how if quoted else "")
     if not encodable(value):
         raise Mismatch(value, "UTF-8 text")
     return value

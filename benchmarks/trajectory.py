@@ -32,7 +32,7 @@ class Settings:
     images: int = 40
     batch: int = 20
     few: int = 5
-    many: int = 40
+    many: int = 50
     rounds: int = 5
     exact_steps: int = 20
     exact_width: int = 8

@@ -62,10 +62,16 @@ def _sentence(text: str) -> str:
 
 
 def _check_rows(says: str, checks: Sequence[Mapping[str, Any]]) -> Iterator[Sequence[str]]:
-    for i, m in enumerate(checks):
+    later = [m for m in checks if not m["n"]]
+    for i, m in enumerate(m for m in checks if m["n"]):
         at = m["check"]["at"]
-        check = f"{m['said']} ([{at}](compare.md#{anchor(at)}))"
+        place = f"`evidence/{at}.json`" if at.startswith("benchmarks/") else f"[{at}](compare.md#{anchor(at)})"
+        check = f"{m['said']} ({place})"
         yield (says if i == 0 else "", check, measured(m), chance(m), smallest(m), f"**{m['verdict']}**")
+    if later:
+        names = ", ".join(dict.fromkeys(m["check"]["at"] for m in later))
+        count = f"{len(later)} more check{'s' if len(later) > 1 else ''}"
+        yield (says if len(later) == len(checks) else "", f"{count}: {names}", "", "", "", "not run yet")
 
 
 SHARES: dict[str, Callable[[float], str]] = {
@@ -77,8 +83,6 @@ SHARES: dict[str, Callable[[float], str]] = {
 
 def measured(m: Mapping[str, Any]) -> str:
     """A check's difference or ratio with its intervals, and over how many seeds."""
-    if not m["n"]:
-        return "not run yet"
     metric, kind = metric_of(m["check"]["metric"]), m["check"]["kind"]
     if kind in SHARES:
         digits = 3 if kind == "at_most" else 2
@@ -93,7 +97,8 @@ def measured(m: Mapping[str, Any]) -> str:
     more = ""
     if items:
         more = f"; [{metric.difference(items['low'], False)}, {metric.difference(items['high'], False)}] with items"
-    return f"{text}{around}, {m['n']} seeds{more}"
+    runs = "rounds" if m["check"]["at"].startswith("benchmarks/") else "seeds"
+    return f"{text}{around}, {m['n']} {runs}{more}"
 
 
 def chance(m: Mapping[str, Any]) -> str:
@@ -140,7 +145,7 @@ def comparison(record: Record) -> str:
     rows = [(name, interval(metric, list(values.values())), str(len(values))) for name, values in participants(record)]
     parts = [
         f"### {record['name']}",
-        str(record["say"]),
+        f"{record['say']}{varied(record)}",
         table(("", f"{metric.label}{unit} ({better} is better), mean [95 %]", "seeds"), rows),
         *grids(record),
     ]
@@ -150,6 +155,21 @@ def comparison(record: Record) -> str:
         parts.append(f"{label} failed for seeds {', '.join(seeds)}.")
     parts.append(f"{machine(record)} Made by `{record['made_by']}`: {settings(record)}")
     return "\n\n".join(parts)
+
+
+def varied(record: Record) -> str:
+    """What differs from seed to seed beside what a seed draws."""
+    teachers, seeds = record.get("teachers", 1), len(record.get("seeds", []))
+    said = ""
+    if teachers > 1:
+        said += (
+            " Each seed has a teacher of its own."
+            if teachers >= seeds
+            else f" {teachers} teachers, dealt to the seeds."
+        )
+    if record.get("redeal"):
+        said += " The data are dealt anew into training and test items for each seed."
+    return said
 
 
 def participants(record: Record) -> list[tuple[str, dict[int, float]]]:

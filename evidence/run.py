@@ -51,6 +51,9 @@ KEPT = (
 )
 
 
+Record = dict[str, Any]
+
+
 @dataclass
 class Row:
     """One recipe of a comparison.
@@ -95,7 +98,8 @@ class Row:
         if len(self.finished(record)) == len(self.seeds):
             spent = [r["cost"].get("cpu_seconds") or r.get("wall_seconds", 0.0) for r in record["runs"][self.label]]
             return sum(spent) / 3600, "measured"
-        return len(self.seeds) * float(self.entry.get("seconds", 0.0)) / 3600, "planned"
+        each = self.entry.get("seconds", 0.0)
+        return len(self.seeds) * float(each[self.label] if isinstance(each, dict) else each) / 3600, "planned"
 
 
 def read_list() -> tuple[dict[str, Any], list[Row]]:
@@ -119,6 +123,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("row", nargs="?", help="NAME:ROW, or NAME where it has one row only")
     parser.add_argument("--next", action="store_true", help="the first row that is not finished")
     parser.add_argument("--derive", action="store_true", help="write the JSON files anew from the runs they hold")
+    parser.add_argument("--force", action="store_true", help="run a finished row again")
     parser.add_argument("--device", default="auto")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/evidence"), help="where the runs are kept (%(default)s)"
@@ -140,7 +145,11 @@ def main(words: list[str]) -> int:
         elif args.row is None:
             print("\n".join(overview(rows)))
         else:
-            run(find(rows, args.row), listed, rows, args.work, args.data, args.device)
+            row = find(rows, args.row)
+            if len(row.finished(read_record(row.file))) == len(row.seeds) and not args.force:
+                print(f"{row.name}:{row.label} is finished; --force runs it again")
+                return 0
+            run(row, listed, rows, args.work, args.data, args.device, args.force)
     except LimbeckError as error:
         print(error.line(), file=sys.stderr)
         return 2
@@ -177,7 +186,9 @@ def overview(rows: list[Row]) -> Iterator[str]:
     yield f"finished: {sums['measured']:.1f} CPU hours; to do: {sums['planned']:.1f} CPU hours planned"
 
 
-def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Path, device: str) -> None:
+def run(
+    row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Path, device: str, force: bool = False
+) -> None:
     """One row with all its seeds, then the JSON files."""
     check_data(row, listed.get("data", {}), data)
     folder = work / row.name / row.label
@@ -186,7 +197,9 @@ def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Pat
     tree = check(load_tree(recipe, [*settings, f"engine.device={device}"]))
     path = folder / f"{row.label}.yaml"
     path.write_text(dump({**tree, "name": row.label}), encoding="utf-8")
-    found = compare([str(path)], seeds=len(row.seeds), first_seed=row.seeds[0], out=folder / "runs")
+    varied = {"teachers": int(row.entry.get("teachers", 1)), "redeal": bool(row.entry.get("redeal", False))}
+    out, first = folder / "runs", row.seeds[0]
+    found = compare([str(path)], seeds=len(row.seeds), first_seed=first, out=out, force=force, **varied)
     for label, seeds in found["failed"].items():
         for seed, problem in seeds.items():
             print(f"{row.name}:{label}, seed {seed} failed: {problem}", file=sys.stderr)
@@ -194,7 +207,8 @@ def run(row: Row, listed: dict[str, Any], rows: list[Row], work: Path, data: Pat
     results = [kept(r) for r in found["rows"][row.label].values()]
     items = {**kept_items(row.items)}
     items[row.label] = {s: load_items(folder / "runs" / r["folder"]) for s, r in found["rows"][row.label].items()}
-    keep_items(row.items, items, wanted(listed, row.name))
+    # dealt anew, the seeds have different test items, of which each contributes to the interval over seeds
+    keep_items(row.items, items, [] if varied["redeal"] else wanted(listed, row.name))
     record.setdefault("rows", {})[row.label] = row.words
     record.setdefault("runs", {})[row.label] = results
     record["failed"] = {**record.get("failed", {}), row.label: found["failed"].get(row.label, {})}
@@ -257,10 +271,25 @@ def derive(listed: dict[str, Any], rows: list[Row]) -> None:
     records = {name: read_record(HERE / f"{name}.json") for name in labels}
     for name, record in records.items():
         record["items"] = kept_items(HERE / f"{name}.items.safetensors")
+    for path in sorted((HERE / "benchmarks").glob("*.json")):
+        name = f"benchmarks/{path.stem}"
+        labels[name], records[name] = benchmark(read_record(path))
     summary = conclude(listed["claims"], labels, records)
     atomic_write(HERE / "summary.json", (json.dumps(finite(summary), indent=1) + "\n").encode())
     for slug, claim in summary["claims"].items():
         print(f"{slug}: {claim['said']}")
+
+
+def benchmark(report: Mapping[str, Any]) -> tuple[list[str], Record]:
+    """A benchmark's lines as rows of a comparison: seconds by round, in place of seeds, and memory, which is measured once."""
+    raw = report.get("raw", {})
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for line in (row["name"] for row in report["rows"]):
+        memory = {f"memory_at_{steps}_steps": mb for steps, mb in raw.get("mb", {}).get(line, {}).items()}
+        rounds = raw.get("seconds", {}).get(line, [])
+        rounds = rounds if isinstance(rounds, list) else []
+        runs[line] = [{"seed": i, "metrics": {"student": {**memory, "seconds": s}}} for i, s in enumerate(rounds)]
+    return list(runs), {"runs": runs}
 
 
 def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
@@ -278,6 +307,8 @@ def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
         "higher_is_better": record["higher_is_better"],
         "student_is": kind,
         "called": names,
+        "teachers": int(row.entry.get("teachers", 1)),
+        "redeal": bool(row.entry.get("redeal", False)),
         "seeds": sorted({r["seed"] for results in runs.values() for r in results}),
         "failed": {label: seeds for label, seeds in record.get("failed", {}).items() if seeds},
         "statistics": {label: statistics(results, record["primary"]) for label, results in runs.items()},

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from limbeck.errors import DataError
 from limbeck.grammar.card import catalogue
 from limbeck.recipe.recipe import check, load_tree
 
@@ -29,7 +30,7 @@ def evidence() -> ModuleType:
 
 
 def test_the_files_are_what_would_be_derived_from_their_runs(evidence: ModuleType, tmp_path: Path) -> None:
-    before = {p: p.read_bytes() for p in (ROOT / "evidence").glob("**/*.json") if p.parent.name != "benchmarks"}
+    before = {p: p.read_bytes() for p in (ROOT / "evidence").rglob("*.*") if p.suffix in (".json", ".safetensors")}
     for path, data in before.items():
         copy = tmp_path / path.relative_to(ROOT / "evidence")
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -55,11 +56,129 @@ def test_claims_are_of_cards_and_every_row_is_a_recipe(evidence: ModuleType) -> 
         assert len(row.seeds) >= 2
 
 
-def test_nothing_is_counted_twice() -> None:
+def test_no_row_stands_in_the_list_twice(evidence: ModuleType) -> None:
+    _, rows = evidence.read_list()
     seen: dict[str, str] = {}
-    for path in sorted((ROOT / "evidence").glob("*/*.json")):
-        record: dict[str, Any] = json.loads(path.read_text())
-        for label, words in record.get("rows", {}).items() if "runs" in record else ():
-            key = json.dumps([words[0], *sorted(words[1:]), record["seeds"][0]])
-            assert key not in seen, f"{path.stem}:{label} was run as {seen[key]}"
-            seen[key] = f"{path.stem}:{label}"
+    for row in rows:
+        dealt = [row.entry.get("teachers", 1), row.entry.get("redeal", False)]
+        for seed in row.seeds:
+            key = json.dumps([row.words[0], *sorted(row.words[1:]), *dealt, seed])
+            assert key not in seen, f"{row.name}:{row.label} with seed {seed} is {seen[key]}, too"
+            seen[key] = f"{row.name}:{row.label}"
+
+
+def test_what_is_to_do_fits_into_ten_hours_and_every_claim_stands_on_two_data_sets(evidence: ModuleType) -> None:
+    listed, rows = evidence.read_list()
+    hours = [row.hours(evidence.read_record(row.file)) for row in rows]
+    assert sum(h for h, how in hours if how == "planned") <= 10
+    assert all(h > 0 for h, _ in hours), "a row without a plan of what it costs"
+    data = {
+        name: frozenset(w for w in rows_of(rows, name) if w.startswith("task.data=")) for name in listed["comparisons"]
+    }
+    for slug, claim in listed["claims"].items():
+        nodes = [node for clause in claim["clauses"] for node in clause.get("checks", [])]
+        assert len({data[n["at"]] for n in nodes if n["at"] in data}) >= 2, slug
+
+
+def rows_of(rows: list[Any], name: str) -> list[str]:
+    """All settings of a comparison's rows."""
+    return [word for row in rows if row.name == name for word in row.words]
+
+
+def test_data_that_the_list_names_are_described_and_looked_at_first(evidence: ModuleType, tmp_path: Path) -> None:
+    listed, rows = evidence.read_list()
+    named = next(row for row in rows if any(evidence.DATA in word for word in row.words))
+    for row in rows:
+        for word in row.words:
+            if evidence.DATA in word:
+                assert word.split("/")[1].split(".")[0] in listed["data"], word
+    with pytest.raises(DataError, match="needs it"):
+        evidence.check_data(named, listed["data"], tmp_path)
+    for file in next(iter(listed["data"].values()))["files"]:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_bytes(b"other")
+    with pytest.raises(DataError, match="other data"):
+        evidence.check_data(named, listed["data"], tmp_path)
+
+
+@pytest.fixture
+def small(evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A list of two rows of two seeds, which take seconds."""
+    monkeypatch.setattr(evidence, "HERE", tmp_path)
+    (tmp_path / "list.yaml").write_text(
+        """
+        claims:
+          kd:
+            clauses:
+              - {says: It gains., checks: [{at: a/b, row: kd, better: alone, in: accuracy}]}
+            beside:
+              - {at: a/b, row: nkd, better: kd, in: accuracy}
+        comparisons:
+          a/b:
+            say: Two rows.
+            rows: {kd: [kd], nkd: [nkd]}
+            set: [train.steps=2, train.batch_size=8, teach.steps=2, "teacher.hidden=[4]", "loggers=[]"]
+            first_seed: 5
+            seeds: 2
+            teachers: 2
+            seconds: {kd: 1800, nkd: 3600}
+        """
+    )
+    return tmp_path
+
+
+def test_one_row_is_run_at_a_time_and_what_is_finished_is_kept(
+    evidence: ModuleType, small: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = ["--work", str(small / "work"), "--device", "cpu"]
+    assert evidence.main([]) == 0
+    assert "a/b:nkd   0 of  2 seeds   2.00 CPU hours planned" in capsys.readouterr().out
+    assert evidence.main(["a/b:kd", *work]) == 0
+    record = json.loads((small / "a" / "b.json").read_text())
+    assert list(record["runs"]) == ["kd"] and [r["seed"] for r in record["runs"]["kd"]] == [5, 6]
+    assert record["teachers"] == 2 and record["runs"]["kd"][0]["hardware"]["cpu"]
+    told = json.loads((small / "summary.json").read_text())["claims"]["kd"]
+    assert told["clauses"][0]["checks"][0]["n"] == 2 and told["beside"][0]["n"] == 0
+    assert told["clauses"][0]["checks"][0]["items"], "single test items were kept beside"
+    before = (small / "a" / "b.json").read_bytes()
+    capsys.readouterr()
+    assert evidence.main(["a/b:kd", *work]) == 0 and "is finished; --force" in capsys.readouterr().out
+    assert (small / "a" / "b.json").read_bytes() == before
+    metrics: dict[str, Any] = {who: {"accuracy": 0.5} for who in ("student", "alone", "teacher")}
+    results = {str(s): {"seed": s, "metrics": metrics, "folder": "none", "cost": {}} for s in (5, 6)}
+    told = {"rows": {"nkd": results}, "failed": {}, "task": "t", "primary": "accuracy", "higher_is_better": True}
+    asked: list[Any] = []
+    monkeypatch.setattr(evidence, "compare", lambda names, **more: asked.append((names, more)) or told)
+    assert evidence.main(["--next", *work]) == 0
+    ((names, more),) = asked
+    assert names == [str(small / "work" / "a" / "b" / "nkd" / "nkd.yaml")] and (more["seeds"], more["first_seed"]) == (
+        2,
+        5,
+    )
+    record = json.loads((small / "a" / "b.json").read_text())
+    assert list(record["runs"]) == ["kd", "nkd"]
+    assert json.loads((small / "summary.json").read_text())["claims"]["kd"]["beside"][0]["n"] == 2
+    capsys.readouterr()
+    assert evidence.main(["--next", *work]) == 0 and "every row is finished" in capsys.readouterr().out
+    # a row that the list has otherwise now is no longer finished
+    text = (small / "list.yaml").read_text()
+    (small / "list.yaml").write_text(text.replace("train.steps=2", "train.steps=3"))
+    assert evidence.main([]) == 0
+    assert "a/b:kd    0 of  2 seeds" in capsys.readouterr().out
+
+
+def test_a_row_that_is_not_there_is_answered_with_the_nearest(
+    evidence: ModuleType, small: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evidence.main(["a/b:nkdd"]) == 2
+    assert "did you mean 'a/b:nkd'" in capsys.readouterr().err
+    assert evidence.main(["a/b"]) == 2
+    assert "a/b:kd, a/b:nkd" in capsys.readouterr().err
+
+
+def test_a_benchmark_stands_for_a_comparison_with_rounds_for_seeds(evidence: ModuleType) -> None:
+    raw = {"mb": {"one": {"50": 2.0}}, "seconds": {"one": [1.0, 1.5]}}
+    labels, found = evidence.benchmark({"rows": [{"name": "one"}, {"name": "two"}], "raw": raw})
+    assert labels == ["one", "two"] and found["runs"]["two"] == []
+    metrics = [r["metrics"]["student"] for r in found["runs"]["one"]]
+    assert metrics == [{"memory_at_50_steps": 2.0, "seconds": s} for s in (1.0, 1.5)]

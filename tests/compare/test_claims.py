@@ -57,6 +57,7 @@ def test_checks_that_have_not_been_run_count_for_nothing_yet() -> None:
     later = {"at": "later", **CHECK}
     found = claim({"says": "It gains.", "checks": [{"at": "good", **CHECK}, later]})
     assert found["claims"]["kd"]["status"] == "confirmed" and found["checks"] == 1
+    assert found["claims"]["kd"]["said"] == "confirmed; 1 check still to be run"
     found = claim({"says": "It gains.", "checks": [later]})["claims"]["kd"]
     assert found["status"] == "not checked" and "later has not been run yet" in found["clauses"][0]["why"]
     assert found["comparisons"] == []

@@ -200,6 +200,8 @@ def measure(check: Check, results: Results, higher: bool | None = None, items: I
     """
     metric = metric_of(check.metric, None)
     direction = metric.higher_is_better if metric.higher_is_better is not None else higher
+    if check.kind == "at_most":
+        direction = False  # whatever is to be at most a share of another is the better the less it is
     if direction is None:
         raise ConfigError(check.metric, "is a metric of unknown direction")
     sign = 1.0 if direction else -1.0

@@ -67,7 +67,11 @@ def conclude(claims: Mapping[str, Any], rows: Rows, records: Records) -> dict[st
     for claim in found.values():
         claim["clauses"] = [_concluded(clause) for clause in claim["clauses"]]
         claim["status"], claim["said"] = status_of_claim([c["status"] for c in claim["clauses"]])
-        everything = [m for c in claim["clauses"] for m in c["checks"]] + claim["beside"]
+        own = [m for c in claim["clauses"] for m in c["checks"]]
+        waiting = len({tuple(m["check"].values()) for m in own if not m["n"]})
+        if waiting and len(own) > waiting:
+            claim["said"] += f"; {waiting} check{'s' if waiting > 1 else ''} still to be run"
+        everything = own + claim["beside"]
         claim["comparisons"] = list(dict.fromkeys(m["check"]["at"] for m in everything if m["n"]))
     together = {tuple(m["check"].values()) for m in measured if m["p"] is not None}
     return {"checks": len(together), "claims": found}

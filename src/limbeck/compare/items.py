@@ -90,6 +90,7 @@ def keep_items(path: Path, items: Items, wanted: Iterable[tuple[str, str, str]])
         if weights is not None:
             tensors[f"{label}/{WEIGHTS}"] = torch.from_numpy(np.asarray(weights, dtype=np.float32).copy())
     if tensors:
+        path.parent.mkdir(parents=True, exist_ok=True)
         store.save_state_dict(path, tensors, {"items": json.dumps(about)})
     else:
         path.unlink(missing_ok=True)

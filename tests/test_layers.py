@@ -26,8 +26,7 @@ MAY = {
     "models": FOUNDATION | {"data", "networks", "tasks"},
     "artifacts": FOUNDATION | {"data", "networks", "objectives", "tasks", "models"},
     "evaluators": FOUNDATION | {"data", "networks", "objectives", "tasks"},
-    "parts": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts"},
-    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts", "parts"},
+    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts"},
 }
 """Beside itself. What is not named here (run, report, cache, compare, export, commands) may import everything."""
 

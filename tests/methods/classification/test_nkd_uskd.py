@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import limbeck.functional as F
 from limbeck.grammar.method import Share, Terms
 from limbeck.methods.classification.nkd_uskd import Nkd, Uskd
-from limbeck.parts.networks_of import middle_of, pooled
+from limbeck.networks.shows import middle_of, pooled
 from tests.methods.classification.test_kd import first_step
 from tests.toy import bound, engine, learnt, network, within
 

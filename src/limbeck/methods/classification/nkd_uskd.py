@@ -26,7 +26,7 @@ from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Share, Term, Terms
 from limbeck.grammar.settings import NonNegative, Positive, settings
 from limbeck.grammar.task import Task
-from limbeck.parts.networks_of import middle_of, pooled
+from limbeck.networks.shows import middle_of, pooled
 from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(

@@ -39,3 +39,17 @@ def middle_of(module: nn.Module) -> str:
         "no intermediate feature was found in the student",
         remedy="name a module: method.feature=layer3",
     )
+
+
+def last_linear(module: nn.Module) -> str:
+    """Where a classifier's last linear layer reads: its penultimate feature.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    linears = [n for n, m in module.named_modules() if isinstance(m, nn.Linear)]
+    if not linears:
+        raise ConfigError(
+            "evaluator.feature", "the network has no linear layer", remedy="name a module: evaluator.feature=layer4"
+        )
+    return f"{linears[-1]}:in"

@@ -1,1 +1,0 @@
-"""What several papers share and that holds networks. A part knows tasks and roles, and no paper."""

@@ -1,0 +1,59 @@
+"""Probes: frozen features, simple classifiers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from limbeck.errors import ConfigError, TapError
+from limbeck.evaluators.probe import Probe
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
+from limbeck.run.running import run
+from limbeck.tasks.classification import Classification
+from tests.tiny import tree_of
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    task = Classification()
+    task.load(0)
+    return SimpleNamespace(task=task, device=torch.device("cpu"), teacher=None, seed=0)
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
+
+
+@pytest.mark.parametrize(("how", "least"), [("linear", 0.8), ("svm", 0.8), ("knn", 0.8)])
+def test_features_of_an_untrained_network_tell_digits(how: Any, least: float, bench: Any) -> None:
+    artifact = NetworkArtifact(bench.task, Built(network()))
+    found = Probe(how, items=400).score(artifact, bench)
+    assert found["accuracy"] > least and found["width"] == 32
+    assert found == Probe(how, items=400).score(artifact, bench)
+    deaf = network()
+    with torch.no_grad():
+        deaf[1].weight.zero_()  # type: ignore[operator]
+    assert Probe(how, items=400).score(NetworkArtifact(bench.task, Built(deaf)), bench)["accuracy"] < 0.2
+
+
+def test_the_feature_is_named_or_refused(bench: Any) -> None:
+    artifact = NetworkArtifact(bench.task, Built(network()))
+    assert Probe(feature="0", items=200).score(artifact, bench)["width"] == 64
+    with pytest.raises(TapError, match="layer9"):
+        Probe(feature="layer9").score(artifact, bench)
+    with pytest.raises(ConfigError, match=r"evaluator\.feature"):
+        Probe().score(NetworkArtifact(bench.task, Built(nn.Flatten())), bench)
+
+
+def test_a_run_is_scored_by_a_probe(tmp_path: Path) -> None:
+    tree = tree_of("kd", "evaluator={use: probe, how: knn, items: 200}")
+    result = run(tree, tmp_path, quiet=True)
+    assert list(result["metrics"]["rows"]) == ["student", "teacher", "alone", "random"]
+    assert result["primary"] == "accuracy" and result["metrics"]["rows"]["random"]["accuracy"] > 0.3

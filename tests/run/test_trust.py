@@ -176,16 +176,19 @@ def test_ones_own_runs_are_opened_without_a_question(here: Path, capsys: Any) ->
     capsys.readouterr()
     assert cli.main(["export", "moved"]) == 0
     assert cli.main(["report", "moved"]) == 0
-    assert cli.main(["run", "kd", *SHORT, "student=run:moved", "teacher=run:moved", "--out", "next"]) == 0
+    assert (
+        cli.main(["run", "kd", *SHORT, "student=run:moved", "teacher=run:moved", "teacher.check=off", "--out", "next"])
+        == 0
+    )
     # the student of a run that began with another run's says how it is made, not where that one lay
     assert json.loads(Path("next/student.json").read_text())["model"]["function"] == "mynet:net"
     shutil.rmtree("moved")
-    assert cli.main(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next"]) == 0
+    assert cli.main(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next", "teacher.check=off"]) == 0
     Path("mynet.py").write_text(OWN.replace("num_classes))", "num_classes), nn.Identity())"))
     del sys.modules["mynet"]
-    said = refused(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next"], capsys)
+    said = refused(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next", "teacher.check=off"], capsys)
     assert "mynet:net(width=5), whose code has changed since it was run here" in said
-    assert cli.main(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next", "--trust"]) == 0
+    assert cli.main(["plan", "kd", *SHORT, "student=mlp:[2]", "teacher=run:next", "teacher.check=off", "--trust"]) == 0
 
 
 def test_what_is_typed_is_never_asked_about(sent: Path, here: Path, capsys: Any) -> None:

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from torch import nn
+
 from limbeck.grammar.method import Built
 
 if TYPE_CHECKING:
@@ -80,6 +82,8 @@ class NetworkArtifact(Artifact):
 
     def size(self) -> dict[str, float]:
         """Parameters and bytes of parameters and buffers."""
+        if not isinstance(self.built.module, nn.Module):  # a recorded or remote teacher has none here
+            return {}
         tensors = [*self.built.module.parameters(), *self.built.module.buffers()]
         return {
             "parameters": float(sum(p.numel() for p in self.built.module.parameters())),

@@ -50,7 +50,7 @@ def test_one_tensor_or_one_that_is_named(out: Any) -> None:
         ({"out": Z, "aux": H}, r"2 tensors \(out: \[2, 3\], aux: \[2, 5\]\)"),
         ({"out": Z}, r"a tensor \(out: \[2, 3\]\) that is not called 'logits'"),
     ],
-    ids=str,
+    ids=["tuple", "list", "mapping", "one of another name"],
 )
 def test_several_tensors_are_refused_with_how_to_name_one(out: Any, said: str) -> None:
     with pytest.raises(TapError, match=said) as caught:

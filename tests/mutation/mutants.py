@@ -532,7 +532,7 @@ MUTANTS: list[Mutant] = [
         "USKD: the weak head never learns",
     ),
     Mutant(
-        "parts/networks_of.py",
+        "networks/shows.py",
         "return f[:, 0] if f.ndim == 3 else f",
         "return f.mean(1) if f.ndim == 3 else f",
         CLASSIFIERS,

@@ -96,11 +96,12 @@ class Claim:
         """Remove what the run has put there, unless there is more than its configuration."""
         if self._known or not self.folder.is_dir() or _made(self.folder):
             return
-        with contextlib.suppress(OSError):
-            for name in ("config.yaml", _RECORD, store.RunLock.NAME):
-                (self.folder / name).unlink(missing_ok=True)
-            for path in (p for pattern in LEAVES for p in self.folder.glob(pattern)):
-                path.rmdir()  # empty, or something would have been made
+        with contextlib.suppress(OSError, StorageError):
+            with store.RunLock(self.folder):  # another run that holds the folder keeps it
+                for name in ("config.yaml", _RECORD):
+                    (self.folder / name).unlink(missing_ok=True)
+                for path in (p for pattern in LEAVES for p in self.folder.glob(pattern)):
+                    path.rmdir()  # empty, or something would have been made
             for path in self._missing:
                 path.rmdir()
 

@@ -35,7 +35,8 @@ def check(task: Classification, teacher: Built, device: torch.device | None = No
     """Try a ready teacher on up to 512 labelled training or validation items; what is found goes into its notes.
 
     Raises:
-        TeacherMismatch: it does no better than guessing, and a teacher worth learning from would have.
+        TeacherMismatch: it does no better than guessing, and a teacher worth learning from would have; or its answers are
+            not finite.
     """
     ids, parts = _items(task)
     truth = torch.cat([part.fetch(i)["y"] for part, i in zip(parts, ids, strict=True)])
@@ -50,6 +51,14 @@ def check(task: Classification, teacher: Built, device: torch.device | None = No
     if isinstance(teacher.module, torch.nn.Module):
         teacher.module.to(place)
     z = answers(teacher.contract)
+    bad = (z.isnan() | (z == float("inf"))).any(-1)
+    if bool(bad.any()):
+        raise TeacherMismatch(
+            teacher.model.role or "teacher",
+            f"its answers are not finite (NaN or infinity) on {int(bad.sum())} of {len(z)} labelled items",
+            expected="trained weights, and inputs as they were trained",
+            remedy=f"check the checkpoint, or set {teacher.model.setting('check')}=off to go on all the same",
+        )
     trial = _trial(task, z, hard)
     if trial is None:
         return

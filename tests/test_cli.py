@@ -458,7 +458,7 @@ def test_a_defect_leaves_its_traceback_in_a_file(monkeypatch, capsys, tmp_path):
         (Stopped(15, "type X"), 143, "stopped by signal 15; type X"),
         (Stopped(2), 130, "stopped by signal 2; everything is saved; type the same command again"),
         (KeyboardInterrupt(), 130, "interrupted"),
-        (MemoryError(), 2, "memory: is exhausted; raise engine.accumulate"),
+        (MemoryError(), 2, "memory: is exhausted; lower train.batch_size"),
         (OSError(28, "No space left on device", "/x"), 2, "/x: No space left on device; free space"),
         (RuntimeError("operator torchvision::nms does not exist"), 2, "reinstall both from one index"),
         (ConfigError("a", "b"), 2, "a: b"),

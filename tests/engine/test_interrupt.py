@@ -15,6 +15,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals of POSI
 
 @pytest.fixture
 def installed():
+    interrupt.uninstall()  # a test before may have left it
     # under nohup, or in the background of a script, some are ignored, and stay so
     before = {n: signal.signal(getattr(signal, n), signal.default_int_handler) for n in interrupt.NAMES}
     interrupt.install()

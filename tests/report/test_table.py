@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, human
 from limbeck.report import numbers
 from limbeck.report.headline import footnotes, headline
 from limbeck.report.metrics import metric_of
@@ -336,7 +336,7 @@ def test_markdown_and_plain_text() -> None:
 
 
 def test_numbers_for_people() -> None:
-    assert [numbers.human(x) for x in (0, 950, 999.6, 1210, 50826, 123456, 4.5e6, 7e9)] == [
+    assert [human(x) for x in (0, 950, 999.6, 1210, 50826, 123456, 4.5e6, 7e9)] == [
         "0", "950", "1.00 k", "1.21 k", "50.8 k", "123 k", "4.50 M", "7.00 G",
     ]  # fmt: skip
     assert [numbers.brief(x, "B") for x in (12, 999, 1240, 9960, 51e3, 2.2e9)] == [

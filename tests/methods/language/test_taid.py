@@ -27,10 +27,11 @@ from limbeck.functional.schedule import linear  # noqa: E402
 from limbeck.grammar.method import Built, Setup, Stage, Terms  # noqa: E402
 from limbeck.grammar.optim import Optim  # noqa: E402
 from limbeck.grammar.random import Draws  # noqa: E402
-from limbeck.methods.language.taid import CARD, Taid  # noqa: E402
+from limbeck.methods.language.taid import Taid  # noqa: E402
 from limbeck.models.causal_lm import CausalLm  # noqa: E402
 from limbeck.objectives.sampling import OnPolicy, Replay, _Words  # noqa: E402
 from limbeck.objectives.tokens import Kind, Reader, TokenDivergence, Tokens  # noqa: E402
+from limbeck.recipe.overrides import presets_of  # noqa: E402
 from limbeck.storage import store  # noqa: E402
 from limbeck.tasks.language import Language  # noqa: E402
 from tests.toy import within  # noqa: E402
@@ -589,9 +590,9 @@ def test_samplers_that_cannot_work_are_refused() -> None:
 # ------------------------------------------------------------------------------------------------ the Card
 
 
-def test_the_card_tells_the_papers_defaults() -> None:
+def test_a_preset_tells_the_papers_defaults() -> None:
     method = Taid()
-    paper = CARD.defaults["Phi-3-mini to TinyLlama"]
+    paper = presets_of("taid")["phi3-tinyllama"]["method"]
     assert (method.t_start, method.t_end, method.alpha, method.beta) == tuple(
         paper[k] for k in ("t_start", "t_end", "alpha", "beta")
     )

@@ -7,6 +7,7 @@ import copy
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from limbeck.engine.step import Stepper
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import ConfigError, MethodError, NonFinite, Stopped
 from limbeck.evaluators.direct import Direct
-from limbeck.grammar.method import Batch, Context, Method, Share, Stage, Term, Terms
+from limbeck.grammar.method import Batch, Context, Method, Query, Share, Stage, Term, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Stream
 from limbeck.grammar.role import Role
@@ -641,3 +642,46 @@ def test_the_inner_loop_trains_and_refuses_what_is_not_finite() -> None:
         fit(
             network(), items, lambda m, b, c: (m(b["x"]) * 0).sum(1).sqrt(), optim.with_(steps=1), seed=0, scope="inner"
         )
+
+
+# ------------------------------------------------------------------------------------------- stages that prepare
+
+
+class Prepared(toy.Toy):
+    """A stage that prepares, then the toy's own."""
+
+    def stages(self) -> list[Stage]:
+        (own,) = super().stages()
+        first = replace(own, name="prepare", scope="prepare", steps=4, judged=False, augmented=False)
+        return [first, own]
+
+
+class Counted(Query):
+    """Counts what it is given."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        self.seen += 1
+        return batch
+
+
+def test_a_stage_may_be_neither_judged_nor_augmented() -> None:
+    query, steps = Counted(), []
+    method = bound(Prepared(), queries={"q": query})
+    engine(None, None, lambda step: steps.append(step) or {}, eval_every=2).run(method)
+    assert steps == [2, 4, 6, 8] and query.seen == 8
+
+
+def test_an_optimiser_is_not_restored_to_parameters_of_another_shape() -> None:
+    from limbeck.engine.engine import _restore_optimiser
+
+    small, large = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 5))
+    opt = torch.optim.Adam([small])
+    small.grad = torch.ones(3)
+    opt.step()
+    saved = [dict(opt.state[small])]
+    _restore_optimiser(torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))]), saved)
+    with pytest.raises(ConfigError, match=r"exp_avg.*\[3\].*\[5\]"):
+        _restore_optimiser(torch.optim.Adam([large]), saved)

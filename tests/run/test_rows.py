@@ -14,12 +14,13 @@ import torch
 import limbeck.functional as F
 from limbeck.artifacts.chain import ChainArtifact
 from limbeck.errors import ConfigError
-from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Term, Terms
 from limbeck.grammar.role import Role
 from limbeck.models.chain import LinkSettings
 from limbeck.models.from_run import FromRun
 from limbeck.models.small import MlpModel
+from limbeck.networks.lora import Lora, LoraView
 from limbeck.recipe.recipe import build
 from limbeck.recipe.renamed import renamed
 from limbeck.run import prepare
@@ -162,3 +163,48 @@ def test_settings_under_their_old_names() -> None:
     assert tree["evaluator"]["architectures"] == ["mlp"] and "architectures" not in tree["task"]
     with pytest.raises(ConfigError, match=r"evaluator\.networks"):
         renamed({**old, "evaluator": {"networks": 3}})
+
+
+class Copies(Method):
+    """A copy of the teacher and a view of it, beside a student of its own normalisation."""
+
+    learners = ("student", "view")
+
+    def bind(self, setup: Setup) -> None:
+        super().bind(setup)
+        self.new("raw", like="teacher")
+        self.new("view", like="teacher", adapter=Lora(rank=2))
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        z, v = ctx.signal("student", batch).logits, ctx.signal("view", batch).logits
+        return Terms(ce=Term(F.cross_entropy(z, batch["y"])), view=Term(F.cross_entropy(v, batch["y"]), to="view"))
+
+    def artifact(self) -> Artifact:
+        return self.network("view")
+
+    def rows(self) -> dict[str, Artifact]:
+        return {"raw": self.network("raw")}
+
+
+def test_copies_and_views_are_delivered_as_what_they_come_from(tmp_path: Path) -> None:
+    recipe = recipe_of(Copies(), "train.steps=3", "teach.steps=60", "teacher.mean=[0.5]", "teacher.std=[0.2]")
+    result, artifact = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
+    rows = result["metrics"]["rows"]
+    assert rows["raw"] == {**rows["teacher"], "agreement": 1.0}
+    assert result["sizes"]["student"]["parameters"] == result["sizes"]["teacher"]["parameters"]
+    task = build(tree_of("kd")).task
+    task.load(0)
+    opened = FromRun(str(tmp_path)).build(task)
+    assert task.evaluate(opened, task.test)["accuracy"] == pytest.approx(rows["student"]["accuracy"])
+    assert type(artifact) is NetworkArtifact and not isinstance(artifact.built.module, LoraView)
+
+
+class Referred(TwoTeachers):
+    """A reference that must come ready."""
+
+    participants = MappingProxyType({"teacher": Participant(taught=False, ready=True)})
+
+
+def test_a_reference_that_is_not_ready_is_refused() -> None:
+    with pytest.raises(ConfigError, match="teacher with trained weights"):
+        prepare(recipe_of(Referred()), None, say=quiet)

@@ -625,7 +625,8 @@ class Engine:
                 self._log(stage.name, done, {**stepper.rates(step, total), **values})
                 if self.progress is not None:
                     self.progress.advance(0, **values)
-            if settings.eval_every and self.evaluate is not None and (done % settings.eval_every == 0 or done == total):
+            every = settings.eval_every if stage.judged else 0
+            if every and self.evaluate is not None and (done % every == 0 or done == total):
                 self._settle(stepper, wait=True)
                 self._log(stage.name, done, {f"valid/{k}": v for k, v in self.evaluate(done).items()})
             due = settings.save_every and done % settings.save_every == 0
@@ -960,6 +961,22 @@ def _optimiser_state(opt: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
+_LIKE_THE_PARAMETER = frozenset(
+    (
+        "exp_avg",
+        "exp_avg_sq",
+        "max_exp_avg_sq",
+        "momentum_buffer",
+        "square_avg",
+        "grad_avg",
+        "sum",
+        "acc_delta",
+        "exp_inf",
+    )
+)
+"""Entries of torch's optimiser states that have their parameter's shape."""
+
+
 def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
     """Assign state directly: ``load_state_dict`` would cast it to the parameters' dtype (engine notes)."""
     params = held_by(opt)
@@ -969,6 +986,14 @@ def _restore_optimiser(opt: torch.optim.Optimizer, saved: list[dict[str, Any]]) 
             f"the optimiser's state is for {len(saved)} tensors, the role has {len(params)}",
             remedy="use --force, or the recipe that made it",
         )
+    for p, state in zip(params, saved, strict=True):
+        for name in _LIKE_THE_PARAMETER & set(state):
+            if state[name].shape != p.shape:  # fused kernels would walk past its end without a word
+                raise ConfigError(
+                    "checkpoint",
+                    f"the optimiser's state {name} is for a tensor {list(state[name].shape)}, the role has one of {list(p.shape)}",
+                    remedy="a role whose parameters change their size begins its optimiser anew: leave it out of the stage's keep",
+                )
     # step counters live where torch makes them: on the CPU unless the optimiser is capturable or fused
     waits = not (opt.defaults.get("capturable") or opt.defaults.get("fused"))
     for p, state in zip(params, saved, strict=True):

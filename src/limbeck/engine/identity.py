@@ -389,7 +389,7 @@ def of_stage(
         "batch_size": stage.batch_size,
         "shuffle": stage.shuffle,
         "keep": list(stage.keep),
-        "queries": [value(q) for q in (*setup.queries.values(), *stage.queries)],
+        "queries": [value(q) for q in (*(setup.queries.values() if stage.augmented else ()), *stage.queries)],
         "objectives": {n: value(o) for n, o in setup.objectives.items()},
         "functions": [function(f) for f in functions if f is not None],
     }

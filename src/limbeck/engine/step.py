@@ -90,7 +90,7 @@ class Stepper:
         single = many == 1 and self.world == 1
         contexts = [self.ctx.at(step) for _ in micro]
         batches: list[Batch] = []
-        queries = [*method.setup.queries.values(), *stage.queries]
+        queries = [*(method.setup.queries.values() if stage.augmented else ()), *stage.queries]
         for given, ctx in zip(micro, contexts, strict=True):
             batch = given
             for query in queries:

@@ -282,6 +282,10 @@ class Stage:
         shuffle: permute the data each epoch.
         scope: what the keys of draws hold in place of the name: a baseline shares the batches of what it is compared to.
         section: the section of the recipe that sets its batch size; named in messages.
+        judged: whether what the method delivers is scored on validation while it runs (``engine.eval_every``); off for a
+            stage that prepares and delivers nothing yet.
+        augmented: whether the recipe's queries change its batches; off where they must stay as they are (replayed crops,
+            boxes, noise). The stage's own ``queries`` always do.
     """
 
     name: str
@@ -302,6 +306,8 @@ class Stage:
     shuffle: bool = True
     scope: str = ""
     section: str = "train"
+    judged: bool = True
+    augmented: bool = True
 
     def __post_init__(self) -> None:
         if (self.steps is None) == (self.items is None):
@@ -357,6 +363,8 @@ class Participant:
         like: whose recipe node it takes where the recipe names none (``student``); empty takes the task's default teacher.
         data: the split that it is taught on (``teacher_train`` or ``train``).
         needed: whether there must be one; otherwise it takes part where the recipe names it.
+        ready: whether it must come with trained weights (a reference that nobody here could train: a scorer, a large
+            pre-trained network); one without is refused, and none is trained.
     """
 
     taught: bool = True
@@ -364,6 +372,7 @@ class Participant:
     like: str = ""
     data: str = "teacher_train"
     needed: bool = True
+    ready: bool = False
 
 
 @dataclass
@@ -446,6 +455,7 @@ class Method(Component, Generic[T]):
         """Take the participants. Override to add roles; call this first."""
         self.setup = setup
         self.state = {}
+        self._copied: dict[str, str] = {}
         self.roles = {
             "student": Role(setup.student.module, contract=setup.student.contract, shard="student" in setup.shard)
         }
@@ -495,6 +505,8 @@ class Method(Component, Generic[T]):
             else:
                 module = copy.deepcopy(source.module) if adapter is None else adapter.view(source.module)
         shard = name in self.setup.shard
+        if like:
+            self._copied[name] = like
         role = Role(module, shard=shard) if source is None else Role(module, contract=source.contract, shard=shard)
         self.roles[name] = role
         return role
@@ -548,11 +560,23 @@ class Method(Component, Generic[T]):
         return {}
 
     def network(self, role: str) -> Artifact:
-        """A role's network as an artifact: of the student, of an average of it, of a peer."""
+        """A role's network as an artifact: of the student, of an average of it, of a peer, of a copy that was made here.
+
+        It has the labels and the model of the participant that it comes from. A view through an adapter is delivered with
+        the adapter in its weights: a plain network of the same architecture.
+        """
         from limbeck.grammar.artifact import NetworkArtifact
 
-        like = self.setup.built.get(role, self.setup.student)
-        return NetworkArtifact(self.setup.task, replace(like, module=self.roles[role].module))
+        own = self.roles[role]
+        merged = getattr(own.module, "merged", None)
+        module = merged() if callable(merged) else own.module
+        return NetworkArtifact(self.setup.task, replace(self._origin(role), module=module, contract=own.contract))
+
+    def _origin(self, role: str) -> Built:
+        """The participant that a role is, or is a copy, a view or an average of; else the student."""
+        while role not in self.setup.built:
+            role = self.roles[role].of or self._copied.get(role, "student")
+        return self.setup.built[role]
 
 
 def as_phases(result: Terms | Iterable[Terms | Share]) -> Iterator[Terms | Share]:

@@ -253,7 +253,7 @@ def _scaled(name: str, work: Callable[[Evaluator, _Trial], Any], bench: _Trial, 
 def _validation(recipe: Recipe, engine: Engine, bench: _Trial) -> Part:
     """What the method delivers scored every ``eval_every`` steps."""
     every = recipe.engine.eval_every
-    times = sum(-(-s.total // every) for s in engine.stages)
+    times = sum(-(-s.total // every) for s in engine.stages if s.judged)
     evaluator = evaluator_of(recipe)
     if not evaluator.even:
         why = f"not measured: how the evaluator {type(evaluator).__name__} scores cannot be tried in part"

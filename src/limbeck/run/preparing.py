@@ -77,6 +77,13 @@ def prepare(
         part = task.part(who.task) if who.task else task
         # built first: only then is it known whether a library's pretrained classes are the task's
         bench.put(name, build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name))
+        if who.ready and not model.trained:
+            raise ConfigError(
+                name if name == "teacher" else f"participants.{name}",
+                f"{recipe.name or type(method).__name__} needs a {name} with trained weights, and trains none",
+                given=model.config.get("use", type(model).__name__),
+                remedy="name its checkpoint, a pretrained model or an earlier run (run:FOLDER)",
+            )
     if check:
         check_batch(task, bench.student, recipe.train, "train", recipe.engine, device)
         for name, model in models.items():
@@ -98,7 +105,7 @@ def prepare(
     hear()
     for name in models:
         who = method.participants[name]
-        if check and who.taught:
+        if check and (who.taught or who.ready):
             (task.part(who.task) if who.task else task).check_teacher(bench.built[name], device)
     _tell(task, told, say)
     check_baselines(evaluator_of(recipe), bench, recipe.baselines)

@@ -67,10 +67,8 @@ class Kd(Method):
         if self.alpha == 0.0:
             return Terms(ce=ce)
         z_t = ctx.signal("teacher", batch).logits  # [N, C]
-        kl = Term(
-            self.divergence(student.logits, z_t), weight=self.alpha, where=batch.get("where")
-        )  # of text: some tokens
-        return Terms(ce=ce, kl=kl)
+        values = self.divergence(student.logits, z_t)  # [N]; of text [N, T], of which some tokens count
+        return Terms(ce=ce, kl=Term(values, weight=self.alpha, where=batch.get("where")))
 
     def divergence(self, z_s: Tensor, z_t: Tensor) -> Tensor:
         """Per-item values [N] for the kind of target the task has."""

@@ -8,7 +8,7 @@ Pictures are [N, C, H, W] in [0, 1] outside and [-1, 1] where noise is added. ``
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,6 @@ from limbeck.tasks.sampler import (
     reading,
 )
 from limbeck.tasks.schedules import describe_schedule, make_schedule
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = {"task": {"generation": "Generation"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""

@@ -7,6 +7,10 @@ from typing import Final
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "language": ("transformers", "datasets", "peft"),
     "diffusion": ("diffusers", "transformers"),
+    "vision": ("torchmetrics", "pycocotools"),
+    "graph": ("torch_geometric",),
+    "tabular": ("fairlearn", "pandas", "pyarrow"),
+    "scene": ("skimage", "trimesh"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
     "ray": ("ray",),

@@ -26,7 +26,8 @@ MAY = {
     "models": FOUNDATION | {"data", "networks", "tasks"},
     "artifacts": FOUNDATION | {"data", "networks", "objectives", "tasks", "models"},
     "evaluators": FOUNDATION | {"data", "networks", "objectives", "tasks"},
-    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts"},
+    "parts": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts"},
+    "methods": FOUNDATION | {"data", "networks", "objectives", "tasks", "models", "evaluators", "artifacts", "parts"},
 }
 """Beside itself. What is not named here (run, report, cache, compare, export, commands) may import everything."""
 

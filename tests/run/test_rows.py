@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 import limbeck.functional as F
 from limbeck.artifacts.chain import ChainArtifact
+from limbeck.data.items import Part
 from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Term, Terms
@@ -90,7 +92,9 @@ def test_several_participants_are_taught_rehearsed_and_scored(tmp_path: Path) ->
     recipe = recipe_of(TwoTeachers(), "train.steps=4", "teach.steps=30")
     recipe.participants = {"second": MlpModel([6]), "peer": MlpModel([6])}
     result, _ = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
-    assert list(result["metrics"]["rows"]) == ["student", "peer", "teacher", "alone"]
+    assert list(result["metrics"]["rows"]) == ["student", "peer", "teacher", "second", "alone"]
+    for what in ("sizes", "latency_ms"):
+        assert {"student", "teacher", "second"} <= set(result[what]) and result[what]["second"], what
     seconds = result["cost"]["seconds"]
     assert {"teacher", "second", "alone", "distil"} <= set(seconds) and "peer" not in seconds
     peer, student = recipe.method.roles["peer"], recipe.method.roles["student"]
@@ -98,6 +102,43 @@ def test_several_participants_are_taught_rehearsed_and_scored(tmp_path: Path) ->
         not torch.equal(a, b) for a, b in zip(peer.module.parameters(), student.module.parameters(), strict=True)
     )
     assert result["sizes"]["peer"] == result["sizes"]["student"]
+
+
+class Expert(Method):
+    """One teacher of the whole task, one of a part of it, and one that answers something else."""
+
+    participants = MappingProxyType(
+        {
+            "teacher": Participant(),
+            "expert": Participant(like="student", task="half"),
+            "scorer": Participant(taught=False),
+        }
+    )
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        return Terms(kl=Term(F.kl(ctx.signal("student", batch).logits, ctx.signal("teacher", batch).logits)))
+
+
+def test_a_participant_is_scored_on_its_own_part_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = recipe_of(Expert(), "train.steps=4", "teach.steps=30")
+    whole = type(recipe.task)
+
+    def part(self: Any, name: str) -> Any:
+        assert name == "half"
+        found = copy.copy(self)
+        found.test = Part(self.test, torch.arange(20))
+        return found
+
+    monkeypatch.setattr(whole, "part", part)
+    monkeypatch.setattr(whole, "baselines", lambda self, bench: {})
+    recipe.participants = {"expert": MlpModel([6]), "scorer": MlpModel([5])}
+    result, _ = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
+    rows = result["metrics"]["rows"]
+    assert list(rows) == ["student", "teacher", "expert"]  # the task names no baseline, and the scorer is not judged
+    assert rows["expert"]["accuracy"] * 20 == pytest.approx(round(rows["expert"]["accuracy"] * 20), abs=1e-9)
+    assert "agreement" in rows["student"] and "agreement" not in rows["expert"]
+    assert result["sizes"]["scorer"] and "scorer" not in result["latency_ms"]
+    assert "expert" in (tmp_path / "report.html").read_text()
 
 
 def test_a_participant_that_is_missing_or_unknown_is_refused() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
-from limbeck.grammar.evaluator import Bench, Evaluator, Rows
+from limbeck.grammar.evaluator import Bench, Evaluator, Rows, participants
 from limbeck.grammar.method import Built, Data
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.settings import Count, Positive, settings
@@ -25,8 +25,8 @@ NAMES = {"evaluator": {"probe": "Probe"}}
 class Probe(Evaluator):
     """A simple classifier trained on a network's frozen features of the student's training items, judged on the split.
 
-    Rows: the teacher, ``alone`` (the student trained by the task's own labels) and ``random`` (the student as it is before
-    training): what the architecture alone shows.
+    Rows: the participants, the task's baselines (``alone``: the student trained by the task's own labels) and ``random``
+    (the student as it is before training): what the architecture alone shows.
 
     Args:
         how: ``linear`` (logistic regression), ``svm`` (linear support vectors) or ``knn`` (nearest neighbours by cosine).
@@ -58,11 +58,11 @@ class Probe(Evaluator):
         """``accuracy`` of the classifier on the split, and the width of its features."""
         if not isinstance(artifact, NetworkArtifact):
             raise TypeError(f"probes read the features of networks, and this is a {artifact.kind}")
-        task: Any = bench.task
+        task: Any = artifact.judge(bench.task)
         train: Data = task.train
         step = max(1, -(-len(train) // self.items)) if self.items else 1
-        x, y = self._features(artifact.built, train, bench, step)
-        judged, truth = self._features(artifact.built, getattr(task, split), bench)
+        x, y = self._features(artifact.built, task, train, bench, step)
+        judged, truth = self._features(artifact.built, task, getattr(task, split), bench)
         guess = self._classifier(len(x)).fit(x.numpy(), y.numpy()).predict(judged.numpy())
         return {"accuracy": float((torch.from_numpy(guess) == truth).double().mean()), "width": float(x.shape[1])}
 
@@ -79,7 +79,7 @@ class Probe(Evaluator):
             return make_pipeline(StandardScaler(), LinearSVC(C=self.strength, random_state=0))
         return make_pipeline(StandardScaler(), LogisticRegression(C=self.strength, max_iter=1000))
 
-    def _features(self, built: Built, data: Data, bench: Bench, step: int = 1) -> tuple[Tensor, Tensor]:
+    def _features(self, built: Built, task: Task, data: Data, bench: Bench, step: int = 1) -> tuple[Tensor, Tensor]:
         """Features [N, D] and classes [N] of every ``step``-th item."""
         module: nn.Module = built.module
         path = self.feature or last_linear(module)
@@ -90,7 +90,7 @@ class Probe(Evaluator):
                     batch = {k: v.to(bench.device) if isinstance(v, Tensor) else v for k, v in data.fetch(ids).items()}
                     batch["x"] = built.contract.inputs(batch["x"])
                     with tap:
-                        bench.task.feed(module, batch)
+                        task.feed(module, batch)
                     found.append(pooled(tap.acts[path]).float().cpu())
                     labels.append(batch["y"].cpu())
         finally:
@@ -98,8 +98,8 @@ class Probe(Evaluator):
         return torch.cat(found), torch.cat(labels)
 
     def rows(self, bench: Bench) -> Rows:
-        """``teacher``, ``alone`` and ``random``."""
-        task, teacher = bench.task, bench.teacher
+        """Those who take part and are networks, the task's baselines, and ``random``."""
+        task = bench.task
 
         def random() -> NetworkArtifact:
             with torch.random.fork_rng(devices=[]):
@@ -108,10 +108,8 @@ class Probe(Evaluator):
             built.module.to(bench.device)
             return NetworkArtifact(task, built)
 
-        found: dict[str, Any] = {}
-        if teacher is not None and isinstance(teacher.module, nn.Module):
-            found["teacher"] = lambda: NetworkArtifact(task, teacher)
-        return {**found, "alone": lambda: NetworkArtifact(task, bench.alone()), "random": random}
+        networks = {n: r for n, r in participants(bench).items() if isinstance(bench.built[n].module, nn.Module)}
+        return {**networks, **task.baselines(bench), "random": random}
 
 
 __all__ = ["Probe"]

@@ -52,13 +52,18 @@ class NetworkArtifact(Artifact):
     Args:
         task: what it is for.
         built: the network with its contract and labels.
+        part: the part of the task that it is for (`Task.part`); empty for the whole.
     """
 
     kind: ClassVar[str] = "network"
     formats: tuple[str, ...] = ("safetensors", "onnx", "onnx-int8", "hub")
 
-    def __init__(self, task: Task, built: Built) -> None:
-        self.task, self.built = task, built
+    def __init__(self, task: Task, built: Built, part: str = "") -> None:
+        self.task, self.built, self.part = task, built, part
+
+    def judge(self, task: Task) -> Task:
+        """What judges it: the task, or the part of it that it is for."""
+        return task.part(self.part) if self.part else task
 
     def save(self, folder: Path) -> None:
         """``student.safetensors`` (or the library's folder ``student/``), with labels and preprocessing beside it."""

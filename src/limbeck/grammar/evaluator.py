@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
+from torch import nn
 
-from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.component import Component
-from limbeck.grammar.method import Built, Data, Query
+from limbeck.grammar.method import Built, Data, Method, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.task import Model, Task
 
@@ -23,6 +25,7 @@ class Bench(Protocol):
         student, teacher: the two that most methods have; ``built`` holds every participant by name.
         student_model: the student's Model component, to build it afresh.
         train: the student's budget.
+        method: what runs; ``None`` where networks are only trained.
         seed, device, folder: of this run; ``teacher_seed``: of the teachers that are trained in it.
         queries: augmentations of the recipe, applied to the baseline too.
     """
@@ -35,6 +38,7 @@ class Bench(Protocol):
     teacher_seed: int
     device: torch.device
     folder: Path | None
+    method: Method | None
     queries: dict[str, Query]
 
     @property
@@ -89,12 +93,33 @@ class Evaluator(Component):
         raise TypeError(f"{type(self).__name__} must define score")
 
     def rows(self, bench: Bench) -> Rows:
-        """The teacher and the baselines, by name. They run once the student is there, and can be left out."""
+        """The participants (`participants`) and the baselines, by name; a recipe's ``baselines`` chooses among the latter.
+
+        They run once the student is there.
+        """
         return {}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """Further entries of ``result.json`` (pictures), for the report."""
         return {}
+
+
+def participants(bench: Bench) -> dict[str, Callable[[], Artifact | Mapping[str, float] | None]]:
+    """Rows for those who take part beside the student: the teacher, experts, peers, as far as they are judged.
+
+    Of a recorded teacher it is what the recording says of its own: a cache knows its training items only.
+    """
+    found: dict[str, Callable[[], Artifact | Mapping[str, float] | None]] = {}
+    for name, built in bench.built.items():
+        who = bench.method.participants.get(name) if bench.method is not None else None
+        if name == "student" or (who is not None and not who.scored and name != "teacher"):
+            continue
+        recorded = getattr(built.module, "metrics", None)
+        if isinstance(recorded, dict):
+            found[name] = partial(dict, recorded)
+        elif isinstance(built.module, nn.Module) or hasattr(built.module, "answer"):
+            found[name] = partial(NetworkArtifact, bench.task, built, who.task if who is not None else "")
+    return found
 
 
 def main_metric(evaluator: Evaluator, task: Task) -> tuple[str, bool]:

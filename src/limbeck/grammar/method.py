@@ -355,7 +355,7 @@ class Participant:
     """Somebody who takes part in a method beside the student: a teacher, an expert, a peer, a critic, a reference model.
 
     Each is named by the recipe (``teacher``, or ``participants.NAME``), built before the student, tried at the door,
-    taught by a remembered stage where it has no trained weights, and has a row in plan and report.
+    taught by a remembered stage where it has no trained weights, and has a row, a size and a latency in the report.
 
     Attributes:
         taught: whether one without trained weights is trained on labels before the method begins.
@@ -365,6 +365,8 @@ class Participant:
         needed: whether there must be one; otherwise it takes part where the recipe names it.
         ready: whether it must come with trained weights (a reference that nobody here could train: a scorer, a large
             pre-trained network); one without is refused, and none is trained.
+        judged: whether it is scored as the student is, on its own part of the task; ``None``: where it is taught or made
+            like another, for one that only comes ready (a text encoder, a scorer) may answer something else.
     """
 
     taught: bool = True
@@ -373,6 +375,12 @@ class Participant:
     data: str = "teacher_train"
     needed: bool = True
     ready: bool = False
+    judged: bool | None = None
+
+    @property
+    def scored(self) -> bool:
+        """Whether it has a row of metrics."""
+        return self.judged if self.judged is not None else self.taught or bool(self.like)
 
 
 @dataclass

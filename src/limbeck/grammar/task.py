@@ -16,7 +16,7 @@ from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
     from limbeck.grammar.artifact import Artifact
-    from limbeck.grammar.evaluator import Bench
+    from limbeck.grammar.evaluator import Bench, Rows
     from limbeck.grammar.optim import Optim
 
 
@@ -129,6 +129,16 @@ class Task(Component):
     def default_evaluator(self) -> dict[str, Any]:
         """The recipe node of the evaluator when none is named: one forward pass over the split."""
         return {"use": "direct"}
+
+    def baselines(self, bench: Bench) -> Rows:
+        """What a student is held against, by name: by default ``alone``, the student trained by `supervised` at its budget.
+
+        A task without such a loss (pre-training, anomalies) names others, or none. They run when their turn comes, and a
+        recipe's ``baselines`` chooses among them.
+        """
+        from limbeck.grammar.artifact import NetworkArtifact
+
+        return {"alone": lambda: NetworkArtifact(self, bench.alone())}
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
         """Further entries of ``result.json`` (calibration bins), for the report; ``rows`` are what was scored, by name."""

@@ -2,9 +2,9 @@
 
 A **result** is the content of a run's ``result.json``. Read here: ``method``, ``recipe``, ``seed``, ``task``,
 ``primary``, ``higher_is_better``, ``artifact``, ``metrics: {teacher, student, alone, best}`` (flat maps of name to
-number; proportions lie in [0, 1]), ``sizes: {teacher, student}`` (``parameters``, ``bytes``...), ``latency_ms:
-{teacher, student}`` (``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``, ``items: {test}``,
-``notes``. Optional:
+number; proportions lie in [0, 1]), ``sizes: {teacher, student, ...}`` (``parameters``, ``bytes``...),
+``latency_ms: {teacher, student, ...}`` (``one_item``, ``gflops``), ``cost: {seconds: {stage: s}, peak_memory_mb}``,
+``items: {test}``, ``notes``. Optional:
 
 - ``labels`` and ``class_items: {train, valid, test}``: the classes, and how many items of each every split has;
 
@@ -528,7 +528,12 @@ def _baselines(results: Sequence[Result], primary: str, items: int | None) -> li
         for name, values in given.items():
             if isinstance(values, Mapping) and name not in ("teacher", "student", "alone") and values not in known:
                 seen.setdefault(str(name), {}).setdefault(str(result.get("seed")), values)
-    return [_row(name, "baseline", by_seed, primary, items) for name, by_seed in seen.items()]
+    found = []
+    for name, by_seed in seen.items():
+        row = _row(name, "baseline", by_seed, primary, items)
+        _describe(row, [r for r in results if name in (r["metrics"].get("rows") or {})], name)
+        found.append(row)
+    return found
 
 
 def _alones(

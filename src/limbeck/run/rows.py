@@ -51,16 +51,23 @@ def evaluator_of(recipe: Recipe) -> Evaluator:
 
 def check_baselines(evaluator: Evaluator, bench: Bench, wanted: list[str] | None) -> None:
     """Refuse baselines that the evaluator does not offer."""
-    known = [name for name in evaluator.rows(bench) if name != "teacher"]
+    known = [name for name in evaluator.rows(bench) if not _takes_part(name, bench)]
     for name in wanted or ():
         if name not in known:
             raise ConfigError.unknown("baselines", name, known, "baseline of this run")
 
 
+def _takes_part(name: str, bench: Bench) -> bool:
+    """Whether a row is a participant's, or stands for one, and no baseline."""
+    return name == "teacher" or name in bench.built
+
+
 def score_rows(
     evaluator: Evaluator, bench: Bench, method: Method, made: Artifact, baselines: list[str] | None
 ) -> Scored:
-    """Every row scored on the test split: the student first, then what the method adds, the teacher, the baselines.
+    """Every row scored on the test split: the student first, then what the method adds, who takes part, the baselines.
+
+    A participant that the method has a row of its own for is scored as that one alone.
 
     Args:
         evaluator: scores all of them.
@@ -75,9 +82,11 @@ def score_rows(
         found.rows[name] = artifact
         found.metrics[name] = evaluator.score(artifact, bench)
     for name, made_by in evaluator.rows(bench).items():
+        if name in own and name in bench.built:
+            continue
         if name in own:
             raise ValueError(f"the method and the evaluator both have a row {name!r}")
-        if name != "teacher" and baselines is not None and name not in baselines:
+        if not _takes_part(name, bench) and baselines is not None and name not in baselines:
             continue
         row = made_by()
         if isinstance(row, Artifact):

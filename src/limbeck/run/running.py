@@ -20,7 +20,7 @@ from limbeck.engine.progress import Progress
 from limbeck.engine.room import telling
 from limbeck.errors import ConfigError, LimbeckError, Stopped, StorageError
 from limbeck.export import check_format, export
-from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import main_metric
 from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
@@ -255,8 +255,12 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         "higher_is_better": higher,
         "metrics": metrics,
         "artifact": artifact.kind,
-        "sizes": {**{n: row.size() for n, row in scored.rows.items()}, "teacher": sizes(bench.teacher)},
-        "latency_ms": {"student": latency(task, artifact), "teacher": latency(task, bench.teacher)},
+        "sizes": {
+            **{n: row.size() for n, row in scored.rows.items()},
+            **{n: sizes(b) for n, b in bench.built.items() if n != "student"},
+            "teacher": sizes(bench.teacher),
+        },
+        "latency_ms": {"student": latency(task, artifact), "teacher": {}, **_latencies(bench, scored)},
         "cost": {
             "seconds": {**bench.seconds, **engine.seconds},
             "peak_memory_mb": peak_memory(),
@@ -280,3 +284,12 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         ],
         "exports": {},
     }
+
+
+def _latencies(bench: Bench, scored: Scored) -> dict[str, dict[str, float]]:
+    """How fast each participant answers, as far as it answers for a part of the task."""
+    known = {n: row for n, row in scored.rows.items() if n in bench.built and n != "student"}
+    found = {n: latency(row.judge(bench.task), row) for n, row in known.items() if isinstance(row, NetworkArtifact)}
+    if "teacher" not in found and bench.teacher is not None:
+        found["teacher"] = latency(bench.task, bench.teacher)
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -10,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows
-from limbeck.grammar.method import Built
+from limbeck.grammar.method import Built, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.scores import Scores
+from limbeck.grammar.settings import Count, settings
+from limbeck.objectives.queries import accept_all
 
 NAMES = {"evaluator": {"fresh": "Fresh"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -35,14 +38,24 @@ class Trains(Protocol):
     networks: int | None
     scope: str
 
-    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
-        """The network, trained on it."""
+    def train(
+        self,
+        module: nn.Module,
+        optim: Optim,
+        seed: int,
+        scope: str,
+        device: torch.device,
+        queries: Sequence[Query] = (),
+    ) -> Built:
+        """The network, trained on it; its batches are changed by ``queries`` after what it asks for itself."""
 
 
+@settings
 class Fresh(Evaluator):
     """Fresh networks, trained on what was made and judged on the task's real items.
 
-    Rows: ``teacher``, one network trained on all real items, and each of ``baselines``: as many real items.
+    Rows: ``teacher`` (the method's, or one network trained on all real items) and each of ``baselines``: as many real
+    items. A network is judged as it is.
 
     Args:
         optim: how they are trained (lr is replaced by one that was learned).
@@ -51,30 +64,26 @@ class Fresh(Evaluator):
             ``lenet``, ``alexnet``, ``vgg11``, ``resnet18``).
         baselines: which choices of real items are judged beside it, from the task's list (of pictures: ``random``,
             ``kmeans``, ``herding``); the first is the one to be beaten.
+        queries: changes to the batches that they learn from, by name, in order, after what the set itself asks for
+            (``{mix: mixup}``); the same in every row.
     """
 
-    primary = "accuracy"
-    higher_is_better = True
+    optim: Optim = Optim(steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop")
+    networks: Count = 3
+    architectures: list[str] = []  # noqa: RUF012 (copied, never changed)
+    baselines: list[str] = ["random"]  # noqa: RUF012
+    queries: dict[str, Query] = {}  # noqa: RUF012
 
-    def __init__(
-        self,
-        optim: Optim = Optim(  # noqa: B008 (plain settings)
-            steps=300, batch_size=256, lr=0.01, optimizer="sgd", weight_decay=5e-4, schedule="drop"
-        ),
-        networks: int = 3,
-        architectures: list[str] = [],  # noqa: B006 (copied, never changed)
-        baselines: list[str] = ["random"],  # noqa: B006
-    ) -> None:
-        if networks < 1:
-            raise ValueError("networks must be 1 or more")
-        self.optim, self.networks = optim, networks
-        self.architectures, self.baselines = list(architectures), list(baselines)
+    def validate(self) -> None:
+        """The first baseline is the one to be beaten."""
+        self.primary, self.higher_is_better = "accuracy", True
         self.baseline = self.baselines[0] if self.baselines else "random"
 
     def accept(self, task: Any) -> None:
-        """Refuse a task that makes no data, architectures and baselines that it does not know."""
+        """Refuse a task that makes no data, architectures and baselines that it does not know, and queries not for it."""
         if not hasattr(task, "pool"):
             raise ConfigError("evaluator", f"fresh networks are trained on data sets, not for {type(task).__name__}")
+        accept_all(self.queries, task, "evaluator.queries")
         for name, given, known in (
             ("architectures", self.architectures, list(task.pool())),
             ("baselines", self.baselines, list(task.choices)),
@@ -85,9 +94,12 @@ class Fresh(Evaluator):
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """``accuracy`` and the task's other metrics: means over the networks; ``accuracy_std``; ``ARCH/accuracy``."""
+        task: Any = bench.task
+        if isinstance(artifact, NetworkArtifact):
+            return task.evaluate(artifact.built, getattr(task, split), device=bench.device)
         if not isinstance(artifact, Trains):
             raise TypeError(f"fresh networks are trained on data, and this is a {artifact.kind}")
-        task: Any = bench.task
+        more: dict[str, Any] = {"queries": list(self.queries.values())} if self.queries else {}
         found: dict[str, float] = {}
         items: dict[str, Tensor] = {}
         count = min(self.networks, artifact.networks or self.networks)
@@ -99,7 +111,7 @@ class Fresh(Evaluator):
                     module = bench.student_model.build(task).module if not arch else task.pool()[arch]()
                 optim = self.optim if artifact.lr is None else self.optim.with_(lr=artifact.lr)
                 scope = artifact.scope or f"judge-{arch}-{k}"
-                net = artifact.train(module, optim, bench.seed, scope, bench.device)
+                net = artifact.train(module, optim, bench.seed, scope, bench.device, **more)
                 scores.append(task.evaluate(net, getattr(task, split), device=bench.device))
             prefix = f"{arch}/" if arch else ""
             for metric in () if arch else ("accuracy", "nll"):
@@ -115,9 +127,11 @@ class Fresh(Evaluator):
         return Scores(found, items)
 
     def rows(self, bench: Bench) -> Rows:
-        """``teacher`` (all real items) and the choices of real items."""
+        """``teacher`` (the method's own, or a network trained on all real items) and the choices of real items."""
         task: Any = bench.task
-        return {"teacher": task.whole, **{how: partial(task.real, how, bench.seed) for how in self.baselines}}
+        found: Rows = {"teacher": task.whole, **{how: partial(task.real, how, bench.seed) for how in self.baselines}}
+        own = bench.teacher
+        return found if own is None else {**found, "teacher": partial(NetworkArtifact, task, own)}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """Pictures of what was made, where it has some."""

@@ -28,8 +28,8 @@ NAMES = {
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-def accept_all(queries: Mapping[str, Query], task: Task) -> None:
-    """Every query of a recipe asked whether it is one for this task.
+def accept_all(queries: Mapping[str, Query], task: Task, place: str = "queries") -> None:
+    """Every query of a recipe asked whether it is one for this task; ``place`` is where the recipe names them.
 
     Raises:
         ConfigError: one is not; the error names it as the recipe does.
@@ -39,7 +39,7 @@ def accept_all(queries: Mapping[str, Query], task: Task) -> None:
             query.accept(task)
         except LimbeckError as error:  # a query does not know what the recipe calls it
             inner = "" if error.argument.startswith("queries.") else f".{error.argument}"
-            error.argument = f"queries.{name}{inner}"
+            error.argument = f"{place}.{name}{inner}"
             raise
 
 

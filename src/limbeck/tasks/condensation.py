@@ -17,6 +17,7 @@ from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.random import Draws
+from limbeck.grammar.settings import Count, Natural, settings
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.synthetic_set import SetArtifact, Space
 
@@ -31,6 +32,7 @@ _USES = {"valid": "for choosing", "test": "for judging"}
 Choice = Literal["random", "kmeans", "herding"]
 
 
+@settings
 class Condensation(Classification):
     """A data set of a few items per class that teaches like the whole.
 
@@ -49,27 +51,25 @@ class Condensation(Classification):
         deal: as in classification.
     """
 
-    judging: tuple[str, ...] = (*Classification.judging, "per_class")
+    judging = (*Classification.judging, "per_class")
 
-    def __init__(
-        self,
-        data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
-        per_class: int = 1,
-        strategy: str = "color_crop_cutout_scale_rotate",
-        align_corners: bool = True,
-        zca: bool = False,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        size: int | None = None,
-        eval_batch: int = 256,
-        deal: int = 0,
-    ) -> None:
-        super().__init__(data, "label", None, valid_fraction, test_fraction, size, eval_batch=eval_batch, deal=deal)
+    data: Source = Digits()
+    per_class: Count = 1
+    strategy: str = "color_crop_cutout_scale_rotate"
+    align_corners: bool = True
+    zca: bool = False
+    valid_fraction: float = 0.1
+    test_fraction: float = 0.2
+    size: int | None = None
+    eval_batch: Count = 256
+    deal: Natural = 0
+
+    def validate(self) -> None:
+        """A strategy of known parts; the rest is as classification of one label has it."""
+        strategy_names(self.strategy)
+        shares = (self.valid_fraction, self.test_fraction, self.size)
+        Classification.__init__(self, self.data, "label", None, *shares, eval_batch=self.eval_batch, deal=self.deal)
         self.empty_classes = None
-        if per_class < 1:
-            raise ValueError("per_class must be 1 or more")
-        strategy_names(strategy)
-        self.per_class, self.strategy, self.align_corners, self.zca = per_class, strategy, align_corners, zca
         self._space: Space | None = None
 
     # ---------------------------------------------------------------------------------------------------------- data

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.data.items import digest
-from limbeck.engine.inner import fit
+from limbeck.engine.inner import Loss, fit
 from limbeck.errors import ConfigError, require
 from limbeck.functional.zca import ZCA
 from limbeck.grammar.artifact import Artifact
-from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.method import Batch, Built, Context, Query
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.role import Contract
-from limbeck.objectives.queries import Augment
+from limbeck.objectives.queries import Augment, soft
 from limbeck.storage.store import atomic_write, safe_name
 from limbeck.storage.weights import load_state_dict, save_state_dict
 
@@ -95,10 +95,14 @@ class SetArtifact(Artifact):
     Args:
         task: the task it was made for.
         images: [M, C, H, W] in the synthetic space.
-        labels: class ids [M], or soft labels [M, C].
+        labels: class ids [M], or soft labels [M, C]; of any other shape where ``loss`` or ``queries`` know what they are.
         ids: class ids [M].
         lr: the learned step size, or ``None``.
         networks, scope: see `limbeck.evaluators.fresh.Trains`.
+        loss: (network, batch, context) -> per-item values: how networks learn from it; by default cross-entropy with the
+            labels.
+        queries: what changes its batches while they learn (crops, mixtures; keyed by item and view); ``None`` takes the
+            task's differentiable augmentation.
     """
 
     kind: ClassVar[str] = "dataset"
@@ -113,8 +117,12 @@ class SetArtifact(Artifact):
         lr: float | None,
         networks: int | None = None,
         scope: str = "",
+        loss: Loss | None = None,
+        queries: Sequence[Query] | None = None,
     ) -> None:
         self.task, self.lr, self.networks, self.scope = task, lr, networks, scope
+        augment = [Augment(task.strategy, task.align_corners)] if task.strategy else []
+        self.loss, self.queries = loss or _cross_entropy, augment if queries is None else list(queries)
         self.images, self.labels, self.ids = images.detach().cpu(), labels.detach().cpu(), ids.cpu()
 
     def state(self) -> dict[str, Any]:
@@ -122,16 +130,21 @@ class SetArtifact(Artifact):
         step = {} if self.lr is None else {"step_size": torch.tensor(self.lr)}
         return {"images": self.images, "labels": self.labels, "ids": self.ids, **step}
 
-    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
-        """A network trained on the set by cross-entropy, augmented as the task says; ``scope`` keys its draws."""
-        data = SetData(self.images, self.labels)
+    def train(
+        self,
+        module: nn.Module,
+        optim: Optim,
+        seed: int,
+        scope: str,
+        device: torch.device,
+        queries: Sequence[Query] = (),
+    ) -> Built:
+        """A network trained on the set as it asks for; ``scope`` keys the draws, ``queries`` come after its own."""
+        labels = soft(self.labels, self.task.outputs) if queries and self.labels.ndim == 1 else self.labels
+        data = SetData(self.images, labels)
         optim = optim.with_(batch_size=min(optim.batch_size, len(data)))
-
-        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
-            return F.cross_entropy(net(batch["x"]), batch["y"])
-
-        queries = [Augment(self.task.strategy, self.task.align_corners)] if self.task.strategy else []
-        net = fit(module, data, loss, optim, seed=seed, scope=scope, device=device, queries=queries)
+        all_queries = [*self.queries, *queries]
+        net = fit(module, data, self.loss, optim, seed=seed, scope=scope, device=device, queries=all_queries)
         return Built(net, self.task.space.contract(), self.task.labels)
 
     def save(self, folder: Path) -> None:
@@ -268,6 +281,10 @@ class SetArtifact(Artifact):
             "labels": self.task.labels,
             "pixels": [[(255 * x).round().to(torch.uint8).tolist() for x in r] for r in rows],
         }
+
+
+def _cross_entropy(net: nn.Module, batch: Batch, ctx: Context) -> Tensor:
+    return F.cross_entropy(net(batch["x"]), batch["y"])
 
 
 def _write_about(folder: Path, about: dict[str, Any]) -> Path:

@@ -23,7 +23,7 @@ from limbeck.engine.step import Phases, Stepper, add_ons
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import NonFinite
 from limbeck.grammar.card import read_card, recipe_path
-from limbeck.grammar.method import Share, Terms
+from limbeck.grammar.method import Gather, Gathered, Share, Terms
 from limbeck.grammar.role import cast
 from limbeck.recipe.overrides import presets_of
 from limbeck.recipe.recipe import build, check, dump, load_tree
@@ -64,7 +64,7 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
         phases = Phases(stage.step or method.step, batch, micro)
         answer: Any = None
         while (found := phases.send(answer)) is not None:
-            answer = dict(found) if isinstance(found, Share) else None
+            answer = Gathered(found) if isinstance(found, Gather) else dict(found) if isinstance(found, Share) else None
             if isinstance(found, Terms):
                 yield found, micro
 

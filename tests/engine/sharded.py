@@ -19,7 +19,7 @@ from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
 from limbeck.engine.step import Stepper
 from limbeck.errors import MethodError, NonFinite, Stopped
-from limbeck.grammar.method import Batch, Context, Method, Share, Term, Terms
+from limbeck.grammar.method import Batch, Context, Gather, Method, Share, Term, Terms
 from limbeck.grammar.role import Role
 from limbeck.objectives import FeatureMatch
 from limbeck.storage import store
@@ -49,6 +49,25 @@ class Idle(Method):
             scalar=Term(z.sum() * 0.1, count=len(z)),
             some=Term(z[picked].square().sum(), count=int(picked.sum())),
             several=Term(z.abs()),
+        )
+
+
+class Contrast(Method):
+    """InfoNCE of the student against the teacher and against itself over the whole batch, beside the task's loss."""
+
+    def __init__(self, detached: bool = False) -> None:
+        self.detached = detached
+
+    def step(self, batch: Batch, ctx: Context) -> Any:
+        e, t = ctx.signal("student", batch).logits, ctx.signal("teacher", batch).logits
+        rows = yield Gather(e=e.detach() if self.detached else e, t=t)
+        target = rows.numbers("e")
+        own = e.new_full((len(e), len(rows["e"])), 0.0).scatter(1, target[:, None], float("-inf"))
+        close = e @ rows["e"].T + own  # [n, N]: to every other row
+        yield Terms(
+            ce=self.task.supervised(ctx.signals["student"], batch),
+            contrast=Term(nn.functional.cross_entropy(e @ rows["t"].T, target, reduction="none")),
+            spread=Term(close.logsumexp(1), weight=0.3, where=batch["item"] % 3 != 0),
         )
 
 
@@ -286,6 +305,15 @@ def case_buffers() -> Any:
     return dict(net.state_dict())
 
 
+def case_gather() -> Any:
+    found = {}
+    for size, parts, split in ((8, 1, ()), (7, 1, ()), (7, 2, ()), (7, 2, ("student",))):
+        method = bound(Contrast(), batch_size=size, clip=0.5)
+        engine(accumulate=parts, shard=split).run(method)
+        found[f"{size} {parts} {len(split)}"] = learnt(method)
+    return found
+
+
 class Torn(Method):
     """Processes that do not do the same."""
 
@@ -309,6 +337,8 @@ class Torn(Method):
             yield Share(q=torch.ones(3))
         if self.how == "other share":
             yield Share(q=torch.ones(2 + odd))
+        if self.how == "gather":
+            yield Gather(q=torch.ones(3, 2 + odd))
         if self.how == "role":
             to = "other" if odd else "student"
             yield Terms(a=Term(ctx.call("other", z.detach()).sum(1) if odd else z.sum(1), to))
@@ -332,7 +362,7 @@ class Torn(Method):
 
 def case_torn() -> Any:
     said = {}
-    for how in ("share", "other share", "role", "metric", "mask", "phase", "state", "weights"):
+    for how in ("share", "other share", "gather", "role", "metric", "mask", "phase", "state", "weights"):
         try:
             engine(root / f"torn-{how}").run(bound(Torn(how), batch_size=8))
         except MethodError as error:

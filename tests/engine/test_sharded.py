@@ -111,6 +111,13 @@ def test_sharded_roles_accumulate(two: Path) -> None:
     assert not differences(alone(), left(two, "case_accumulate"), tolerance=1e-5)
 
 
+def test_rows_are_gathered_over_processes(two: Path) -> None:
+    for key, made in left(two, "case_gather").items():
+        method = bound(cases.Contrast(), batch_size=int(key[0]), clip=0.5)
+        engine().run(method)
+        assert not differences(learnt(method), made, tolerance=1e-5), key
+
+
 def test_a_sharded_run_stops_and_goes_on_bit_for_bit(two: Path) -> None:
     assert not differences(left(two, "case_equal"), left(two, "case_resume"))
     assert not differences(left(two, "case_equal"), left(two, "case_restore"))
@@ -220,6 +227,7 @@ def test_buffers_that_move_are_averaged_and_others_are_left_alone(two: Path) -> 
     [
         ("share", "process 0: updates 'student' by a | process 1: shares q [3] float32"),
         ("other share", "process 0: shares q [2] float32 | process 1: shares q [3] float32"),
+        ("gather", "process 0: gathers q [n, 2] float32 | process 1: gathers q [n, 3] float32"),
         ("role", "process 0: updates 'student' by a | process 1: updates 'other' by a"),
         ("metric", "process 1: updates 'student' by a, shows seen"),
         ("mask", ""),

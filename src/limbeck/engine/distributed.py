@@ -99,6 +99,22 @@ def largest_over_ranks(values: Sequence[int]) -> list[int]:
     return [int(n) for n in held.tolist()]
 
 
+def rows_of_all(rows: Tensor) -> list[Tensor]:
+    """The rows [n, ...] of every process, without a graph, in the order of their numbers; each may hold another number."""
+    rows = rows.detach()
+    if world() == 1:
+        return [rows]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    dist.all_gather(sizes, torch.tensor([len(rows)]), group=_hosts)
+    counts = [int(n) for n in sizes]
+    sent = rows.to(torch.uint8) if rows.dtype == torch.bool else rows
+    padded = sent.new_zeros((max(counts), *rows.shape[1:]))
+    padded[: len(rows)] = sent
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded.contiguous())
+    return [t[:n].to(rows.dtype) for t, n in zip(found, counts, strict=True)]
+
+
 def sum_gradients(params: Sequence[nn.Parameter]) -> None:
     """Sum the gradients of replicated parameters over processes, as one flat buffer per dtype.
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from limbeck.engine import distributed as dist
 from limbeck.errors import MethodError
 from limbeck.functional.precision import widened
-from limbeck.grammar.method import Share, Terms
+from limbeck.grammar.method import Gather, Share, Terms
 from limbeck.grammar.role import Role
 from limbeck.storage import store
 
@@ -53,8 +53,15 @@ class Routing:
         self._held = {r: {id(p) for p in ps} for r, ps in updated.items() if not roles[r].shard}
         self._known: set[tuple[tuple[str, tuple[str, ...]], ...]] = set()
 
-    def check(self, terms: Terms, totals: Mapping[str, Tensor]) -> None:
+    def check(
+        self, terms: Terms, totals: Mapping[str, Tensor], made: Mapping[int, Sequence[Tensor]] | None = None
+    ) -> None:
         """One phase of one micro-batch, before its backward pass.
+
+        Args:
+            terms: the phase.
+            totals: each term's sum.
+            made: by the ``id`` of a tensor in which graphs end, what stands behind it (rows of the whole batch).
 
         Raises:
             MethodError: a term trains nothing, or reaches a role of this phase that it does not declare.
@@ -79,7 +86,10 @@ class Routing:
             if not others or not totals[name].requires_grad:
                 continue
             mine = set().union(*(self._held.get(r, set()) for r in term.to))
-            reached = leaves(totals[name]) - mine
+            ends = leaves(totals[name])
+            for end in ends & set(made or ()):
+                ends |= set().union(*map(leaves, (made or {})[end]))
+            reached = ends - mine
             leaks = sorted(r for r in others if reached & self._held[r])
             if leaks:
                 raise MethodError(
@@ -96,7 +106,7 @@ def _counts(weight: float | Tensor, total: Tensor) -> bool:
     return bool(weight != 0) and bool(total.detach() != 0)
 
 
-def same_phase(stage: str, step: int, found: Sequence[Terms | Share | None], seen: bool) -> None:
+def same_phase(stage: str, step: int, found: Sequence[Terms | Share | Gather | None], seen: bool) -> None:
     """Every process must have come to the same phase, before any of them sums anything with the others.
 
     Args:
@@ -120,11 +130,14 @@ def same_phase(stage: str, step: int, found: Sequence[Terms | Share | None], see
         )
 
 
-def _spoken(phase: Terms | Share | None) -> str:
+def _spoken(phase: Terms | Share | Gather | None) -> str:
     if phase is None:
         return "the step is over"
     if isinstance(phase, Share):
         return "shares " + ", ".join(f"{n} {list(t.shape)} {t.dtype}".replace("torch.", "") for n, t in phase.items())
+    if isinstance(phase, Gather):  # each may hold another number of rows
+        rows = (f"{n} {['n', *t.shape[1:]]} {t.dtype}{' with a graph' * t.requires_grad}" for n, t in phase.items())
+        return "gathers " + ", ".join(rows).replace("torch.", "").replace("'", "")
     said = "updates " + ", ".join(f"{_and(t.to)} by {n}" for n, t in phase.items())
     return said + (f", shows {', '.join(sorted(phase.metrics))}" if phase.metrics else "")
 

@@ -13,11 +13,12 @@ from limbeck.engine import distributed as dist
 from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, one_item
 from limbeck.engine.culprits import Phase
+from limbeck.engine.gathering import Rows
 from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Routing, same_phase
 from limbeck.errors import ConfigError, MethodError
 from limbeck.functional.precision import widest
-from limbeck.grammar.method import Batch, Method, Objective, Share, Stage, Term, Terms, as_phases
+from limbeck.grammar.method import Batch, Gather, Gathered, Method, Objective, Share, Stage, Term, Terms, as_phases
 from limbeck.grammar.optim import Optim, held_by, lay_out
 from limbeck.grammar.random import key_of, seed_modules
 
@@ -101,8 +102,9 @@ class Stepper:
         seen = Seen()
         turn = earlier = 0  # earlier: phases that have updated something
         answers: list[Any] = [None] * many
+        rows = Rows()
         while True:
-            found: list[Terms | Share | None] = []
+            found: list[Terms | Share | Gather | None] = []
             held: list[Terms] = []
             touched: dict[str, None] = {}
             losses: list[Tensor] = []
@@ -117,13 +119,13 @@ class Stepper:
                         raise one_item(stage.section, stage.batch_size, many) from None
                     raise
                 found.append(terms)
-                if terms is None or isinstance(terms, Share):
+                if not isinstance(terms, Terms):
                     continue
                 self._add_objectives(terms, batches[j], contexts[j])
                 touched.update((r, None) for t in terms.values() for r in t.to)
                 if single:
                     losses.append(self._backward(terms, *self._tally(terms, seen)))
-                elif (
+                elif not rows.whole and (
                     None
                     not in (shared := {n: self._global_count(t, known, batches[j]) for n, t in terms.items()}).values()
                 ):
@@ -138,14 +140,18 @@ class Stepper:
                 break
             answers = [None] * many
             shares = [f for f in found if isinstance(f, Share)]
-            if len(shares) not in (0, many) or None in found:
+            gathers = [f for f in found if isinstance(f, Gather)]
+            if len(shares) not in (0, many) or len(gathers) not in (0, many) or None in found:
                 raise MethodError(
                     f"stage {stage.name}",
-                    f"the micro-batches of step {step} do not come to the same phase: some share or go on, others do not",
-                    expected="the same phases and Shares, whatever items a micro-batch holds",
+                    f"the micro-batches of step {step} do not come to the same phase: some share, gather or go on, others do not",
+                    expected="the same phases, Shares and Gathers, whatever items a micro-batch holds",
                 )
             if shares:
                 answers = [_sum_shares(shares)] * many
+                continue
+            if gathers:
+                answers = [Gathered(gathers[0])] if single else rows.gather(gathers)
                 continue
             if held:
                 if len(held) != many:
@@ -155,7 +161,11 @@ class Stepper:
                         remedy="give it the same shape everywhere, or a `where` that the batch or its task gives",
                     )
                 counts = self._sum_counts(held)
-                losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
+                if rows.whole:
+                    sums = [self._loss(terms, self._tally(terms, seen, rows)[0], counts) for terms in held]
+                    losses += rows.backward(sums, self.device)
+                else:
+                    losses += [self._backward(terms, self._tally(terms, seen)[0], counts) for terms in held]
             shown = [f if isinstance(f, Terms) else None for f in found]
             alone = partial(self._alone, step, turn)
             self._update(list(touched), step, earlier, losses, Phase(batches, shown, alone), seen)
@@ -227,10 +237,10 @@ class Stepper:
         dist.sum_over_ranks(packed)
         return {n: packed[i] for i, n in enumerate(names)}
 
-    def _tally(self, terms: Terms, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def _tally(self, terms: Terms, seen: Seen, rows: Rows | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Add what is shown to ``seen``. Returns each term's total, with its graph, and how many values count in it."""
         totals = {n: t.total() for n, t in terms.items()}
-        self.routing.check(terms, totals)
+        self.routing.check(terms, totals, rows.behind() if rows is not None else None)
         own: dict[str, Any] = {n: t.n() for n, t in terms.items()}
         for n, t in terms.items():
             seen.add(n, totals[n].detach() if t.show is None else t.shown(), own[n])
@@ -278,6 +288,15 @@ class Stepper:
 
     def _backward(self, terms: Terms, totals: dict[str, Tensor], counts: dict[str, Any]) -> Tensor:
         """The backward pass of the weighted sum of totals, each divided by its count. Returns the loss, detached."""
+        loss = self._loss(terms, totals, counts)
+        if loss is None:  # a phase of metrics alone
+            return torch.zeros((), device=self.device)
+        if loss.requires_grad:
+            loss.backward()
+        return loss.detach()
+
+    def _loss(self, terms: Terms, totals: dict[str, Tensor], counts: dict[str, Any]) -> Tensor | None:
+        """The weighted sum of totals, each divided by its count; ``None`` where there is no term."""
         loss: Tensor | None = None
         for name, term in terms.items():
             count, weight = counts[name], term.weight
@@ -287,11 +306,7 @@ class Stepper:
             else:
                 part = totals[name] * (weight / max(1, count))
             loss = part if loss is None else loss + part
-        if loss is None:  # a phase of metrics alone
-            return torch.zeros((), device=self.device)
-        if loss.requires_grad:
-            loss.backward()
-        return loss.detach()
+        return loss
 
     def _alone(self, step: int, turns: int, batch: Batch) -> bool | None:
         """Whether a batch by itself has a gradient that is not finite, in the first phase of a step.
@@ -368,10 +383,10 @@ class Phases:
 
     def __init__(self, function: Callable[[Batch, RunContext], Any], batch: Batch, ctx: RunContext) -> None:
         self._start: Callable[[], Any] = partial(function, batch, ctx)
-        self._rest: Iterator[Terms | Share] | None = None
+        self._rest: Iterator[Terms | Share | Gather] | None = None
         self.over = False
 
-    def send(self, answer: Any) -> Terms | Share | None:
+    def send(self, answer: Any) -> Terms | Share | Gather | None:
         """The next phase, which gets an answer to what the one before it shared; ``None`` after the last."""
         if self.over:
             return None

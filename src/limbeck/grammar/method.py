@@ -122,6 +122,34 @@ class Share(dict[str, Tensor]):
     """
 
 
+class Gather(dict[str, Tensor]):
+    """Rows that a step needs of the whole batch: ``rows = yield Gather(e=tensor)`` (InfoNCE, relations between items).
+
+    Each tensor [n, ...] holds the rows of this micro-batch; all rows [N, ...], over micro-batches and processes in the
+    batch's order, come back as a `Gathered`. Gradients flow through them to whoever made them, also from other
+    micro-batches' and processes' terms (``tensor.detach()`` where they should not), so a term that compares each own row
+    with all rows is the same however the batch is cut. A batch that is cut keeps the graphs of all of its parts until the
+    phase's backward pass.
+    """
+
+
+class Gathered(dict[str, Tensor]):
+    """All rows of the batch, by name; see `Gather`.
+
+    Attributes:
+        own: by name, which of the rows are those that were given: ``rows["e"][rows.own["e"]]``.
+    """
+
+    def __init__(self, rows: Mapping[str, Tensor], own: Mapping[str, slice] | None = None) -> None:
+        super().__init__(rows)
+        self.own = dict(own) if own is not None else {n: slice(0, len(t)) for n, t in rows.items()}
+
+    def numbers(self, name: str) -> Tensor:
+        """Which rows are those that were given: int64 [n] (the labels of an InfoNCE against all rows)."""
+        own = self.own[name]
+        return torch.arange(own.start, own.stop, device=self[name].device)
+
+
 class Context(Protocol):
     """What a step may ask of the engine.
 
@@ -298,7 +326,7 @@ class Stage:
     setup: Callable[[Context], None] | None = None
     begin: Callable[[Context], None] | None = None
     finish: Callable[[Context], None] | None = None
-    step: Callable[[Batch, Context], Terms | Iterator[Terms | Share]] | None = None
+    step: Callable[[Batch, Context], Terms | Iterator[Terms | Share | Gather]] | None = None
     items: Callable[[Context], Sequence[str]] | None = None
     work: Callable[[str, Context], Any] | None = None
     remember: Sequence[Any] | None = None
@@ -421,7 +449,7 @@ class Method(Component, Generic[T]):
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
         coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
-            empty if nothing. A step that yields a `Share` of what it needs of the whole batch couples nothing.
+            empty if nothing. A step that yields a `Share` or `Gather` of what it needs of the whole batch couples nothing.
     """
 
     kind: ClassVar[str] = "method"
@@ -549,10 +577,10 @@ class Method(Component, Generic[T]):
         optim = dict.fromkeys(self.learners, train)
         return [Stage("distil", steps=train.steps, data=self.task.train, batch_size=train.batch_size, optim=optim)]
 
-    def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms | Share]:
+    def step(self, batch: Batch, ctx: Context) -> Terms | Iterator[Terms | Share | Gather]:
         """From a batch to terms. A step with several phases yields one Terms a phase.
 
-        It may also yield a `Share` and receives its sums over the whole batch.
+        It may also yield a `Share` and receives its sums over the whole batch, or a `Gather` and receives all rows.
         """
         raise TypeError(f"{type(self).__name__} must define step, or give every stage its own")
 
@@ -587,6 +615,6 @@ class Method(Component, Generic[T]):
         return self.setup.built[role]
 
 
-def as_phases(result: Terms | Iterable[Terms | Share]) -> Iterator[Terms | Share]:
+def as_phases(result: Terms | Iterable[Terms | Share | Gather]) -> Iterator[Terms | Share | Gather]:
     """A step's result as an iterator of phases."""
     return iter([result]) if isinstance(result, Terms) else iter(result)

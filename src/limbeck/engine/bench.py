@@ -18,6 +18,7 @@ from limbeck.engine.room import within_memory
 from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import LimbeckError
+from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Built, Data, Method, Participant, Query, Setup
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
@@ -40,6 +41,7 @@ class Bench:
         notes: sentences about the participants, for the report.
         others: participants beside these two.
         name: whose network is taught on it.
+        made: what the method delivers, once it is scored.
         teacher_seed: teachers are trained from this seed whatever the run's is, so that runs and methods share them.
     """
 
@@ -61,6 +63,7 @@ class Bench:
     others: dict[str, Built] = field(default_factory=dict)
     name: str = "teacher"
     teacher_seed: int = 0
+    made: Artifact | None = None
 
     @property
     def built(self) -> dict[str, Built]:

@@ -71,9 +71,11 @@ def tried(module: nn.Module, show: Callable[[dict[str, Any]], Tensor], batch: Ma
     Args:
         module: in training mode.
         show: from a batch to its outputs [N, ...].
-        batch: two items.
+        batch: two items. Of ragged ones only the layers' classes tell.
     """
     found = layers(module)
+    if "owner" in batch:  # one after another, of any length: an item cannot be taken out by its place
+        return found
     alone = {k: v[[0, 0]] if isinstance(v, Tensor) and v.ndim and len(v) == 2 else v for k, v in batch.items()}
     device = next((v.device for v in batch.values() if isinstance(v, Tensor)), torch.device("cpu"))
     known = {f"{path}." for paths in found.statistics.values() for path in paths}

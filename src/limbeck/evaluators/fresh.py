@@ -76,7 +76,6 @@ class Fresh(Evaluator):
 
     def validate(self) -> None:
         """The first baseline is the one to be beaten."""
-        self.primary, self.higher_is_better = "accuracy", True
         self.baseline = self.baselines[0] if self.baselines else "random"
 
     def accept(self, task: Any) -> None:
@@ -93,7 +92,7 @@ class Fresh(Evaluator):
                     raise ConfigError.unknown(f"evaluator.{name}", value, known, f"choice of {type(task).__name__}")
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
-        """``accuracy`` and the task's other metrics: means over the networks; ``accuracy_std``; ``ARCH/accuracy``."""
+        """The task's metrics: means over the networks; of the main one also ``NAME_std``, and ``ARCH/NAME``."""
         task: Any = bench.task
         if isinstance(artifact, NetworkArtifact):
             return task.evaluate(artifact.built, getattr(task, split), device=bench.device)
@@ -129,11 +128,17 @@ class Fresh(Evaluator):
     def rows(self, bench: Bench) -> Rows:
         """``teacher`` (the method's own, or a network trained on all real items) and the choices of real items."""
         task: Any = bench.task
-        found: Rows = {"teacher": task.whole, **{how: partial(task.real, how, bench.seed) for how in self.baselines}}
+        found: Rows = {
+            "teacher": task.whole,
+            **{how: partial(task.real, how, bench.seed, bench.made) for how in self.baselines},
+        }
         own = bench.teacher
         return found if own is None else {**found, "teacher": partial(NetworkArtifact, task, own)}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """Pictures of what was made, where it has some."""
+        """Pictures of what was made, where it has some: its own pixels, or files that it draws below the run's folder."""
+        draw = getattr(artifact, "draw", None)
+        if draw is not None:
+            return {} if bench.folder is None else {"pictures": draw(bench.folder)}
         pictures = getattr(artifact, "pictures", None)
         return {} if pictures is None else {"images": pictures()}

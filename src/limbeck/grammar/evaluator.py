@@ -28,6 +28,7 @@ class Bench(Protocol):
         method: what runs; ``None`` where networks are only trained.
         seed, device, folder: of this run; ``teacher_seed``: of the teachers that are trained in it.
         queries: augmentations of the recipe, applied to the baseline too.
+        made: what the method delivers, once it is scored: baselines may be made as large.
     """
 
     task: Task
@@ -40,6 +41,7 @@ class Bench(Protocol):
     folder: Path | None
     method: Method | None
     queries: dict[str, Query]
+    made: Artifact | None
 
     @property
     def teacher(self) -> Built | None:

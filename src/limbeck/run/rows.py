@@ -77,6 +77,7 @@ def score_rows(
         baselines: which baselines are scored; ``None`` for all.
     """
     found = Scored(baseline=evaluator.baseline)
+    bench.made = made
     own: dict[str, Artifact] = {"student": made, **method.rows()}
     for name, artifact in own.items():
         found.rows[name] = artifact

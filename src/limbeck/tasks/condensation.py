@@ -143,8 +143,8 @@ class Condensation(Classification):
     choices = ("random", "kmeans", "herding")
     """How real items can be chosen as a baseline."""
 
-    def real(self, how: Choice, seed: int) -> SetArtifact:
-        """As many real items as the synthetic ones, chosen so (`choose_real`)."""
+    def real(self, how: Choice, seed: int, made: Artifact | None = None) -> SetArtifact:
+        """As many real items as there are synthetic ones in every set that is made here, chosen so (`choose_real`)."""
         images, labels = self.choose_real(how, seed)
         return SetArtifact(self, images, labels, labels, None)
 

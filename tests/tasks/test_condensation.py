@@ -31,7 +31,9 @@ def task() -> Condensation:
 
 def test_single_items_are_the_mean_over_the_networks(task: Condensation) -> None:
     model = ConvNetModel(width=2, depth=1)
-    bench: Any = SimpleNamespace(task=task, seed=0, student_model=model, device=torch.device("cpu"), teacher=None)
+    bench: Any = SimpleNamespace(
+        task=task, seed=0, student_model=model, device=torch.device("cpu"), teacher=None, made=None
+    )
     evaluator = Fresh(Optim(steps=2, batch_size=16, lr=0.01, optimizer="sgd"), networks=2)
     rows: Any = evaluator.rows(bench)
     scored = {name: evaluator.score(rows[name](), bench) for name in ("random", "teacher")}
@@ -75,7 +77,9 @@ def test_a_set_says_how_networks_learn_from_it(task: Condensation) -> None:
 
 def test_a_network_that_is_there_is_judged_as_it_is(task: Condensation) -> None:
     built = ConvNetModel(width=2, depth=1).build(task)
-    bench: Any = SimpleNamespace(task=task, seed=0, student_model=None, device=torch.device("cpu"), teacher=built)
+    bench: Any = SimpleNamespace(
+        task=task, seed=0, student_model=None, device=torch.device("cpu"), teacher=built, made=None
+    )
     evaluator = Fresh(baselines=[])
     (row,) = evaluator.rows(bench).values()
     made: Any = row()
@@ -87,7 +91,9 @@ def test_queries_of_the_evaluator_are_checked_and_change_every_row(task: Condens
     evaluator: Any = build(tree).evaluator
     assert list(evaluator.queries) == ["mix"]
     model = ConvNetModel(width=2, depth=1)
-    bench: Any = SimpleNamespace(task=task, seed=0, student_model=model, device=torch.device("cpu"), teacher=None)
+    bench: Any = SimpleNamespace(
+        task=task, seed=0, student_model=model, device=torch.device("cpu"), teacher=None, made=None
+    )
     real = task.real("random", 0)
     plain = Fresh(evaluator.optim, networks=1).score(real, bench)
     assert Fresh(evaluator.optim, networks=1, queries=evaluator.queries).score(real, bench)["nll"] != plain["nll"]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from limbeck.data.arrays import read_names
 from limbeck.data.cells import (
     HEAD,
     Cells,
+    Coded,
     Rows,
     check_size,
     coded,
@@ -39,7 +40,15 @@ from limbeck.data.targets import read_targets
 from limbeck.errors import ConfigError, DataError, LimbeckError, require
 from limbeck.storage.plain import check_folder, check_plain, read_bytes
 
-NAMES = {"source": {"hf": "HuggingFaceSet", "csv": "Table", "jsonl": "Jsonl", "parquet": "Parquet"}}
+NAMES = {
+    "source": {
+        "hf": "HuggingFaceSet",
+        "csv": "Table",
+        "jsonl": "Jsonl",
+        "parquet": "Parquet",
+        "scikit-learn": "ScikitTable",
+    }
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
@@ -103,6 +112,24 @@ class _Tabular(PictureSource):
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The rows of all files, divided by file or by the split column."""
+        tables, folder, notes = self._tables()
+        made = self.from_rows(tables, folder, target, size)
+        made.notes[:0] = notes
+        return made
+
+    def table(self) -> Gathered:
+        """All columns as they are written, and the split of each row: for tasks whose columns have types."""
+        tables, _, notes = self._tables()
+        first = tables[0].rows
+        if sum(t.rows.n for t in tables) == 0:
+            raise DataError(str(self.path), "there are no rows", expected="at least one row of each class")
+        split = self._split_column(first, [], len(tables) > 1)
+        found = self._gather(tables, [n for n in first.names if n != split and not _is_index(n)], split)
+        found.notes[:0] = notes
+        return found
+
+    def _tables(self) -> tuple[list[_Part], Path, list[str]]:
+        """The tables, the training one first, the folder that paths in them start from, and notes."""
         start = as_path(self.path, "task.data.path")
         files, notes = self._folder(start) if start.is_dir() else ([("train", start)], [])
         for name, extra in (("valid", self.valid), ("test", self.test)):
@@ -113,9 +140,7 @@ class _Tabular(PictureSource):
                 raise DataError(str(path), "there is no such file", remedy="check the path")
         files.sort(key=lambda f: f[0] != "train")  # the training table says which columns there are
         tables = [_Part(split, path.name, self.rows(path)) for split, path in files]
-        made = self.from_rows(tables, start if start.is_dir() else start.parent, target, size)
-        made.notes[:0] = notes
-        return made
+        return tables, start if start.is_dir() else start.parent, notes
 
     def _folder(self, folder: Path) -> tuple[list[tuple[str, Path]], list[str]]:
         """The split of each file in a folder, from its name, and what was left out."""
@@ -174,7 +199,7 @@ class _Tabular(PictureSource):
                     raise
                 gathered.leave_out(error)
 
-    def _gather(self, tables: Sequence[_Part], names: Sequence[str], split_column: str | None) -> _Gathered:
+    def _gather(self, tables: Sequence[_Part], names: Sequence[str], split_column: str | None) -> Gathered:
         """The columns that are used, of all tables."""
         wanted = list(dict.fromkeys(names))
         columns: list[dict[str, Cells]] = []
@@ -202,11 +227,11 @@ class _Tabular(PictureSource):
             if split_column != self.split:
                 notes.append(f"column {split_column!r} says which split a row belongs to")
         together = {n: joined_cells([c[n] for c in columns]) for n in wanted}
-        return _Gathered(together, splits, np.arange(len(splits)), where, list(dict.fromkeys(notes)))
+        return Gathered(together, splits, np.arange(len(splits)), where, list(dict.fromkeys(notes)))
 
     def _read_gathered(
         self,
-        found: _Gathered,
+        found: Gathered,
         labels: Sequence[str],
         wanted: Sequence[str],
         image: str | None,
@@ -365,7 +390,7 @@ class _Part:
 
 
 @dataclass
-class _Gathered:
+class Gathered:
     """The used columns of all tables.
 
     Attributes:
@@ -649,12 +674,26 @@ class HuggingFaceSet(_Tabular):
         self.name, self.configuration = name, config
         self.asked = {"train": train, "valid": valid, "test": test}
 
-    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The data set's splits."""
+    def _local(self) -> _Tabular | None:
+        """What reads a local file or folder of rows; ``None`` for what the ``datasets`` library knows."""
         local = as_path(self.name, "task.data.name")
         for source in (Table, Jsonl, Parquet) if not any(self.asked.values()) else ():
             if local.suffix.lower() in source.SUFFIXES or (local.is_dir() and self._files_of(local, source.SUFFIXES)):
-                return source(self.name, **self._same).read(target, size)  # type: ignore[arg-type]
+                return source(self.name, **self._same)  # type: ignore[arg-type]
+        return None
+
+    def read(self, target: Target = "auto", size: int | None = None) -> Splits:
+        """The data set's splits."""
+        local = self._local()
+        return super().read(target, size) if local is None else local.read(target, size)
+
+    def table(self) -> Gathered:
+        """All columns of all splits."""
+        local = self._local()
+        return super().table() if local is None else local.table()
+
+    def _tables(self) -> tuple[list[_Part], Path, list[str]]:
+        local = as_path(self.name, "task.data.name")
         library = require("datasets", "language", "reading Hugging Face data sets")
         check_folder(local, "task.data.name")
         try:
@@ -674,9 +713,7 @@ class HuggingFaceSet(_Tabular):
         groups = found if isinstance(found, dict) else {"train": found}
         chosen, notes = choose_splits({n: len(part) for n, part in groups.items()}, self.asked)
         tables = [_Part(split, name, self._rows_of(groups[name], library)) for name, split in chosen.items()]
-        splits = self.from_rows(tables, local if local.is_dir() else Path(), target, size)
-        splits.notes[:0] = notes
-        return splits
+        return tables, local if local.is_dir() else Path(), notes
 
     @staticmethod
     def _is_files(folder: Path) -> bool:
@@ -709,6 +746,88 @@ class HuggingFaceSet(_Tabular):
             if isinstance(inner, library.ClassLabel):
                 rows.classes[n] = list(inner.names)
         return rows
+
+
+class ScikitTable(_Tabular):
+    """A small table that comes with scikit-learn. No download.
+
+    Args:
+        name: ``breast-cancer`` (569 rows, 30 numbers, 2 classes), ``wine`` (178, 13, 3) or ``iris`` (150, 4, 3).
+        halves: a column of numbers in whose place stands whether a row is ``above`` or ``below`` the median: a stand-in
+            for a protected attribute, which none of these tables has.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        name: Literal["breast-cancer", "wine", "iris"] = "breast-cancer",
+        halves: str | None = None,
+        features: list[str] | None = None,
+    ) -> None:
+        super().__init__(f"scikit-learn:{name}", "class", features=features)
+        self.name, self.halves = name, halves
+
+    def _tables(self) -> tuple[list[_Part], Path, list[str]]:
+        from sklearn import datasets
+
+        loaders = {"breast-cancer": datasets.load_breast_cancer, "wine": datasets.load_wine, "iris": datasets.load_iris}
+        found = loaders[self.name]()
+        columns: dict[str, Cells] = {
+            str(n): np.ascontiguousarray(c) for n, c in zip(found.feature_names, found.data.T, strict=True)
+        }
+        columns["class"] = Coded(found.target.astype(np.int64), [str(n) for n in found.target_names])
+        notes = []
+        if self.halves is not None:
+            rows = Rows(columns, lambda i: f"row {i}", len(found.target))
+            name = self._known(rows, self.halves, "task.data.halves")
+            values = np.asarray(columns[name])
+            middle = float(np.median(values))
+            columns[name] = Coded((values > middle).astype(np.int64), ["below", "above"])
+            notes.append(
+                f"{name} is whether a row lies above its median {middle:g}: a stand-in, no protected attribute"
+            )
+        return [_Part("train", self.name, Rows(columns, lambda i: f"row {i}", len(found.target)))], Path(), notes
+
+
+class FrameTable(_Tabular):
+    """A pandas DataFrame that the caller holds, and one for judging, if there is one.
+
+    Args:
+        frame, test: the rows.
+        label: the column that holds the label; as of the other tables.
+    """
+
+    def __init__(
+        self, frame: Any, test: Any = None, label: str | None = None, features: list[str] | None = None
+    ) -> None:
+        super().__init__("DataFrame", label, features=features)
+        self.frames = {"train": frame, **({} if test is None else {"test": test})}
+
+    def __len__(self) -> int:
+        return len(self.frames["train"])
+
+    def _tables(self) -> tuple[list[_Part], Path, list[str]]:
+        return [_Part(split, f"{split} frame", _rows_of_frame(f)) for split, f in self.frames.items()], Path(), []
+
+
+def _rows_of_frame(frame: Any) -> Rows:
+    """The columns of a DataFrame; a place is the row's own index."""
+    names = [str(c) for c in frame.columns]
+    if len(set(names)) < len(names):
+        twice = sorted({n for n in names if names.count(n) > 1})
+        raise DataError("data", f"the frame has several columns called {some(twice)}", expected="names that differ")
+    columns: dict[str, Cells] = {}
+    for i, name in enumerate(names):
+        cells = frame.iloc[:, i]
+        if cells.dtype.kind in "iuf":
+            columns[name] = np.ascontiguousarray(cells.to_numpy())
+        else:
+            columns[name] = coded(
+                [None if missing else v for v, missing in zip(cells.tolist(), cells.isna(), strict=True)]
+            )
+    index = frame.index
+    return Rows(columns, lambda i: f"row {index[i]}", len(frame))
 
 
 class _Cell:

@@ -61,9 +61,9 @@ class Fresh(Evaluator):
         optim: how they are trained (lr is replaced by one that was learned).
         networks: how many of each architecture; their mean and standard deviation are told.
         architectures: further architectures beside the student's, from the task's list (of pictures: ``mlp``, ``convnet``,
-            ``lenet``, ``alexnet``, ``vgg11``, ``resnet18``).
+            ``lenet``, ``alexnet``, ``vgg11``, ``resnet18``; of tables scikit-learn's: ``logistic``, ``forest``...).
         baselines: which choices of real items are judged beside it, from the task's list (of pictures: ``random``,
-            ``kmeans``, ``herding``); the first is the one to be beaten.
+            ``kmeans``, ``herding``; of tables ``real``, ``independent``, ``reweighed``); the first is the one to be beaten.
         queries: changes to the batches that they learn from, by name, in order, after what the set itself asks for
             (``{mix: mixup}``); the same in every row.
     """
@@ -91,12 +91,13 @@ class Fresh(Evaluator):
                 if value not in known:
                     raise ConfigError.unknown(f"evaluator.{name}", value, known, f"choice of {type(task).__name__}")
 
-    def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
+    def score(self, artifact: Any, bench: Bench, split: str = "test") -> dict[str, float]:
         """The task's metrics: means over the networks; of the main one also ``NAME_std``, and ``ARCH/NAME``."""
         task: Any = bench.task
+        own = getattr(task, "fresh", None)  # a task whose data are no networks' food judges with estimators of its own
         if isinstance(artifact, NetworkArtifact):
             return task.evaluate(artifact.built, getattr(task, split), device=bench.device)
-        if not isinstance(artifact, Trains):
+        if own is None and not isinstance(artifact, Trains):
             raise TypeError(f"fresh networks are trained on data, and this is a {artifact.kind}")
         more: dict[str, Any] = {"queries": list(self.queries.values())} if self.queries else {}
         found: dict[str, float] = {}
@@ -105,6 +106,9 @@ class Fresh(Evaluator):
         for arch in ["", *(self.architectures if artifact.networks is None else ())]:
             scores = []
             for k in range(count):
+                if own is not None:
+                    scores.append(own(artifact, arch, k, bench.seed, split))
+                    continue
                 with torch.random.fork_rng(devices=[]):
                     seed_modules(key_of(bench.seed, "judge", arch, k), torch.device("cpu"))
                     module = bench.student_model.build(task).module if not arch else task.pool()[arch]()
@@ -121,19 +125,24 @@ class Fresh(Evaluator):
             found[f"{prefix}{task.primary}"] = float(np.mean(main))
             if artifact.networks is None:
                 found[f"{prefix}{task.primary}_std"] = float(np.std(main, ddof=1)) if len(main) > 1 else 0.0
-            for metric in sorted(set(scores[0]) - {task.primary}) if not arch else ():
-                found[metric] = float(np.mean([s[metric] for s in scores]))
+            told = sorted(set(scores[0]) - {task.primary}) if not arch else getattr(task, "told", ())
+            for metric in told:
+                found[f"{prefix}{metric}"] = float(np.mean([s[metric] for s in scores]))
+        if hasattr(task, "quality"):
+            found.update(task.quality(artifact, bench.seed, split))
         return Scores(found, items)
 
     def rows(self, bench: Bench) -> Rows:
-        """``teacher`` (the method's own, or a network trained on all real items) and the choices of real items."""
+        """``teacher`` (the method's own, or a network trained on all real items) and the choices of real items.
+
+        Where the task judges with estimators of its own, the choices alone: what a teacher makes is the method's row.
+        """
         task: Any = bench.task
-        found: Rows = {
-            "teacher": task.whole,
-            **{how: partial(task.real, how, bench.seed, bench.made) for how in self.baselines},
-        }
+        found: Rows = {how: partial(task.real, how, bench.seed, bench.made) for how in self.baselines}
+        if hasattr(task, "fresh"):
+            return found
         own = bench.teacher
-        return found if own is None else {**found, "teacher": partial(NetworkArtifact, task, own)}
+        return {"teacher": task.whole if own is None else partial(NetworkArtifact, task, own), **found}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
         """Pictures of what was made, where it has some: its own pixels, or files that it draws below the run's folder."""

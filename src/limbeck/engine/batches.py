@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
+from limbeck.engine.epochs import Epochs
 from limbeck.errors import ConfigError, first_line
 from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Data, Stage
@@ -58,7 +59,15 @@ def pieces(stage: Stage, accumulate: int) -> int:
 
 
 def batches(
-    stage: Stage, seed: int, start: int, total: int, *, device: torch.device, accumulate: int = 1, workers: int = 0
+    stage: Stage,
+    seed: int,
+    start: int,
+    total: int,
+    *,
+    device: torch.device,
+    accumulate: int = 1,
+    workers: int = 0,
+    epochs: Epochs | None = None,
 ) -> Iterator[list[Batch]]:
     """This process's micro-batches of the steps ``start`` to ``total - 1``, one list a step, on the device.
 
@@ -69,15 +78,18 @@ def batches(
         device: where the tensors go.
         accumulate: micro-batches a step.
         workers: loader processes; any number gives the same batches.
+        epochs: where the stage stands in its data, where an epoch's items are chosen: the steps are of that epoch.
 
     Raises:
         ConfigError: the batch is smaller than the parts it must be cut into.
     """
     parts = pieces(stage, accumulate)
-    data = stage.source
+    data, scope, first, view = stage.source, stage.scope, 0, 0
+    if epochs is not None and epochs.ids is not None:
+        data, scope, first, view = epochs.data, f"{scope} {epochs.number}", epochs.first, epochs.number
     n = len(data) if data is not None else stage.batch_size * max(1, total)
-    stream = Stream(n, stage.batch_size, seed, stage.scope, stage.shuffle and data is not None)
-    plan = _Plan(data, stream, dist.rank(), accumulate, parts, start, total)
+    stream = Stream(n, stage.batch_size, seed, scope, stage.shuffle and data is not None)
+    plan = _Plan(data, stream, dist.rank(), accumulate, parts, start - first, total - first, view)
     return _fetched(plan, device, 0 if data is None else able(plan, workers))
 
 
@@ -157,9 +169,17 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
     """Step by step, the micro-batches of this process: a pure function of the step's number."""
 
     def __init__(
-        self, data: Data | None, stream: Stream, rank: int, accumulate: int, parts: int, start: int, total: int
+        self,
+        data: Data | None,
+        stream: Stream,
+        rank: int,
+        accumulate: int,
+        parts: int,
+        start: int,
+        total: int,
+        view: int = 0,
     ) -> None:
-        self.data, self.stream = data, stream
+        self.data, self.stream, self.view = data, stream, view
         self.rank, self.accumulate, self.parts = rank, accumulate, parts
         self.start, self.total = start, total
 
@@ -168,6 +188,7 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
 
     def __getitem__(self, index: int) -> list[Batch]:
         ids, views = self.stream.items(self.start + index)
+        views = views + self.view if self.view else views
         if self.parts == 1:
             return [self._fetch(ids, views)]
         low = self.rank * self.accumulate
@@ -176,7 +197,8 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
 
     def _fetch(self, ids: Tensor, views: Tensor) -> Batch:
         batch = dict(self.data.fetch(ids)) if self.data is not None else {}
-        batch["item"], batch["view"] = ids, views
+        batch.setdefault("item", ids)  # of items that were chosen, their own
+        batch["view"] = views
         return batch
 
 

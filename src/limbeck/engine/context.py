@@ -55,6 +55,24 @@ class RunContext:
     def draws(self, value: Draws) -> None:
         self._draws = value
 
+    @property
+    def epoch(self) -> int:
+        """How often the stage's data were gone through before this step."""
+        epochs = self._engine.epochs
+        return epochs.of(self.step) if epochs is not None and epochs.stage.name == self.stage else 0
+
+    @property
+    def done(self) -> int:
+        """Optimiser steps of the run before this one."""
+        names = [s.name for s in self._engine.stages]
+        before = names.index(self.stage) if self.stage in names else 0
+        return sum(s.total for s in self._engine.stages[:before]) + self.step
+
+    @property
+    def whole(self) -> int:
+        """Optimiser steps of all stages, as far as they are known."""
+        return sum(s.total for s in self._engine.stages)
+
     def _role(self, name: str) -> Role:
         try:
             return self.roles[name]

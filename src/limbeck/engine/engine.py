@@ -25,6 +25,7 @@ from limbeck.engine import identity, interrupt
 from limbeck.engine.batches import batches, pieces, to_device
 from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
+from limbeck.engine.epochs import Epochs
 from limbeck.engine.guard import Guard, reading_is_free
 from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
@@ -169,6 +170,7 @@ class Engine:
         self._first: dict[str, str] = {}  # the state in which each role entered
         self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
         self._offset = 0  # steps of the stages before this one
+        self.epochs: Epochs | None = None  # where the present stage stands in its data
         self._doors: dict[str, Any] = {}  # the method's state as each stage's `setup` found it
         self._carried: dict[str, Any] = {}  # optimisers that a later stage goes on with
         self._before: dict[str, str] = {}  # the state of each role when a remembered stage of steps was reached
@@ -290,6 +292,7 @@ class Engine:
     def _pass(self, method: Method, index: int, ctx: RunContext, saved: Any) -> None:
         """One stage, from its door on; ``saved``: it had begun."""
         stage = self.stages[index] = reached(self.stages[index], ctx)
+        self.epochs = Epochs(stage) if stage.items is None else None
         if stage.items is not None:
             self.run_items(method, stage, ctx)
         elif stage.remember is not None and self.workspace is not None:
@@ -586,10 +589,13 @@ class Engine:
     def _run_steps(self, method: Method, stage: Stage, ctx: RunContext, saved: Any, index: int) -> None:
         total, settings = stage.total, self.settings
         start, self.meter = 0, Seen()
+        epochs = self.epochs = Epochs(stage)
         if saved is not None:
             self._restore(method, saved)
             start = int(saved["step"])
             self.meter = Seen({n: (s, c) for n, (s, c) in saved["meter"].items()})
+            if saved.get("epoch"):
+                epochs.restore(saved["epoch"])
         elif stage.begin is not None:
             cast(method.roles, tuple(learners(stage, method.roles)))
             stage.begin(ctx)
@@ -609,7 +615,7 @@ class Engine:
         saved_at, overdue, done = time.monotonic(), False, start
         reading = reading_is_free(self.device)
         self._mark = (stage.name, time.perf_counter())
-        for step, micro in zip(range(start, total), self.batches(stage, start, total), strict=False):
+        for step, micro in self._walk(method, stepper, ctx, still, start):
             overdue = self._poll(
                 partial(self._save, method, index, step, stepper),
                 time.monotonic() - saved_at > 60 * settings.save_minutes,
@@ -642,6 +648,43 @@ class Engine:
         if idle and total and start == 0:  # of a stage that was resumed, the beginning is not known
             self.note(f"stage {stage.name!r} has an optimiser for {', '.join(map(repr, idle))}, and no term trained it")
         self._stood(method, stage, still)
+
+    def _walk(
+        self, method: Method, stepper: Stepper, ctx: RunContext, still: dict[str, str], start: int
+    ) -> Iterator[tuple[int, list[Batch]]]:
+        """The steps of a stage with their micro-batches; in between is done what the stage says."""
+        stage, epochs = stepper.stage, self.epochs
+        assert epochs is not None
+        step = start
+        while step < stage.total:
+            due, choosing = epochs.doors(step), stage.choose is not None and epochs.begins(step)
+            if due or choosing:
+                self._settle(stepper, wait=True)
+                if due:
+                    self._stood(method, stage, still)  # so far: from here on they are what this makes of them
+                inner = ctx.at(step)
+                inner.draws = Draws(ctx.seed, (stage.scope, "between", step), self.device)
+                seed_modules(key_of(ctx.seed, stage.scope, "between", step), self.device)
+                with evaluating(r.module for r in method.roles.values()):
+                    for between in due:
+                        between(inner)
+                    if choosing:
+                        assert stage.choose is not None
+                        with torch.no_grad():
+                            epochs.choose(step, stage.choose(inner))
+                        if dist.world() > 1:
+                            dist.same_everywhere(store.hash_tree(epochs.ids), f"what stage {stage.name!r} chooses")
+                epochs.done = step
+                if due:
+                    self._hashes.clear()
+                    still.clear()
+                    still.update(self._standing(method))
+            stop = epochs.until(step)
+            for micro in self.batches(stage, step, stop):
+                yield step, micro
+                step += 1
+            if step < stop:  # a signal has taken the loader's processes
+                return
 
     def _go_on(self, stage: Stage) -> None:
         """The optimisers that a stage keeps, from the state in which the last stage that trained their roles left them."""
@@ -685,8 +728,16 @@ class Engine:
         """This process's micro-batches of a stage's steps, on the device."""
         found = self.settings
         seed = self.seed if stage.remember is None else 0  # as in the stage's context
+        epochs = self.epochs if self.epochs is not None and self.epochs.stage.name == stage.name else None
         return batches(
-            stage, seed, start, total, device=self.device, accumulate=found.accumulate, workers=found.workers
+            stage,
+            seed,
+            start,
+            total,
+            device=self.device,
+            accumulate=found.accumulate,
+            workers=found.workers,
+            epochs=epochs,
         )
 
     # -- state -----------------------------------------------------------------------------------------------------
@@ -778,6 +829,7 @@ class Engine:
             "carried": self._carried,
             "before": self._before,
             "meter": dict(self.meter),
+            "epoch": self.epochs.state() if stepper is not None and self.epochs is not None else {},
             "seconds": self.seconds,
             "notes": self.notes,
             "made_by": self._made_by(),
@@ -845,6 +897,7 @@ class Engine:
                     stage.setup(ctx)
                     self.place(method)
                 stage = self.stages[index] = reached(stage, ctx)
+                self.epochs = Epochs(stage) if stage.items is None else None
                 self._know(method, stage)
                 if stage.items is not None:
                     cast(method.roles, ())

@@ -383,7 +383,7 @@ def of_stage(
     }
     if stage.items is not None:
         return found | {"work": function(stage.work)}
-    functions = (stage.step or method.step, stage.begin, method.observe)
+    functions = (stage.step or method.step, stage.begin, method.observe, stage.choose, *stage.every.values())
     return found | {
         "steps": stage.steps,
         "batch_size": stage.batch_size,

@@ -111,5 +111,20 @@ class InnerContext:
         self.step = step
         self.draws = Draws(self.seed, (self.stage, step), self.device)
 
+    @property
+    def epoch(self) -> int:
+        """Not told: inner loops count in steps."""
+        return 0
+
+    @property
+    def done(self) -> int:
+        """Steps before this one."""
+        return self.step
+
+    @property
+    def whole(self) -> int:
+        """Steps in all."""
+        return self.total
+
 
 __all__ = ["InnerContext", "Loss", "fit"]

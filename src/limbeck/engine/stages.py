@@ -15,6 +15,9 @@ from limbeck.grammar.method import Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.role import Role
 
+COUNTS = ("steps", "batch_size", "epochs")
+"""What a recipe may say of a stage itself."""
+
 
 def learners(stage: Stage, roles: Mapping[str, Role], early: bool = False) -> dict[str, Optim]:
     """How each role that learns in a stage is optimised. Projectors of add-ons are, as the student is.
@@ -48,8 +51,8 @@ def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) ->
 
     Args:
         stages: as the method gives them.
-        settings: for stages by name, or by pattern (``halve*``, which a name goes before): ``steps``, ``batch_size``, and
-            changes of the optimiser of a role that learns there.
+        settings: for stages by name, or by pattern (``halve*``, which a name goes before): ``steps`` or ``epochs``,
+            ``batch_size``, and changes of the optimiser of a role that learns there.
 
     Raises:
         ConfigError: no such stage, or no such role in it.
@@ -68,17 +71,23 @@ def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) ->
 def _changed(stage: Stage, changes: Mapping[str, Any], place: str) -> Stage:
     optim, counts = dict(stage.optim), dict[str, Any]()
     for key, value in changes.items():
-        if key in ("steps", "batch_size") and stage.items is not None:
+        if key in COUNTS and stage.items is not None:
             raise ConfigError(f"{place}.{key}", f"stage {stage.name!r} has items, which are no steps")
-        if key in ("steps", "batch_size"):
+        if key == "epochs" and (stage.data is None or stage.choose is not None):
+            why = "has no data to go through" if stage.data is None else "chooses its items anew, and counts in steps"
+            raise ConfigError(f"{place}.{key}", f"stage {stage.name!r} {why}", remedy=f"set {place}.steps")
+        if key in COUNTS:
             counts[key] = value
         elif key in optim:
             optim[key] = _with(optim[key], value, f"{place}.{key}")
         else:
-            known = [*optim, *(("steps", "batch_size") if stage.items is None else ())]
+            known = [*optim, *(COUNTS if stage.items is None else ())]
             raise ConfigError.unknown(f"{place}.{key}", key, known, f"role or setting of stage {stage.name!r}")
     if "steps" in counts:
         optim = {n: _with(o, {"steps": counts["steps"]}, f"{place}.steps") for n, o in optim.items()}
+        counts["epochs"] = None
+    elif "epochs" in counts:
+        counts["steps"] = None
     if "batch_size" in counts:
         counts["section"] = place  # what a message about it names
     return replace(stage, optim=optim, **counts)
@@ -96,6 +105,9 @@ def reached(stage: Stage, ctx: RunContext) -> Stage:
     data: Any = stage.data
     if callable(data) and not hasattr(data, "fetch"):
         data = data(ctx)
+    if stage.epochs is not None:
+        total = replace(stage, data=data).total
+        stage = replace(stage, steps=total, epochs=None)
     steps = stage.steps(ctx) if callable(stage.steps) else stage.steps
     if stage.items is None and (not isinstance(steps, int) or steps < 0):
         raise ConfigError(f"stage {stage.name!r}.steps", given=steps, expected="a whole number, 0 or more")

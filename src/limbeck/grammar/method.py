@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -175,6 +176,18 @@ class Context(Protocol):
     draws: Draws
     signals: dict[str, Signal]
 
+    @property
+    def epoch(self) -> int:
+        """How often the stage's data were gone through before this step (or chosen, `Stage.choose`)."""
+
+    @property
+    def done(self) -> int:
+        """Optimiser steps of the run before this one, earlier stages included."""
+
+    @property
+    def whole(self) -> int:
+        """Optimiser steps of all stages: one that tells its number when it begins counts from then on."""
+
     def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
         """Call a role's module. Roles that learn build a graph, others do not, unless ``grad`` says otherwise."""
 
@@ -291,6 +304,7 @@ class Stage:
     Attributes:
         name: unique within the method.
         steps: number of optimiser steps, or a function of the context that tells it when the stage begins.
+        epochs: in their place, how often its data are gone through.
         data: what is iterated, or a function of the context that gives it when the stage begins; ``None``: no data, the
             batch holds ids alone (noise, prompts).
         batch_size: items per optimiser step over everything.
@@ -301,6 +315,12 @@ class Stage:
         setup: builds structure from artifacts; runs at every start, resumed or not, and sees what was restored.
         begin: changes values, once, at step 0.
         finish: runs once after the last step or item.
+        every: what is done in between, before the step: ``{"epoch": fn, 100: fn}``, functions of the context, called with
+            the networks in evaluation mode at the beginning of every epoch, or of every so many steps, the first included.
+            They may change `Method.state` and roles (an earlier self, a statistic of the whole data).
+        choose: which items of ``data`` an epoch goes through (numbers, int64 [n]), a function of the context that is asked
+            when it begins, with the networks in evaluation mode and without a graph. An epoch takes as many steps as its
+            items fill; items keep their numbers. The choice is in the checkpoint.
         step: the step function, if not the method's own.
         items: the ids of the work to do.
         work: does one item and returns a tree of values and tensors that is stored.
@@ -336,15 +356,27 @@ class Stage:
     section: str = "train"
     judged: bool = True
     augmented: bool = True
+    epochs: float | None = None
+    every: Mapping[str | int, Callable[[Context], None]] = field(default_factory=dict)
+    choose: Callable[[Context], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        if (self.steps is None) == (self.items is None):
-            raise ValueError(f"stage {self.name!r} needs either steps or items")
+        if sum(x is not None for x in (self.steps, self.items, self.epochs)) != 1:
+            raise ValueError(f"stage {self.name!r} needs steps, epochs or items, and one of them alone")
+        if self.data is None and (self.epochs is not None or self.choose is not None):
+            raise ValueError(f"stage {self.name!r} has no data, so nothing is gone through or chosen")
+        if self.choose is not None and self.epochs is not None:
+            raise ValueError(f"stage {self.name!r} chooses its items anew: how long it takes is told in steps")
+        for key in self.every:
+            if key != "epoch" and (not isinstance(key, int) or key < 1):
+                raise ValueError(f"stage {self.name!r}.every: {key!r} is neither 'epoch' nor a number of steps")
         self.scope = self.scope or self.name
 
     @property
     def total(self) -> int:
         """How many steps it takes; 0 where it has items, or where that is told only when it begins."""
+        if self.epochs is not None and hasattr(self.data, "fetch"):
+            return math.ceil(self.epochs * len(self.data) / self.batch_size)  # type: ignore[arg-type]
         return self.steps if isinstance(self.steps, int) else 0
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from limbeck.errors import ConfigError
 from limbeck.recipe.hints import Mismatch, leaf, typed
 from limbeck.recipe.schema import schema
 
-COUNTS = ("steps", "batch_size")
+COUNTS = ("steps", "batch_size", "epochs")
 """What is said of a stage itself; any other key names a role that learns in it."""
 
 
@@ -27,9 +28,11 @@ def stage_settings(given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         found[stage] = {}
         for key, value in changes.items():
             if key in COUNTS:
-                found[stage][key] = _fit(int, value, f"{place}.{key}")
-                if found[stage][key] < (0 if key == "steps" else 1):
-                    raise ConfigError(f"{place}.{key}", given=value, expected=f"{int(key != 'steps')} or more")
+                found[stage][key] = _fit(float if key == "epochs" else int, value, f"{place}.{key}")
+                if not 0 <= found[stage][key] < math.inf or (key == "batch_size" and not found[stage][key]):
+                    raise ConfigError(f"{place}.{key}", given=value, expected=f"{int(key == 'batch_size')} or more")
+                if {"steps", "epochs"} <= set(changes):
+                    raise ConfigError(place, "steps and epochs both say how long it takes", remedy="leave one out")
             elif isinstance(value, Mapping):
                 found[stage][key] = _of_optimiser(value, f"{place}.{key}")
             else:

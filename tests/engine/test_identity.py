@@ -17,6 +17,7 @@ from torch import nn
 
 from limbeck.engine import identity
 from limbeck.errors import ConfigError
+from limbeck.evaluators.fresh import Fresh
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Built
 from limbeck.grammar.optim import Optim
@@ -143,9 +144,9 @@ def test_every_setting_of_an_optimiser_counts() -> None:
 def test_components_count_by_class_arguments_and_what_is_in_them() -> None:
     assert key(Kl(temperature=2.0)) == key(Kl(temperature=2.0, weight=1.0)) != key(Kl(temperature=3.0))
     assert key({"a": [Kl()]}) != key({"a": [Kl(weight=2.0)]})
-    same: dict[str, Any] = {"lr_images": 1.0, "gradient": "exact"}
+    same: dict[str, Any] = {"step_size": 1.0, "gradient": "exact"}
     assert key(Mtt(**same)) != key(Tesla(**same)), "the class"
-    assert key(Mtt(expert=Optim(lr=0.5))) != key(Mtt(expert=Optim(lr=0.25)))
+    assert key(Fresh(optim=Optim(lr=0.5))) != key(Fresh(optim=Optim(lr=0.25)))
 
 
 def test_a_revision_makes_it_another_thing() -> None:

@@ -192,7 +192,7 @@ def test_mtt_and_tesla_share_experts_that_are_trained_alike(tmp_path: Path) -> N
         "expert.options={foreach: false}",
     ]
     others += ["expert.momentum=0.5", "expert.weight_decay=0.1", "expert.optimizer=adam", "expert.batch_size=100"]
-    changed = {made("mtt", f"method.{o}") for o in others}
+    changed = {made("mtt", f"stages.experts.{o}") for o in others}
     changed |= {
         made("mtt", o) for o in ("method.expert_epochs=3", "student.depth=2", "task.strategy=''", "task.zca=true")
     }

@@ -33,6 +33,8 @@ def test_names_and_patterns_reach_their_stages_and_names_have_the_last_word() ->
     assert two.optim["critic"].steps == 5 and two.section == "stages.halve*"
     (search, *_) = tuned(stages(), {"search": {"probe": {"schedule": "linear"}}})
     assert search.optim["probe"].schedule == "linear"
+    (search, *_) = tuned(stages(), {"search": {"probe": {"steps": 7, "batch_size": 3}}})
+    assert (search.optim["probe"].steps, search.optim["probe"].batch_size) == (7, 3)
     assert [s.name for s in tuned(stages(), {})] == ["search", "halve2", "halve1"]
 
 
@@ -42,7 +44,8 @@ def test_names_and_patterns_reach_their_stages_and_names_have_the_last_word() ->
         ({"halv2": {"steps": 1}}, r"stages.halv2: no stage .* did you mean 'halve2'"),
         ({"quarter*": {"steps": 1}}, r"stages.quarter\*: no stage of this method"),
         ({"halve1": {"critic": {"lr": 1.0}}}, r"stages.halve1.critic: .* known: batch_size, steps, student"),
-        ({"search": {"steps": 3}}, r"stages.search.steps: stage 'search' has items"),
+        ({"search": {"steps": 3}}, r"stages.search.steps: stage 'search' has items.* stages.search.probe.steps"),
+        ({"halve1": {"student": {"steps": 3}}}, r"stages.halve1.student.steps: got 3, expected stages.halve1.steps"),
         ({"halve1": {"student": {"lr": -1.0}}}, r"stages.halve1.student: lr must be"),
         ({"halve1": {"steps": 2}}, r"stages.halve1.steps: warmup must lie between 0 and steps"),
     ],
@@ -61,7 +64,7 @@ def test_what_reaches_no_stage_is_refused(settings: Any, said: str) -> None:
         ({"distil": {"batch_size": 0}}, "stages.distil.batch_size: got 0, expected 1 or more"),
         ({"distil": {"student": 0.1}}, "stages.distil.student: got 0.1, expected steps or batch_size, or a role"),
         ({"distil": {"student": {"lrr": 1}}}, "stages.distil.student.lrr: .* did you mean 'lr'"),
-        ({"distil": {"student": {"steps": 1}}}, "stages.distil.student.steps: no setting"),
+        ({"distil": {"student": {"steps": 1.5}}}, "stages.distil.student.steps: got 1.5, expected whole number"),
         ({"distil": {"student": {"lr": "fast"}}}, "stages.distil.student.lr: got 'fast', expected number"),
         ({"distil": {"student": {"schedule": "up"}}}, "stages.distil.student.schedule: got 'up'"),
     ],
@@ -81,7 +84,10 @@ def test_they_come_from_the_command_line_and_read_back(tmp_path: Path) -> None:
     tree = check(load_tree("mtt", ["stages.distil.student.lr=3", "stages.experts.expert={lr: 0.2, clip: 1}"]))
     (tmp_path / "again.yaml").write_text(dump(tree))
     assert check(load_tree(tmp_path / "again.yaml")) == tree
-    assert build(tree).stages == {"distil": {"student": {"lr": 3.0}}, "experts": {"expert": {"lr": 0.2, "clip": 1.0}}}
+    assert build(tree).stages == {
+        "distil": {"student": {"lr": 3.0}, "step_size": {"lr": 1e-5}},
+        "experts": {"expert": {"lr": 0.2, "clip": 1.0}},
+    }
 
 
 def test_a_run_takes_the_steps_and_rates_that_its_stages_are_given(tmp_path: Path) -> None:

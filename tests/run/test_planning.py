@@ -18,6 +18,7 @@ from limbeck.evaluators.direct import Direct
 from limbeck.evaluators.fresh import Fresh
 from limbeck.grammar.optim import Optim
 from limbeck.methods.condensation.mtt import Mtt
+from limbeck.parts.trajectories import Experts
 from limbeck.recipe.recipe import build
 from limbeck.run import plan, planning, prepare
 from limbeck.storage.disk import workspace
@@ -82,13 +83,13 @@ def test_items_are_tried_short_and_stand_in_for_all(monkeypatch: pytest.MonkeyPa
     """Experts of 40 epochs are not trained to be counted, and the stage that walks along them is timed all the same."""
     changes = ("method.expert_epochs=40", "method.experts=5", "method.latest_start=30", "method.ahead=2")
     seen = []
-    train_expert = Mtt.train_expert
+    train_expert = Experts.train
 
-    def watched(self: Mtt, item: str, ctx: Any) -> Any:
+    def watched(self: Experts, item: str, ctx: Any) -> Any:
         seen.append(train_expert(self, item, ctx))
         return seen[-1]
 
-    monkeypatch.setattr(Mtt, "train_expert", watched)
+    monkeypatch.setattr(Experts, "train", watched)
     for name in ("mtt", "tesla"):
         planned = plan(tree_of(name, *changes), steps=1)
         found = rows(planned)

@@ -23,7 +23,7 @@ from limbeck.models.chain import LinkSettings
 from limbeck.models.from_run import FromRun
 from limbeck.models.small import MlpModel
 from limbeck.networks.lora import Lora, LoraView
-from limbeck.recipe.recipe import build
+from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.recipe.renamed import renamed
 from limbeck.run import prepare
 from limbeck.run.best import Best
@@ -204,6 +204,25 @@ def test_settings_under_their_old_names() -> None:
     assert tree["evaluator"]["architectures"] == ["mlp"] and "architectures" not in tree["task"]
     with pytest.raises(ConfigError, match=r"evaluator\.networks"):
         renamed({**old, "evaluator": {"networks": 3}})
+
+
+def test_settings_of_a_method_that_its_stages_have_now() -> None:
+    """A run's folder or a recipe of then is read as it was meant; who types an old name over a new one is told what to type."""
+    expert = {"steps": 1000, "batch_size": 64, "lr": 0.05, "schedule": "linear"}
+    given = {"use": "mtt", "steps": 10, "expert": expert, "lr_images": 30.0, "lr_step": 0, "lr_labels": 2.0}
+    new = renamed({"method": given, "task": "condensation"})
+    assert new["method"] == {"use": "mtt", "steps": 10}
+    distil = {"student": {"lr": 30.0}, "step_size": {"lr": 1e-30}}
+    assert new["stages"] == {"experts": {"expert": {k: expert[k] for k in expert if k != "steps"}}, "distil": distil}
+    assert renamed(new) is new
+    learned = renamed({"method": {**given, "use": "tesla", "labels": "learned"}})
+    assert learned["stages"]["distil"]["labels"] == {"lr": 2.0}
+    for old, type_ in (
+        ("method.lr_images=7", r"type stages\.distil\.student\.lr=7"),
+        ("method.expert.lr=0.2", r"type stages\.experts\.expert\.lr=0\.2"),
+    ):
+        with pytest.raises(ConfigError, match=type_):
+            check(load_tree("tesla", [old]))
 
 
 class Copies(Method):

@@ -28,7 +28,7 @@ class RunContext:
 
     def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
         self._engine, self._method, self.task = engine, method, method.task
-        self.stage, self.step, self.total = stage.name, 0, stage.total
+        self.stage, self.step, self.total, self.batch_size = stage.name, 0, stage.total, stage.batch_size
         # what is remembered is shared by runs of every seed
         self.seed, self.device = engine.seed if stage.remember is None else 0, device
         self.optim = stage.optim

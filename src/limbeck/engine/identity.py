@@ -159,6 +159,9 @@ def _given(thing: Any) -> dict[str, Any]:
     if init is object.__init__:
         return {}
     bound = inspect.signature(init).bind(None, *thing.given[0], **thing.given[1])
+    for made in dataclasses.fields(thing) if dataclasses.is_dataclass(thing) else ():
+        if made.default_factory is not dataclasses.MISSING:  # a list or mapping, whose signature holds a stand-in
+            bound.arguments.setdefault(made.name, made.default_factory())
     bound.apply_defaults()
     return dict(list(bound.arguments.items())[1:])
 

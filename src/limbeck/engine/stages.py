@@ -52,7 +52,8 @@ def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) ->
     Args:
         stages: as the method gives them.
         settings: for stages by name, or by pattern (``halve*``, which a name goes before): ``steps`` or ``epochs``,
-            ``batch_size``, and changes of the optimiser of a role that learns there.
+            ``batch_size``, and changes of the optimiser of a role that learns there. Of a stage of items: changes of the
+            optimisers of what its work trains, their own ``steps`` and ``batch_size`` among them.
 
     Raises:
         ConfigError: no such stage, or no such role in it.
@@ -72,13 +73,21 @@ def _changed(stage: Stage, changes: Mapping[str, Any], place: str) -> Stage:
     optim, counts = dict(stage.optim), dict[str, Any]()
     for key, value in changes.items():
         if key in COUNTS and stage.items is not None:
-            raise ConfigError(f"{place}.{key}", f"stage {stage.name!r} has items, which are no steps")
+            raise ConfigError(
+                f"{place}.{key}",
+                f"stage {stage.name!r} has items, which are no steps",
+                remedy=f"what its work trains is set by {place}.{next(iter(optim))}" if optim else "leave it out",
+            )
         if key == "epochs" and (stage.data is None or stage.choose is not None):
             why = "has no data to go through" if stage.data is None else "chooses its items anew, and counts in steps"
             raise ConfigError(f"{place}.{key}", f"stage {stage.name!r} {why}", remedy=f"set {place}.steps")
         if key in COUNTS:
             counts[key] = value
         elif key in optim:
+            own = [name for name in COUNTS if name in value] if stage.items is None else []
+            if own:
+                expected = f"{place}.{own[0]}, which all roles of the stage share"
+                raise ConfigError(f"{place}.{key}.{own[0]}", given=value[own[0]], expected=expected)
             optim[key] = _with(optim[key], value, f"{place}.{key}")
         else:
             known = [*optim, *(COUNTS if stage.items is None else ())]

@@ -156,6 +156,7 @@ class Context(Protocol):
 
     Attributes:
         step, total: the number of the optimiser step within the stage, and how many there are.
+        batch_size: items of an optimiser step, over all micro-batches and processes.
         stage: the stage's name.
         seed, draws: the run's seed, and keyed randomness of this step.
         device: where the batch lies.
@@ -167,6 +168,7 @@ class Context(Protocol):
 
     step: int
     total: int
+    batch_size: int
     stage: str
     seed: int
     device: torch.device
@@ -196,6 +198,9 @@ class Context(Protocol):
 
     def through(self, role: str) -> AbstractContextManager[nn.Module]:
         """Graph to the role's input, its parameters frozen, in evaluation mode."""
+
+    def at(self, step: int) -> Context:
+        """The same at another step: its draws are that step's."""
 
     def artifact(self, stage: str, item: str) -> Any:
         """What an item of an earlier stage left."""

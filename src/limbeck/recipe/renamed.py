@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -18,13 +19,56 @@ RENAMED: Final[dict[str, dict[str, str]]] = {
 }
 """Settings of a task that are settings of its evaluator since 0.2: task -> its old name -> the new one."""
 
+_TRAJECTORIES = {
+    "expert": "stages.experts.expert",
+    "lr_images": "stages.distil.student.lr",
+    "lr_step": "stages.distil.step_size.lr",
+    "lr_labels": "stages.distil.labels.lr",
+}
+STAGED: Final[dict[str, dict[str, str]]] = {"mtt": _TRAJECTORIES, "tesla": _TRAJECTORIES}
+"""Settings of a method that are settings of its stages since 0.2: method -> its old name -> where it stands now."""
+
 
 def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tree with old names replaced.
 
     Raises:
-        ConfigError: a setting stands there under both names.
+        ConfigError: a setting stands there under both names; it says what to type.
     """
+    return _staged(_evaluated(tree))
+
+
+def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    method = tree.get("method")
+    if not isinstance(method, Mapping):
+        return tree
+    moved = STAGED.get(str(method.get("use")), {})
+    old = {name: method[name] for name in moved if name in method}
+    if not old:
+        return tree
+    stages: dict[str, Any] = copy.deepcopy(dict(tree.get("stages") or {}))
+    for name, value in old.items():
+        if name == "lr_labels" and method.get("labels") != "learned":
+            continue  # nobody learns them, and no such role stands in the stage
+        if name == "lr_step" and value == 0:
+            value = 1e-30  # what kept the step size where it began
+        for key, own in value.items() if isinstance(value, Mapping) else [("", value)]:
+            if (name, key) != ("expert", "steps"):  # the epochs say how long
+                _put(stages, f"{moved[name]}.{key}".rstrip("."), own, f"method.{name}.{key}".rstrip("."))
+    return {**tree, "method": {k: v for k, v in method.items() if k not in old}, "stages": stages}
+
+
+def _put(stages: dict[str, Any], place: str, value: Any, old: str) -> None:
+    *path, last = place.split(".")[1:]
+    node = stages
+    for name in path:
+        node = node.setdefault(name, {})
+    if last in node and node[last] != value:
+        raise ConfigError(old, f"is called {place} now, and that is set too", remedy=f"type {place}={value}")
+    node[last] = value
+
+
+def _evaluated(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     task = tree.get("task")
     if not isinstance(task, Mapping):
         return tree

@@ -46,9 +46,8 @@ def _of_optimiser(given: Mapping[str, Any], place: str) -> dict[str, Any]:
 
     params = schema(Optim)
     for name in given:
-        if name not in params or name in COUNTS:
-            known = [n for n in params if n not in COUNTS]
-            raise ConfigError.unknown(f"{place}.{name}", name, known, "setting of an optimiser in a stage")
+        if name not in params:
+            raise ConfigError.unknown(f"{place}.{name}", name, params, "setting of an optimiser")
     return {name: _fit(params[name].hint, value, f"{place}.{name}") for name, value in given.items()}
 
 

@@ -65,6 +65,21 @@ class Space:
         return self.pixels(x).clamp(0, 1)
 
 
+class Enter(Query):
+    """Real items into the synthetic space, for networks that are trained beside the set: experts, teachers.
+
+    Args:
+        task: whose space it is.
+    """
+
+    def __init__(self, task: Condensation) -> None:
+        self.task = task
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """The batch with its pixels in the space."""
+        return {**batch, "x": self.task.space.enter(batch["x"])}
+
+
 class SetData:
     """A set in memory, as Data.
 
@@ -312,4 +327,4 @@ def _pixels(file: Any) -> Tensor:
     return x[None] if x.ndim == 2 else x.permute(2, 0, 1)
 
 
-__all__ = ["SetArtifact", "Space"]
+__all__ = ["Enter", "SetArtifact", "SetData", "Space"]

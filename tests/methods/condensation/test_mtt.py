@@ -27,11 +27,11 @@ def test_the_target_lies_ahead_of_a_start_that_is_drawn(run: Tiny) -> None:
     method: Any = run.method
     seen = set()
     ctx: Any = RunContext(run.engine, method, run.engine.stages[1], run.engine.device)
-    paths = [method.trajectory(i, ctx) for i in range(method.experts)]
+    paths = [method.buffer.path(i, ctx) for i in range(method.experts)]
     assert all(len(p) == method.expert_epochs + 1 for p in paths)
     assert not torch.equal(paths[0][0], paths[1][0]), "every expert begins elsewhere"
     for item in range(30):
-        start, target = method.pair(torch.tensor(item), ctx)
+        start, target = method.buffer.pair(torch.tensor(item), ctx, method.latest_start, method.ahead)
         found = [(e, t) for e, p in enumerate(paths) for t in range(len(p)) if torch.equal(p[t], start)]
         assert len(found) == 1
         expert, t = found[0]

@@ -11,11 +11,9 @@ unrolled loss once N > 1 (cosine 0.94 to 0.99 in the cases recorded): ``gradient
 
 from __future__ import annotations
 
-from typing import Literal
-
 from limbeck.grammar.card import Card
-from limbeck.grammar.optim import Optim
-from limbeck.methods.condensation.mtt import Gradient, LabelKind, Mtt
+from limbeck.grammar.settings import settings
+from limbeck.methods.condensation.mtt import Gradient, Mtt
 
 CARD = Card(
     number=56,
@@ -43,60 +41,15 @@ CARD = Card(
 )
 
 
+@settings
 class Tesla(Mtt):
     """Trajectory matching in constant memory, with labels from the experts.
 
     Args:
         gradient: ``two-pass`` as published; ``exact``, the true gradient at the same memory; ``unrolled`` (MTT).
-        experts: networks trained on the real data.
-        expert_epochs: epochs of each; a snapshot is kept after every one.
-        expert: how experts are trained (its ``steps`` are set by the epochs).
-        steps: inner steps N of the student.
-        ahead: epochs M between the start and the target.
-        latest_start: the start t is drawn below this epoch.
-        batch_syn: images of one inner step; ``null`` takes all.
-        lr_images: learning rate of the images.
-        lr_step: learning rate of the step size.
-        step_size: where the step size starts.
-        initial: images start as random ``real`` ones, or as ``noise``.
-        labels: ``hard``; ``target``: the expert's own at the target epoch, new each iteration; ``fixed``: of a fully
-            trained expert; ``learned``.
-        lr_labels: learning rate of learned labels.
         variant: ``released`` halves the two-pass gradient of the images, as the published code does.
     """
 
-    def __init__(
-        self,
-        gradient: Gradient = "two-pass",
-        experts: int = 100,
-        expert_epochs: int = 50,
-        expert: Optim = Optim(lr=0.01, batch_size=256, optimizer="sgd", momentum=0.0, schedule="constant"),  # noqa: B008
-        steps: int = 50,
-        ahead: int = 2,
-        latest_start: int = 5,
-        batch_syn: int | None = None,
-        lr_images: float = 1000.0,
-        lr_step: float = 1e-7,
-        step_size: float = 0.01,
-        initial: Literal["real", "noise"] = "real",
-        labels: LabelKind = "hard",
-        lr_labels: float = 1.0,
-        variant: Literal["paper", "released"] = "paper",
-    ) -> None:
-        super().__init__(
-            gradient,
-            experts,
-            expert_epochs,
-            expert,
-            steps,
-            ahead,
-            latest_start,
-            batch_syn,
-            lr_images,
-            lr_step,
-            step_size,
-            initial,
-            labels,
-            lr_labels,
-            variant,
-        )
+    image_lr = 1000.0
+
+    gradient: Gradient = "two-pass"

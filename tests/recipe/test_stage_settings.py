@@ -43,8 +43,8 @@ def test_names_and_patterns_reach_their_stages_and_names_have_the_last_word() ->
     [
         ({"halv2": {"steps": 1}}, r"stages.halv2: no stage .* did you mean 'halve2'"),
         ({"quarter*": {"steps": 1}}, r"stages.quarter\*: no stage of this method"),
-        ({"halve1": {"critic": {"lr": 1.0}}}, r"stages.halve1.critic: .* known: batch_size, steps, student"),
-        ({"search": {"steps": 3}}, r"stages.search.steps: stage 'search' has items.* stages.search.probe.steps"),
+        ({"halve1": {"critic": {"lr": 1.0}}}, r"stages.halve1.critic: .* known: batch_size, epochs, steps, student"),
+        ({"search": {"steps": 3}}, r"stages.search.steps: stage 'search' has items.* stages.search.probe"),
         ({"halve1": {"student": {"steps": 3}}}, r"stages.halve1.student.steps: got 3, expected stages.halve1.steps"),
         ({"halve1": {"student": {"lr": -1.0}}}, r"stages.halve1.student: lr must be"),
         ({"halve1": {"steps": 2}}, r"stages.halve1.steps: warmup must lie between 0 and steps"),

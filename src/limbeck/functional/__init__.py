@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import augment, diffusion, feature, matching, metrics, relation, schedule, zca
+from . import attention, augment, diffusion, feature, matching, metrics, relation, schedule, zca
 from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .curriculum import ctkd, curriculum_temperature, reverse_gradient
 from .divergence import (
@@ -27,6 +27,7 @@ __all__ = [
     "SelfKnowledge",
     "TargetNontarget",
     "adaptive_kl",
+    "attention",
     "augment",
     "binary_kl",
     "chunked_divergence",

@@ -165,12 +165,9 @@ class _Divergence(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         x, y, by_x, by_y = ctx.saved_tensors
         with torch.no_grad():
-            g = upstream[0][..., None, None]
-            slopes = g * by_x, g * by_y
-        slopes = refuse_second(
-            slopes, [x, y, *upstream], "relation_divergence", "relation and a divergence of its rows"
-        )
-        return *slopes, None, None, None, None, None, None
+            made = [upstream[0][..., None, None] * slope for slope in (by_x, by_y)]
+        instead = "relation and a divergence of its rows"
+        return *refuse_second(made, [x, y, *upstream], "relation_divergence", instead), *[None] * 6
 
 
 def _compare(log_q: Tensor, log_p: Tensor, measure: Measure, wanted: bool) -> tuple[Tensor, Tensor | None]:

@@ -384,10 +384,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["mtt", "task={use: language, vocab_size: 300, length: 16}", "student=causal-lm", "engine.device=cpu"],
         ["task", "condensation"],
     ),
-    "mlp for text": (["taid", *LM, "student=mlp"], ["student: Mlp", "Language"]),
+    "mlp for text": (["taid", *LM, "student=mlp"], ["student: Language needs language models", "causal-lm"]),
     "text for a classifier": (
         ["kd", *TINY, PLAIN[0], "student=causal-lm"],
-        ["student: a causal language model", "task=language"],
+        ["student: Classification needs classifiers", "mlp"],
     ),
     # language
     "tokenizers that differ": (

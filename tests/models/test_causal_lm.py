@@ -187,9 +187,12 @@ def test_architectures_that_do_not_go(wrong: dict[str, Any]) -> None:
 
 def test_another_task_is_refused() -> None:
     from limbeck.grammar.task import Task
+    from limbeck.tasks.classification import Classification
 
-    with pytest.raises(ConfigError, match="task=language"):
+    with pytest.raises(ConfigError, match="does not say what it needs"):
         CausalLm().build(Task())
+    with pytest.raises(ConfigError, match=r"needs classifiers.*makes language models.*choose one of .*mlp"):
+        CausalLm().build(Classification())
 
 
 def test_a_real_model_of_the_shared_data() -> None:

@@ -18,6 +18,7 @@ from limbeck.engine.bench import build_model
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError, ShapeError, TeacherMismatch, Untrusted
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Model
 from limbeck.models.classifier import Classifier
@@ -142,7 +143,7 @@ def test_settings_out_of_range(cls: type[Model], settings: dict[str, Any], said:
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 def saved(tmp_path: Path, outputs: int = 3, names: list[str] | None = None) -> Path:
-    module = MlpModel([5]).make((1, 8, 8), outputs)
+    module = MlpModel([5]).make(Needs((1, 8, 8), outputs))
     save_state_dict(tmp_path / "net.safetensors", module.state_dict())
     if names is not None:
         (tmp_path / "names.json").write_text(json.dumps(names))
@@ -197,7 +198,7 @@ def test_a_checkpoint_without_names_says_so(tmp_path: Path) -> None:
 def test_the_other_model_of_a_checkpoint_is_the_likely_cause(tmp_path: Path) -> None:
     task = Classification(Digits())
     task.load()
-    net = MlpModel([5]).make(task.shape, 10)
+    net = MlpModel([5]).make(Needs(task.shape, 10))
     torch.save(
         {"model": {k: torch.zeros_like(v) for k, v in net.state_dict().items()}, "ema": net.state_dict()},
         tmp_path / "a.pt",
@@ -384,7 +385,7 @@ def test_the_user_s_own_network(user: str, tmp_path: Path) -> None:
     model = ImportedModel(f"{user}:ready", ready=True, labels=str(tmp_path / "four.txt"))
     built = model.build(task)
     assert model.trained and built.contract.classes == (3, 2, 1) and answers(task, built).shape == (5, 3)
-    state = ImportedModel(f"{user}:plain").make((1, 8, 8), 3).state_dict()
+    state = ImportedModel(f"{user}:plain").make(Needs((1, 8, 8), 3)).state_dict()
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, tmp_path / "net.pt")
     assert ImportedModel(f"{user}:plain", checkpoint=str(tmp_path / "net.pt")).build(task).labels == ABC
 
@@ -581,7 +582,7 @@ def test_a_run_that_made_no_classifier_says_how_its_network_is_named(tmp_path: P
         json.dumps({"model": {"use": "denoiser", "width": 8, "guided": True, "checkpoint": None}})
     )
     (tmp_path / "student.safetensors").touch()
-    with pytest.raises(ConfigError, match=r"Language wants another kind of network.*name its network: ") as caught:
+    with pytest.raises(ConfigError, match=r"Language wants another kind.*name its network: ") as caught:
         FromRun(str(tmp_path)).build(small())
     words = str(caught.value).split("name its network: ")[1].split()
     role = words[0].split("=")[0]

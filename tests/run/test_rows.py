@@ -18,6 +18,7 @@ from limbeck.data.items import Part
 from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Term, Terms
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Role
 from limbeck.models.chain import LinkSettings
 from limbeck.models.from_run import FromRun
@@ -63,7 +64,7 @@ class Composed(Method):
     def bind(self, setup: Setup) -> None:
         super().bind(setup)
         self.head = MlpModel([])
-        self.roles["head"] = Role(self.head.make((6,), 10))
+        self.roles["head"] = Role(self.head.make(Needs((6,), 10)))
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
         act = ctx.signal("student", batch, taps=("act1",)).acts["act1"]

@@ -12,6 +12,7 @@ from sklearn import metrics
 from torch import Tensor, nn
 
 from limbeck.data import items
+from limbeck.data.classes import match_classes
 from limbeck.data.columns import Target
 from limbeck.data.items import ArrayData, Kind, Part, Splits, choose, divide
 from limbeck.data.sources import Source
@@ -19,7 +20,7 @@ from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal
-from limbeck.tasks.classification import Classification, match_classes
+from limbeck.tasks.classification import Classification
 
 
 class Held(Source):

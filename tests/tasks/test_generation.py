@@ -315,7 +315,7 @@ def test_the_denoiser_fits_the_data() -> None:
     assert reading(built.module).null_condition == 2 and built.labels == ["no", "yes"]
     with pytest.raises(DataError, match="square"):
         Denoiser().build(Generation(Pictures(4, 6)))
-    with pytest.raises(ConfigError, match="task=generation"):
+    with pytest.raises(ConfigError, match="makes denoisers"):
         Denoiser().build(Classification())
 
 

@@ -22,13 +22,14 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from limbeck.cache.exchange import LARGEST, Asker, Failed
+from limbeck.data.classes import match_classes
 from limbeck.data.names import some
 from limbeck.errors import ConfigError, ShapeError, first_line, shorten
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.recipe.credentials import bare, credentials, part, token
-from limbeck.tasks.classification import Classification, match_classes
+from limbeck.tasks.classification import Classification
 from limbeck.tasks.language import Language
 
 NAMES = {"model": {"remote": "Remote"}}

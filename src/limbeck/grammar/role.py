@@ -68,7 +68,7 @@ class Contract:
             ShapeError: the last dimension is not that of the classes.
         """
         if self.width is not None:
-            classes_last(Signal(out).output, self.width, "output")
+            check_classes_last(Signal(out).output, self.width, "output")
         if self.classes is None and not self.scale:
             return out
         z = out if isinstance(out, Tensor) else Signal(out).logits
@@ -109,7 +109,7 @@ class Contract:
         return replace(self, **changes)
 
 
-def classes_last(z: Tensor, width: int, argument: str) -> None:
+def check_classes_last(z: Tensor, width: int, argument: str) -> None:
     """Refuse outputs whose last dimension is another than that of the classes.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError, TapError, nearest
+from limbeck.errors import ConfigError, ShapeError, TapError, nearest
 
 _NAMES = ("logits", "sample")
 """What libraries call the tensor that a network is for."""
@@ -72,6 +72,23 @@ class Signal:
         """The output as a tensor (see `output`) of at least float32."""
         out = self.output
         return out.float() if out.dtype in (torch.float16, torch.bfloat16) else out
+
+
+def classes_last(out: Any) -> Tensor:
+    """A map as libraries return it, ``[N, C, h, w]`` (itself, its ``logits`` or its ``out``), as ``[N, h, w, C]``.
+
+    Raises:
+        ShapeError: it is no such map.
+
+    Example:
+        >>> classes_last({"out": torch.zeros(2, 5, 8, 6)}).shape
+        torch.Size([2, 8, 6, 5])
+    """
+    named = out.get("out") if isinstance(out, Mapping) else None  # torchvision's name, beside that of an auxiliary head
+    z = named if isinstance(named, Tensor) else Signal(out).output
+    if z.ndim != 4:
+        raise ShapeError("output", given=list(z.shape), expected="a map [N, C, h, w]")
+    return z.movedim(1, -1)
 
 
 def module_at(module: nn.Module, path: str) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from limbeck.errors import ConfigError
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.needs import Form, Needs
 from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
@@ -74,9 +75,30 @@ class Task(Component):
         """
         raise TypeError(f"{type(self).__name__} must define load")
 
+    @property
+    def needs(self) -> Needs:
+        """What a network must give, which models build for; known once the data are read."""
+        raise ConfigError(
+            "task",
+            f"{type(self).__name__} does not say what it needs of a network",
+            expected="a property needs -> Needs(inputs, outputs, form)",
+            remedy="define it, or name a model that was made for this task",
+        )
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel (or feature), for networks that come without; empty for none."""
+        return (), ()
+
     def feed(self, module: Any, batch: Batch) -> Any:
-        """How a batch goes into a model."""
+        """How a batch goes into a model, and how its outputs are shown: the classes last."""
         return module(batch["x"])
+
+    def rehearse(self, built: Built, role: str = "model") -> None:
+        """Two items through a network just built: what does not fit is said now, not at the first step.
+
+        Raises:
+            ConfigError, ShapeError, TeacherMismatch: it fails on them, or answers with another shape.
+        """
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """The loss against the data's own labels, per item."""
@@ -163,6 +185,7 @@ class Model(Component):
     """A way to get a network: a library's, the user's, an earlier run's.
 
     Attributes:
+        forms: what its networks can answer with; tasks that need another form are refused (`limbeck.models.forms.meet`).
         checkpoint: weights to load, or ``None``.
         role: who it is to be (``teacher``, ``student``), set before it is built; empty when it is built by hand.
         check: whether it is tried on labelled items before it teaches, where its weights are ready (`Task.check_teacher`).
@@ -171,6 +194,7 @@ class Model(Component):
     """
 
     kind: ClassVar[str] = "model"
+    forms: ClassVar[tuple[Form, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ("path", "checkpoint", "labels")
     checkpoint: str | None = None
     role: str = ""

@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.classes import match_classes
 from limbeck.data.names import some
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.storage.plain import read_json
-from limbeck.tasks.classification import Classification, match_classes
 
 
 def outputs_in(state: Mapping[str, Tensor], module: nn.Module, outputs: int) -> int:
@@ -88,8 +89,9 @@ def own_sizes(module: nn.Module) -> list[tuple[int, int]]:
     return list(dict.fromkeys(sizes))
 
 
-def check_input(about: Mapping[str, Any], task: Classification, what: str) -> None:
-    """Refuse a run's network where it takes pictures and the task gives rows, or the reverse, or rows of another length.
+def check_input(about: Mapping[str, Any], needs: Needs, what: str) -> None:
+    """Refuse a run's network of another form, or where it takes pictures and the task gives rows, or the reverse, or rows
+    of another length.
 
     Pictures of another size or of other channels are the contract's to adapt, or to refuse.
 
@@ -100,10 +102,15 @@ def check_input(about: Mapping[str, Any], task: Classification, what: str) -> No
         own = tuple(int(n) for n in about.get("input") or ())
     except (TypeError, ValueError) as error:
         raise DataError("student.json", f"its input cannot be read: {error}", given=about.get("input")) from None
-    if own and (len(own) != len(task.shape) or (len(own) == 1 and own != task.shape)):
+    form = str(about.get("form") or "classes")
+    if about and form != needs.form:
+        raise TeacherMismatch(
+            "model", f"{what} has the form {form!r}, and the task needs {needs.form!r}", remedy="name another network"
+        )
+    if own and (len(own) != len(needs.inputs) or (len(own) == 1 and own != needs.inputs)):
         raise TeacherMismatch(
             "model",
-            f"{what} was trained on {_items(own)}, and this task gives {_items(task.shape)}",
+            f"{what} was trained on {_items(own)}, and this task gives {_items(needs.inputs)}",
             remedy="name a network for such items, or the data that this one was trained on with task.data",
         )
 
@@ -130,13 +137,13 @@ def same_names(given: Sequence[str], about: Mapping[str, Any], checkpoint: str) 
         )
 
 
-def contract_from(about: Mapping[str, Any], task: Classification) -> Contract:
+def contract_from(about: Mapping[str, Any], needs: Needs) -> Contract:
     """The input contract that a run wrote beside its student; pictures of another size are resized to the run's."""
     said = about.get("preprocessing") or {}
     try:
         size = tuple(said["size"]) if said.get("size") else None
         shape = tuple(about.get("input") or ())
-        if size is None and len(shape) == 3 and len(task.shape) == 3 and shape[1:] != task.shape[1:]:
+        if size is None and len(shape) == 3 and needs.pictures and shape[1:] != needs.inputs[1:] and not needs.pixels:
             size = shape[1:]
         return Contract(
             mean=tuple(map(float, said.get("mean") or ())),
@@ -148,11 +155,11 @@ def contract_from(about: Mapping[str, Any], task: Classification) -> Contract:
         raise DataError("student.json", f"its preprocessing cannot be read: {error}", given=said) from None
 
 
-def check_channels(contract: Contract, task: Classification) -> None:
+def check_channels(contract: Contract, needs: Needs) -> None:
     """Refuse pictures whose channels the contract cannot adapt."""
-    if len(task.shape) != 3:
+    if not needs.pictures:
         return
-    given, wanted = task.shape[0], contract.channels
+    given, wanted = needs.inputs[0], contract.channels
     if wanted and given != wanted and given != 1 and not (wanted == 1 and given == 3):
         raise DataError("task.data", f"pictures have {given} channels", expected=f"{wanted}, or 1 (grey)")
     channels = wanted or given
@@ -160,12 +167,12 @@ def check_channels(contract: Contract, task: Classification) -> None:
         raise ConfigError("mean", given=list(contract.mean), expected=f"{channels} numbers, one a channel")
 
 
-def adapt(built: Built, task: Classification, width: int, about: Mapping[str, Any], what: str) -> None:
+def adapt(built: Built, needs: Needs, width: int, about: Mapping[str, Any], what: str) -> None:
     """Bring a network's outputs into the task's order and units, in its contract.
 
     Args:
         built: the network; ``labels`` are the names of its own outputs, or ``None`` where they are not known.
-        task: whose classes they must be.
+        needs: whose names they must have; outputs without names (features) are left as they are.
         width: the number of its outputs.
         about: what was written beside it.
         what: what an error calls it.
@@ -173,13 +180,15 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
     Raises:
         TeacherMismatch: classes are missing, or nothing says which output is which class.
     """
-    assert task.labels is not None
+    if not needs.names:
+        return
+    names = list(needs.names)
     trained = built.model is not None and (built.model.trained or about)
     kind = about.get("target")
-    if kind is not None and kind != task.kind_of_target:
+    if kind is not None and kind != needs.target:
         raise TeacherMismatch(
             "teacher",
-            f"{what} answers with {_KINDS.get(str(kind), kind)}, and the task asks for {_KINDS[task.kind_of_target]}",
+            f"{what} answers with {_KINDS.get(str(kind), kind)}, and the task asks for {_KINDS[needs.target]}",
             remedy="name another checkpoint, or train one on this data",
         )
     if built.labels is not None and len(built.labels) != width:
@@ -187,23 +196,24 @@ def adapt(built: Built, task: Classification, width: int, about: Mapping[str, An
             "teacher.labels", f"{len(built.labels)} names for {width} outputs of {what}", expected="one name an output"
         )
     if built.labels is None:
-        if width != task.outputs:
+        if width != needs.outputs:
             raise TeacherMismatch(
                 "teacher.labels",
-                f"{what} has {width} outputs, the task has {task.outputs} classes, and nothing says which is which",
+                f"{what} has {width} outputs, the task has {needs.outputs} classes, and nothing says which is which",
                 remedy="name the classes of the checkpoint in order: labels=FILE (a JSON list, or one name a line), or labels=[A,B]",
             )
-        if trained and task.outputs > 1:
-            shown = some([repr(n) for n in task.labels], 6)
+        if trained and needs.outputs > 1:
+            shown = some([repr(n) for n in names], 6)
             built.notes.append(
                 f"{what} comes without class names: its outputs are taken to be in the task's order ({shown})"
             )
-        built.labels = list(task.labels)
-    built.contract = built.contract.with_(classes=match_classes(built.labels, task.labels), width=width)
-    if task.kind_of_target == "number" and about.get("number_std"):
+        built.labels = names
+    built.contract = built.contract.with_(classes=match_classes(built.labels, names), width=width)
+    if needs.target == "number" and about.get("number_std"):
         order = built.contract.classes or range(width)
-        scale = torch.tensor([float(about["number_std"][i]) for i in order]) / task.number_std
-        shift = (torch.tensor([float(about["number_mean"][i]) for i in order]) - task.number_mean) / task.number_std
+        mean, std = torch.tensor(needs.mean), torch.tensor(needs.std)
+        scale = torch.tensor([float(about["number_std"][i]) for i in order]) / std
+        shift = (torch.tensor([float(about["number_mean"][i]) for i in order]) - mean) / std
         if not (torch.allclose(scale, torch.ones_like(scale)) and torch.allclose(shift, torch.zeros_like(shift))):
             built.contract = built.contract.with_(scale=tuple(scale.tolist()), shift=tuple(shift.tolist()))
 

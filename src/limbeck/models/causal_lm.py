@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
-from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import DEEPEST, Model, Task
+from limbeck.models.forms import meet
 from limbeck.models.pretrained import save_pretrained
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
@@ -36,6 +36,8 @@ class CausalLm(Model):
         entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
         strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
     """
+
+    forms = ("tokens",)
 
     def __init__(
         self,
@@ -70,7 +72,9 @@ class CausalLm(Model):
 
     def build(self, task: Task) -> Built:
         """The network, with an output for every token of the task's tokenizer."""
-        task = _language(task)
+        meet(self, task)
+        task.load()
+        task = cast(Language, task)
         transformers = transformers_library("language models")
         self.tokenizer = task.tokenizer
         config = transformers.LlamaConfig(
@@ -100,13 +104,3 @@ class CausalLm(Model):
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """The folder ``student/`` as transformers lays it out; ``from_pretrained`` reads it."""
         save_pretrained(module, self.tokenizer, Path(folder) / "student")
-
-
-def _language(task: Task) -> Language:
-    if not isinstance(task, Language):
-        raise ConfigError(
-            "model",
-            f"a causal language model cannot serve the task {type(task).__name__}",
-            remedy="set task=language, or choose a model of that task",
-        )
-    return task

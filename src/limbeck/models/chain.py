@@ -7,6 +7,7 @@ from typing import Any
 from torch import nn
 
 from limbeck.grammar.component import Settings
+from limbeck.grammar.needs import FORMS, Form, Needs
 from limbeck.grammar.signal import module_at
 from limbeck.grammar.task import Model
 from limbeck.models.classifier import Classifier
@@ -25,6 +26,7 @@ class LinkSettings(Settings):
         part: take this module of it alone; empty takes all of it.
         inputs: the shape of an item that it is made for; left out, the task's.
         outputs: the number of its own outputs; left out, the task's.
+        form: the form that it is made for; left out, the task's.
     """
 
     def __init__(
@@ -34,11 +36,12 @@ class LinkSettings(Settings):
         part: str = "",
         inputs: list[int] | None = None,
         outputs: int | None = None,
+        form: Form | None = None,
     ) -> None:
         if until and part:
             raise ValueError("until and part exclude each other")
         self.model, self.until, self.part = model, until, part
-        self.inputs, self.outputs = inputs, outputs
+        self.inputs, self.outputs, self.form = inputs, outputs, form
 
     def take(self, net: nn.Module) -> nn.Module:
         """What the chain runs of its network."""
@@ -54,6 +57,8 @@ class ChainOf(Classifier):
         links: name -> model, in order.
     """
 
+    forms = FORMS
+
     def __init__(
         self,
         links: dict[str, LinkSettings],
@@ -67,11 +72,13 @@ class ChainOf(Classifier):
         self.links = dict(links)
         self._source(checkpoint, labels, mean, std)
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """Each network made for its own inputs and outputs, joined."""
         made: dict[str, nn.Module] = {}
         for name, link in self.links.items():
             model: Any = link.model
-            own = tuple(link.inputs) if link.inputs is not None else shape
-            made[name] = link.take(model.make(own, link.outputs if link.outputs is not None else outputs))
+            own = tuple(link.inputs) if link.inputs is not None else needs.inputs
+            outputs = link.outputs if link.outputs is not None else needs.outputs
+            own_needs = needs.with_(inputs=own, outputs=outputs, form=link.form or needs.form)
+            made[name] = link.take(model.make(own_needs))
         return Chain(made)

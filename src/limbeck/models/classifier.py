@@ -1,10 +1,10 @@
-"""What every model for classes or numbers does: weights loaded, inputs normalised, outputs matched to the task's."""
+"""What every model of classes, maps and features does: weights loaded, inputs normalised, outputs matched to the task's."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from limbeck.data.arrays import read_names
 from limbeck.data.items import as_path
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Form, Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import (
@@ -25,13 +26,13 @@ from limbeck.models.adapting import (
     read_about,
     same_names,
 )
+from limbeck.models.forms import meet
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_state_dict, load_strict
-from limbeck.tasks.classification import Classification
 
 
 class Classifier(Model):
-    """Base of models that answer with classes or numbers: a subclass makes the module for an input and so many outputs.
+    """Base of models that a task's `Needs` describe: a subclass makes the module for an input, so many outputs and a form.
 
     The number of outputs is the task's. A checkpoint with another number, or with classes in another order, is matched
     by the names of its classes: from ``labels``, or from what lies beside the checkpoint (``student.json`` of a run,
@@ -48,6 +49,7 @@ class Classifier(Model):
             ``on`` or ``off``.
     """
 
+    forms: ClassVar[tuple[Form, ...]] = ("classes",)
     checkpoint: str | None = None
     entry: str | None = None
     strip: str = ""
@@ -81,35 +83,30 @@ class Classifier(Model):
         self.check: Check = check
         self.notes: list[str] = []
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
-        """The module for inputs [N, *shape] and ``outputs`` values an item."""
+    def make(self, needs: Needs) -> nn.Module:
+        """The module for inputs [N, *needs.inputs] and ``needs.outputs`` values, in the form ``needs.form``."""
         raise TypeError(f"{type(self).__name__} must define make")
 
-    def contract(self, module: nn.Module, task: Classification) -> Contract:
+    def contract(self, module: nn.Module, task: Task) -> Contract:
         """What the module expects: by default the data's own channels, normalised by its statistics."""
         mean, std = task.statistics()
-        return Contract(mean=mean, std=std, channels=task.shape[0] if len(task.shape) == 3 else None)
+        return Contract(mean=mean, std=std, channels=task.needs.inputs[0] if task.needs.pictures else None)
 
     def build(self, task: Task) -> Built:
         """The network for a task, weights loaded, classes matched by name, tried on two items.
 
         Raises:
+            ConfigError: the task needs a form that it has not; or the network does not take the task's items.
             TeacherMismatch: the checkpoint's classes are not the task's.
             CheckpointCorrupt, ShapeError: the checkpoint is not this architecture's.
-            ConfigError: the network does not take the task's items.
         """
-        if not isinstance(task, Classification):
-            raise ConfigError(
-                "model",
-                f"{type(self).__name__} answers with classes or numbers, and the task is {type(task).__name__}",
-                expected="a model of that task",
-            )
+        needs = meet(self, task)
         task.load()
         about = self._beside()
-        check_input(about, task, f"checkpoint {self.checkpoint}")
+        check_input(about, needs, f"checkpoint {self.checkpoint}")
         self.notes = []
-        module = self.make(task.shape, task.outputs)
-        width = task.outputs
+        module = self.make(needs)
+        width = needs.outputs
         if self.checkpoint is not None:
             found = find_weights(
                 as_path(self.checkpoint, "checkpoint"),
@@ -118,24 +115,25 @@ class Classifier(Model):
                 strip=self.strip,
                 role=self.role,
             )
-            width = outputs_in(found.state, module, task.outputs)
-            if width != task.outputs:
-                module = self.make(task.shape, width)
+            width = outputs_in(found.state, module, needs.outputs)
+            if width != needs.outputs:
+                module = self.make(needs.with_(outputs=width))
             load_strict(module, found.state, self.checkpoint, self.role)
             self.notes.append(str(found))
             self.other = found.other
-        contract = self._normalised(self.contract(module, task), about, task)
-        check_channels(contract, task)
+        contract = self._normalised(self.contract(module, task), about, needs)
+        check_channels(contract, needs)
+        self._unresized(contract, needs)
         names = self._names(about)
         built = Built(module, contract, names, self, self.notes)
         width = self._kept() or width
-        adapt(built, task, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
+        adapt(built, needs, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
         self.rehearse(built, task)
         return built
 
-    def opened(self, folder: Path, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def opened(self, folder: Path, needs: Needs) -> nn.Module:
         """The network that `save` left in a run's folder."""
-        module = self.make(shape, outputs)
+        module = self.make(needs)
         load_strict(module, load_state_dict(folder / "student.safetensors"), str(folder), self.role)
         return module
 
@@ -143,7 +141,24 @@ class Classifier(Model):
         """The input sizes (height, width) that a network names as its own."""
         return own_sizes(module)
 
-    def rehearse(self, built: Built, task: Classification) -> None:
+    def _unresized(self, contract: Contract, needs: Needs) -> None:
+        """Refuse an input that is resized where the targets lie in its pixels.
+
+        Raises:
+            ConfigError: the size, and how to bring picture and target to it together.
+        """
+        if needs.pixels and contract.size is not None and contract.size != needs.inputs[1:]:
+            high, wide = contract.size
+            raise ConfigError(
+                self.setting("size"),
+                f"its pictures would be resized to {high}x{wide}, and the targets lie in the task's pixels",
+                given=f"{high}x{wide}",
+                expected="the size of the task's own pictures, " + "x".join(map(str, needs.inputs[1:])),
+                remedy=f"bring pictures and targets to that size together: task.size={high}"
+                + ("" if high == wide else " (and choose a network for squares)"),
+            )
+
+    def rehearse(self, built: Built, task: Task) -> None:
         """Two items through the network; where it fails on pictures of their own size, at the size that it names itself.
 
         Raises:
@@ -154,15 +169,15 @@ class Classifier(Model):
             return
         except ConfigError as error:
             first = error
-        given, asked = built.contract, getattr(self, "size", None)
-        for size in self.sizes(built.module) if len(task.shape) == 3 else []:
+        given, asked, needs = built.contract, getattr(self, "size", None), task.needs
+        for size in self.sizes(built.module) if needs.pictures and not needs.pixels else []:
             built.contract = given.with_(size=size)
             try:
                 task.rehearse(built)
             except ConfigError:
                 continue
             if asked is None:
-                was = "x".join(map(str, task.shape[1:]))
+                was = "x".join(map(str, needs.inputs[1:]))
                 built.notes.append(f"pictures of {was} are brought to the {size[0]}x{size[1]} that the network takes")
                 return
             first.remedy = f"set {self.setting('size')}={size[0]}, the size that the network takes, or leave it out"
@@ -209,17 +224,17 @@ class Classifier(Model):
             return names_in_config(folder / "config.json")
         return None
 
-    def _normalised(self, contract: Contract, about: Mapping[str, Any], task: Classification) -> Contract:
+    def _normalised(self, contract: Contract, about: Mapping[str, Any], needs: Needs) -> Contract:
         if self.mean is not None and self.std is not None:
             return contract.with_(mean=tuple(self.mean), std=tuple(self.std))
         if about:
-            return contract_from(about, task)
+            return contract_from(about, needs)
         return contract
 
 
-def needs_pictures(shape: tuple[int, ...], name: str) -> None:
+def needs_pictures(needs: Needs, name: str) -> None:
     """Refuse rows of numbers where a network takes pictures."""
-    if len(shape) != 3:
+    if not needs.pictures:
         raise ConfigError(
-            "model", f"{name} takes pictures, and the data are rows of {shape[0]} numbers", remedy="use mlp"
+            "model", f"{name} takes pictures, and the data are rows of {needs.inputs[0]} numbers", remedy="use mlp"
         )

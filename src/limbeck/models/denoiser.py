@@ -13,11 +13,11 @@ from limbeck.errors import CheckpointCorrupt, ConfigError, DataError
 from limbeck.functional.diffusion import KINDS, Kind
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import DEEPEST, Check, Model, Task
+from limbeck.models.forms import meet
 from limbeck.networks import ResidualMLP
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_state_dict, load_strict
-from limbeck.tasks.generation import Generation
 
 NAMES = {"model": {"denoiser": "Denoiser"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -37,6 +37,8 @@ class Denoiser(Model):
         strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
         check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
     """
+
+    forms = ("denoiser",)
 
     def __init__(
         self,
@@ -59,18 +61,15 @@ class Denoiser(Model):
 
     def build(self, task: Task) -> Built:
         """The network for the task's pictures, its null condition after the last class."""
-        if not isinstance(task, Generation):
-            raise ConfigError(
-                "model", "a denoiser makes samples", given=type(task).__name__, expected="task=generation"
-            )
+        needs = meet(self, task)
         task.load()
-        channels, side, across = task.shape
+        channels, side, across = needs.inputs
         if side != across:
             raise DataError(
                 "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
             )
         module = ResidualMLP(
-            channels, side, task.classes, self.width, self.blocks, kind=self._meaning(), guidance=self.guided
+            channels, side, needs.outputs, self.width, self.blocks, kind=self._meaning(), guidance=self.guided
         )
         notes = []
         if self.checkpoint is not None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.diffusers_files import Files, check_shape, read_about
+from limbeck.models.forms import meet
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
@@ -222,6 +223,7 @@ class Diffusers(Model):
         check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
     """
 
+    forms = ("denoiser",)
     paths: ClassVar[tuple[str, ...]] = ("name", "config", "checkpoint")
 
     def __init__(
@@ -263,9 +265,9 @@ class Diffusers(Model):
         Raises:
             ConfigError: nothing to load; a schedule other than the task's; no null condition; no guidance input.
         """
-        if not isinstance(task, Generation):
-            raise ConfigError("student", "diffusers networks are denoisers", expected="task=generation")
+        meet(self, task)
         task.load()
+        task = cast(Generation, task)
         require("diffusers", "diffusion", "a denoiser of diffusers")
         where = Path(self.name) if self.name else None
         files = Files(self.name, self.subfolder, self.architecture, role=self.role)

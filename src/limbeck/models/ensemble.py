@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError, ShapeError
+from limbeck.errors import ShapeError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
-from limbeck.grammar.signal import Signal
+from limbeck.grammar.signal import Signal, classes_last
 from limbeck.grammar.task import Check, Model, Task
-from limbeck.tasks.classification import Classification
+from limbeck.models.forms import meet
 
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
@@ -32,6 +32,7 @@ class Ensemble(nn.Module):
         weights: of each member, positive; they are brought to a sum of 1.
         average: ``probabilities`` (the output is the logarithm, or log-odds, of their mean) or ``logits``.
         kind: ``label``, ``labels`` or ``number`` (whose outputs are simply averaged).
+        maps: the members answer with maps as libraries do, [N, C, h, w], and so does the ensemble.
     """
 
     def __init__(
@@ -41,24 +42,30 @@ class Ensemble(nn.Module):
         weights: Sequence[float],
         average: Literal["probabilities", "logits"] = "probabilities",
         kind: str = "label",
+        maps: bool = False,
     ) -> None:
         super().__init__()
         self.members = nn.ModuleList(members)
         self.contracts = list(contracts)
         self.weights = [w / sum(weights) for w in weights]
-        self.average, self.kind = average, kind
+        self.average, self.kind, self.maps = average, kind, maps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits (or numbers) [N, ..., C] in the task's order."""
+        """Logits (or numbers) [N, C] in the task's order, of maps [N, C, h, w]."""
         outs = []
         for member, contract in zip(self.members, self.contracts, strict=True):
-            outs.append(Signal(contract.outputs(member(contract.inputs(x)))).logits)
+            out = member(contract.inputs(x))
+            outs.append(Signal(contract.outputs(classes_last(out) if self.maps else out)).logits)
         if len({z.shape for z in outs}) > 1:
             raise ShapeError(
                 "members", given=[list(z.shape) for z in outs], expected="answers of one shape, classes last"
             )
         z = torch.stack(outs)  # [members, N, ..., C]
         w = torch.tensor(self.weights, dtype=z.dtype, device=z.device).reshape(-1, *[1] * (z.ndim - 1))
+        z = self._averaged(z, w)
+        return z.movedim(-1, 1) if self.maps else z
+
+    def _averaged(self, z: Tensor, w: Tensor) -> Tensor:
         if self.average == "logits" or self.kind == "number":
             return (w * z).sum(0)
         if self.kind == "labels":
@@ -79,6 +86,8 @@ class EnsembleOf(Model):
         average: ``probabilities``, or ``logits``.
         check: try each ready member on labelled items before anything is trained: ``on`` or ``off``.
     """
+
+    forms = ("classes", "map")
 
     def __init__(
         self,
@@ -101,7 +110,13 @@ class EnsembleOf(Model):
         return all(m.trained for m in self.members)
 
     def build(self, task: Task) -> Built:
-        """All members, joined."""
+        """All members, joined.
+
+        Raises:
+            ConfigError: the task needs a form whose answers are not averaged.
+        """
+        meet(self, task)
+        task.load()
         for i, member in enumerate(self.members):
             member.role = self.setting(f"members.{i}")
             member.check = member.check if self.check == "on" else "off"
@@ -119,10 +134,14 @@ class EnsembleOf(Model):
         return self._join(made, bench.task)
 
     def _join(self, made: Sequence[Built], task: Task) -> Built:
-        if not isinstance(task, Classification):
-            raise ConfigError("members", f"an ensemble of classifiers is no model for {type(task).__name__}")
+        needs = meet(self, task)
         weights = self.weights or [1.0] * len(made)
         module = Ensemble(
-            [b.module for b in made], [b.contract for b in made], weights, self.average, task.kind_of_target
+            [b.module for b in made],
+            [b.contract for b in made],
+            weights,
+            self.average,
+            needs.target,
+            needs.form == "map",
         )
         return Built(module, Contract(), list(task.labels or []), self, members=list(made))

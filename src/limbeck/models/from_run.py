@@ -8,10 +8,10 @@ from typing import Any
 from limbeck.data.items import as_path
 from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import FORMS
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
 from limbeck.models.classifier import Classifier
-from limbeck.tasks.classification import Classification
 
 NAMES = {"model": {"run": "FromRun"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -23,6 +23,8 @@ class FromRun(Classifier):
     Args:
         path: the run folder.
     """
+
+    forms = tuple(f for f in FORMS if f not in ("tokens", "denoiser"))  # which are opened by kinds of their own
 
     def __init__(self, path: str, check: Check = "on") -> None:
         self._source(path, check=check)
@@ -39,19 +41,20 @@ class FromRun(Classifier):
         from limbeck.recipe.recipe import make
 
         folder = as_path(self.path, "path")
-        if not isinstance(task, Classification):
+        task.load()
+        needs = task.needs
+        if needs.form not in self.forms:
             raise self._other(folder, type(task).__name__)
         if not (folder / "student.json").is_file():
             raise ConfigError("path", "the folder holds no student.json", given=self.path, expected="a finished run")
-        task.load()
         about = read_about(folder / "student.json")
         node = about.get("model")
         if (folder / "sampler.json").is_file():
             raise ConfigError(
                 "path",
-                "the run made a sampler, and a classifier is wanted",
+                f"the run made a sampler, and a network of the form {needs.form!r} is wanted",
                 given=self.path,
-                expected="a classifier's run",
+                expected="the run of such a network",
             )
         if not isinstance(node, dict) or not about.get("input") or not about.get("outputs"):
             raise ConfigError(
@@ -68,31 +71,34 @@ class FromRun(Classifier):
                 remedy="name the network yourself, with checkpoint=" + str(folder / "student.safetensors"),
             )
         if not isinstance(model, Classifier):
-            raise ConfigError("path", f"the student is a {shorten(node.get('use'))}, no classifier", given=self.path)
-        check_input(about, task, f"the student of {folder}")
+            raise ConfigError(
+                "path", f"the student is a {shorten(node.get('use'))}, which is not opened so", given=self.path
+            )
+        check_input(about, needs, f"the student of {folder}")
         names = [str(n) for n in about.get("labels") or []] or None
         width = len(names) if names else int(about["outputs"])
-        module = model.opened(folder, tuple(int(s) for s in about["input"]), width)
+        own = needs.with_(inputs=tuple(int(s) for s in about["input"]), outputs=width)
+        module = model.opened(folder, own)
         model.role, model.check, model.checkpoint = (
             self.role,
             self.check,
             str(folder),
         )  # it is ready, and here named by it
         built = Built(
-            module, contract_from(about, task), names, model
+            module, contract_from(about, needs), names, model
         )  # a student that begins here says how it is made
-        check_channels(built.contract, task)
-        adapt(built, task, width, about, f"the student of {folder}")
+        check_channels(built.contract, needs)
+        adapt(built, needs, width, about, f"the student of {folder}")
         task.rehearse(built)
         return built
 
     def _other(self, folder: Path, task: str) -> ConfigError:
-        """What is to be said where no classifier is wanted: how the network of that folder is named instead."""
+        """What is to be said where language models and denoisers are wanted: how the network of that folder is named instead."""
         node: Any = None
         role = self.role or "student"
         if (folder / "student.json").is_file():
             node = read_about(folder / "student.json").get("model")
-        said = f"run: opens classifiers, and {task} wants another kind of network"
+        said = f"run: opens networks of pictures and rows, and {task} wants another kind"
         if not isinstance(node, dict) or not isinstance(node.get("use"), str):
             return ConfigError("path", said, given=self.path, remedy="name the kind of network, with checkpoint=FILE")
         settings = [f"{role}={node['use']}"]

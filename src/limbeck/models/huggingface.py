@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import names_by_id
 from limbeck.models.classifier import needs_pictures
+from limbeck.models.forms import meet
 from limbeck.models.libraries import Head, LibraryModel
 from limbeck.models.pretrained import (
     Wanted,
@@ -32,7 +34,6 @@ from limbeck.storage.plain import check_folder
 from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.classification import Classification
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenizers import load_tokenizer
 
@@ -61,6 +62,7 @@ class HuggingFace(LibraryModel):
         size: side length that pictures are resized to; by default what the model insists on, else the data's own.
     """
 
+    forms = ("classes", "tokens")
     paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "labels")
 
     def __init__(
@@ -103,19 +105,14 @@ class HuggingFace(LibraryModel):
     def build(self, task: Task) -> Built:
         """The network. No code from the Hub is run, and weights are read as safetensors or with ``weights_only``."""
         self._ready = self.pretrained or self.checkpoint is not None
-        if isinstance(task, Language):
-            return self._language(task)
-        if not isinstance(task, Classification):
-            raise ConfigError(
-                "model",
-                f"{type(task).__name__} takes no model of transformers",
-                given=f"hf:{self.name}",
-                remedy="set task=language or task=classification, or choose a model of that task",
-            )
+        needs = meet(self, task)
+        task.load()
+        if needs.form == "tokens":
+            return self._language(cast(Language, task))
         built = super().build(task)
-        self._inputs = built.contract, task.shape
+        self._inputs = built.contract, needs.inputs
         if self.lora is not None:
-            head = sorted({n.rpartition(".")[0] for n in self._head(task.outputs)})
+            head = sorted({n.rpartition(".")[0] for n in self._head(needs)})
             built.module = low_rank(built.module, self.lora, self.lora_alpha, modules_to_save=head)
         return built
 
@@ -214,10 +211,10 @@ class HuggingFace(LibraryModel):
         return Built(module, labels=None, model=self, notes=self.notes)
 
     # --------------------------------------------------------------------------------------------------------- pictures
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """A classifier of pictures with so many outputs, or with those of its own head where that is kept."""
         transformers = transformers_library("a classifier of transformers")
-        needs_pictures(shape, f"hf:{self.name}")
+        needs_pictures(needs, f"hf:{self.name}")
         if self.gguf_file is not None:
             raise ConfigError(
                 "gguf_file", "GGUF files hold language models", given=self.gguf_file, remedy="leave it out"
@@ -232,40 +229,40 @@ class HuggingFace(LibraryModel):
                 )
                 if not self.pretrained or self.checkpoint is not None:
                     self._ready = self.checkpoint is not None
-                    return self._fresh(outputs)
-                wanted.head = self._head(outputs)
+                    return self._fresh(needs)
+                wanted.head = self._head(needs)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise wanted.refused(error) from None
         has_head = any("ForImageClassification" in str(name) for name in self._config.architectures or ())
         given = self._given() or names_by_id(self._config.id2label)
         self.own = self._keeps([given] if given else [], self._task_labels) if has_head else None
-        unnamed = has_head and given is None and self.head == "auto" and self._config.num_labels == outputs
+        unnamed = has_head and given is None and self.head == "auto" and self._config.num_labels == needs.outputs
         self._ready = self.own is not None or unnamed
         if self._ready:
             wanted.head = ()
             return self._loaded(place, wanted)
-        module = self._loaded(place, wanted, num_labels=outputs)
+        module = self._loaded(place, wanted, num_labels=needs.outputs)
         if has_head:
             for name, module_ in module.named_modules():  # of the same size, it would have been loaded
                 if any(n.rpartition(".")[0] == name for n in wanted.head) and hasattr(module_, "reset_parameters"):
                     module_.reset_parameters()
-        self._new_head(self._config.num_labels if has_head else 0, outputs)
+        self._new_head(self._config.num_labels if has_head else 0, needs.outputs)
         return module
 
-    def _fresh(self, outputs: int) -> nn.Module:
+    def _fresh(self, needs: Needs) -> nn.Module:
         """The architecture, its weights drawn anew."""
         transformers = transformers_library("a classifier of transformers")
-        config = type(self._config).from_dict({**self._config.to_dict(), "num_labels": outputs, "id2label": None})
+        config = type(self._config).from_dict({**self._config.to_dict(), "num_labels": needs.outputs, "id2label": None})
         made: nn.Module = getattr(transformers, PICTURES).from_config(config)
         return made if self.dtype == "auto" else made.to(getattr(torch, self.dtype))
 
-    def _head(self, outputs: int) -> set[str]:
+    def _head(self, needs: Needs) -> set[str]:
         """Names of the last layer: what changes its shape with the number of classes."""
         with torch.device("meta"), quiet():
-            one, other = (self._fresh(n).state_dict() for n in (outputs, outputs + 1))
+            one, other = (self._fresh(needs.with_(outputs=needs.outputs + n)).state_dict() for n in (0, 1))
         return {k for k, v in one.items() if v.shape != other[k].shape}
 
-    def contract(self, module: nn.Module, task: Classification) -> Contract:
+    def contract(self, module: nn.Module, task: Task) -> Contract:
         """As the folder's image processor says; the training data's statistics where there is none."""
         contract = super().contract(module, task)
         said = self._processor()
@@ -298,7 +295,7 @@ class HuggingFace(LibraryModel):
         mean, std = (said["image_mean"], said["image_std"]) if normalised else ((0.0,), (1.0,))
         return tuple((float(m) + shift) / factor for m in mean), tuple(float(s) / factor for s in std)
 
-    def opened(self, folder: Path, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def opened(self, folder: Path, needs: Needs) -> nn.Module:
         """The student that a run left, by the library's own folder."""
         self.name, self.revision = str(folder), None
         transformers = transformers_library("a classifier of transformers")

@@ -9,12 +9,12 @@ from torch import nn
 
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import FORMS, Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import adapt, check_channels
 from limbeck.models.classifier import Classifier
 from limbeck.recipe.imports import imported
-from limbeck.tasks.classification import Classification
 
 NAMES = {"model": {"import": "ImportedModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -36,6 +36,7 @@ class ImportedModel(Classifier):
     """
 
     code: ClassVar[str] = "function"
+    forms = FORMS
 
     def __init__(
         self,
@@ -66,7 +67,7 @@ class ImportedModel(Classifier):
         """Whether the function, or the checkpoint, brings trained weights."""
         return self.ready or self.checkpoint is not None
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """What the function returns."""
         function = imported(self.function, "function")
         arguments = dict(self.options)
@@ -74,7 +75,8 @@ class ImportedModel(Classifier):
             accepted = set(inspect.signature(function).parameters)
         except (TypeError, ValueError):
             accepted = set()
-        for names, value in ((("num_classes", "classes", "outputs"), outputs), (("shape", "input_shape"), shape)):
+        given = (("num_classes", "classes", "outputs"), needs.outputs), (("shape", "input_shape"), needs.inputs)
+        for names, value in given:
             for name in names:
                 if name in accepted:
                     arguments.setdefault(name, value)
@@ -92,18 +94,20 @@ class ImportedModel(Classifier):
     def build(self, task: Task) -> Built:
         """The network; its own number of outputs is matched to the task's classes by name."""
         names = self._given()
-        if isinstance(task, Classification) and self.checkpoint is None and names is not None:
+        if self.checkpoint is None and names is not None:
             task.load()
-            module = self.make(task.shape, task.outputs)
-            contract = self._normalised(self.contract(module, task), {}, task)
-            check_channels(contract, task)
+            needs = task.needs
+            module = self.make(needs)
+            contract = self._normalised(self.contract(module, task), {}, needs)
+            check_channels(contract, needs)
+            self._unresized(contract, needs)
             built = Built(module, contract, names, self)
-            adapt(built, task, len(names), {}, self.function)
+            adapt(built, needs, len(names), {}, self.function)
             self.rehearse(built, task)
             return built
         return super().build(task)
 
-    def contract(self, module: nn.Module, task: Classification) -> Contract:
+    def contract(self, module: nn.Module, task: Task) -> Contract:
         """The data's statistics, and the channels and size that were asked for."""
         contract = super().contract(module, task) if self.normalise else Contract()
         size = (self.size, self.size) if self.size else None

@@ -1,4 +1,4 @@
-"""Classifiers of picture libraries by their names there: timm and torchvision, pretrained or not."""
+"""Networks of picture libraries by their names there: timm and torchvision, pretrained or not."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from limbeck.data.classes import match_classes
 from limbeck.errors import ConfigError, TeacherMismatch, require
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import own_sizes
 from limbeck.models.classifier import Classifier, needs_pictures
 from limbeck.storage.weights import load_strict
-from limbeck.tasks.classification import Classification, match_classes
 
 NAMES = {"model": {"timm": "Timm", "torchvision": "Torchvision"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -131,10 +132,11 @@ class Timm(LibraryModel):
         self._library(name, head, size, options)
         self._source(checkpoint, labels, mean, std, entry, strip, check)
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """The timm model."""
         timm = require("timm", "dev", "a timm model")
-        needs_pictures(shape, f"timm:{self.name}")
+        needs_pictures(needs, f"timm:{self.name}")
+        outputs = needs.outputs
         if not timm.is_model(self.name):
             raise ConfigError.unknown("name", self.name, timm.list_models(), "timm model")
         pretrained = self.pretrained and self.checkpoint is None
@@ -171,7 +173,7 @@ class Timm(LibraryModel):
         info = ImageNetInfo(subset)
         return [info.label_descriptions(detailed=False), info.label_names()]
 
-    def contract(self, module: nn.Module, task: Classification) -> Contract:
+    def contract(self, module: nn.Module, task: Task) -> Contract:
         """Channels and normalisation of timm's configuration; resized only for models of a fixed input size."""
         from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
 
@@ -180,7 +182,7 @@ class Timm(LibraryModel):
         size = (self.size, self.size) if self.size else None
         fixed = getattr(module, "pretrained_cfg", {}).get("fixed_input_size", False)
         own = next(iter(own_sizes(module)), (high, wide))  # img_size among the options changes what the library names
-        if size is None and fixed and own != task.shape[1:]:
+        if size is None and fixed and own != task.needs.inputs[1:]:
             size = own
         mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
         channels = int(self.options.get("in_chans", channels))
@@ -228,11 +230,12 @@ class Torchvision(LibraryModel):
             raise ConfigError.unknown("weights", self.weights, known.__members__, f"set of weights of {self.name}")
         return known[name]
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """The torchvision model."""
         from torchvision import models
 
-        needs_pictures(shape, f"torchvision:{self.name}")
+        needs_pictures(needs, f"torchvision:{self.name}")
+        outputs = needs.outputs
         known = models.list_models(module=models)
         if self.name not in known:
             raise ConfigError.unknown("name", self.name, known, "torchvision classifier")
@@ -278,7 +281,7 @@ class Torchvision(LibraryModel):
                 f"torchvision cannot make {self.name!r}: {type(error).__name__}: {text}",
             ) from None
 
-    def contract(self, module: nn.Module, task: Classification) -> Contract:
+    def contract(self, module: nn.Module, task: Task) -> Contract:
         """The weights' own normalisation; that of ImageNet where there are none. Vision transformers get their size."""
         entry = self._entry()
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -286,5 +289,5 @@ class Torchvision(LibraryModel):
             transform = entry.transforms()
             mean, std = tuple(transform.mean), tuple(transform.std)
         size = (self.size, self.size) if self.size else next(iter(own_sizes(module)), None)
-        size = None if size == task.shape[1:] and not self.size else size
+        size = None if size == task.needs.inputs[1:] and not self.size else size
         return Contract(mean=mean, std=std, size=size, channels=3)

@@ -8,6 +8,7 @@ from typing import Literal
 
 from torch import nn
 
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.task import DEEPEST, Check
 from limbeck.models.classifier import Classifier, needs_pictures
 
@@ -46,9 +47,9 @@ class MlpModel(Classifier):
         self.hidden, self.activation, self.dropout = list(hidden), activation, dropout
         self._source(checkpoint, labels, mean, std, entry, strip, check)
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """``flatten``, then ``fc1``, ``act1``, ``drop1``, ..., ``head``: a plain ``nn.Sequential``."""
-        width = math.prod(shape)
+        width = math.prod(needs.inputs)
         layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
         act = {"relu": nn.ReLU, "gelu": nn.GELU, "tanh": nn.Tanh, "silu": nn.SiLU}[self.activation]
         for i, size in enumerate(self.hidden, 1):
@@ -57,7 +58,7 @@ class MlpModel(Classifier):
             if self.dropout:
                 layers[f"drop{i}"] = nn.Dropout(self.dropout)
             width = size
-        layers["head"] = nn.Linear(width, outputs)
+        layers["head"] = nn.Linear(width, needs.outputs)
         return nn.Sequential(layers)
 
 
@@ -94,15 +95,16 @@ class ConvNetModel(Classifier):
         self.width, self.depth, self.norm, self.activation, self.pooling = width, depth, norm, activation, pooling
         self._source(checkpoint, labels, mean, std, entry, strip, check)
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
         from limbeck.networks.convnet import ConvNet
 
-        needs_pictures(shape, "convnet")
+        needs_pictures(needs, "convnet")
+        shape = needs.inputs
         depth = self.depth or max(1, round(math.log2(min(shape[1:]))) - 2)
         return ConvNet(
             channels=shape[0],
-            classes=outputs,
+            classes=needs.outputs,
             width=self.width,
             depth=depth,
             activation=self.activation,
@@ -139,9 +141,9 @@ class CifarResNetModel(Classifier):
         self.depth, self.width = depth, width
         self._source(checkpoint, labels, mean, std, entry, strip, check)
 
-    def make(self, shape: tuple[int, ...], outputs: int) -> nn.Module:
+    def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.cifar_resnet.CifarResNet``."""
         from limbeck.networks.cifar_resnet import CifarResNet
 
-        needs_pictures(shape, "cifar-resnet")
-        return CifarResNet(self.depth, outputs, shape[0], self.width)
+        needs_pictures(needs, "cifar-resnet")
+        return CifarResNet(self.depth, needs.outputs, needs.inputs[0], self.width)

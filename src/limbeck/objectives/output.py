@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import limbeck.functional as F
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.grammar.method import Batch, Context, Objective, Term
-from limbeck.grammar.role import classes_last
+from limbeck.grammar.role import check_classes_last
 from limbeck.grammar.signal import Signal
 from limbeck.recipe.imports import imported
 
@@ -105,7 +105,7 @@ class Divergence(Objective):
         labels = getattr(task, "labels", None) if getattr(task, "kind_of_target", None) in ("label", "labels") else None
         classes = self.classes or (len(labels) if labels else None)
         if classes is not None:
-            classes_last(z, classes, f"objectives.{self.name}")
+            check_classes_last(z, classes, f"objectives.{self.name}")
         elif z.ndim > 3:
             raise ShapeError(
                 f"objectives.{self.name}",

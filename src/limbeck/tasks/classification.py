@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,18 +10,19 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.data.columns import Target
-from limbeck.data.items import Items, Kind, Part, choose
-from limbeck.data.names import composed
-from limbeck.data.sources import Digits, Source
-from limbeck.data.splits import EmptyClasses, Sizes, check_shares, sizes_of
+from limbeck.data.items import Splits
+from limbeck.data.splits import EmptyClasses
 from limbeck.engine.batches import to_device
-from limbeck.errors import CacheMismatch, ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
+from limbeck.errors import CacheMismatch, ConfigError, DataError
 from limbeck.functional.metrics import calibration_error, calibration_table
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
+from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
+from limbeck.tasks.items import OutputTask
 
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
@@ -30,247 +30,40 @@ if TYPE_CHECKING:
 NAMES = {"task": {"classification": "Classification"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
-log = logging.getLogger("limbeck.data")
 
+class Labelled(OutputTask):
+    """What `Classification` and `Condensation` share: items with one class, several classes, or numbers."""
 
-class Classification(Task):
-    """Pictures, or rows of numbers, answered with one class, several classes, or numbers.
-
-    The teacher learns from all training items; the student from ``student_items`` of them. A teacher that knows more
-    than the student's training set is the regime in which distillation helps most.
-
-    Args:
-        data: where the items come from.
-        target: ``label`` (one class an item), ``labels`` (several, by sigmoid), ``number`` (regression), or ``auto``:
-            as the data says.
-        student_items: size of the student's training set, each class in proportion, drawn by the seed; all if ``null``.
-        valid_fraction: share of the training items set aside for choosing, where the source has no such split; never
-            taken from the test items.
-        test_fraction: share of the items set aside for judging, where the source has no test split.
-        size: side length that pictures are brought to; ``null`` keeps theirs.
-        empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
-        eval_batch: items at a time when judging.
-        deal: which division into training, validation and test items: 0 is the data's own, where it names splits; every
-            other number deals all items anew, in splits of the same sizes.
-
-    Attributes:
-        kind_of_target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data is read.
-        notes: sentences about how the data was read.
-        class_sizes: how many items of each class the splits have, by split.
-    """
-
-    # neither changes what a teacher learns; the student's own items are told apart by their content
-    judging: tuple[str, ...] = ("student_items", "eval_batch")
-
-    def __init__(
-        self,
-        data: Source = Digits(),  # noqa: B008 (a description of where data lies; nothing is read)
-        target: Target = "auto",
-        student_items: int | None = None,
-        valid_fraction: float = 0.1,
-        test_fraction: float = 0.2,
-        size: int | None = None,
-        empty_classes: EmptyClasses = "error",
-        eval_batch: int = 256,
-        deal: int = 0,
-    ) -> None:
-        if student_items is not None and student_items < 1:
-            raise ValueError("student_items must be 1 or more, or null for all")
-        check_shares(valid_fraction, test_fraction, size)
-        if eval_batch < 1:
-            raise ValueError("eval_batch must be 1 or more")
-        if deal < 0:
-            raise ValueError("deal must be 0 or more")
-        self.data, self.asked, self.student_items = data, target, student_items
-        self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
-        self.size, self.eval_batch, self.deal = size, eval_batch, deal
-        self.empty_classes: EmptyClasses | None = empty_classes
-        self.kind_of_target: Kind = "label" if target == "auto" else target
-        self.notes: list[str] = []
-        self.class_sizes: Sizes = {}
-        self._pool: Items | None = None
-        self._seed: int | None = None
-        self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    def check_splits(self, splits: Splits) -> None:
+        """Refuse numbers that are all the same."""
         self._look()
+        if splits.kind != "number":
+            return
+        self.number_mean = splits.train.y.double().mean(0).float()
+        std = splits.train.y.double().std(0, correction=0).float()
+        if (std == 0).any():
+            names = [splits.labels[i] for i in (std == 0).nonzero()[:, 0].tolist()]
+            raise DataError("data", f"the target {', '.join(names)} has one value only", expected="numbers that vary")
+        self.number_std = std
+
+    def try_out(self, teacher: Built, device: torch.device | None = None) -> None:
+        """Try a ready teacher on up to 512 labelled items."""
+        from limbeck.tasks import teacher_check
+
+        teacher_check.check(self, teacher, device)
 
     def _look(self) -> None:
         kind = self.kind_of_target
         self.primary = {"label": "accuracy", "labels": "f1", "number": "rmse"}[kind]
         self.higher_is_better = kind != "number"
 
-    # ------------------------------------------------------------------------------------------------ data
-
-    def load(self, seed: int | None = None) -> None:
-        """Read and check the data, divide what the source does not divide, choose the student's items by ``seed``.
-
-        Raises:
-            DataError: nothing to learn from, or something that cannot be read, before any training.
-        """
-        if self._pool is None:
-            self._read()
-        seed = (self._seed or 0) if seed is None else seed
-        if self._seed == seed:
-            return
-        assert self._pool is not None
-        self.teacher_train: Items = self._pool
-        self.train: Items = self._pool
-        if self.student_items is not None:
-            if self.student_items > len(self._pool):
-                raise DataError(
-                    "task.student_items",
-                    given=self.student_items,
-                    expected=f"at most the {len(self._pool)} training items",
-                    remedy="choose fewer, or all with task.student_items=null",
-                )
-            self.train = Part(self._pool, choose(self._pool.y, self.student_items, "student", seed))
-            said = f"the student learns from {len(self.train)} of the {len(self._pool)} training items"
-            if said not in self.notes:
-                self.notes.append(said)
-        self._seed = seed
-
-    def _read(self) -> None:
-        splits = self.data.divided(
-            self.asked, self.size, self.valid_fraction, self.test_fraction, self.empty_classes, self.deal
-        )
-        self.kind_of_target, self.labels = splits.kind, list(splits.labels)
-        self._look()
-        self.notes, self.class_sizes = list(splits.notes), sizes_of(splits)
-        if splits.kind == "number":
-            self.number_mean = splits.train.y.double().mean(0).float()
-            std = splits.train.y.double().std(0, correction=0).float()
-            if (std == 0).any():
-                names = [self.labels[i] for i in (std == 0).nonzero()[:, 0].tolist()]
-                raise DataError(
-                    "data", f"the target {', '.join(names)} has one value only", expected="numbers that vary"
-                )
-            self.number_std = std
-        assert splits.valid is not None and splits.test is not None
-        self._pool, self.valid, self.test = splits.train, splits.valid, splits.test
-        for note in self.notes:
-            log.info(note)
-
     @property
-    def outputs(self) -> int:
-        """How many values a model answers with."""
-        assert self.labels is not None
-        return len(self.labels)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one input: (channels, height, width) or (features,)."""
-        return self._loaded().shape
-
-    def _loaded(self) -> Items:
-        if self._pool is None:
-            self.load()
-        assert self._pool is not None
-        return self._pool
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel (or feature) over up to 2,048 of the teacher's items."""
-        if self._statistics is not None:
-            return self._statistics
-        pool = self._loaded()
-        ids = choose(pool.y, min(2048, len(pool)), "statistics")
-        width = pool.shape[0]
-        total, square, shift = (torch.zeros(width, dtype=torch.float64) for _ in range(3))
-        count = 0
-        for part in ids.split(256):
-            x = pool.fetch(part)["x"].double()
-            x = x.transpose(0, 1).reshape(x.shape[1], -1)
-            if count == 0:
-                shift = x.mean(1)  # sums of squares of what is left do not cancel
-            x = x - shift[:, None]
-            total, square, count = total + x.sum(1), square + x.square().sum(1), count + x.shape[1]
-        mean = total / count
-        std = (square / count - mean.square()).clamp_min(0).sqrt()
-        mean = mean + shift
-        std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
-        self._statistics = tuple(mean.float().tolist()), tuple(std.float().tolist())
-        return self._statistics
-
-    def match(self, student: Built, teacher: Built) -> None:
-        """Both must answer with the task's classes, matched by name where their own are known.
-
-        Raises:
-            TeacherMismatch: classes are missing, or there are more or fewer of them than the task has.
-        """
-        for role, built in (("student", student), ("teacher", teacher)):
-            if hasattr(built.module, "answer"):
-                continue  # a recorded or remote teacher compares its own list
-            self._by_name(built)
-            if not getattr(built.model, "rehearsed", False):
-                self.rehearse(built, role)
-
-    def _by_name(self, built: Built) -> None:
-        """A network's outputs matched to the task's classes, where its own names are known."""
-        assert self.labels is not None
-        if built.labels is not None and built.contract.classes is None:
-            built.contract = built.contract.with_(classes=match_classes(built.labels, self.labels))
-
-    def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
-        """Try what is ready of a teacher, each member of an ensemble by itself, on up to 512 labelled items."""
-        from limbeck.tasks import teacher_check
-
-        for one in teacher.members or [teacher]:
-            if one.model is None or not one.model.trained:
-                continue
-            if not hasattr(one.module, "answer"):
-                self._by_name(one)
-                if not getattr(one.model, "rehearsed", False):
-                    self.rehearse(one, "teacher")
-            if one.model.check == "on":
-                teacher_check.check(self, one, device)
-            elif isinstance(one.module, nn.Module):
-                one.notes.append(f"not tried on labelled items: {one.model.setting('check')} is off")
-
-    def rehearse(self, built: Built, role: str = "model") -> None:
-        """Two items through a network, in evaluation mode: what does not fit is said now, not at the first step.
-
-        Raises:
-            ConfigError: the network fails on them.
-            TeacherMismatch, ShapeError: its outputs are no [N, C] with a value for each class.
-        """
-        held = built.model is None or getattr(built.model, "held", False)  # the caller's own module
-        name = type(built.module if held else built.model).__name__
-        ids = torch.arange(min(2, len(self.train)))
-        device = device_of(built.module)
-        batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
-        batch = to_device(batch, device)
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                z = self.signal(built, batch).logits
-        except LimbeckError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role,
-                f"{name} fails on the task's items {list(batch['x'].shape)}: {type(error).__name__}: {text}",
-                expected="a network for inputs of that shape",
-                remedy="set task.size, or choose another network",
-            ) from None
-        if z.ndim == 2 and len(z) == len(ids) and z.shape[1] == self.outputs:
-            return
-        wrong = TeacherMismatch if role == "teacher" else ShapeError
-        raise wrong(
-            role,
-            f"{name} answers with another shape",
-            given=list(z.shape),
-            expected=f"[{len(ids)}, {self.outputs}], a value for each class",
-            remedy="let it answer with one row of values for each item (pool its map)"
-            if z.ndim > 2
-            else "give its class names, so that they are matched"
-            if role == "teacher"
-            else "",
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """What must travel with a network so that its answers can be read elsewhere."""
-        about: dict[str, Any] = {"target": self.kind_of_target, "input": list(self.shape), "outputs": self.outputs}
-        if self.kind_of_target == "number":
-            about["number_mean"], about["number_std"] = self.number_mean.tolist(), self.number_std.tolist()
-        return about
+    def needs(self) -> Needs:
+        """One row of values an item: logits of its classes, or numbers."""
+        needs = super().needs
+        if self.kind_of_target != "number":
+            return needs
+        return needs.with_(mean=tuple(self.number_mean.tolist()), std=tuple(self.number_std.tolist()))
 
     # ------------------------------------------------------------------------------------------------ training
 
@@ -294,13 +87,6 @@ class Classification(Task):
         return (y - self.number_mean.to(y.device)) / self.number_std.to(y.device)
 
     # ------------------------------------------------------------------------------------------------ judging
-
-    def signal(self, built: Built, batch: Batch) -> Signal:
-        """What a network shows for a batch, through its contract, in the task's class order."""
-        if hasattr(built.module, "answer"):
-            return built.module.answer(batch, ())
-        out = self.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})
-        return Signal(built.contract.outputs(Signal(out).logits))
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
@@ -428,6 +214,39 @@ class Classification(Task):
         return {"use": "timm", "name": "resnet50"}
 
 
+@settings
+class Classification(Labelled):
+    """Pictures, or rows of numbers, answered with one class, several classes, or numbers.
+
+    The teacher learns from all training items; the student from ``student_items`` of them. A teacher that knows more
+    than the student's training set is the regime in which distillation helps most.
+
+    Args:
+        target: ``label`` (one class an item), ``labels`` (several, by sigmoid), ``number`` (regression), or ``auto``:
+            as the data says.
+        student_items: size of the student's training set, each class in proportion, drawn by the seed; all if ``null``.
+        empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
+    """
+
+    # neither changes what a teacher learns; the student's own items are told apart by their content
+    judging = ("student_items", "eval_batch")
+
+    target: Target = "auto"
+    student_items: Count | None = None
+    empty_classes: EmptyClasses = "error"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target != "auto":
+            self.kind_of_target = self.target
+        self._look()
+
+    def read(self) -> Splits:
+        """The items in three splits, answered as ``target`` says."""
+        fractions = self.valid_fraction, self.test_fraction
+        return self.data.divided(self.target, self.size, *fractions, self.empty_classes, self.deal)
+
+
 def calibration_bins(table: Tensor) -> dict[str, list[float]]:
     """The bins of a reliability diagram that are not empty: mean confidence, share of right answers, and their count.
 
@@ -449,7 +268,7 @@ def one_label(method: Any, task: Task) -> None:
     Raises:
         ConfigError: what the items have.
     """
-    kind = task.kind_of_target if isinstance(task, Classification) else type(task).__name__.lower()
+    kind = task.kind_of_target if isinstance(task, Labelled) else type(task).__name__.lower()
     if kind != "label":
         raise ConfigError(
             "method",
@@ -458,60 +277,3 @@ def one_label(method: Any, task: Task) -> None:
             expected="a classification task with one label per item",
             remedy="use method=kd, which adapts",
         )
-
-
-def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...] | None:
-    """For each of the task's classes the teacher's own output, by name; ``None`` when the lists agree.
-
-    Names are compared exactly; what is then still missing is compared without regard to case, spaces, hyphens and
-    underscores, and by any one of a teacher's comma-separated synonyms, where that leaves no doubt.
-
-    Raises:
-        TeacherMismatch: the teacher lacks a class, or a name fits two of its classes.
-
-    Example:
-        >>> match_classes(["cat", "dog", "emu"], ["emu", "cat"])
-        (2, 0)
-    """
-    if list(teacher) == list(task):
-        return None
-    exact: dict[str, list[int]] = {}
-    loose: dict[str, list[int]] = {}
-    for i, name in enumerate(teacher):
-        exact.setdefault(name, []).append(i)
-        for form in {_plain(name), *(_plain(part) for part in name.split(","))}:
-            loose.setdefault(form, []).append(i)
-    index: list[int] = []
-    missing: list[str] = []
-    doubtful: list[str] = []
-    for name in task:
-        found = exact.get(name) or loose.get(_plain(name), [])
-        if len(found) == 1:
-            index.append(found[0])
-        else:
-            (doubtful if found else missing).append(name)
-    if missing or doubtful or len(set(index)) < len(index):
-        said = []
-        if missing:
-            said.append(f"the teacher has no class {_names(missing)}")
-        if doubtful:
-            said.append(f"more than one of the teacher's classes may be {_names(doubtful)}")
-        if not said:
-            said.append("two of the task's classes fit the same class of the teacher")
-        raise TeacherMismatch(
-            "teacher.labels",
-            "; ".join(said),
-            given=list(teacher),
-            expected=f"a class for each of {_names(list(task))}",
-            remedy="name the teacher's classes in order with teacher.labels=FILE, or train a teacher on this data",
-        )
-    return tuple(index)
-
-
-def _plain(name: str) -> str:
-    return " ".join(composed(name).casefold().replace("_", " ").replace("-", " ").split())
-
-
-def _names(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(n) for n in names[:8])
-    return f"{shown} and {len(names) - 8} more" if len(names) > 8 else shown

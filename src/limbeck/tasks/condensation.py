@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from limbeck.data.items import Splits
 from limbeck.data.names import some
-from limbeck.data.sources import Digits, Source
 from limbeck.errors import DataError
 from limbeck.functional.augment import strategy_names
 from limbeck.functional.zca import fit_zca
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.random import Draws
-from limbeck.grammar.settings import Count, Natural, settings
-from limbeck.tasks.classification import Classification
+from limbeck.grammar.settings import Count, settings
+from limbeck.tasks.classification import Labelled
 from limbeck.tasks.synthetic_set import SetArtifact, Space
 
 if TYPE_CHECKING:
@@ -33,44 +33,34 @@ Choice = Literal["random", "kmeans", "herding"]
 
 
 @settings
-class Condensation(Classification):
+class Condensation(Labelled):
     """A data set of a few items per class that teaches like the whole.
 
     The recipe's ``student`` is the network that the synthetic data are made for; ``train`` and ``teach`` are not used
     to judge: the recipe's ``evaluator`` is, the same for every method and for the baselines (as many real items).
 
     Args:
-        data: where the real items come from.
         per_class: synthetic items per class.
         strategy: differentiable augmentation while judging; leave ``flip`` out for digits, empty for none.
         align_corners: of its rotations and scalings (False in DC, DSA, DM; True in MTT and its descendants).
         zca: whiten the pixels instead of normalising them (fitted on the training items).
-        valid_fraction, test_fraction: as in classification.
-        size: side length that pictures are brought to.
-        eval_batch: items at a time when judging.
-        deal: as in classification.
     """
 
-    judging = (*Classification.judging, "per_class")
+    judging = ("eval_batch", "per_class")
 
-    data: Source = Digits()
     per_class: Count = 1
     strategy: str = "color_crop_cutout_scale_rotate"
     align_corners: bool = True
     zca: bool = False
-    valid_fraction: float = 0.1
-    test_fraction: float = 0.2
-    size: int | None = None
-    eval_batch: Count = 256
-    deal: Natural = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._look()
+        self._space: Space | None = None
 
     def validate(self) -> None:
-        """A strategy of known parts; the rest is as classification of one label has it."""
+        """Refuse augmentations that there are not."""
         strategy_names(self.strategy)
-        shares = (self.valid_fraction, self.test_fraction, self.size)
-        Classification.__init__(self, self.data, "label", None, *shares, eval_batch=self.eval_batch, deal=self.deal)
-        self.empty_classes = None
-        self._space: Space | None = None
 
     # ---------------------------------------------------------------------------------------------------------- data
 
@@ -79,12 +69,13 @@ class Condensation(Classification):
         """What a synthetic set can be exported as."""
         return SetArtifact.formats
 
-    def load(self, seed: int | None = None) -> None:
-        """Read the data; every class must have as many items as are asked for."""
-        super().load(seed)
-        if len(self.shape) != 3:
+    def check_splits(self, splits: Splits) -> None:
+        """Every class must have as many items as are asked for, and they must be pictures."""
+        super().check_splits(splits)
+        shape = splits.train.shape
+        if len(shape) != 3:
             raise DataError(
-                "task.data", f"the items have shape {list(self.shape)}", expected="pictures (channels, height, width)"
+                "task.data", f"the items have shape {list(shape)}", expected="pictures (channels, height, width)"
             )
         least = min(self.class_sizes["train"])
         if least < self.per_class:

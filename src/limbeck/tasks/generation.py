@@ -13,17 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.items import Items
+from limbeck.data.items import Splits
 from limbeck.data.sources import Digits, Source
-from limbeck.data.splits import Sizes, check_shares, sizes_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Schedule, Weight
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import Task
+from limbeck.tasks.items import SourceTask
 from limbeck.tasks.sampler import (
     SamplerArtifact,
     classifier_free,
@@ -55,14 +55,13 @@ class Prediction:
     eps: Tensor | None = None
 
 
-class Generation(Task):
+class Generation(SourceTask):
     """New samples of a class, by a denoiser and a sampler.
 
     A teacher without a checkpoint is trained from scratch by the denoising loss, its class dropped now and then so that
     it can be guided. Samplers are scored by the recipe's ``evaluator``.
 
     Args:
-        data: where the pictures come from; one class each.
         schedule: ``cosine`` (log-SNR clipped to +-20), ``linear`` (continuous), or the 1,000 steps of a diffusers
             scheduler: ``ddpm``, ``scaled-linear`` (Stable Diffusion), ``squaredcos``, or the folder or file of a
             ``scheduler_config.json``.
@@ -71,11 +70,6 @@ class Generation(Task):
             or ``v_mse``.
         drop_condition: share of items whose class is replaced by the null condition while a teacher is trained.
         clip: clamp every predicted x to the data's range while sampling. It changes a guided teacher.
-        valid_fraction: share of the training items set aside for choosing, where the source has no such split.
-        test_fraction: share of the items set aside for judging, where the source has no test split.
-        size: side length that pictures are brought to; ``null`` keeps theirs.
-        eval_batch: samples at a time when judging.
-        deal: as in classification.
     """
 
     primary = "denoising_loss"
@@ -99,19 +93,10 @@ class Generation(Task):
     ) -> None:
         if not 0 <= drop_condition < 1:
             raise ValueError("drop_condition must lie in [0, 1)")
-        if eval_batch < 1:
-            raise ValueError("eval_batch must be 1 or more")
-        self.data, self.schedule_name, self.zero_terminal_snr = data, schedule, zero_terminal_snr
+        super().__init__(data, valid_fraction, test_fraction, size, eval_batch, deal)
+        self.schedule_name, self.zero_terminal_snr = schedule, zero_terminal_snr
         self.weight: Weight = weight
-        self.drop_condition = drop_condition
-        self.clip = clip
-        self.eval_batch = eval_batch
-        check_shares(valid_fraction, test_fraction, size)
-        if deal < 0:
-            raise ValueError("deal must be 0 or more")
-        self.valid_fraction, self.test_fraction, self.size, self.deal = valid_fraction, test_fraction, size, deal
-        self.notes: list[str] = []
-        self.class_sizes: Sizes = {}
+        self.drop_condition, self.clip = drop_condition, clip
         self._schedule: Schedule | None = None
 
     # -- data ---------------------------------------------------------------------------------------------------------
@@ -121,25 +106,26 @@ class Generation(Task):
         """What a sampler can be exported as."""
         return SamplerArtifact.formats
 
+    @property
+    def needs(self) -> Needs:
+        """A denoiser of the task's pictures that knows their classes."""
+        return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()))
+
     def load(self, seed: int | None = None) -> None:
         """Read and check the data and the schedule.
 
         Raises:
             DataError: no pictures, or fewer than two classes. ConfigError: the schedule cannot be read.
         """
-        if self.labels is None:
-            splits = self.data.divided("label", self.size, self.valid_fraction, self.test_fraction, deal=self.deal)
-            if len(splits.train.shape) != 3:
-                raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
-            assert splits.valid is not None and splits.test is not None
-            self.train: Items = splits.train
-            self.teacher_train: Items = splits.train
-            self.valid: Items = splits.valid
-            self.test: Items = splits.test
-            self.labels, self.notes, self.class_sizes = list(splits.labels), list(splits.notes), sizes_of(splits)
+        super().load(seed)
         if self._schedule is None:
             self._schedule = make_schedule(self.schedule_name, self.zero_terminal_snr)
             diffusion.check_terminal_snr(self._schedule)
+
+    def check_splits(self, splits: Splits) -> None:
+        """Refuse what are no pictures."""
+        if len(splits.train.shape) != 3:
+            raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
 
     @property
     def schedule(self) -> Schedule:
@@ -150,16 +136,9 @@ class Generation(Task):
         return self._schedule
 
     @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of one sample: (channels, height, width)."""
-        self.load()
-        return self.train.shape
-
-    @property
     def classes(self) -> int:
         """Number of classes, the null condition not counted."""
-        self.load()
-        return len(self.labels or [])
+        return self.outputs
 
     def signed(self, x: Tensor) -> Tensor:
         """Pictures in [0, 1] as noise is added to them: [-1, 1]."""

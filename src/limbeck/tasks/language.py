@@ -17,6 +17,7 @@ from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatc
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
 from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
@@ -122,6 +123,11 @@ class Language(Task):
         self._seed: int | None = None
 
     # ------------------------------------------------------------------------------------------------ data
+
+    @property
+    def needs(self) -> Needs:
+        """A row of values at every token; how many is known with the tokenizer, which is a model's or the task's."""
+        return Needs((self.length,), 0, "tokens", target="token")
 
     def load(self, seed: int | None = None) -> None:
         """Read the text, deal it, choose the student's documents by ``seed``. Tokens are made when first asked for.

@@ -17,7 +17,7 @@ from limbeck.tasks import guessing
 from limbeck.tasks.guessing import Trial
 
 if TYPE_CHECKING:
-    from limbeck.tasks.classification import Classification
+    from limbeck.tasks.classification import Labelled
 
 Answers = Callable[[Contract], Tensor]
 """A contract -> the teacher's answers [N, C] to the items of the trial."""
@@ -31,7 +31,7 @@ INPUTS: dict[str, tuple[list[float], list[float]]] = {
 """What networks are usually trained on, as mean and std of pictures in [0, 1]."""
 
 
-def check(task: Classification, teacher: Built, device: torch.device | None = None) -> None:
+def check(task: Labelled, teacher: Built, device: torch.device | None = None) -> None:
     """Try a ready teacher on up to 512 labelled training or validation items; what is found goes into its notes.
 
     Raises:
@@ -88,7 +88,7 @@ def check(task: Classification, teacher: Built, device: torch.device | None = No
     teacher.notes.append(told)
 
 
-def _items(task: Classification) -> tuple[list[Tensor], list[Any]]:
+def _items(task: Labelled) -> tuple[list[Tensor], list[Any]]:
     """Which items of which splits: training items first, validation items where they are few."""
     parts: list[Any] = [task.teacher_train, task.valid]
     ids: list[Tensor] = []
@@ -103,16 +103,14 @@ def _items(task: Classification) -> tuple[list[Tensor], list[Any]]:
     return ids, parts
 
 
-def _batches(
-    task: Classification, parts: list[Any], ids: list[Tensor], device: torch.device
-) -> Iterator[dict[str, Any]]:
+def _batches(task: Labelled, parts: list[Any], ids: list[Tensor], device: torch.device) -> Iterator[dict[str, Any]]:
     for part, chosen in zip(parts, ids, strict=True):
         for some in chosen.split(task.eval_batch):
             batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.fetch(some).items()}
             yield {**batch, "item": some.to(device), "view": torch.zeros_like(some, device=device)}
 
 
-def _trial(task: Classification, z: Tensor, truth: Tensor) -> Trial | None:
+def _trial(task: Labelled, z: Tensor, truth: Tensor) -> Trial | None:
     if task.kind_of_target == "label":
         return guessing.try_classes(z.argmax(-1), truth)
     if task.kind_of_target == "labels":
@@ -120,7 +118,7 @@ def _trial(task: Classification, z: Tensor, truth: Tensor) -> Trial | None:
     return guessing.try_numbers(z, task.standardise(truth))
 
 
-def _told(task: Classification, trial: Trial) -> str:
+def _told(task: Labelled, trial: Trial) -> str:
     """What the trial found, in words."""
     where = f"of {trial.items} labelled training and validation items"
     if task.kind_of_target == "label":
@@ -131,7 +129,7 @@ def _told(task: Classification, trial: Trial) -> str:
 
 
 # -------------------------------------------------------------------------------------------------------------- causes
-def _cause(task: Classification, teacher: Built, answers: Answers, z: Tensor, truth: Tensor) -> tuple[str, str] | None:
+def _cause(task: Labelled, teacher: Built, answers: Answers, z: Tensor, truth: Tensor) -> tuple[str, str] | None:
     """What is likely wrong, in words, and what to set; ``None`` where nothing that is tried explains it."""
     other = getattr(teacher.model, "other", "")
     if other:
@@ -172,7 +170,7 @@ def _cause(task: Classification, teacher: Built, answers: Answers, z: Tensor, tr
     return None
 
 
-def _order(task: Classification, teacher: Built, z: Tensor, truth: Tensor) -> tuple[str, str] | None:
+def _order(task: Labelled, teacher: Built, z: Tensor, truth: Tensor) -> tuple[str, str] | None:
     """Whether the outputs stand in another order, and the setting that says which."""
     order, trial = guessing.best_order(z.argmax(-1), truth, task.outputs)
     if trial.weak:

@@ -1,0 +1,61 @@
+"""Which models have the form that a task needs."""
+
+from __future__ import annotations
+
+import importlib
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.needs import Form, Needs
+from limbeck.grammar.task import Model, Task
+from limbeck.recipe.names import table
+
+
+def meet(model: Model, task: Task) -> Needs:
+    """What a task needs, where the model's networks have that form.
+
+    Raises:
+        ConfigError: they do not; the models that have it are named.
+    """
+    needs = task.needs
+    if needs.form in model.forms:
+        return needs
+    known = having(needs.form)
+    raise ConfigError(
+        "model",
+        f"{type(task).__name__} needs {_WORDS[needs.form]}, and {type(model).__name__} makes "
+        + (" or ".join(_WORDS[f] for f in model.forms) or "none of the known forms"),
+        given=_named(model),
+        expected=f"a model of the form {needs.form!r}",
+        remedy=f"choose one of {', '.join(known)}" if known else "",
+    )
+
+
+def having(form: Form) -> list[str]:
+    """The names of the models that have a form, of installed packages too."""
+    found = []
+    for name, where in table("model").items():
+        module, _, cls = where.partition(":")
+        try:
+            made = getattr(importlib.import_module(module), cls)
+        except Exception:  # a package that is not installed has no model to offer
+            continue
+        if form in made.forms:
+            found.append(name)
+    return sorted(found)
+
+
+def _named(model: Model) -> str:
+    use = str(model.config.get("use", type(model).__name__))
+    name = getattr(model, "name", None)
+    return f"{use}:{name}" if isinstance(name, str) and name else use
+
+
+_WORDS: dict[Form, str] = {
+    "classes": "classifiers (one row of values an item)",
+    "map": "maps (a row of values at every place)",
+    "pyramid": "pyramids of feature maps",
+    "vector": "features (one vector an item)",
+    "boxes": "detectors",
+    "tokens": "language models",
+    "denoiser": "denoisers",
+}

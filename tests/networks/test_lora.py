@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,61 @@ class Adapted(Method):
         z, t, f = (ctx.signal(r, batch).logits for r in ("student", "teacher", "fake"))
         assert not t.requires_grad and f.requires_grad
         return Terms(kl=Term(F.kl(z, t)), fake=Term(F.cross_entropy(f, batch["y"]), to="fake"))
+
+
+def test_a_copy_of_a_view_shares_the_network(net: Net) -> None:
+    x = torch.randn(2, 3, 8, 8)
+    one = moved(Lora(rank=2).view(net))
+    two = copy.deepcopy(one)
+    assert two.base is net and torch.equal(one(x), two(x))
+    plain, before = net(x), one(x)
+    moved(two)
+    assert torch.equal(net(x), plain) and torch.equal(one(x), before) and not torch.allclose(two(x), before)
+    torch.testing.assert_close(two.merged()(x), two(x))
+    whole, view = copy.deepcopy((net, one))  # together: a view of the copy
+    assert view.base is whole and whole is not net and torch.equal(view(x), before)
+    with torch.no_grad():
+        net.out.bias.add_(1.0)
+    assert torch.equal(view(x), before) and not torch.equal(one(x), before)
+
+
+class Averaged(Method):
+    """An average of the student and of a view of the teacher, in one verb each."""
+
+    learners = ("student", "fake")
+
+    def bind(self, setup: Setup) -> None:
+        super().bind(setup)
+        self.new("mean", like="student", decay=0.5)
+        self.new("fake", like="teacher", adapter=Lora(rank=2))
+        self.new("slow", like="fake", decay=lambda step, total: step / (step + 1))
+        self.seen: list[list[Tensor]] = []
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        z, f = ctx.signal("student", batch).logits, ctx.signal("fake", batch).logits
+        m, s = ctx.signal("mean", batch).logits, ctx.signal("slow", batch).logits
+        assert not m.requires_grad and not s.requires_grad
+        return Terms(a=Term(F.kl(z, s)), b=Term(F.kl(f, m), to="fake"))
+
+    def observe(self, seen: dict[str, float], ctx: Context) -> None:
+        self.seen.append([p.detach().clone() for p in self.roles["fake"].module.parameters()])
+
+
+def test_averages_are_made_in_one_verb() -> None:
+    method: Any = bound(Averaged(), steps=3)
+    first = {n: [p.clone() for p in method.roles[n].module.parameters()] for n in ("student", "fake")}
+    engine().run(method)
+    mean, slow = method.roles["mean"], method.roles["slow"]
+    assert mean.of == "student" and slow.of == "fake" and slow.module.base is method.roles["teacher"].module
+    assert any(not torch.equal(a, b) for a, b in zip(mean.module.parameters(), first["student"], strict=True))
+    for i, p in enumerate(slow.module.parameters()):  # decays 0, 1/2, 2/3: the plain mean of what it followed
+        torch.testing.assert_close(p, torch.stack([s[i] for s in method.seen]).mean(0))
+    with pytest.raises(ValueError, match="by a function, or like another"):
+        method.new("bad", lambda: nn.Linear(1, 1), decay=0.9)
+    with pytest.raises(ValueError, match="an average or a view"):
+        method.new("bad", like="teacher", adapter=Lora(rank=1), decay=0.9)
+    with pytest.raises(ConfigError, match="studnet"):
+        method.new("bad", like="studnet", decay=0.9)
 
 
 def test_an_adapter_is_a_role_on_a_frozen_teacher(tmp_path: Path) -> None:

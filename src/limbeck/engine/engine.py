@@ -31,7 +31,7 @@ from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
 from limbeck.engine.room import bytes_of, telling
 from limbeck.engine.rules import Still, same_roles, same_state
-from limbeck.engine.stages import learners, reached, tuned
+from limbeck.engine.stages import check_patterns, learners, reached, tuned
 from limbeck.engine.step import Seen, Stepper, add_ons
 from limbeck.engine.timing import Timed, Trial, median, wait_for
 from limbeck.errors import ConfigError, MethodError, Stopped, StorageError, first_line
@@ -170,6 +170,9 @@ class Engine:
         self._first: dict[str, str] = {}  # the state in which each role entered
         self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
         self._offset = 0  # steps of the stages before this one
+        self._left: dict[
+            str, dict[str, nn.Parameter]
+        ] = {}  # parameters of learning roles that stand still all the same
         self.epochs: Epochs | None = None  # where the present stage stands in its data
         self._doors: dict[str, Any] = {}  # the method's state as each stage's `setup` found it
         self._carried: dict[str, Any] = {}  # optimisers that a later stage goes on with
@@ -327,9 +330,11 @@ class Engine:
             for name, optim in stage.optim.items():
                 found = method.roles[name].parameters() if name in method.roles else {}
                 if found:
-                    optim.build(
-                        [nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for p in found.values()]
-                    )
+                    check_patterns(method, stage, name)
+                    bare = {
+                        n: nn.Parameter(torch.empty(p.shape, dtype=p.dtype, device="meta")) for n, p in found.items()
+                    }
+                    optim.build(bare)
         for name in self.settings.shard:
             if name not in method.roles or not isinstance(method.roles[name].module, nn.Module):
                 networks = [n for n, r in method.roles.items() if isinstance(r.module, nn.Module)]
@@ -575,6 +580,11 @@ class Engine:
         for name, settings in optim.items():
             method.roles[name].keep_statistics = settings.keep_statistics
         cast(method.roles, tuple(optim))
+        self._left = {}
+        for name, settings in optim.items():
+            if settings.only is not None:
+                known = method.roles[name].parameters()
+                self._left[name] = method.roles[name].narrow(set(settings.learning(known)))
         stepper = Stepper(method, stage, ctx, optim)
         if self.settings.guard:
             stepper.guard = Guard(method, stage, self.seed, self.device, self.folder, stepper.optimisers.values())
@@ -751,10 +761,14 @@ class Engine:
     def _standing(self, method: Method) -> dict[str, str]:
         """The roles that no step may change, and the state of each."""
         roles = method.roles
-        return {
+        found = {
             n: self._hash(n, r)
             for n, r in roles.items()
             if not r.learns and not r.batch_stats and not (r.of in roles and roles[r.of].learns)
+        }
+        left = {n: ps for n, ps in self._left.items() if ps and not roles[n].shard}
+        return found | {
+            f"{n} (beside what `only` names)": store.fingerprint(list(ps.values())) for n, ps in left.items()
         }
 
     def _agree(self, method: Method, stepper: Stepper) -> None:

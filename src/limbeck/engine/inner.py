@@ -12,7 +12,7 @@ from limbeck.engine.batches import to_device
 from limbeck.engine.coupled import NEEDS_TWO
 from limbeck.errors import ConfigError, NonFinite
 from limbeck.grammar.method import Batch, Context, Data, Query, Term
-from limbeck.grammar.optim import Optim
+from limbeck.grammar.optim import Optim, set_rate
 from limbeck.grammar.random import Draws, Stream, key_of, own_generators, seed_modules
 from limbeck.grammar.role import Role
 from limbeck.grammar.signal import Signal, train_mode
@@ -52,8 +52,17 @@ def fit(
     """
     device = torch.device(device)
     train_mode(module.to(device), optim.keep_statistics)
-    params = [p for p in module.parameters() if p.requires_grad]
-    opt = optim.build(params)
+    named = {n: p for n, p in module.named_parameters() if p.requires_grad}
+    for setting, pattern in optim.unmatched(named):
+        raise ConfigError.unknown(f"{scope}: {setting}", pattern, list(named), "parameter")
+    learning = set(optim.learning(named))
+    still = [p for n, p in named.items() if n not in learning]
+    for p in still:
+        p.requires_grad_(False)
+    if still:
+        train_mode(module, optim.keep_statistics)
+    params = [named[n] for n in learning]
+    opt = optim.build(named)
     stream = Stream(len(data), optim.batch_size, seed, scope)
     ctx = InnerContext(seed, scope, device, optim.steps)
     finite = torch.ones((), dtype=torch.bool, device=device)
@@ -85,11 +94,12 @@ def fit(
             raise NonFinite(scope, f"the loss was not finite by inner step {step}", remedy="lower its learning rate")
         if optim.clip is not None:
             torch.nn.utils.clip_grad_norm_(params, optim.clip)
-        for group in opt.param_groups:
-            group["lr"] = optim.rate(step)
+        set_rate(opt, optim.rate(step))
         opt.step()
         if each is not None:
             each(step + 1, module)
+    for p in still:
+        p.requires_grad_(True)
     if params and not bool(torch.isfinite(torch.stack(torch._foreach_norm(tuple(params)))).all()):
         raise NonFinite(scope, "the last gradient was not finite", remedy="lower its learning rate")
     return module.eval()

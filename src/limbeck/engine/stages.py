@@ -11,7 +11,7 @@ from torch import nn
 
 from limbeck.engine.context import RunContext
 from limbeck.errors import ConfigError
-from limbeck.grammar.method import Stage
+from limbeck.grammar.method import Method, Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.role import Role
 
@@ -42,8 +42,36 @@ def learners(stage: Stage, roles: Mapping[str, Role], early: bool = False) -> di
             raise ConfigError(f"stage {stage.name!r}.optim", f"role {name!r} cannot learn: it is {what}")
     found = {n: o for n, o in stage.optim.items() if n in roles}
     if "student" in found:
-        found |= {n: found["student"] for n in sorted(roles) if n.startswith("projector:") and n not in found}
+        whole = found["student"]
+        if whole.groups or whole.only:  # these name the student's own parameters
+            whole = whole.with_(groups=None, only=None)
+        found |= {n: whole for n in sorted(roles) if n.startswith("projector:") and n not in found}
     return {n: o for n, o in found.items() if roles[n].parameters()}
+
+
+def check_patterns(method: Method, stage: Stage, role: str) -> None:
+    """Refuse patterns of an optimiser that fit no parameter: said before anything is trained.
+
+    Settings that several roles share (a recipe's ``train``) must fit in one of them; of ``only`` in each, for a role in
+    which nothing learns is to be left out of the stage.
+
+    Raises:
+        ConfigError: the pattern, and the nearest names.
+    """
+    optim = stage.optim[role]
+    shared = [n for n, o in stage.optim.items() if o is optim and n in method.roles]
+    names = {n: list(method.roles[n].parameters()) for n in shared}
+    place = stage.section if optim is method.setup.train else f"stages.{stage.name}.{role}"
+    for setting, pattern in optim.unmatched([name for n in shared for name in names[n]]):
+        whose = f"parameter of {' or '.join(shared)}"
+        raise ConfigError.unknown(f"{place}.{setting}", pattern, [name for n in shared for name in names[n]], whose)
+    if not optim.learning(names[role]):
+        raise ConfigError(
+            f"{place}.only",
+            f"it fits no parameter of role {role!r}, which learns in stage {stage.name!r}",
+            given=optim.only,
+            remedy=f"set stages.{stage.name}.ROLE.only for the roles that it is meant for",
+        )
 
 
 def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
@@ -125,4 +153,4 @@ def reached(stage: Stage, ctx: RunContext) -> Stage:
     return found
 
 
-__all__ = ["learners", "reached", "tuned"]
+__all__ = ["COUNTS", "check_patterns", "learners", "reached", "tuned"]

@@ -19,7 +19,7 @@ from limbeck.engine.rules import Routing, same_phase
 from limbeck.errors import ConfigError, MethodError
 from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Gather, Gathered, Method, Objective, Share, Stage, Term, Terms, as_phases
-from limbeck.grammar.optim import Optim, held_by, lay_out
+from limbeck.grammar.optim import Optim, held_by, lay_out, set_rate
 from limbeck.grammar.random import key_of, seed_modules
 
 
@@ -60,7 +60,7 @@ class Stepper:
         self.device = ctx.device
         self.world, self.rank = dist.world(), dist.rank()
         self.optim = optim
-        self.optimisers = {n: o.build(method.roles[n].parameters().values()) for n, o in optim.items()}
+        self.optimisers = {n: o.build(method.roles[n].parameters()) for n, o in optim.items()}
         self._held = {n: held_by(o) for n, o in self.optimisers.items()}
         self.moved: set[str] = set()
         self.routing = Routing(stage.name, method.roles, self._held)
@@ -73,9 +73,7 @@ class Stepper:
     def set_rates(self, step: int, total: int) -> None:
         """The learning rates of a step."""
         for name, opt in self.optimisers.items():
-            rate = self.optim[name].rate(step, total)
-            for group in opt.param_groups:
-                group["lr"] = rate
+            set_rate(opt, self.optim[name].rate(step, total))
 
     def rates(self, step: int, total: int) -> dict[str, float]:
         """The learning rates of a step, as they are logged."""

@@ -555,8 +555,9 @@ class Method(Component, Generic[T]):
         *,
         like: str = "",
         adapter: Adapter | None = None,
+        decay: float | Callable[[int, int], float] | None = None,
     ) -> Role:
-        """Add a role: a network made here, a copy of another role's, or another role's seen through an adapter.
+        """Add a role: a network made here, a copy of another role's, its moving average, or it seen through an adapter.
 
         Its first weights are drawn from a key of its own (the run's seed and ``name``), whatever was drawn before.
 
@@ -566,9 +567,17 @@ class Method(Component, Generic[T]):
             like: the role that it is a copy of, and whose contract it has.
             adapter: not a copy then, but a view of that role's module: what learns, is hashed and saved is the adapter
                 alone, and called as ``like`` the module answers without it.
+            decay: not a mere copy then, but the moving average of that role, wherever it learns: the share of the old value
+                kept each step, a number or a function (step, total) -> number.
         """
-        if (make is None) == (not like) or (adapter is not None and not like):
+        if (make is None) == (not like) or ((adapter is not None or decay is not None) and not like):
             raise ValueError(f"role {name!r} is made by a function, or like another role")
+        if adapter is not None and decay is not None:
+            raise ValueError(
+                f"role {name!r} is an average or a view: add the view, and then what is like it with a decay"
+            )
+        if like and like not in self.roles:
+            raise ConfigError.unknown("role.like", like, self.roles, "role")
         source = self.roles[like] if like else None
         with torch.random.fork_rng(devices=[]):
             seed_modules(key_of(self.setup.seed, "init", name), torch.device("cpu"))
@@ -580,7 +589,8 @@ class Method(Component, Generic[T]):
         shard = name in self.setup.shard
         if like:
             self._copied[name] = like
-        role = Role(module, shard=shard) if source is None else Role(module, contract=source.contract, shard=shard)
+        given: dict[str, Any] = {} if source is None else {"contract": source.contract, "feed": source.feed}
+        role = Role(module, of=like if decay is not None else None, decay=decay, shard=shard, **given)
         self.roles[name] = role
         return role
 

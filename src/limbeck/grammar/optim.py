@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from limbeck.errors import ConfigError
 from limbeck.grammar.component import Settings
 
-Schedule = Literal["constant", "linear", "cosine", "step", "drop"]
+Schedule = Literal["constant", "linear", "cosine", "poly", "step", "drop"]
 
 
 class Optim(Settings):
@@ -26,11 +27,19 @@ class Optim(Settings):
         optimizer: any optimiser of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
         weight_decay: decay of the weights per unit of learning rate.
         momentum: for optimisers that have it.
-        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: a tenth after 1/2 and again after 3/4;
-            ``drop``: a tenth after 1/2.
+        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``poly``: (1 - share done) to the power ``power``;
+            ``step``: times ``gamma`` at each of the ``milestones``; ``drop``: a tenth after 1/2.
+        milestones: of ``step``: numbers of steps, or shares of the training (below 1).
+        gamma: of ``step``: what each milestone multiplies the rate by.
+        power: of ``poly``.
+        floor: the rate does not fall below it; ``linear``, ``cosine`` and ``poly`` end there.
         warmup: steps of linear warm-up.
         clip: largest gradient norm of each role in each phase; ``null`` never clips.
         options: further arguments of the optimiser, passed as they are.
+        groups: other values for some parameters, by patterns of their names (``head.*``, ``*.bias``): ``lr`` (a peak of
+            their own, or ``x10`` for ten times the rate), ``weight_decay``, or another argument of the optimiser. Of
+            several patterns that a name fits, later ones have the last word.
+        only: patterns of the parameters that learn; all others of the role stand still. ``null``: all learn.
         keep_statistics: layers with running statistics (BatchNorm) whose weights are frozen keep these statistics and
             normalise by them; off, a frozen body goes on normalising by each batch, and its statistics follow the data.
     """
@@ -48,6 +57,12 @@ class Optim(Settings):
         clip: float | None = None,
         options: dict[str, Any] | None = None,
         keep_statistics: bool = True,
+        milestones: list[float] = [0.5, 0.75],  # noqa: B006 (copied, never changed)
+        gamma: float = 0.1,
+        power: float = 0.9,
+        floor: float = 0.0,
+        groups: dict[str, dict[str, Any]] | None = None,
+        only: list[str] | None = None,
     ) -> None:
         if steps < 0:
             raise ValueError("steps must be 0 or more")
@@ -63,6 +78,23 @@ class Optim(Settings):
             raise ValueError("clip must be above 0, or null for no clipping")
         if optimizer.lower() not in optimizer_names():
             raise ValueError(f"optimizer {optimizer!r} is unknown; known: {', '.join(sorted(optimizer_names()))}")
+        if any(not 0 < m < math.inf or (m > 1 and m != int(m)) for m in milestones) or list(milestones) != sorted(
+            milestones
+        ):
+            raise ValueError(
+                "milestones must be rising: whole numbers of steps, or shares of the training between 0 and 1"
+            )
+        if not 0 < gamma <= 1:
+            raise ValueError("gamma must be above 0 and at most 1")
+        if not 0 < power < math.inf:
+            raise ValueError("power must be above 0")
+        if not 0 <= floor <= lr:
+            raise ValueError(f"floor must lie between 0 and lr ({lr:g})")
+        if only is not None and not only:
+            raise ValueError("only must name what learns, as ['head.*']; null lets everything learn")
+        self.groups = {str(p): _group(p, given, lr) for p, given in (groups or {}).items()}
+        self.only = None if only is None else [str(p) for p in only]
+        self.milestones, self.gamma, self.power, self.floor = [*milestones], gamma, power, floor
         self.steps, self.batch_size, self.lr = steps, batch_size, lr
         self.optimizer, self.weight_decay, self.momentum = optimizer.lower(), weight_decay, momentum
         self.schedule: Schedule = schedule
@@ -75,18 +107,34 @@ class Optim(Settings):
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         x = (step - self.warmup) / max(1, total - self.warmup)
+        low = self.floor
         if self.schedule == "linear":
-            return self.lr * (1.0 - x)
+            return low + (self.lr - low) * (1.0 - x)
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1.0 + math.cos(math.pi * x))
+            return low + (self.lr - low) * 0.5 * (1.0 + math.cos(math.pi * x))
+        if self.schedule == "poly":
+            return low + (self.lr - low) * max(0.0, 1.0 - x) ** self.power
         if self.schedule == "step":
-            return self.lr * (1.0 if x < 0.5 else 0.1 if x < 0.75 else 0.01)
+            passed = sum(x >= m if m < 1 else step >= m for m in self.milestones)
+            return max(low, self.lr * self.gamma**passed)
         if self.schedule == "drop":
-            return self.lr * (1.0 if x < 0.5 else 0.1)
+            return max(low, self.lr * (1.0 if x < 0.5 else 0.1))
         return self.lr
 
-    def build(self, params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimiser over ``params``."""
+    def learning(self, names: Iterable[str]) -> list[str]:
+        """Which parameters learn, by their names: all, or those that fit ``only``."""
+        return [n for n in names if self.only is None or any(fnmatchcase(n, p) for p in self.only)]
+
+    def unmatched(self, names: Iterable[str]) -> list[tuple[str, str]]:
+        """The patterns that fit none of some names: (the setting, the pattern)."""
+        names = list(names)
+        given = [("only", p) for p in self.only or ()] + [("groups", p) for p in self.groups]
+        return [(setting, p) for setting, p in given if not any(fnmatchcase(n, p) for n in names)]
+
+    def build(self, params: Iterable[nn.Parameter] | Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimiser over ``params``; with their names those that ``only`` leaves, divided as ``groups`` says."""
+        named = params if isinstance(params, Mapping) else {}
+        held = [named[n] for n in self.learning(named)] if isinstance(params, Mapping) else list(params)
         cls = optimizer_names()[self.optimizer]
         known = cls.__init__.__code__.co_varnames
         args: dict[str, Any] = {"lr": self.lr}
@@ -94,26 +142,80 @@ class Optim(Settings):
             args["weight_decay"] = self.weight_decay
         if "momentum" in known:
             args["momentum"] = self.momentum
-        held = list(params)
         if "fused" in known and _fusible(held) and not self.options.get("dampening"):
             args["fused"] = True  # one pass over the weights: AdamW on a CPU takes a third of the time
         elif "foreach" in known:
             args["foreach"] = True
         if {"fused", "foreach"} & set(self.options):  # one of them excludes the other
             args = {k: v for k, v in args.items() if k not in ("fused", "foreach")}
+        groups = self._divided(named) if named and self.groups else held
         try:
-            made = cls(held, **{**args, **self.options})
+            made = cls(groups, **{**args, **self.options})
         except (TypeError, ValueError, RuntimeError) as error:
             raise ConfigError(
                 "options", f"{self.optimizer} refuses its arguments: {error}", given=self.options
             ) from None
+        for pattern, given in self.groups.items():
+            for name in given:
+                if name != "lr" and name not in made.defaults:
+                    known_ = ["lr", *(k for k in made.defaults if k not in ("lr", "fused", "foreach"))]
+                    raise ConfigError.unknown(f"groups.{pattern}.{name}", name, known_, f"setting of {self.optimizer}")
         if isinstance(made, torch.optim.SGD) and made.defaults["fused"]:
             _begin_momentum(made)
         return made
 
+    def _divided(self, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
+        """Parameter groups, those without other values first; ``times``: what the rate is multiplied by."""
+        found: dict[str, dict[str, Any]] = {"": {"params": [], "times": 1.0}}
+        for name in self.learning(named):
+            own: dict[str, Any] = {}
+            for pattern, given in self.groups.items():
+                if fnmatchcase(name, pattern):
+                    own |= given
+            own = {k: v for k, v in own.items() if k != "lr"} | {"times": _times(own.get("lr"), self.lr)}
+            key = "" if own == {"times": 1.0} else repr(sorted(own.items()))
+            found.setdefault(key, {"params": [], **own})["params"].append(named[name])
+        return [g for g in found.values() if g["params"]]
+
     def with_(self, **changes: Any) -> Optim:
         """A changed copy."""
         return Optim(**{**settings_of(self), **changes})
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of a step, in every group its share of it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["times"] if "times" in group else rate
+
+
+def _group(pattern: str, given: Any, lr: float) -> dict[str, Any]:
+    """One of the ``groups``, checked as far as it can be without the optimiser."""
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"groups: {pattern!r} must be a mapping, as {{lr: x10, weight_decay: 0}}")
+    found = {str(k): v for k, v in given.items()}
+    for name, value in found.items():
+        text = isinstance(value, str)
+        if name == "lr":
+            _times(value, lr)
+        elif text:
+            raise ValueError(f"groups: {pattern!r}.{name} must be no text, and is {value!r}")
+        elif name == "weight_decay" and not 0 <= float(value) < math.inf:
+            raise ValueError(f"groups: {pattern!r}.weight_decay must be 0 or more")
+    return found
+
+
+def _times(value: Any, lr: float) -> float:
+    """What a group's ``lr`` multiplies the rate by: ``x10`` ten times, a number as its own peak."""
+    if value is None:
+        return 1.0
+    text = value[1:] if isinstance(value, str) and value[:1] in ("x", "×") else None
+    try:
+        number = float(text if text is not None else value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (number > 0 and math.isfinite(number)) or (isinstance(value, str) and text is None):
+        raise ValueError(f"groups: lr must be a number above 0, or as x10 a multiple of lr, and is {value!r}")
+    return number if text is not None else number / lr
 
 
 def settings_of(optim: Optim) -> dict[str, Any]:

@@ -219,6 +219,16 @@ class Role:
                 p.requires_grad_(name in self._trained)
         self._still = None
 
+    def narrow(self, learning: Collection[str]) -> dict[str, nn.Parameter]:
+        """Of a role that learns, only these parameters, until it rests: the others are returned, and stand still."""
+        still = {n: p for n, p in self.parameters().items() if n not in learning}
+        if still:
+            for p in still.values():
+                p.requires_grad_(False)
+            self._still = self.module
+            train_mode(self.module, self.keep_statistics)
+        return still
+
     def rest(self) -> None:
         """As it was made, between stages and when a run is over: in evaluation mode, what is trainable marked so."""
         self._wake()

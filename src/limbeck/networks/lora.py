@@ -110,6 +110,20 @@ class LoraView(nn.Module):
         except AttributeError:
             return getattr(self.base, name)  # what the network says of itself
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> LoraView:
+        """A view of the same network with weights of its own; where the network is copied too, a view of that copy."""
+        alone = id(self.base) not in memo
+        if alone:
+            memo[id(self.base)] = self.base
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__dict__.update({k: copy.deepcopy(v, memo) for k, v in self.__dict__.items()})
+        if alone:
+            del memo[id(self.base)]
+        for name in self.names if alone else ():  # otherwise the network's own copy brings the hooks along
+            twin.base.get_submodule(name).register_forward_hook(_Add(twin, _key(name)))
+        return twin
+
     @property
     def scale(self) -> float:
         """alpha / r."""

@@ -219,7 +219,9 @@ def test_recipes_say_it(tmp_path: Path) -> None:
     ]
     recipe = build(tree_of("kd", *changes))
     assert recipe.train.only == ["tail.*"] and recipe.train.groups == {"head.*": {"lr": "x10"}}
-    names = [n for n, _ in recipe.student.make((64,), 10).named_parameters()]
+    recipe.task.load()
+    assert recipe.student is not None
+    names = [n for n, _ in recipe.student.build(recipe.task).module.named_parameters()]
     with pytest.raises(ConfigError, match=rf"train\.only.*{names[0]}"):
         run_recipe(recipe, tree_of("kd", *changes), tmp_path / "refused", quiet=True)
     head = names[-1].rsplit(".", 1)[0]

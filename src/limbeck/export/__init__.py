@@ -2,8 +2,8 @@
 
 ``safetensors``: the student alone. ``hub``: the folder its library reads (transformers, diffusers, timm). ``onnx``: a graph
 with a free batch axis, compared with torch through onnxruntime as it is written. ``onnx-int8``: the same, quantised with
-the run's own training items. Data sets export as ``images``, ``parquet`` or ``safetensors``. Preprocessing and the label
-list lie beside the file.
+the run's own training items. Data sets export as ``images``, ``parquet`` or ``safetensors``,
+tables as ``csv`` or ``parquet``. Preprocessing and the label list lie beside the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from limbeck.grammar.task import Task
     from limbeck.run.restoring import Restored
 
-FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet")
+FORMATS = ("safetensors", "hub", "onnx", "onnx-int8", "images", "parquet", "csv")
 
 
 @own_generators()

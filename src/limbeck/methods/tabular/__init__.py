@@ -1,0 +1,1 @@
+"""Tables: what is made in their place, and what learns from them."""

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import torch
-from annotated_types import Ge, Gt, Lt
+from annotated_types import Ge
 from torch import Tensor
 
-from limbeck.data.items import ArrayData, Part, digest
+from limbeck.data.items import ArrayData, Part, Splits, digest
 from limbeck.data.names import counted, same_letters, some
 from limbeck.data.sources import Source
 from limbeck.data.splits import ready, sizes_of, tell_classes
@@ -28,7 +28,7 @@ from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import device_of, evaluating
 from limbeck.networks.estimators import ESTIMATORS, estimator
 from limbeck.networks.table_vae import TableEncoder
-from limbeck.tasks.classification import Classification
+from limbeck.tasks.classification import Labelled
 from limbeck.tasks.drawn_table import TableArtifact, parity_picture
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ GROUPS = 20
 
 
 @settings
-class Table(Classification):
+class Table(Labelled):
     """Rows of numbers and categories with a protected attribute, answered with one class.
 
     What networks see of a row (``x``) are its columns one-hot, numbers in bins; beside it stand ``code`` [N, K], ``s`` [N]
@@ -77,16 +77,13 @@ class Table(Classification):
     unseen: Unseen = "error"
     aware: bool = True
     student_items: Count | None = None
-    valid_fraction: Annotated[float, Gt(0), Lt(1)] = 0.1
-    test_fraction: Annotated[float, Gt(0), Lt(1)] = 0.25
     eval_batch: Count = 1024
-    deal: Annotated[int, Ge(0)] = 0
 
     judging = ("student_items", "eval_batch", "aware")
     told = ("auroc", "dpr", "eor")
 
     def validate(self) -> None:
-        """What classification's own constructor would set."""
+        """Target and protected attribute are two columns."""
         if self.target in self.groupers:
             raise ValueError("protected must be another column than target")
         if not self.groupers:
@@ -94,19 +91,10 @@ class Table(Classification):
         both = set(self.numbers) & set(self.categories)
         if both:
             raise ValueError(f"numbers and categories both name {some(sorted(both))}")
-        given = getattr(self, "positive", None)
-        Classification.__init__(
-            self,
-            self.data,
-            "label",
-            self.student_items,
-            self.valid_fraction,
-            self.test_fraction,
-            eval_batch=self.eval_batch,
-            deal=self.deal,
-        )
-        self.empty_classes = None
-        self.positive = given
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._look()
 
     @property
     def groupers(self) -> list[str]:
@@ -119,7 +107,8 @@ class Table(Classification):
         return (*super().formats, *TableArtifact.formats)
 
     # ---------------------------------------------------------------------------------------------------------- data
-    def _read(self) -> None:
+    def read(self) -> Splits:
+        """The rows in three splits; what columns hold is learnt from the training rows."""
         if not hasattr(self.data, "table"):
             raise ConfigError(
                 "task.data",
@@ -198,25 +187,23 @@ class Table(Classification):
             values.append(column.read(cells, found.place, self.unseen))
         if not self.columns:
             raise DataError("task.data", "there is no column beside target and protected attribute", given=names)
-        self.labels, self.kind_of_target = list(fitted.values), "label"
-        self._look()
-        if self.positive is not None and self.positive not in self.labels:
-            raise DataError.unknown("task.positive", self.positive, self.labels, "class")
-        self.favourable = self.labels.index(self.positive if self.positive is not None else self.labels[-1])
+        labels = list(fitted.values)
+        if self.positive is not None and self.positive not in labels:
+            raise DataError.unknown("task.positive", self.positive, labels, "class")
+        self.favourable = labels.index(self.positive if self.positive is not None else labels[-1])
         whole = TableRows(self, np.stack(values, 1), self.group_of_row, y)
-        self._pool, self.valid, self.test = (Part(whole, ids[k]) for k in ("train", "valid", "test"))
-        self.class_sizes = sizes_of(splits)
-        kinds = {
-            w: [c.name for c in self.columns if c.number is k] for w, k in (("numbers", True), ("categories", False))
-        }
-        self.notes = [
+        made = {k: Part(whole, ids[k]) for k in ("train", "valid", "test")}
+        by_type = (("numbers", True), ("categories", False))
+        kinds = {word: [c.name for c in self.columns if c.number is is_one] for word, is_one in by_type}
+        told = [
             *found.notes,
             *(n for n in splits.notes if not n.startswith("items of each")),
-            *tell_classes(self.labels, self.class_sizes),
-            *(f"{counted(len(n), 'column')} of {w}: {some(n, 8)}" for w, n in kinds.items() if n),
+            *tell_classes(labels, sizes_of(splits)),
+            *(f"{counted(len(n), 'column')} of {word}: {some(n, 8)}" for word, n in kinds.items() if n),
             *notes,
-            *self._tell_groups(),
+            *self._tell_groups(made["train"], made["test"]),
         ]
+        return Splits(made["train"], made["valid"], made["test"], labels, "label", told)
 
     def _groups(self, columns: Mapping[str, Any], groupers: list[str], everyone: np.ndarray[Any, Any]) -> None:
         """The protected attribute: columns, values, and the group of every row."""
@@ -244,10 +231,9 @@ class Table(Classification):
                 remedy="make a column of groups of it (age: under 25, 25 and over)",
             )
 
-    def _tell_groups(self) -> list[str]:
-        assert self._pool is not None
+    def _tell_groups(self, train: Part, test: Part) -> list[str]:
         said = []
-        for split, data in (("training", self._pool), ("test", self.test)):
+        for split, data in (("training", train), ("test", test)):
             rows = torch.bincount(self.groups_of(data), minlength=len(self.groups)).tolist()
             said.append(
                 f"groups of the {split} rows: {', '.join(f'{g} {n}' for g, n in zip(self.groups, rows, strict=True))}"
@@ -255,10 +241,10 @@ class Table(Classification):
             lacking = [g for g, n in zip(self.groups, rows, strict=True) if not n]
             if lacking:
                 said.append(f"no {split} row is of the group {some(lacking)}: parity says nothing of it")
-        whole: Any = self._pool.data  # type: ignore[attr-defined]
-        s = whole.s[self._pool.ids].numpy()  # type: ignore[attr-defined]
+        whole: Any = train.data
+        s = whole.s[train.ids].numpy()
         for k, column in enumerate(self.columns):
-            code = whole.code[self._pool.ids, k].numpy()  # type: ignore[attr-defined]
+            code = whole.code[train.ids, k].numpy()
             table = np.zeros((column.width, len(self.groups)))
             np.add.at(table, (code, s), 1)
             if (table.max(1).sum() == len(s)) and (table.sum(1) > 0).sum() <= 2 * len(self.groups):
@@ -293,7 +279,7 @@ class Table(Classification):
     def raw(self, batch: Batch) -> Any:
         """The rows of a batch as a DataFrame of all columns but the target, as the table has them."""
         rows = batch["row"].cpu()
-        whole: Any = self._loaded().data  # type: ignore[attr-defined]
+        whole: Any = self.loaded().data  # type: ignore[attr-defined]
         drawn = Drawn(whole.values[rows], whole.s[rows].numpy(), whole.y[rows].numpy())
         return self.frame(drawn).drop(columns=[self.target_column.name])
 
@@ -340,7 +326,7 @@ class Table(Classification):
         return estimator(name, seed, categories=coded)
 
     def _split(self, split: str) -> Drawn:
-        part: Any = self._loaded() if split == "train" else getattr(self, split)
+        part: Any = self.loaded() if split == "train" else getattr(self, split)
         ids = part.ids
         return Drawn(part.data.values[ids], part.data.s[ids].numpy(), part.data.y[ids].numpy())
 

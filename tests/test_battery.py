@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,9 +27,24 @@ from limbeck.recipe.overrides import presets_of
 from limbeck.recipe.recipe import build, check, dump, load_tree
 from limbeck.recipe.values import read_yaml_file
 from limbeck.storage import store
-from tests.tiny import CARDS, NAMES, differences, run_with_stop, state_of, tiny, trained, tree_of
+from tests.tiny import CARDS, NAMES, Tiny, differences, run_with_stop, state_of, trained, tree_of
+from tests.tiny import shared_tiny as tiny
+from tests.two_processes import TwoProcesses
 
-pytestmark = pytest.mark.parametrize("name", NAMES)
+# by method, not by test: what one leaves is made once for all of its tests
+pytestmark = [pytest.mark.parametrize("name", NAMES, scope="module"), pytest.mark.usefixtures("plain")]
+
+
+@pytest.fixture(scope="module")
+def plain(name: str, shared_workspace: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
+    """An undisturbed run of a method: made once, and before a test could have its teacher trained in a lower precision."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
+        run = tiny(name, tmp_path_factory.mktemp("plain")).run()
+    gc.collect()
+    gc.freeze()  # every run collects garbage, which takes longer the more is imported
+    yield run
+    gc.unfreeze()
 
 
 def except_for(name: str, row: str) -> None:
@@ -88,33 +101,41 @@ def test_every_preset_is_a_recipe(name: str) -> None:
         build(check(load_tree(name, preset=preset)))
 
 
-def test_resume_equals_uninterrupted(name: str, tmp_path: Path) -> None:
-    whole = tiny(name, tmp_path / "whole").run()
-    total = sum(
-        s.total or len(s.items(RunContext(whole.engine, whole.method, s, whole.engine.device)))
-        for s in whole.engine.stages
-    )  # type: ignore[misc]
-    rng = random.Random(name)
-    for attempt in range(2):
-        stop = rng.randrange(1, max(2, total))
-        # another number of loader workers after the stop must change nothing
-        then = ("engine.workers=1",) if attempt else ()
-        halves = run_with_stop(name, tmp_path / f"halves{attempt}", stop, then=then)
-        assert not differences(state_of(whole), state_of(halves)), f"stopped after {stop} of {total}"
+def resumed(name: str, plain: Tiny, folder: Path, stop: int, *then: str) -> None:
+    """Stopped after so many steps or items and gone on with, a run must end where the undisturbed one did."""
+    halves = run_with_stop(name, folder, stop, then=then)
+    assert not differences(state_of(plain), state_of(halves)), f"stopped after {stop}"
 
 
-def test_same_seed_same_weights_other_seed_other_weights(name: str, tmp_path: Path) -> None:
-    a, b = (tiny(name, tmp_path / f"{i}").run() for i in range(2))
-    assert not differences(state_of(a), state_of(b))
-    c = tiny(name, tmp_path / "other", seed=1).run()
-    assert differences(state_of(a)["roles"]["student"], state_of(c)["roles"]["student"])
+def steps_of(run: Tiny) -> int:
+    """Steps and items of a whole run."""
+    ctx = [RunContext(run.engine, run.method, s, run.engine.device) for s in run.engine.stages]
+    stages = zip(run.engine.stages, ctx, strict=True)
+    return sum(s.total if s.items is None else len(s.items(c)) for s, c in stages)
 
 
-def test_accumulating_changes_nothing(name: str, tmp_path: Path) -> None:
+def test_resume_equals_uninterrupted(name: str, plain: Tiny, tmp_path: Path) -> None:
+    stop = random.Random(name).randrange(1, max(2, steps_of(plain)))
+    # another number of loader workers after the stop must change nothing
+    resumed(name, plain, tmp_path, stop, "engine.workers=1")
+
+
+@pytest.mark.expensive
+def test_resume_equals_uninterrupted_wherever_it_stopped(name: str, plain: Tiny, tmp_path: Path) -> None:
+    for stop in range(1, max(2, steps_of(plain))):
+        resumed(name, plain, tmp_path / str(stop), stop)
+
+
+def test_same_seed_same_weights_other_seed_other_weights(name: str, plain: Tiny, tmp_path: Path) -> None:
+    assert not differences(state_of(plain), state_of(tiny(name, tmp_path / "again").run()))
+    other = tiny(name, tmp_path / "other", seed=1).run()
+    assert differences(state_of(plain)["roles"]["student"], state_of(other)["roles"]["student"])
+
+
+def test_accumulating_changes_nothing(name: str, plain: Tiny, tmp_path: Path) -> None:
     except_for(name, "accumulation")
-    whole = tiny(name, tmp_path / "whole").run()
-    parts = tiny(name, tmp_path / "parts", "engine.accumulate=2").run()
-    assert not differences(state_of(whole), state_of(parts), tolerance=1e-5)
+    parts = tiny(name, tmp_path, "engine.accumulate=2").run()
+    assert not differences(state_of(plain), state_of(parts), tolerance=1e-5)
 
 
 def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) -> None:
@@ -324,43 +345,14 @@ def test_no_add_on_is_there_unasked(name: str, tmp_path: Path) -> None:
     assert isinstance(add_ons(run.method), dict)
 
 
-def test_two_processes_follow_one(
-    name: str, tmp_path: Path, two_processes: dict[str, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_two_processes_follow_one(name: str, plain: Tiny, two_processes: TwoProcesses) -> None:
     except_for(name, "processes")
-    # a teacher of its own: one that another test has had trained in a lower precision is another to five digits
-    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path / "workspace"))
-    failed = two_processes[name].parents[1] / f"{name}-0.txt"
-    assert not failed.exists(), failed.read_text()
-    one = tiny(name, tmp_path / "one").run()
-    two = store.load_tree(two_processes[name])
-    assert not differences(state_of(one), two, tolerance=1e-5)
+    assert not differences(state_of(plain), two_processes.state(name), tolerance=1e-5)
 
 
 @pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -> dict[str, Path]:
-    """Every method's tiny run in two processes (gloo), launched once by torchrun."""
-    folder = tmp_path_factory.mktemp("two")
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "LIMBECK_WORKSPACE": str(folder / "workspace"),
-        "LIMBECK_PROGRESS": "0",
-    }
-    env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "tests.two_processes",
-        str(folder),
-    ]
-    done = subprocess.run(
-        command, env=env, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return {name: folder / name / "state" for name in NAMES}
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    """A pair of processes, kept for all methods."""
+    pair = TwoProcesses(tmp_path_factory.mktemp("two"))
+    yield pair
+    pair.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from limbeck.engine.engine import Engine, EngineSettings
 from limbeck.errors import Stopped
 from limbeck.grammar.card import catalogue
 from limbeck.grammar.method import Method
+from limbeck.grammar.task import Task
 from limbeck.recipe.overrides import merge
-from limbeck.recipe.recipe import Recipe, build, check, load_tree
+from limbeck.recipe.recipe import Recipe, build, check, dump, load_tree
 from limbeck.run import prepare
 from limbeck.storage.disk import workspace
 
@@ -57,6 +59,24 @@ def tiny(name: str, folder: Path, *overrides: str, seed: int = 0, progress: Any 
     """A method bound to its shrunk recipe, with an engine in ``folder``."""
     recipe = build(tree_of(name, *overrides, seed=seed))
     bench = prepare(recipe, folder, say=quiet)
+    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), progress=progress)
+    return Tiny(recipe, bench, engine)
+
+
+_SHARED: dict[str, Task] = {}  # the task of the method that was tried last, its data read
+
+
+def shared_tiny(name: str, folder: Path, *overrides: str, seed: int = 0, progress: Any = None) -> Tiny:
+    """As `tiny`, but the data are read once for all runs that ask for the same, one after another."""
+    tree = tree_of(name, *overrides, seed=seed)
+    recipe = build(tree)
+    key = dump({k: tree[k] for k in ("task", "student", "teacher", "participants")} | {"workspace": str(workspace())})
+    if key in _SHARED:
+        recipe.task = copy.copy(_SHARED[key])
+    bench = prepare(recipe, folder, say=quiet)
+    if key not in _SHARED:
+        _SHARED.clear()
+        _SHARED[key] = copy.copy(recipe.task)
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), progress=progress)
     return Tiny(recipe, bench, engine)
 

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from limbeck.errors import ConfigError
-from limbeck.grammar.signal import frozen_statistics, refuse_shared, shared_tensors, train_mode
+from limbeck.errors import ConfigError, TapError
+from limbeck.grammar.role import Contract
+from limbeck.grammar.signal import Tap, frozen_statistics, refuse_shared, shared_tensors, train_mode
 
 
 def net() -> nn.Sequential:
@@ -58,3 +59,39 @@ def test_statistics_stand_still_where_the_weights_around_them_do() -> None:
     assert bare.training and bare[0].training and not bare[0][1].training
     train_mode(bare, keep_statistics=False)
     assert bare[0][1].training
+
+
+class Twice(nn.Module):
+    """A head that runs over two maps, and returns both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) + self.head(x[:1] * 2)
+
+
+def test_a_module_that_runs_several_times_shows_every_call() -> None:
+    net, x = Twice(), torch.randn(3, 4)
+    tap = Tap(net, ["head", "head:all", "head:0", "head:in:all", "head:in:1"])
+    for _ in range(2):  # nothing is left over from the pass before
+        with tap:
+            net(x)
+    first, second = tap.acts["head:all"]
+    assert torch.equal(first, net.head(x)) and torch.equal(second, net.head(x[:1] * 2))
+    assert torch.equal(tap.acts["head:0"], first) and torch.equal(tap.acts["head"], second)
+    assert torch.equal(tap.acts["head:in:1"], x[:1] * 2) and len(tap.acts["head:in:all"]) == 2
+    with pytest.raises(TapError, match=r"ran 2 times.*a number up to 1"), Tap(net, ["head:2"]):
+        net(x)
+    with pytest.raises(TapError, match="did you mean 'head'"):
+        Tap(net, ["heda:all"])
+
+
+def test_a_contract_acts_on_its_own_input() -> None:
+    batch = {"x": torch.ones(2, 1, 2, 2), "depth": torch.ones(2, 1, 2, 2), "ids": torch.ones(2, dtype=torch.long)}
+    fed = Contract(mean=(0.5,), std=(0.5,), key="depth").feed(batch)
+    assert fed["x"] is batch["x"] and torch.equal(fed["depth"], torch.ones(2, 1, 2, 2))
+    assert torch.equal(Contract(mean=(1.0,), std=(1.0,)).feed(batch)["x"], torch.zeros(2, 1, 2, 2))
+    assert Contract(key="other").feed(batch) is batch and batch["x"].max() == 1
+    assert Contract(mean=(1.0,), std=(1.0,), key="ids").feed(batch)["ids"].dtype == torch.long

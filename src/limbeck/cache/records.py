@@ -53,6 +53,12 @@ def record(batch: Batch, signal: Signal, k: int | None, precision: Precision) ->
         found["index"] = top.indices.to(torch.int32).cpu().numpy()
         found["total"] = z.logsumexp(-1).cpu().numpy()
     for path, feature in signal.acts.items():
+        if not isinstance(feature, Tensor):
+            raise ConfigError(
+                f"tap {path!r}",
+                f"it shows {len(feature)} tensors, one a call, and a recording keeps one",
+                remedy=f"record the calls by their numbers: {path.removesuffix(':all')}:0",
+            )
         found[f"feature.{path}"] = feature.to(kept).cpu().numpy()
     return found
 

@@ -97,9 +97,7 @@ class RunContext:
             signal: Signal = r.module.answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
         else:
             tap = r.taps(tuple(taps)) if taps or r.tap is not None else None
-            feed, x = r.feed or self.task.feed, batch.get("x")
-            if not r.contract.idle and isinstance(x, Tensor):
-                batch = {**batch, "x": r.contract.inputs(x)}
+            feed, batch = r.feed or self.task.feed, r.contract.feed(batch)
             if tap is None and self._engine.plain:
                 with self._graph(r, grad):
                     signal = Signal(r.contract.outputs(feed(r.call, batch)))

@@ -16,7 +16,7 @@ from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.settings import Count, Positive, settings
 from limbeck.grammar.signal import Tap, evaluating
 from limbeck.grammar.task import Task
-from limbeck.networks.shows import last_linear, pooled
+from limbeck.networks.shows import last_linear, picture_of, pooled
 
 NAMES = {"evaluator": {"probe": "Probe"}}
 
@@ -88,10 +88,9 @@ class Probe(Evaluator):
             with torch.no_grad(), evaluating([module]):
                 for ids in torch.arange(0, len(data), step).split(self.eval_batch):
                     batch = {k: v.to(bench.device) if isinstance(v, Tensor) else v for k, v in data.fetch(ids).items()}
-                    batch["x"] = built.contract.inputs(batch["x"])
                     with tap:
-                        task.feed(module, batch)
-                    found.append(pooled(tap.acts[path]).float().cpu())
+                        task.feed(module, built.contract.feed(batch))
+                    found.append(pooled(tap.acts[path], picture_of(batch)).float().cpu())
                     labels.append(batch["y"].cpu())
         finally:
             tap.close()

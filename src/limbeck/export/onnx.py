@@ -143,7 +143,7 @@ def write_onnx(artifact: NetworkArtifact, bench: Bench, out: Path, int8: bool = 
 
 
 def _fed(built: Built, batch: Batch) -> Batch:
-    return {**batch, "x": built.contract.inputs(batch["x"])} if "x" in batch else batch
+    return built.contract.feed(batch)
 
 
 def _quantise(plain: Path, path: Path, built: Built, task: Any, names: tuple[str, ...]) -> None:

@@ -92,8 +92,51 @@ class Term:
         return show.sum() if self.where is None else torch.where(self.where.bool(), show, torch.zeros_like(show)).sum()
 
 
+class Bundle(Term):
+    """Several named terms that are handled as one: what a task's own loss is where it has parts (a detector's has five).
+
+    ``weight`` multiplies the weight of each, ``to`` is that of each. In `Terms` it becomes its parts, ``ce.box``,
+    ``ce.objectness``; each is averaged over its own count.
+
+    Args:
+        **terms: the parts.
+
+    Example:
+        >>> both = Bundle(box=Term(torch.ones(2)), score=Term(torch.ones(3), weight=0.5))
+        >>> both.weight = 2.0
+        >>> {name: term.weight for name, term in Terms(own=both).items()}
+        {'own.box': 2.0, 'own.score': 1.0}
+    """
+
+    __slots__ = ("terms",)
+
+    def __init__(self, **terms: Term) -> None:
+        if not terms:
+            raise ValueError("a bundle holds at least one term")
+        self.terms = terms
+        first = next(iter(terms.values()))
+        super().__init__(first.values.new_zeros(()), first.to, count=1)
+
+    def parts(self) -> dict[str, Term]:
+        """The terms, each with the bundle's weight and roles."""
+        made = {}
+        for name, term in self.terms.items():
+            one = copy.copy(term)
+            one.weight, one.to = self.weight * term.weight, self.to
+            made[name] = one
+        return made
+
+    def total(self) -> Tensor:
+        """The weighted sum of the means of its parts (a scalar with graph), as an inner loop takes it."""
+        sums = []
+        for term in self.terms.values():
+            n = term.n()
+            sums.append(term.weight * term.total() / (n.clamp(min=1) if isinstance(n, Tensor) else max(1, n)))
+        return torch.stack(sums).sum()
+
+
 class Terms(dict[str, Term]):
-    """One phase: everything that is summed into one backward pass, by name.
+    """One phase: everything that is summed into one backward pass, by name. A `Bundle` becomes its parts, ``name.part``.
 
     Args:
         metrics: further quantities to log, each a pair (sum, count).
@@ -111,8 +154,17 @@ class Terms(dict[str, Term]):
                     expected="a Term",
                     remedy="metrics come first and without a name: Terms({name: (sum, count)}, kd=Term(...))",
                 )
-        super().__init__(terms)
+        super().__init__()
+        for name, term in terms.items():
+            self[name] = term
         self.metrics = dict(metrics or {})
+
+    def __setitem__(self, name: str, term: Term) -> None:
+        if isinstance(term, Bundle):
+            for part, one in term.parts().items():
+                super().__setitem__(f"{name}.{part}", one)
+        else:
+            super().__setitem__(name, term)
 
 
 class Share(dict[str, Tensor]):
@@ -607,9 +659,7 @@ class Method(Component, Generic[T]):
         """
         found, batch = self.roles[role], self.task.example(items)
         device = device_of(found.module)
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-        if isinstance(batch.get("x"), Tensor):
-            batch["x"] = found.contract.inputs(batch["x"])
+        batch = found.contract.feed({k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()})
         tap = Tap(found.module, taps)
         try:
             with torch.no_grad(), evaluating([found.module]), tap:

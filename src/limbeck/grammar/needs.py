@@ -34,6 +34,7 @@ class Needs:
         form: see `Form`.
         names: of the outputs (class names), in the task's order; empty where they have none.
         target: what the values mean: ``label`` (logits of one class), ``labels`` (of several at once), ``number``.
+        key: the tensor of a batch that goes in, and that a network's input contract acts on.
         mean, std: of numbers: what the data's own units are brought to 0 and 1 by.
 
     Example:
@@ -46,6 +47,7 @@ class Needs:
     form: Form = "classes"
     names: tuple[str, ...] = ()
     target: str = "label"
+    key: str = "x"
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 

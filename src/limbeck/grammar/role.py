@@ -28,6 +28,7 @@ class Contract:
         width: how many outputs the model has, as its last dimension; ``None`` where that is not known.
         scale, shift: for numbers: what brings the model's outputs into the task's units; empty when they agree.
         transform: a further input transform, by name for the report (whitening); called last.
+        key: the tensor of a batch that it acts on.
     """
 
     mean: tuple[float, ...] = ()
@@ -39,6 +40,7 @@ class Contract:
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
+    key: str = "x"
 
     @property
     def idle(self) -> bool:
@@ -60,6 +62,11 @@ class Contract:
             std = torch.tensor(self.std, dtype=x.dtype, device=x.device).view(shape)
             x = (x - mean) / std
         return self.transform(x) if self.transform is not None else x
+
+    def feed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch as the model wants it: its own input, ``batch[key]``, adapted; the same batch where there is nothing to."""
+        x = batch.get(self.key)
+        return batch if self.idle or not isinstance(x, Tensor) else {**batch, self.key: self.inputs(x)}
 
     def outputs(self, out: Any) -> Any:
         """Outputs in the task's class order and units; where they differ, an output object becomes its logits.

@@ -22,12 +22,12 @@ class Signal:
 
     Attributes:
         out: what the model returned (a tensor, or a library's output object).
-        acts: tapped activations, by the path they were asked for.
+        acts: tapped activations, by the path they were asked for; of ``path:all`` a tuple of them.
         meta: anything the source adds (a cache's storage tolerance, a sparse teacher's tail rule).
     """
 
     out: Any
-    acts: dict[str, Tensor] = field(default_factory=dict)
+    acts: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -105,6 +105,25 @@ def module_at(module: nn.Module, path: str) -> nn.Module:
     )
 
 
+def parsed(path: str) -> tuple[str, bool, str]:
+    """What a tap's path says: the module, whether its input is meant, and which call (``all``, a number, or empty).
+
+    Example:
+        >>> parsed("head.0:in:all"), parsed("head")
+        (('head.0', True, 'all'), ('head', False, ''))
+    """
+    rest, _, last = path.rpartition(":")
+    which = last if rest and (last == "all" or last.isdecimal()) else ""
+    name = rest if which else path
+    return name.removesuffix(":in"), name.endswith(":in"), which
+
+
+def _shown(act: Any) -> bool:
+    if isinstance(act, tuple):
+        return bool(act) and all(isinstance(a, Tensor) for a in act)
+    return isinstance(act, Tensor)
+
+
 class Tap:
     """Records what named modules see or return during a forward pass.
 
@@ -113,7 +132,9 @@ class Tap:
     Args:
         module: the model, unedited.
         paths: module names as ``named_modules()`` spells them; ``name:in`` records the first input instead of the
-            output. The empty name is the model itself.
+            output. The empty name is the model itself. Of a module that runs several times in a pass (a head over the
+            maps of a pyramid, a block that is used again) the last call counts; ``name:0`` (or ``name:in:0``) is the
+            first, ``name:all`` a tuple of all, in order.
 
     Raises:
         TapError: a path names no module (nearest names are listed), or showed nothing during the pass.
@@ -130,7 +151,8 @@ class Tap:
     def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
         self.module = module
         self.paths: tuple[str, ...] = ()
-        self.acts: dict[str, Tensor] = {}
+        self.acts: dict[str, Any] = {}
+        self.calls: dict[str, list[Any]] = {}
         self.recording = False
         self._handles: list[Any] = []
         self.add(paths)
@@ -138,42 +160,65 @@ class Tap:
     def add(self, paths: Iterable[str]) -> None:
         """Set hooks on further paths; a path that is already tapped is left alone."""
         fresh = [p for p in dict.fromkeys(paths) if p not in self.paths]
-        targets = [(p, module_at(self.module, p.removesuffix(":in"))) for p in fresh]
+        targets = [(p, module_at(self.module, parsed(p)[0])) for p in fresh]
         if fresh:
             # an in-place activation downstream would overwrite what was recorded
             for child in self.module.modules():
                 if getattr(child, "inplace", False) is True:
                     child.inplace = False  # type: ignore[assignment]
         for path, target in targets:
-            if path.endswith(":in"):
+            if parsed(path)[1]:
                 self._handles.append(target.register_forward_pre_hook(self._input_hook(path), with_kwargs=True))
             else:
                 self._handles.append(target.register_forward_hook(self._output_hook(path)))
         self.paths = (*self.paths, *fresh)
 
+    def _record(self, path: str, value: Any, several: bool) -> None:
+        if several:
+            self.calls.setdefault(path, []).append(value)
+        else:
+            self.acts[path] = value
+
     def _output_hook(self, path: str) -> Any:
+        several = parsed(path)[2] != ""
+
         def hook(_module: nn.Module, _args: Any, out: Any) -> None:
             if self.recording:
-                self.acts[path] = out[0] if isinstance(out, (tuple, list)) else out
+                self._record(path, out[0] if isinstance(out, (tuple, list)) else out, several)
 
         return hook
 
     def _input_hook(self, path: str) -> Any:
+        several = parsed(path)[2] != ""
+
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             if self.recording:
-                self.acts[path] = args[0] if args else next(iter(kwargs.values()))
+                self._record(path, args[0] if args else next(iter(kwargs.values())), several)
 
         return hook
 
     def __enter__(self) -> Tap:
-        self.acts = {}
+        self.acts, self.calls = {}, {}
         self.recording = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.recording = False
         if exc[0] is None:
-            missing = [p for p in self.paths if not isinstance(self.acts.get(p), Tensor)]
+            for path, shown in self.calls.items():
+                which = parsed(path)[2]
+                if which == "all":
+                    self.acts[path] = tuple(shown)
+                elif int(which) < len(shown):
+                    self.acts[path] = shown[int(which)]
+                else:
+                    raise TapError(
+                        f"tap {path!r}",
+                        f"the module ran {len(shown)} time{'s' if len(shown) > 1 else ''} in this forward pass",
+                        expected=f"a number up to {len(shown) - 1}, or all",
+                    )
+            self.calls = {}
+            missing = [p for p in self.paths if not _shown(self.acts.get(p))]
             if missing:
                 raise TapError(
                     f"tap {missing[0]!r}",

@@ -101,7 +101,7 @@ class Task(Component):
         """
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
-        """The loss against the data's own labels, per item."""
+        """The loss against the data's own labels, per item; of several parts, a `Bundle`."""
         raise TypeError(f"{type(self).__name__} must define supervised")
 
     def counted(self, batch: Batch) -> Tensor | None:

@@ -125,7 +125,7 @@ class Classifier(Model):
         check_channels(contract, needs)
         self._unresized(contract, needs)
         names = self._names(about)
-        built = Built(module, contract, names, self, self.notes)
+        built = Built(module, contract.with_(key=needs.key), names, self, self.notes)
         width = self._kept() or width
         adapt(built, needs, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
         self.rehearse(built, task)

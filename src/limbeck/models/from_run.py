@@ -85,7 +85,7 @@ class FromRun(Classifier):
             str(folder),
         )  # it is ready, and here named by it
         built = Built(
-            module, contract_from(about, needs), names, model
+            module, contract_from(about, needs).with_(key=needs.key), names, model
         )  # a student that begins here says how it is made
         check_channels(built.contract, needs)
         adapt(built, needs, width, about, f"the student of {folder}")

@@ -101,7 +101,7 @@ class ImportedModel(Classifier):
             contract = self._normalised(self.contract(module, task), {}, needs)
             check_channels(contract, needs)
             self._unresized(contract, needs)
-            built = Built(module, contract, names, self)
+            built = Built(module, contract.with_(key=needs.key), names, self)
             adapt(built, needs, len(names), {}, self.function)
             self.rehearse(built, task)
             return built

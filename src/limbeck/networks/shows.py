@@ -2,15 +2,51 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
 
 
-def pooled(f: Tensor) -> Tensor:
-    """A feature as vectors [N, D]: maps are averaged over space, of tokens the class token is taken."""
+def channels_first(f: Tensor, picture: Sequence[int] = ()) -> Tensor:
+    """A map as [N, D, h, w]: one with its channels last, as Swin shows it, is turned; what is no map is left as it is.
+
+    Args:
+        f: the feature.
+        picture: height and width of the picture that it is of: which two axes are its sides is told by their ratio. Where
+            that leaves a doubt, or no picture is given, channels come first.
+
+    Example:
+        >>> import torch
+        >>> channels_first(torch.zeros(2, 8, 6, 96), (32, 24)).shape
+        torch.Size([2, 96, 8, 6])
+    """
+    if f.ndim != 4 or len(picture) != 2:
+        return f
+    high, wide = picture
+
+    def sides(h: int, w: int) -> bool:
+        return h <= high and w <= wide and abs(h * wide - w * high) <= max(high, wide)  # each is rounded to a pixel
+
+    last = sides(f.shape[1], f.shape[2]) and not sides(f.shape[2], f.shape[3])
+    return f.movedim(-1, 1) if last else f
+
+
+def picture_of(batch: Mapping[str, Any]) -> tuple[int, ...]:
+    """Height and width of a batch's pictures; nothing where it has none."""
+    x = batch.get("x")
+    return tuple(x.shape[-2:]) if isinstance(x, Tensor) and x.ndim == 4 else ()
+
+
+def pooled(f: Tensor, picture: Sequence[int] = ()) -> Tensor:
+    """A feature as vectors [N, D]: maps are averaged over space, of tokens the class token is taken.
+
+    ``picture``: as in `channels_first`.
+    """
     if f.ndim == 4:
-        return f.mean((2, 3))
+        return channels_first(f, picture).mean((2, 3))
     return f[:, 0] if f.ndim == 3 else f
 
 

@@ -12,6 +12,7 @@ from limbeck.functional.feature import attention_transfer, feature_distance
 from limbeck.functional.relation import gram
 from limbeck.grammar.method import Batch, Context, Objective, Term
 from limbeck.grammar.signal import Signal
+from limbeck.networks.shows import channels_first, picture_of
 
 NAMES = {"objective": {"feature": "FeatureMatch", "attention": "AttentionTransfer", "relation": "Relation"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -25,11 +26,13 @@ def places(f: Tensor) -> Tensor:
 
 
 def _shown(
-    objective: FeatureMatch | AttentionTransfer | Relation, s: Signal, t: Signal | None
+    objective: FeatureMatch | AttentionTransfer | Relation, s: Signal, t: Signal | None, batch: Batch
 ) -> tuple[Tensor, Tensor]:
-    """The two tapped features in float32."""
+    """The two tapped features in float32, of maps the channels first."""
     assert t is not None
-    return s.acts[objective.student].float(), t.acts[objective.teacher].float()
+    picture = picture_of(batch)
+    a, b = s.acts[objective.student].float(), t.acts[objective.teacher].float()
+    return channels_first(a, picture), channels_first(b, picture)
 
 
 def _counted(f: Tensor, batch: Batch) -> Tensor | None:
@@ -87,7 +90,7 @@ class FeatureMatch(Objective):
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check the two shapes; make the projector."""
-        a, b = self._places(student, teacher)
+        a, b = self._places(student, teacher, batch)
         self.projects = self.project == "always" or (self.project == "auto" and a.shape[2] != b.shape[2])
         if not self.projects and a.shape[2] != b.shape[2]:
             raise ShapeError(
@@ -97,9 +100,9 @@ class FeatureMatch(Objective):
             )
         return nn.Linear(a.shape[2], b.shape[2]) if self.projects else None
 
-    def _places(self, student: Signal, teacher: Signal | None) -> tuple[Tensor, Tensor]:
+    def _places(self, student: Signal, teacher: Signal | None, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both features [N, L, D], the student's map at the teacher's resolution."""
-        s, t = _shown(self, student, teacher)
+        s, t = _shown(self, student, teacher, batch)
         _same_places(self, s, t)
         if s.ndim == 4 and t.ndim == 4 and s.shape[-2:] != t.shape[-2:]:
             s = nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
@@ -107,7 +110,7 @@ class FeatureMatch(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The distance of each item; of tokens, where the batch says which of them count, of each that does."""
-        a, b = self._places(student, teacher)
+        a, b = self._places(student, teacher, batch)
         if self.projects:
             a = ctx.call(self.projector, a)
         values = feature_distance(a, b, metric="cosine" if self.distance == "cosine" else "l2")  # [N, L]
@@ -135,7 +138,7 @@ class AttentionTransfer(Objective):
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check that both show places, and the same ones."""
-        s, t = _shown(self, student, teacher)
+        s, t = _shown(self, student, teacher, batch)
         if min(s.ndim, t.ndim) < 3:
             raise ShapeError(
                 f"objectives.{self.name}",
@@ -148,7 +151,7 @@ class AttentionTransfer(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of the two attention maps, per item."""
-        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher))
+        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher, batch))
         if not s.ndim == t.ndim == 4:  # which the function would take for [N, D, L]
             s, t = (places(x).transpose(1, 2) for x in (s, t))
         return Term(attention_transfer(s, t), weight=self.weight)
@@ -174,7 +177,7 @@ class Relation(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of each item's row, divided by the number of items."""
-        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher))
+        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher, batch))
         if len(s) < 2:
             raise ConfigError(
                 f"objectives.{self.name}",

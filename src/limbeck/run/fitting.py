@@ -82,8 +82,7 @@ def _network(task: Task, built: Built, batch: Batch, size: int) -> tuple[int, in
     try:
         here = next((t.device for t in module.parameters()), torch.device("cpu"))
         moved = {k: v.to(here) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-        if "x" in moved:
-            moved["x"] = built.contract.inputs(moved["x"])
+        moved = built.contract.feed(moved)
         with torch.random.fork_rng(devices=[]):
             with evaluating([module]), torch.enable_grad(), Watch(here, [module], follow=False) as watch:
                 out = task.feed(module, moved)

@@ -39,8 +39,7 @@ def latency(task: Task, thing: Any, repeats: int = 20) -> dict[str, float]:
     module = built.module.eval()
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in task.example(1).items()}
-    if "x" in batch:
-        batch["x"] = built.contract.inputs(batch["x"])
+    batch = built.contract.feed(batch)
     times = []
     with torch.no_grad():
         for _ in range(3):

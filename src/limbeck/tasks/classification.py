@@ -36,6 +36,7 @@ class Labelled(OutputTask):
 
     def check_splits(self, splits: Splits) -> None:
         """Refuse numbers that are all the same."""
+        super().check_splits(splits)
         self._look()
         if splits.kind != "number":
             return

@@ -44,7 +44,6 @@ class SourceTask(Task):
             other number deals all items anew, in splits of the same sizes.
 
     Attributes:
-        kind_of_target: what the items are answered with; known once the data are read.
         notes: sentences about how the data was read.
         class_sizes: how many items of each class the splits have, by split.
     """
@@ -58,7 +57,6 @@ class SourceTask(Task):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.kind_of_target: Kind = "label"
         self.notes: list[str] = []
         self.class_sizes: Sizes = {}
         self._pool: Items | None = None
@@ -100,7 +98,7 @@ class SourceTask(Task):
 
     def _read(self) -> None:
         splits = self.read()
-        self.kind_of_target, self.labels = splits.kind, list(splits.labels)
+        self.labels = list(splits.labels)
         self.notes, self.class_sizes = list(splits.notes), sizes_of(splits)
         self.check_splits(splits)
         assert splits.valid is not None and splits.test is not None
@@ -159,7 +157,19 @@ class SourceTask(Task):
 
 @settings
 class OutputTask(SourceTask):
-    """Base of tasks whose network answers an item with one tensor, the classes last: a row of values, or a map of them."""
+    """Base of tasks whose network answers an item with one tensor, the classes last: a row of values, or a map of them.
+
+    Attributes:
+        kind_of_target: what the items are answered with: ``label``, ``labels`` or ``number``; known once the data are read.
+    """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.kind_of_target: Kind = "label"
+
+    def check_splits(self, splits: Splits) -> None:
+        """Take what the items are answered with."""
+        self.kind_of_target = splits.kind
 
     @property
     def needs(self) -> Needs:
@@ -175,7 +185,7 @@ class OutputTask(SourceTask):
         """What a network shows for a batch, through its contract, in the task's class order."""
         if hasattr(built.module, "answer"):
             return built.module.answer(batch, ())
-        out = self.feed(built.module, {**batch, "x": built.contract.inputs(batch["x"])})
+        out = self.feed(built.module, built.contract.feed(batch))
         return Signal(built.contract.outputs(Signal(out).logits))
 
     def match(self, student: Built, teacher: Built) -> None:

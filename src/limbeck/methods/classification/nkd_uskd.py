@@ -26,7 +26,7 @@ from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Share, Term, Terms
 from limbeck.grammar.settings import NonNegative, Positive, settings
 from limbeck.grammar.task import Task
-from limbeck.networks.shows import middle_of, pooled
+from limbeck.networks.shows import middle_of, picture_of, pooled
 from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(
@@ -145,7 +145,7 @@ class Uskd(Method[Classification]):
         self.path = self.feature or middle_of(setup.student.module)
         self.student_taps = (self.path,)
         shown = self.dry("student", [self.path])
-        width, classes = pooled(shown.acts[self.path]).shape[-1], shown.logits.shape[-1]
+        width, classes = pooled(shown.acts[self.path], self.task.shape[1:]).shape[-1], shown.logits.shape[-1]
         self.new("weak", lambda: nn.Linear(width, classes))
         self.learners = ("student", "weak")
 
@@ -153,7 +153,7 @@ class Uskd(Method[Classification]):
         """Cross-entropy and USKD's three parts; the mean of q_t^2 is taken over the whole batch."""
         student = ctx.signal("student", batch, self.student_taps)
         z = student.logits  # [N, C]
-        w = ctx.call("weak", pooled(student.acts[self.path])) if self.weak_head else None  # [N, C]
+        w = ctx.call("weak", pooled(student.acts[self.path], picture_of(batch))) if self.weak_head else None  # [N, C]
         t = ctx.signal("teacher", batch).logits if self.nontarget == "teacher" else None
         ids, _ = F.uskd_labels(batch["y"], z.shape[-1])  # [N, k]
         own = z.detach().softmax(-1).gather(-1, ids)

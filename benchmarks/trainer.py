@@ -30,7 +30,7 @@ from limbeck.run import prepare
 
 RATE, MIXED = 1e-3, 0.5
 METHODS: dict[str, dict[str, Any]] = {
-    "forward KL": {"use": "taid", "divergence": "forward", "value": "kl"},
+    "forward KL": {"use": "token-kd", "value": "kl"},
     "TAID": {"use": "taid", "t_start": MIXED, "alpha": "auto"},
 }
 

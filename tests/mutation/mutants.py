@@ -11,6 +11,7 @@ DIFFUSION = ("tests/functional/test_diffusion.py",)
 MATCHING = ("tests/functional/test_matching.py",)
 CLASSIFIERS = ("tests/methods/classification",)
 TAID = ("tests/methods/language/test_taid.py",)
+TOKENS = ("tests/parts/test_next_tokens.py",)
 GUIDED = ("tests/methods/diffusion/test_guided_diffusion.py",)
 SETS = ("tests/methods/condensation",)
 ENGINE = ("tests/engine/test_engine.py",)
@@ -33,6 +34,7 @@ _ERRORS = "functional/diffusion/losses.py"
 _HALVING = "functional/diffusion/halving.py"
 _SAMPLERS = "functional/diffusion/samplers.py"
 _E, _STEP, _BATCHES = "engine/engine.py", "engine/step.py", "engine/batches.py"
+_TOKENS = "parts/next_tokens.py"
 _KD, _NKD = "methods/classification/kd.py", "methods/classification/nkd_uskd.py"
 _TAID, _GUIDED, _MTT = (
     "methods/language/taid.py",
@@ -539,17 +541,17 @@ MUTANTS: list[Mutant] = [
         "USKD: tokens averaged",
     ),
     Mutant(
-        _TAID,
+        _TOKENS,
         'terms["lm"] = Term(tokens.cross_entropy(), weight=1 - self.distil_ratio, where=tokens.where)',
         'terms["lm"] = Term(tokens.cross_entropy(), weight=self.distil_ratio, where=tokens.where)',
-        TAID,
+        TOKENS,
         "TAID: weights swapped",
     ),
     Mutant(
-        _TAID,
-        'terms["J"] = Term(J, to, weight=self.distil_ratio, where=tokens.where)',
-        'terms["J"] = Term(J, to, weight=self.distil_ratio)',
-        TAID,
+        _TOKENS,
+        "terms[self.term] = Term(J, self.learners, weight=self.distil_ratio, where=tokens.where)",
+        "terms[self.term] = Term(J, self.learners, weight=self.distil_ratio)",
+        TOKENS,
         "TAID: every position counts",
     ),
     Mutant(

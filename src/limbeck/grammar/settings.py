@@ -19,7 +19,7 @@ import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform, get_args, get_origin
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MinLen
 
@@ -109,6 +109,8 @@ def outside(hint: Any, value: Any) -> str:
     args = get_args(hint)
     if value is None or not args:
         return ""
+    if get_origin(hint) is Literal:
+        return "" if value in args else " or ".join(map(repr, args))
     if get_origin(hint) in (list, tuple, set, frozenset, Sequence) and isinstance(value, (list, tuple, set, frozenset)):
         inner_hints = list(args) if Ellipsis not in args and len(args) == len(value) else [args[0]] * len(value)
         return next((f"{fault} each" for h, v in zip(inner_hints, value, strict=True) if (fault := outside(h, v))), "")

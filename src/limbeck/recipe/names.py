@@ -25,7 +25,7 @@ from limbeck.errors import ConfigError
 GROUP = "limbeck.components"
 """The entry-point group in which an installed package offers components."""
 
-PLACES = ("cache", "data", "evaluators", "grammar", "models", "networks", "objectives", "tasks")
+PLACES = ("cache", "data", "evaluators", "grammar", "models", "networks", "objectives", "parts", "tasks")
 """Our packages whose modules may declare names."""
 
 _BEGINS = re.compile(r"^NAMES\b[^=\n]*= *\{", re.MULTILINE)

@@ -28,6 +28,12 @@ _TRAJECTORIES = {
 STAGED: Final[dict[str, dict[str, str]]] = {"mtt": _TRAJECTORIES, "tesla": _TRAJECTORIES}
 """Settings of a method that are settings of its stages since 0.2: method -> its old name -> where it stands now."""
 
+OF_TAID: Final = ("schedule", "t_start", "t_end", "alpha", "beta", "space", "detach_student")
+"""What only TAID itself has, and its baselines did not read."""
+
+OF_BASELINES: Final = ("mix", "head", "dkd_alpha", "dkd_beta", "variant")
+"""What only they had."""
+
 
 def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     """The tree with old names replaced.
@@ -35,7 +41,7 @@ def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: a setting stands there under both names; it says what to type.
     """
-    return _staged(_evaluated(tree))
+    return _rounds(_baselines_of_taid(_staged(_evaluated(tree))))
 
 
 def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,6 +61,32 @@ def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:
         for key, own in value.items() if isinstance(value, Mapping) else [("", value)]:
             if (name, key) != ("expert", "steps"):  # the epochs say how long
                 _put(stages, f"{moved[name]}.{key}".rstrip("."), own, f"method.{name}.{key}".rstrip("."))
+    return {**tree, "method": {k: v for k, v in method.items() if k not in old}, "stages": stages}
+
+
+def _baselines_of_taid(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The divergences that stood in TAID's place are ``token-kd``."""
+    method = tree.get("method")
+    if not isinstance(method, Mapping) or method.get("use") != "taid" or "divergence" not in method:
+        return tree
+    if method["divergence"] == "taid":
+        return {**tree, "method": {k: v for k, v in method.items() if k not in ("divergence", *OF_BASELINES)}}
+    return {**tree, "method": {**{k: v for k, v in method.items() if k not in OF_TAID}, "use": "token-kd"}}
+
+
+def _rounds(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Updates of a round of guided diffusion are settings of its stages."""
+    method = tree.get("method")
+    if not isinstance(method, Mapping) or method.get("use") != "guided-diffusion":
+        return tree
+    old = {k: method[k] for k in ("round_steps", "last_round_steps") if k in method}
+    if not old:
+        return tree
+    stages: dict[str, Any] = copy.deepcopy(dict(tree.get("stages") or {}))
+    for name, numbers in (("round_steps", "*"), ("last_round_steps", "421")):
+        if old.get(name) is not None:
+            for stage in (f"{kind}{n}" for kind in ("halve", "stochastic", "encode") for n in numbers):
+                _put(stages, f"stages.{stage}.steps", old[name], f"method.{name}")
     return {**tree, "method": {k: v for k, v in method.items() if k not in old}, "stages": stages}
 
 

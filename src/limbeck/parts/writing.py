@@ -1,4 +1,4 @@
-"""On-policy queries: texts that the student writes itself, for the teacher to correct.
+"""Texts that a language model writes: keyed generation, and queries in whose place the student writes itself.
 
 Texts come from transformers' ``generate``; every token is drawn with a key of its own (seed, step, item, position), by
 adding Gumbel noise to the logits and taking the largest (Gumbel 1954), which samples from the softmax exactly. So a
@@ -7,15 +7,17 @@ resumed run, another number of processes or of micro-batches writes the same tex
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Context, Data, Method, Query
 from limbeck.grammar.random import Draws
+from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, settings
 from limbeck.grammar.signal import evaluating
 from limbeck.tasks.tokens import IGNORE, make_batch
 
@@ -23,29 +25,88 @@ NAMES = {"query": {"on-policy": "OnPolicy", "replay": "Replay"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class OnPolicy(Query):
-    """With probability ``fraction``, a step's whole batch is continued by the student from its prompts.
-
-    The "mixed" sampler of generalised knowledge distillation (Agarwal et al. 2024, arXiv 2306.13649, algorithm 1).
+def written(
+    module: Any,
+    batch: Batch,
+    draws: Draws,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    prompt: float = 0.5,
+    columns: int | None = None,
+    name: str = "student",
+) -> Batch:
+    """A model's continuations of a batch's prompts, as a batch of the same shape, without a graph.
 
     Args:
-        fraction: probability, drawn once a step.
+        module: a transformers model with ``generate``, in any mode; it writes in evaluation mode.
+        batch: texts as the language task makes them: ``input_ids``, ``attention_mask``, ``labels`` [N, T], ``prompt`` [N].
+        draws: where words are drawn from, by ``item`` and ``view``; the same draws write the same texts.
+        temperature: of the words; 0 takes the likeliest.
+        top_k: only the k likeliest words; 0 for all.
+        top_p: only the likeliest words that make up this mass.
+        prompt: share of a text that is kept as prompt where the data has none.
+        columns: words from this index on are never written; ``None`` for all.
+        name: what messages call the model.
+
+    Raises:
+        ConfigError: the module cannot generate.
+    """
+    if not callable(getattr(module, "generate", None)):
+        raise ConfigError(
+            "method.sampler",
+            f"the {name} ({type(module).__name__}) has no generate method",
+            remedy="use a transformers model (causal-lm, hf), or no sampler",
+        )
+    ids: Tensor = batch["input_ids"]
+    length = ids.shape[1]
+    sizes = batch["attention_mask"].sum(1)
+    given = batch["prompt"]
+    prompts = torch.where(given > 0, given, (sizes * prompt).long()).clamp(min=1)
+    prompts = torch.minimum(prompts, (sizes - 1).clamp(min=1))  # [N]: at least one word is written
+    longest = int(prompts.max())
+    back = torch.arange(longest, device=ids.device) - (longest - prompts).unsqueeze(1)  # < 0 on the left padding
+    left = ids.gather(1, back.clamp(min=0))
+    key = batch["item"] + (batch["view"] << 40)
+    words = _Words(draws, key, longest, temperature, top_k, top_p, columns)
+    ends = _ends(module)
+    with torch.no_grad(), evaluating([module]):
+        new = _generate(module, left, back >= 0, length - int(prompts.min()), words, ends)  # [N, written]
+    at = torch.arange(length, device=ids.device)
+    place = (at - prompts.unsqueeze(1)).clamp(0, new.shape[1] - 1)
+    kept = at < prompts.unsqueeze(1)
+    rows = torch.where(kept, ids, new.gather(1, place))
+    total = torch.minimum(prompts + new.shape[1], torch.full_like(prompts, length))
+    if ends:
+        end = torch.isin(rows, torch.tensor(ends, device=rows.device)) & ~kept
+        first = torch.where(end.any(1), end.int().argmax(1) + 1, total)
+        total = torch.minimum(total, first)
+    counts = batch["labels"] != IGNORE
+    begins = (~counts).long().cumprod(1).sum(1)  # what does not count at the start still does not
+    # of a conversation what others say between answers does not count either: only what is written here does
+    between = (~counts & batch["attention_mask"].bool() & (at >= begins.unsqueeze(1))).any(1)
+    made = make_batch(rows, total, given, torch.where(between, prompts, torch.minimum(begins, prompts)))
+    return {**batch, **made}
+
+
+@settings
+class Writer(Query):
+    """A query in whose place the student writes. A method that holds one tells it when the run begins and steps are done.
+
+    Args:
         temperature: of the student's words; 0 takes the likeliest.
         top_k: only the k likeliest words; 0 for all.
         top_p: only the likeliest words that make up this mass.
         prompt: share of a text that is kept as prompt where the data has none.
     """
 
-    def __init__(
-        self, fraction: float = 0.5, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, prompt: float = 0.5
-    ) -> None:
-        if not 0.0 <= fraction <= 1.0:
-            raise ValueError("fraction must lie between 0 and 1")
-        _check_words(temperature, top_k, top_p, prompt)
-        self.fraction = fraction
-        self.temperature, self.top_k, self.top_p, self.prompt = temperature, top_k, top_p, prompt
+    temperature: NonNegative = 1.0
+    top_k: Natural = 0
+    top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    prompt: Annotated[float, Interval(gt=0, lt=1)] = 0.5
 
-    def bind(self, method: Method) -> None:
+    def bind(self, method: Method[Any]) -> None:
         """Called by the method that holds it."""
 
     def begin(self, ctx: Context) -> None:
@@ -54,62 +115,37 @@ class OnPolicy(Query):
     def observe(self, ctx: Context) -> None:
         """Called after every step."""
 
+    def write(self, batch: Batch, ctx: Context) -> Batch:
+        """The student's continuations of a batch's prompts, as a batch of the same shape."""
+        return written(
+            ctx.roles["student"].module,
+            batch,
+            ctx.draws,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            prompt=self.prompt,
+            columns=getattr(ctx.task, "columns", None),  # a vocabulary that is cut to what both models share
+        )
+
+
+@settings
+class OnPolicy(Writer):
+    """With probability ``fraction``, a step's whole batch is continued by the student from its prompts.
+
+    The "mixed" sampler of generalised knowledge distillation (Agarwal et al. 2024, arXiv 2306.13649, algorithm 1).
+
+    Args:
+        fraction: probability, drawn once a step.
+    """
+
+    fraction: Fraction = 0.5
+
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The batch, or the student's continuation of its prompts."""
         if float(ctx.draws.rand("on-policy", 1)[0]) >= self.fraction:
             return batch
         return self.write(batch, ctx)
-
-    def write(self, batch: Batch, ctx: Context) -> Batch:
-        """The student's continuations of a batch's prompts, as a batch of the same shape."""
-        module = ctx.roles["student"].module
-        if not callable(getattr(module, "generate", None)):
-            raise ConfigError(
-                "method.sampler",
-                f"the student ({type(module).__name__}) has no generate method",
-                remedy="use a transformers model (causal-lm, hf), or no sampler",
-            )
-        ids: Tensor = batch["input_ids"]
-        length = ids.shape[1]
-        sizes = batch["attention_mask"].sum(1)
-        given = batch["prompt"]
-        prompts = torch.where(given > 0, given, (sizes * self.prompt).long()).clamp(min=1)
-        prompts = torch.minimum(prompts, (sizes - 1).clamp(min=1))  # [N]: at least one word is written
-        longest = int(prompts.max())
-        back = torch.arange(longest, device=ids.device) - (longest - prompts).unsqueeze(1)  # < 0 on the left padding
-        left = ids.gather(1, back.clamp(min=0))
-        key = batch["item"] + (batch["view"] << 40)
-        columns = getattr(ctx.task, "columns", None)  # a vocabulary that is cut to what both models share
-        words = _Words(ctx.draws, key, longest, self.temperature, self.top_k, self.top_p, columns)
-        ends = _ends(module)
-        with torch.no_grad(), evaluating([module]):
-            new = _generate(module, left, back >= 0, length - int(prompts.min()), words, ends)  # [N, written]
-        at = torch.arange(length, device=ids.device)
-        place = (at - prompts.unsqueeze(1)).clamp(0, new.shape[1] - 1)
-        kept = at < prompts.unsqueeze(1)
-        rows = torch.where(kept, ids, new.gather(1, place))
-        total = torch.minimum(prompts + new.shape[1], torch.full_like(prompts, length))
-        if ends:
-            end = torch.isin(rows, torch.tensor(ends, device=rows.device)) & ~kept
-            first = torch.where(end.any(1), end.int().argmax(1) + 1, total)
-            total = torch.minimum(total, first)
-        counts = batch["labels"] != IGNORE
-        begins = (~counts).long().cumprod(1).sum(1)  # what does not count at the start still does not
-        # of a conversation what others say between answers does not count either: only what is written here does
-        between = (~counts & batch["attention_mask"].bool() & (at >= begins.unsqueeze(1))).any(1)
-        made = make_batch(rows, total, given, torch.where(between, prompts, torch.minimum(begins, prompts)))
-        return {**batch, **made}
-
-
-def _check_words(temperature: float, top_k: int, top_p: float, prompt: float) -> None:
-    if temperature < 0:
-        raise ValueError("temperature must be 0 or more")
-    if top_k < 0:
-        raise ValueError("top_k must be 0 (off) or more")
-    if not 0.0 < top_p <= 1.0:
-        raise ValueError("top_p must lie in (0, 1]")
-    if not 0.0 < prompt < 1.0:
-        raise ValueError("prompt must lie strictly between 0 and 1")
 
 
 def _ends(module: Any) -> list[int]:
@@ -166,7 +202,8 @@ class _Words:
         return z - torch.log(-torch.log(u + 2.0**-25))
 
 
-class Replay(OnPolicy):
+@settings
+class Replay(Writer):
     """DistiLLM's adaptive sampler: the worse the student does on the data, the more of its own texts, used repeatedly.
 
     (Ko et al. 2024, arXiv 2402.03898, section 3.2.) A threshold starts at ``start`` and rises by ``rise`` whenever the
@@ -184,40 +221,22 @@ class Replay(OnPolicy):
         ratio: of new texts to kept ones: ``decreasing`` with progress, ``constant`` (one half), ``increasing``.
         check_every: optimiser steps between looks at the validation loss.
         valid_items: sequences of the validation split that a look takes.
-        temperature: of the student's words; 0 takes the likeliest.
-        top_k: only the k likeliest words; 0 for all.
-        top_p: only the likeliest words that make up this mass.
-        prompt: share of a text that is kept as prompt where the data has none.
     """
 
-    def __init__(
-        self,
-        capacity: int = 1000,
-        start: float = 0.0,
-        rise: float = 0.1,
-        tolerance: float = 0.1,
-        ratio: Literal["decreasing", "constant", "increasing"] = "decreasing",
-        check_every: int = 100,
-        valid_items: int = 64,
-        temperature: float = 1.0,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        prompt: float = 0.5,
-    ) -> None:
-        if capacity < 1 or check_every < 1 or valid_items < 1:
-            raise ValueError("capacity, check_every and valid_items must be 1 or more")
-        if not 0.0 <= start <= 1.0 or not 0.0 <= rise <= 1.0:
-            raise ValueError("start and rise must lie between 0 and 1")
-        if tolerance < 0:
-            raise ValueError("tolerance must be 0 or more")
-        super().__init__(1.0, temperature, top_k, top_p, prompt)
-        self.capacity, self.start, self.rise, self.tolerance = capacity, start, rise, tolerance
-        self.ratio: Literal["decreasing", "constant", "increasing"] = ratio
-        self.check_every, self.valid_items = check_every, valid_items
-        self.method: Method | None = None
+    capacity: Count = 1000
+    start: Fraction = 0.0
+    rise: Fraction = 0.1
+    tolerance: NonNegative = 0.1
+    ratio: Literal["decreasing", "constant", "increasing"] = "decreasing"
+    check_every: Count = 100
+    valid_items: Count = 64
+
+    def validate(self) -> None:
+        """Nothing is written yet."""
+        self.method: Method[Any] | None = None
         self._step, self._fresh = -1, list[Tensor]()
 
-    def bind(self, method: Method) -> None:
+    def bind(self, method: Method[Any]) -> None:
         """Lay the buffer into the method's state."""
         self.method = method
         method.state["replay"] = {"threshold": self.start, "loss": None, "texts": torch.zeros(0, 0, dtype=torch.int32)}
@@ -315,4 +334,4 @@ def gather(rows: Tensor | None, device: torch.device) -> Tensor:
     return dist.sum_over_ranks(out).cpu()
 
 
-__all__ = ["First", "OnPolicy", "Replay", "gather"]
+__all__ = ["First", "OnPolicy", "Replay", "Writer", "gather", "written"]

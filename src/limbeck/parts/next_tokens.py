@@ -1,34 +1,36 @@
 """Next-token predictions of two language models, compared: on their logits while these are small, in chunks above.
 
-Every divergence that papers on language models use as a baseline has a name here (`TokenDivergence`), and every one has
-both forms. In chunks, the models run up to their last hidden states and the output layer is applied inside the loss, so
-that logits of all tokens never exist.
+In chunks, the models run up to their last hidden states and the output layer is applied inside the loss, so that logits of
+all tokens never exist. `NextTokens` is what methods share around the comparison: the weights, the loss on the text, texts
+that the student writes itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.engine import distributed as dist
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head, chunked_logits
-from limbeck.grammar.method import Batch, Context, Method
+from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.grammar.role import Role
+from limbeck.grammar.settings import Fraction, Natural, settings
+from limbeck.parts.writing import Writer
 from limbeck.tasks.causal import head_of
+from limbeck.tasks.language import Language
 from limbeck.tasks.tokens import next_counts, shifted
-
-Kind = Literal[
-    "forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd", "taid"
-]  # fmt: skip
 
 LARGE = 1 << 24
 """Tokens times vocabulary above which ``chunk="auto"`` computes in chunks."""
+
+Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+"""A divergence from logits: (student [..., V], teacher [..., V], tokens that come [...], where [...] or None) -> values [...]."""
 
 
 @dataclass
@@ -81,7 +83,35 @@ class Tokens:
             return F.cross_entropy(self.student, self.labels, where=self.where)
         return self._chunked({"kind": "cross_entropy"}, self.labels)
 
-    def _chunked(self, settings: dict[str, Any], labels: Tensor | None = None) -> Tensor:
+    def compare(self, dense: Dense, closed: Mapping[str, Any] | None = None) -> Tensor:
+        """A divergence of the student from the teacher: values ``[N, T-1]``, 0 where a position does not count.
+
+        Args:
+            dense: computes it from logits, of all positions or of some.
+            closed: the arguments with which `chunked_divergence` computes it; ``None`` where it has no closed form.
+        """
+        s, t = self.student, self.teacher
+        assert t is not None
+        if isinstance(s, Tensor):
+            assert isinstance(t, Tensor)
+            if closed is None:
+                return dense(s, t, self.labels, self.where)
+            # one tensor of the logits' size is kept for the backward pass, not four
+            values: Tensor = chunked_logits(s, t, **closed, where=self.where, backend=self.backend)
+            return values
+        if closed is not None:
+            return self._chunked(closed)
+        labels = self.labels.flatten()
+
+        def loss(z: Tensor, rows: Any) -> Tensor:
+            with torch.no_grad():
+                theirs = t.logits(rows) if isinstance(t, Head) else t.flatten(0, 1)[rows]
+            return dense(z, theirs.to(z.dtype), labels[rows], None)
+
+        extra: dict[str, Any] = {"bias": s.bias, "scale": s.scale, "softcap": s.softcap}
+        return chunked_head(s.hidden, s.weight, loss, **extra, where=self.where, chunk=self.chunk)
+
+    def _chunked(self, settings: Mapping[str, Any], labels: Tensor | None = None) -> Tensor:
         s, t = self.student, self.teacher
         assert isinstance(s, Head)
         theirs: dict[str, Any] = {}
@@ -104,138 +134,6 @@ class Tokens:
             backend=self.backend,
         )
         return values
-
-
-@dataclass(frozen=True)
-class TokenDivergence:
-    """A token-level divergence by name, with its settings. Zero for equal models unless a cross-entropy is asked for.
-
-    Attributes:
-        kind: ``forward`` KL(p || q), ``reverse`` KL(q || p), ``js`` generalised Jensen-Shannon, ``skew-forward`` and
-            ``skew-reverse`` (DistiLLM), ``tv`` total variation, ``adaptive`` (forward on the teacher's head, reverse on
-            its tail), ``dkd`` (decoupled), ``ctkd`` (forward, learned temperature), ``taid`` (forward, to a mixture).
-        value: ``forward``, ``ctkd`` and ``taid`` as ``cross_entropy`` or as ``kl``: equal gradients in the student.
-        temperature: divides both logits; values are multiplied by its square.
-        mix: the teacher's share in ``js``; the first argument's in the ``skew`` kinds.
-        head: mass of the teacher's head in ``adaptive``.
-        target, nontarget: the two weights of ``dkd``.
-        start, span: range of the temperature of ``ctkd``.
-        space, detach: where ``taid`` interpolates, and whether the student is a constant in the mixture.
-        variant: ``released`` repeats the published code of ``adaptive`` (head mask not sorted back, cross-entropy) and
-            of ``ctkd`` (the temperature descends, with a strength that fades).
-    """
-
-    kind: Kind = "forward"
-    value: Literal["cross_entropy", "kl"] = "cross_entropy"
-    temperature: float = 1.0
-    mix: float = 0.1
-    head: float = 0.5
-    target: float = 1.0
-    nontarget: float = 0.5
-    start: float = 1.0
-    span: float = 20.0
-    space: Literal["logits", "probabilities"] = "logits"
-    detach: bool = True
-    variant: Literal["paper", "released"] = "paper"
-
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(Kind):
-            raise ConfigError.unknown("divergence", self.kind, get_args(Kind), "divergence")
-
-    def dense(
-        self,
-        z_s: Tensor,
-        z_t: Tensor,
-        labels: Tensor,
-        where: Tensor | None = None,
-        t: float = 1.0,
-        raw: Tensor | None = None,
-        strength: float = 1.0,
-    ) -> Tensor:
-        """Values ``[...]`` from logits ``[..., V]``."""
-        heat: dict[str, Any] = {"temperature": self.temperature, "where": where}
-        forward = F.kl if self.value == "kl" else F.soft_cross_entropy
-        table: dict[str, Callable[[], Tensor]] = {
-            "forward": lambda: forward(z_s, z_t, **heat),
-            "reverse": lambda: F.kl(z_s, z_t, direction="reverse", **heat),
-            "js": lambda: F.jensen_shannon(z_s, z_t, beta=self.mix, **heat),
-            "skew-forward": lambda: F.skew_kl(z_s, z_t, direction="forward", mix=self.mix, **heat),
-            "skew-reverse": lambda: F.skew_kl(z_s, z_t, direction="reverse", mix=self.mix, **heat),
-            "tv": lambda: F.total_variation(z_s, z_t, **heat),
-            "adaptive": lambda: F.adaptive_kl(z_s, z_t, head_threshold=self.head, variant=self.variant, **heat),
-            "dkd": lambda: sum_of(F.dkd(z_s, z_t, labels, alpha=self.target, beta=self.nontarget, **heat)),
-            "ctkd": lambda: F.ctkd(
-                z_s,
-                z_t,
-                needed(raw),
-                strength=strength,
-                start=self.start,
-                span=self.span,
-                value=self.value,
-                where=where,
-            ),
-            "taid": lambda: F.taid(z_s, z_t, t, space=self.space, value=self.value, detach_student=self.detach, **heat),
-        }
-        return table[self.kind]()
-
-    def closed_form(self, t: float = 1.0) -> dict[str, Any] | None:
-        """The arguments with which `chunked_divergence` computes it, or ``None`` where it has no closed form."""
-        if self.kind == "taid" and (self.space != "logits" or not self.detach):
-            return None
-        forward = "forward" if self.value == "kl" else "soft_cross_entropy"
-        table: dict[str, dict[str, Any]] = {
-            "forward": {"kind": forward},
-            "reverse": {"kind": "reverse"},
-            "js": {"kind": "jensen_shannon", "beta": self.mix},
-            "skew-forward": {"kind": "skew_forward", "mix": self.mix},
-            "skew-reverse": {"kind": "skew_reverse", "mix": self.mix},
-            "tv": {"kind": "total_variation"},
-            "taid": {"kind": "taid", "t": t, "value": self.value},
-        }
-        found = table.get(self.kind)
-        return None if found is None else {**found, "temperature": self.temperature}
-
-    def __call__(self, tokens: Tokens, t: float = 1.0, raw: Tensor | None = None, strength: float = 1.0) -> Tensor:
-        """Values ``[N, T-1]``, 0 where a position does not count.
-
-        Args:
-            tokens: both predictions.
-            t: the teacher's share in ``taid``.
-            raw: the learned number of ``ctkd``.
-            strength: of ``ctkd``'s gradient reversal.
-        """
-        s, p = tokens.student, tokens.teacher
-        assert p is not None
-        closed = self.closed_form(t)
-        if isinstance(s, Tensor):
-            assert isinstance(p, Tensor)
-            if closed is not None:  # one tensor of the logits' size is kept for the backward pass, not four
-                values: Tensor = chunked_logits(s, p, **closed, where=tokens.where, backend=tokens.backend)
-                return values
-            return self.dense(s, p, tokens.labels, tokens.where, t, raw, strength)
-        if closed is not None:
-            return tokens._chunked(closed)
-        labels = tokens.labels.flatten()
-
-        def loss(z: Tensor, rows: Any) -> Tensor:
-            with torch.no_grad():
-                theirs = p.logits(rows) if isinstance(p, Head) else p.flatten(0, 1)[rows]
-            return self.dense(z, theirs.to(z.dtype), labels[rows], None, t)
-
-        extra: dict[str, Any] = {"bias": s.bias, "scale": s.scale, "softcap": s.softcap}
-        return chunked_head(s.hidden, s.weight, loss, **extra, where=tokens.where, chunk=tokens.chunk)
-
-
-def sum_of(parts: tuple[Tensor, ...]) -> Tensor:
-    """The sum of the parts of a loss."""
-    return torch.stack(tuple(parts)).sum(0)
-
-
-def needed(raw: Tensor | None) -> Tensor:
-    """The learned number of ``ctkd``, which has to be given."""
-    if raw is None:
-        raise ConfigError("raw", given=None, expected="the learned number before the sigmoid")
-    return raw
 
 
 class HeadTap:
@@ -267,7 +165,7 @@ class Reader:
     """
 
     def __init__(
-        self, method: Method, chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "torch"
+        self, method: Method[Any], chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "torch"
     ) -> None:
         self.task = method.task
         self.chunk, self.dense, self.backend = chunk, dense, backend
@@ -348,4 +246,69 @@ def _shape_of(role: Role) -> tuple[float, float | None]:
     return scale / float(divisor or 1.0), None if cap is None else float(cap)
 
 
-__all__ = ["Head", "HeadTap", "Kind", "Reader", "TokenDivergence", "Tokens"]
+@settings
+class NextTokens(Method[Language]):
+    """A method that compares next tokens: ``L = (1 - r) LM + r J`` over the tokens that count, J what it compares (`compared`).
+
+    Args:
+        distil_ratio: weight r of J; the loss on the text has 1 - r. 0 is the student alone, bit for bit.
+        sampler: ``on-policy`` or ``replay`` let the student write some of the texts.
+        chunk: tokens whose logits exist at a time; ``auto`` computes in chunks where logits are large; 0 never does.
+        backend: of the losses with a closed form: ``torch``, ``triton`` kernels, or ``auto``: the kernels where they can run.
+    """
+
+    distil_ratio: Fraction = 1.0
+    sampler: Query | None = None
+    chunk: Natural | Literal["auto"] = "auto"
+    backend: Backend = "torch"
+
+    term: ClassVar[str] = "J"
+
+    def validate(self) -> None:
+        """Texts are written by a sampler that the method tells of its steps."""
+        if self.sampler is not None and not isinstance(self.sampler, Writer):
+            raise ValueError("sampler must be on-policy or replay; other queries belong under queries")
+
+    def dense_only(self) -> str:
+        """What forbids chunks, in words; empty if nothing does."""
+        return "add-on objectives read the logits" if self.setup.objectives else ""
+
+    def bind(self, setup: Setup) -> None:
+        """Take the participants, and what shows them side by side."""
+        super().bind(setup)
+        if isinstance(self.sampler, Writer):
+            self.sampler.bind(self)
+        self.reader = Reader(self, self.chunk, self.dense_only(), self.backend)
+
+    def stages(self) -> list[Stage]:
+        """One stage, on the data or on what the sampler makes of it."""
+        (stage,) = super().stages()
+        if isinstance(self.sampler, Writer):
+            stage.queries, stage.begin = [self.sampler], self.sampler.begin
+        return [stage]
+
+    def compared(self, tokens: Tokens, ctx: Context) -> Tensor:
+        """J of every position ``[N, T-1]``."""
+        raise TypeError(f"{type(self).__name__} must define compared")
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        """J and the loss on the text, over the tokens that count."""
+        if self.distil_ratio == 0:
+            return Terms(lm=self.task.supervised(ctx.signal("student", batch), batch))
+        tokens = self.reader.read(batch, ctx)
+        J = self.compared(tokens, ctx)
+        terms = Terms({"tokens": (tokens.where.sum(), 1)})
+        terms[self.term] = Term(J, self.learners, weight=self.distil_ratio, where=tokens.where)
+        if self.distil_ratio < 1:
+            terms["lm"] = Term(tokens.cross_entropy(), weight=1 - self.distil_ratio, where=tokens.where)
+        return terms
+
+    def observe(self, seen: dict[str, float], ctx: Context) -> None:
+        """Refuse a step without tokens; let the sampler keep what was written."""
+        if self.term in seen and not seen["tokens"]:
+            raise DataError("data", f"no token of step {ctx.step} counts", remedy="see task.loss_on and task.length")
+        if isinstance(self.sampler, Writer):
+            self.sampler.observe(ctx)
+
+
+__all__ = ["Dense", "Head", "HeadTap", "NextTokens", "Reader", "Tokens"]

@@ -1,4 +1,4 @@
-"""Run by torchrun: the short run of ``test_taid.replayed`` in each process; the first one writes what became of it."""
+"""Run by torchrun: the short run of ``test_writing.replayed`` in each process; the first one writes what became of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from limbeck.engine import distributed as dist
 from limbeck.storage import store
-from tests.methods.language.test_taid import replayed
+from tests.parts.test_writing import replayed
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

@@ -41,7 +41,7 @@ def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: a setting stands there under both names; it says what to type.
     """
-    return _rounds(_baselines_of_taid(_staged(_evaluated(tree))))
+    return _baselines_of_taid(_staged(_evaluated(tree)))
 
 
 def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,22 +72,6 @@ def _baselines_of_taid(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     if method["divergence"] == "taid":
         return {**tree, "method": {k: v for k, v in method.items() if k not in ("divergence", *OF_BASELINES)}}
     return {**tree, "method": {**{k: v for k, v in method.items() if k not in OF_TAID}, "use": "token-kd"}}
-
-
-def _rounds(tree: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Updates of a round of guided diffusion are settings of its stages."""
-    method = tree.get("method")
-    if not isinstance(method, Mapping) or method.get("use") != "guided-diffusion":
-        return tree
-    old = {k: method[k] for k in ("round_steps", "last_round_steps") if k in method}
-    if not old:
-        return tree
-    stages: dict[str, Any] = copy.deepcopy(dict(tree.get("stages") or {}))
-    for name, numbers in (("round_steps", "*"), ("last_round_steps", "421")):
-        if old.get(name) is not None:
-            for stage in (f"{kind}{n}" for kind in ("halve", "stochastic", "encode") for n in numbers):
-                _put(stages, f"stages.{stage}.steps", old[name], f"method.{name}")
-    return {**tree, "method": {k: v for k, v in method.items() if k not in old}, "stages": stages}
 
 
 def _put(stages: dict[str, Any], place: str, value: Any, old: str) -> None:

@@ -54,6 +54,12 @@ def except_for(name: str, row: str) -> None:
         pytest.skip(f"declared on the Card: {reason}")
 
 
+def steps_or_skip(run: Any) -> None:
+    """Leave a row out for a method that learns nothing step by step: all of its stages are items."""
+    if run.engine.stages and all(stage.items is not None for stage in run.engine.stages):
+        pytest.skip("all of its stages are items: there are no terms")
+
+
 def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
     """The phases of the first step of every stage of steps, with the graph of each; nothing is updated."""
     engine, method = run.engine, run.method
@@ -158,6 +164,7 @@ def test_every_term_reaches_its_roles_and_no_other(name: str, tmp_path: Path) ->
                     assert reached, f"term {term_name!r} declares role {role!r} and sends it nothing"
                 else:
                     assert not reached, f"term {term_name!r} reaches role {role!r}, which it does not declare"
+    steps_or_skip(run)
     assert seen
 
 
@@ -213,6 +220,8 @@ def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
 def test_non_finite_stops_before_the_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tiny(name, tmp_path)
     engine, method = run.engine, run.method
+    engine.rehearse(method)
+    steps_or_skip(run)
     real, calls = Stepper.take, [0]
 
     def poisoned(self: Stepper, step: int, micro: Any) -> Any:

@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
-from . import attention, augment, diffusion, feature, matching, metrics, relation, schedule, zca
+from . import (
+    attention,
+    augment,
+    diffusion,
+    feature,
+    matching,
+    metrics,
+    packing,
+    recovery,
+    relation,
+    schedule,
+    views,
+    zca,
+)
 from .chunked import chunked_divergence, chunked_head, chunked_logits
 from .curriculum import ctkd, curriculum_temperature, reverse_gradient
 from .divergence import (
@@ -47,6 +60,8 @@ __all__ = [
     "matching",
     "metrics",
     "nkd",
+    "packing",
+    "recovery",
     "relation",
     "reverse_gradient",
     "schedule",
@@ -61,5 +76,6 @@ __all__ = [
     "uskd_labels",
     "uskd_rank",
     "uskd_target",
+    "views",
     "zca",
 ]

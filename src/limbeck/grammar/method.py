@@ -23,6 +23,7 @@ from limbeck.grammar.signal import Signal, Tap, device_of, evaluating
 
 if TYPE_CHECKING:
     from limbeck.grammar.artifact import Artifact
+    from limbeck.grammar.evaluator import Evaluator
     from limbeck.grammar.task import Task
 
 T = TypeVar("T", bound="Task", default="Task")
@@ -575,6 +576,13 @@ class Method(Component, Generic[T]):
                 if args and isinstance(args[0], type) and isinstance(get_origin(made), type):
                     return args[0]
         return None
+
+    def judged_by(self, evaluator: Evaluator) -> None:
+        """Hear how what it makes will be scored, before it is bound: for a method that must make as much as that needs.
+
+        Raises:
+            ConfigError: the evaluator cannot score it.
+        """
 
     def bind(self, setup: Setup) -> None:
         """Take the participants. Override to add roles; call this first."""

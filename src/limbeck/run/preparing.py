@@ -52,6 +52,7 @@ def prepare(
     _tell(task, told, say)
     method.accept(task)
     evaluator_of(recipe).accept(task)
+    method.judged_by(evaluator_of(recipe))
     accept_all(recipe.queries, task)
     student_model = recipe.student
     assert student_model is not None

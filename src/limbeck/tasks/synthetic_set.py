@@ -57,8 +57,13 @@ class Space:
         """Back to pixels, which need not lie in [0, 1]."""
         if self.whitening is not None:
             return self.whitening.invert(x)
-        shape = (1, -1, 1, 1)
-        return x * torch.tensor(self.std).view(shape) + torch.tensor(self.mean).view(shape)
+        mean, std = (torch.tensor(v, dtype=x.dtype, device=x.device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return x * std + mean
+
+    def limits(self, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+        """What black and white are in the space, for each channel [1, C, 1, 1] (not of a whitened one)."""
+        mean, std = (torch.tensor(v, dtype=dtype, device=device).view(1, -1, 1, 1) for v in (self.mean, self.std))
+        return -mean / std, (1 - mean) / std
 
     def leave(self, x: Tensor) -> Tensor:
         """Back to pixels, clipped to [0, 1]."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import functional as F
-from limbeck.engine.inner import fit
 from limbeck.errors import ConfigError
 from limbeck.functional.packing import Form, unpack_logits
 from limbeck.functional.views import TRIES, crop_boxes, crop_each, cutmix_boxes, paste
@@ -21,7 +20,7 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
 from limbeck.storage.store import atomic_write
 from limbeck.storage.weights import load_state_dict, save_state_dict
-from limbeck.tasks.synthetic_set import SetArtifact, SetData
+from limbeck.tasks.synthetic_set import SetArtifact
 
 if TYPE_CHECKING:
     from limbeck.tasks.condensation import Condensation
@@ -207,6 +206,21 @@ class AskedLabels:
         return {}
 
 
+class _Show(Query):
+    """The views that are due, with their labels, in place of whole images: mixed with images that the batch need not hold."""
+
+    coupled = "mixes each image with another one of the set"
+
+    def __init__(self, source: Labels, images: Tensor) -> None:
+        self.source, self.images = source, images.detach()
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        self.images = self.images.to(batch["x"].device)  # once
+        with torch.no_grad():
+            x, z = self.source.ask(self.images, batch["item"], batch["view"])
+        return {**batch, "x": x, "logits": z}
+
+
 class LabelledSet(SetArtifact):
     """A synthetic set with a soft label for each view that networks are shown.
 
@@ -236,34 +250,34 @@ class LabelledSet(SetArtifact):
         networks: int | None = None,
         scope: str = "",
     ) -> None:
-        super().__init__(task, images, ids, ids, None, networks, scope)
+        super().__init__(task, images, ids, ids, None, networks, scope, self._learn, [_Show(source, images)])
         self.source, self.temperature, self.bits, self.form = source, temperature, bits, form
 
-    def train(self, module: nn.Module, optim: Optim, seed: int, scope: str, device: torch.device) -> Built:
+    def _learn(self, net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
+        return F.kl(net(batch["x"]), batch["logits"], temperature=self.temperature, scale_t2=False)
+
+    def train(
+        self,
+        module: nn.Module,
+        optim: Optim,
+        seed: int,
+        scope: str,
+        device: torch.device,
+        queries: Sequence[Query] = (),
+    ) -> Built:
         """A network trained on the views in the order of the epochs; ``scope`` keys the order of images within one.
 
         Raises:
-            ConfigError: it would need more epochs than have labels.
+            ConfigError: it would need more epochs than have labels; or queries would change what they were given for.
         """
-        optim = optim.with_(batch_size=min(optim.batch_size, len(self.images)))
         check_epochs(optim, len(self.images), self.source.epochs)
-        source = self.source
-
-        class Show(Query):
-            def __call__(self, batch: Batch, ctx: Context) -> Batch:
-                with torch.no_grad():
-                    x, z = source.ask(images, batch["item"], batch["view"])
-                return {**batch, "x": x, "logits": z}
-
-        def loss(net: nn.Module, batch: Batch, ctx: Any) -> Tensor:
-            return F.kl(net(batch["x"]), batch["logits"], temperature=self.temperature, scale_t2=False)
-
-        images = self.images.to(device)
-        numbers = torch.arange(len(images))  # the images themselves are taken where they lie
-        net = fit(
-            module, SetData(numbers, self.ids), loss, optim, seed=seed, scope=scope, device=device, queries=[Show()]
-        )
-        return Built(net, self.task.space.contract(), self.task.labels)
+        if queries:
+            raise ConfigError(
+                "evaluator.queries",
+                "each view of this set has its own label",
+                remedy="leave them out, or set method.labels=hard",
+            )
+        return super().train(module, optim, seed, scope, device)
 
     def state(self) -> dict[str, Any]:
         """Images (8-bit ``pixels`` where they hold no more), class ids, and the views with their labels."""

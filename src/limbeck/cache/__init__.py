@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +31,7 @@ from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import DENSE_OUTPUTS, Check, Model, Task
 from limbeck.storage import store
+from limbeck.storage.records import Records, mapped_arrays
 
 if TYPE_CHECKING:
     from limbeck.recipe.recipe import Recipe
@@ -113,7 +114,7 @@ class Cache:
         kept = np.ones(self.items, dtype=bool)
         kept[self.left_out] = False
         self._places = np.flatnonzero(kept)  # where the items of a run lie that trains without those left out
-        self._arrays: dict[int, dict[str, Any]] = {}
+        self._records = Records(lambda number: mapped_arrays(self.folder / f"shard-{number:05d}"))
         self.device = torch.device("cpu")
 
     def to(self, device: torch.device) -> Cache:
@@ -161,37 +162,18 @@ class Cache:
                 expected=str(task.labels),
             )
 
-    def shard_of(self, number: int) -> dict[str, Any]:
-        """A shard's arrays, mapped into memory; its hashes are checked when it is first opened."""
-        if number not in self._arrays:
-            folder = self.folder / f"shard-{number:05d}"
-            store.verify_folder(folder)
-            # plain views of the mapped files: indexing a numpy.memmap makes a memmap of every answer, four times as slow
-            self._arrays[number] = {
-                p.stem: np.load(p, mmap_mode="r", allow_pickle=False).view(np.ndarray)
-                for p in sorted(folder.glob("*.npy"))
-            }
-        return self._arrays[number]
+    def shard_of(self, number: int) -> Mapping[str, Tensor]:
+        """A shard's rows, mapped into memory; its hashes are checked when it is first opened."""
+        return self._records.part(number)
 
-    def rows(self, items: Tensor, views: Tensor) -> dict[str, np.ndarray[Any, Any]]:
+    def rows(self, items: Tensor, views: Tensor) -> dict[str, Tensor]:
         """The records [N, ...] of items and views, in their order."""
         ids, view = items.cpu().numpy(), views.cpu().numpy() % self.views
         if len(ids) and (ids.min() < 0 or ids.max() >= len(self._places)):
             raise CacheMismatch(
                 str(self.folder), f"item {int(ids.max())} is not in it", expected=f"items below {len(self._places)}"
             )
-        place = self._places[ids] * self.views + view
-        shards, within = np.divmod(place, self.shard)
-        if len(ids) and (shards == shards[0]).all():
-            return {name: array.take(within, 0) for name, array in self.shard_of(int(shards[0])).items()}
-        found: dict[str, np.ndarray[Any, Any]] = {}
-        for number in np.unique(shards):
-            here = np.flatnonzero(shards == number)
-            for name, array in self.shard_of(int(number)).items():
-                if name not in found:
-                    found[name] = np.empty((len(ids), *array.shape[1:]), array.dtype)
-                found[name][here] = array.take(within[here], 0)
-        return found
+        return self._records.rows(*np.divmod(self._places[ids] * self.views + view, self.shard))
 
     def answer(self, batch: Batch, taps: Sequence[str] = ()) -> Signal:
         """The recorded signal of a batch.
@@ -201,7 +183,7 @@ class Cache:
         """
         rows = self.rows(batch["item"], batch["view"])
         now = checksum(batch)
-        then = torch.from_numpy(rows["check"]).to(now.device)
+        then = rows["check"].to(now.device)
         wrong = ~((now - then).abs() <= 1e-4 * then.abs().clamp_min(1.0))  # so that NaN is wrong too
         if bool(wrong.any()):
             which = batch["item"].cpu()[wrong.cpu()][:8].tolist()
@@ -216,16 +198,16 @@ class Cache:
             raise CacheMismatch(
                 str(self.folder), f"the features {missing} were not recorded", expected=f"features among {known}"
             )
-        acts = {t: torch.from_numpy(rows[f"feature.{t}"]).float().to(self.device) for t in taps}
+        acts = {t: rows[f"feature.{t}"].float().to(self.device) for t in taps}
         meta = {"source": "cache", "stored": self.about["dtype"], "tail": self.tail if "index" in rows else None}
         if "index" in rows:
             return Signal(self._spread(rows).to(self.device), acts, meta)
-        return Signal(torch.from_numpy(rows["logits"]).float().to(self.device), acts, meta)
+        return Signal(rows["logits"].float().to(self.device), acts, meta)
 
-    def _spread(self, rows: dict[str, np.ndarray[Any, Any]]) -> Tensor:
+    def _spread(self, rows: Mapping[str, Tensor]) -> Tensor:
         """Log-probabilities [N, T, V] from the k largest, by the tail rule."""
-        index = torch.from_numpy(rows["index"].astype(np.int64))  # [N, T, k]
-        top = torch.from_numpy(rows["logits"]).float() - torch.from_numpy(rows["total"]).float()[..., None]
+        index = rows["index"].long()  # [N, T, k]
+        top = rows["logits"].float() - rows["total"].float()[..., None]
         vocabulary = int(self.about["outputs"])
         rest = vocabulary - index.shape[-1]
         tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6)) - float(np.log(max(1, rest)))

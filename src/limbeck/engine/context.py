@@ -18,6 +18,7 @@ from limbeck.grammar.random import Draws
 from limbeck.grammar.role import Role
 from limbeck.grammar.signal import Signal, through
 from limbeck.storage import store
+from limbeck.storage.records import Recorded
 
 if TYPE_CHECKING:
     from limbeck.engine.engine import Engine
@@ -123,9 +124,13 @@ class RunContext:
                 return list(s.items(self))
         raise ConfigError.unknown("stage", stage, [s.name for s in self._engine.stages], "stage of items")
 
-    def over(self, data: Data, batch_size: int = 256) -> Iterator[Batch]:
-        """All of some data once, in order: batches on the run's device with their ``item`` ids, ``view`` 0."""
-        for ids in torch.arange(len(data)).split(batch_size):
+    def recorded(self, stage: str) -> Recorded:
+        """The rows that an earlier stage of items left, by their item's number."""
+        return self._engine.recorded(self._method, stage, self)
+
+    def over(self, data: Data, batch_size: int = 256, items: Tensor | None = None) -> Iterator[Batch]:
+        """All of some data once, in order, or these items: batches on the run's device, with ``item`` ids, ``view`` 0."""
+        for ids in (torch.arange(len(data)) if items is None else items.cpu()).split(batch_size):
             yield to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, self.device)
 
     def fit(

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -43,6 +44,7 @@ from limbeck.grammar.role import Role, cast
 from limbeck.grammar.signal import evaluating
 from limbeck.storage import store
 from limbeck.storage.memory import need
+from limbeck.storage.records import Recorded
 
 Precision = Literal["fp32", "bf16"]
 
@@ -170,6 +172,7 @@ class Engine:
         self._first: dict[str, str] = {}  # the state in which each role entered
         self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
         self._offset = 0  # steps of the stages before this one
+        self._recorded: dict[str, Recorded] = {}
         self._left: dict[
             str, dict[str, nn.Parameter]
         ] = {}  # parameters of learning roles that stand still all the same
@@ -411,6 +414,7 @@ class Engine:
         """What enters the run, taken before anything moves; then large roles are split over the processes."""
         self.identity = identity.of_run(method, self.stages, self.about)
         self._hashes, self._doors, self._offset, self._carried = {}, {}, 0, {}
+        self._recorded.clear()
         self.remembered.keys.clear()
         ever = {n for s in self.stages for n in learners(s, method.roles, early=True)}
         for name in self.settings.shard:
@@ -476,6 +480,28 @@ class Engine:
         if root is None:
             raise ConfigError("engine.folder", "a stage of items needs a folder to keep them in")
         return root / store.safe_name(item)
+
+    def recorded(self, method: Method, stage: str, ctx: RunContext) -> Recorded:
+        """The rows that an earlier stage of items left; opened once."""
+        if stage not in self._recorded:
+            index = next((i for i, s in enumerate(self.stages) if s.name == stage and s.items is not None), None)
+            if index is None:
+                known = [s.name for s in self.stages if s.items is not None]
+                raise ConfigError.unknown("stage", stage, known, "stage of items")
+            found = self.stages[index]
+            if found.data is not None and not hasattr(found.data, "fetch"):  # of a run that goes on behind it
+                found = self.stages[index] = replace(found, data=found.data(ctx))
+            assert found.items is not None
+            folders = {item: self.item_folder(method, stage, item) for item in found.items(ctx)}
+            missing = [i for i, f in folders.items() if not store.is_complete(f)]
+            if missing:
+                raise MethodError(
+                    f"stage {stage!r}",
+                    f"{len(missing)} of its {len(folders)} items are not there yet: {', '.join(missing[:4])}",
+                    expected="a stage that came before the one that asks for its rows",
+                )
+            self._recorded[stage] = Recorded(stage, folders)
+        return self._recorded[stage]
 
     def run_items(self, method: Method, stage: Stage, ctx: RunContext) -> None:
         """The items of a stage that are not there yet; processes share them out.

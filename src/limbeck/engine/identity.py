@@ -385,7 +385,12 @@ def of_stage(
         "earlier": dict(earlier),
     }
     if stage.items is not None:
-        return found | {"work": function(stage.work)}
+        recorded = (
+            {}
+            if stage.record is None
+            else {"record": function(stage.record), "queries": list(map(value, stage.queries))}
+        )
+        return found | {"work": function(stage.work)} | recorded
     functions = (stage.step or method.step, stage.begin, method.observe, stage.choose, *stage.every.values())
     return found | {
         "steps": stage.steps,

@@ -261,8 +261,14 @@ class Context(Protocol):
     def items(self, stage: str) -> list[str]:
         """The ids of an earlier stage's items."""
 
-    def over(self, data: Data, batch_size: int = 256) -> Iterator[Batch]:
-        """All of some data once, in order: batches on the run's device with their ``item`` ids, ``view`` 0."""
+    def recorded(self, stage: str) -> Data:
+        """The rows that an earlier stage of items left, by their item's number (`limbeck.storage.records.Recorded`).
+
+        ``ctx.recorded("answers").fetch(batch["item"])`` gives tensors [n, ...] on the CPU, read from memory-mapped files.
+        """
+
+    def over(self, data: Data, batch_size: int = 256, items: Tensor | None = None) -> Iterator[Batch]:
+        """All of some data once, in order, or these items: batches on the run's device, with ``item`` ids, ``view`` 0."""
 
     def fit(
         self,
@@ -339,6 +345,10 @@ class Adapter(Protocol):
         """A module that answers as ``base`` with the adapter acting, and whose parameters are the adapter's alone."""
 
 
+RECORDED = 4096
+"""Rows in a piece of what a stage records."""
+
+
 class Data(Protocol):
     """Items that can be fetched by number. Randomness lives in queries, so fetching is a pure function."""
 
@@ -382,6 +392,9 @@ class Stage:
         step: the step function, if not the method's own.
         items: the ids of the work to do.
         work: does one item and returns a tree of values and tensors that is stored.
+        record: in place of ``items``: rows that are kept of ``data``, a function (batch, context) -> tensors [n, ...] by
+            name, asked batch by batch with every role standing still; read back by `Context.recorded`. Only the stage's
+            own ``queries`` change the batches.
         remember: the values by which what the stage leaves is known again in every other run, beside what the engine
             knows itself (`limbeck.engine.identity`); ``None``: it is kept in this run alone.
         roles: of a remembered stage: the roles whose state it depends on, those that learn in it included; ``None``: all.
@@ -417,8 +430,13 @@ class Stage:
     epochs: float | None = None
     every: Mapping[str | int, Callable[[Context], None]] = field(default_factory=dict)
     choose: Callable[[Context], Tensor] | None = None
+    record: Callable[[Batch, Context], Mapping[str, Tensor]] | None = None
 
     def __post_init__(self) -> None:
+        if self.record is not None:
+            if self.data is None:
+                raise ValueError(f"stage {self.name!r} has no data to record anything of")
+            self.items, self.work = self._parts, self._rows
         if sum(x is not None for x in (self.steps, self.items, self.epochs)) != 1:
             raise ValueError(f"stage {self.name!r} needs steps, epochs or items, and one of them alone")
         if self.data is None and (self.epochs is not None or self.choose is not None):
@@ -429,6 +447,29 @@ class Stage:
             if key != "epoch" and (not isinstance(key, int) or key < 1):
                 raise ValueError(f"stage {self.name!r}.every: {key!r} is neither 'epoch' nor a number of steps")
         self.scope = self.scope or self.name
+
+    def _parts(self, ctx: Context) -> list[str]:
+        """The items of a stage that records: pieces of its data."""
+        n = len(self.source) if self.source is not None else 0
+        return [f"{a}-{min(n, a + RECORDED)}" for a in range(0, n, RECORDED)]
+
+    def _rows(self, item: str, ctx: Context) -> dict[str, Tensor]:
+        """One piece's rows."""
+        assert self.record is not None and self.source is not None
+        low, high = map(int, item.split("-"))
+        parts: list[dict[str, Tensor]] = []
+        for batch in ctx.over(self.source, self.batch_size, torch.arange(low, high)):
+            for query in self.queries:
+                batch = query(batch, ctx)
+            with torch.no_grad():
+                rows = dict(self.record(batch, ctx))
+            n = len(batch["item"])
+            for name, row in rows.items():
+                if not isinstance(row, Tensor) or not row.ndim or len(row) != n:
+                    given = list(row.shape) if isinstance(row, Tensor) else type(row).__name__
+                    raise MethodError(f"stage {self.name!r}.record", f"{name!r}", given=given, expected=f"[{n}, ...]")
+            parts.append({k: v.detach().cpu() for k, v in ({"item": batch["item"]} | rows).items()})
+        return {name: torch.cat([p[name] for p in parts]) for name in parts[0]}
 
     @property
     def total(self) -> int:

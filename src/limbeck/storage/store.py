@@ -54,6 +54,7 @@ from limbeck.storage.weights import (
     load_metadata,
     load_state_dict,
     load_strict,
+    map_tensors,
     plain,
     read_tensors,
     same_memory,
@@ -391,13 +392,16 @@ def save_tree(folder: StrPath, tree: Any) -> str:
     return hashlib.sha256((digests[_TENSORS][1] + digests[_TREE][1]).encode()).hexdigest()
 
 
-def load_tree(folder: StrPath, verify: bool = True, device: torch.device | str | None = None) -> Any:
+def load_tree(
+    folder: StrPath, verify: bool = True, device: torch.device | str | None = None, mapped: bool = False
+) -> Any:
     """Load what `save_tree` saved.
 
     Args:
         folder: where it is.
         verify: compare every byte with the manifest's SHA-256 (while reading, at little cost).
         device: where tensors shall be; the CPU if not given.
+        mapped: map tensors into memory instead of reading them (not for what goes on bit for bit: see above).
 
     Raises:
         CheckpointCorrupt: a file is missing, foreign, truncated, altered or not ours; file and remedy are named.
@@ -415,9 +419,14 @@ def load_tree(folder: StrPath, verify: bool = True, device: torch.device | str |
     with HashingReader(folder / _TREE, verify) as file:
         text = file.take(file.size)
         _check(file, listed[_TREE], verify)
-    with HashingReader(folder / _TENSORS, verify) as file:
-        flat, _ = read_tensors(file)
-        _check(file, listed[_TENSORS], verify)
+    if mapped:
+        if verify:
+            verify_folder(folder)
+        flat = map_tensors(folder / _TENSORS)
+    else:
+        with HashingReader(folder / _TENSORS, verify) as file:
+            flat, _ = read_tensors(file)
+            _check(file, listed[_TENSORS], verify)
     try:
         whole = json.loads(text)
         if whole["format"] != _FORMAT:

@@ -146,6 +146,43 @@ def read_tensors(file: HashingReader) -> tuple[dict[str, Tensor], dict[str, str]
     Raises:
         CheckpointCorrupt: it is truncated, or its header is not sound.
     """
+    names, places, metadata = _layout(file)
+    read: dict[str, Tensor] = {}
+    for _, _, name, dtype, shape in places:
+        try:
+            tensor = torch.empty(shape, dtype=dtype)
+        except (RuntimeError, OverflowError) as error:  # its size was checked: a product that overflows, or no memory
+            raise corrupt(file.path, f"has a tensor {name!r} that cannot be made: {str(error)[:200]}") from None
+        if tensor.numel():
+            file.into(tensor.view(-1).view(torch.uint8).numpy().data)
+        read[name] = tensor
+    return {name: read[name] for name in names}, metadata
+
+
+def map_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file in the safetensors layout, mapped into memory: nothing is read before it is asked for.
+
+    What is written into them is written nowhere else.
+
+    Raises:
+        CheckpointCorrupt: it is truncated, or its header is not sound.
+    """
+    with HashingReader(path, hashing=False) as file:
+        names, places, _ = _layout(file)
+        start = file.size - file.left
+    read: dict[str, Tensor] = {}
+    if any(end > begin for begin, end, *_ in places):
+        raw = torch.from_numpy(np.memmap(path, np.uint8, "c", start).view(np.ndarray))
+    for begin, end, name, dtype, shape in places:
+        read[name] = raw[begin:end].view(dtype).view(shape) if end > begin else torch.empty(shape, dtype=dtype)
+    return {name: read[name] for name in names}
+
+
+_Places = list[tuple[int, int, str, torch.dtype, tuple[int, ...]]]
+
+
+def _layout(file: HashingReader) -> tuple[list[str], _Places, dict[str, str]]:
+    """The head of a file: names in its order, where each tensor lies behind the head, metadata."""
     size = int.from_bytes(file.take(8), "little")
     if size > _HEADER_LIMIT:
         raise corrupt(file.path, f"claims a header of {size} bytes; it is no safetensors file")
@@ -167,16 +204,7 @@ def read_tensors(file: HashingReader) -> tuple[dict[str, Tensor], dict[str, str]
         raise corrupt(file.path, f"has an unsound header: {str(error)[:200]}") from None
     if due != file.left:
         raise corrupt(file.path, f"is truncated or has foreign bytes: {file.left} bytes of tensors instead of {due}")
-    read: dict[str, Tensor] = {}
-    for _, _, name, dtype, shape in places:
-        try:
-            tensor = torch.empty(shape, dtype=dtype)
-        except (RuntimeError, OverflowError) as error:  # its size was checked: a product that overflows, or no memory
-            raise corrupt(file.path, f"has a tensor {name!r} that cannot be made: {str(error)[:200]}") from None
-        if tensor.numel():
-            file.into(tensor.view(-1).view(torch.uint8).numpy().data)
-        read[name] = tensor
-    return {name: read[name] for name in header}, metadata
+    return list(header), places, metadata
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

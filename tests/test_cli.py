@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 
 import limbeck
+from benchmarks.start import crowd
 from limbeck import cli
 from limbeck.commands import doctor
 from limbeck.errors import ConfigError, Stopped
@@ -118,6 +119,27 @@ def test_what_must_start_at_once_imports_little(words, absent):
     loaded = f"print('\\nloaded:', *sorted(set('{absent}'.split()) & set(sys.modules)))"
     code = f"import sys; from limbeck import cli; cli.main({words}); {loaded}"
     assert python(code=code).stdout.splitlines()[-1].strip() == "loaded:"
+
+
+def test_many_papers_are_listed_from_their_cards_alone(tmp_path):
+    """55 further ones, in a copy of the package: none is imported, and of none more than its Card is parsed."""
+    made = crowd(Path(limbeck.__file__).parent, tmp_path, 55)
+    code = f"""if True:
+        import ast, builtins, sys
+        sys.path.insert(0, {str(made.parent)!r})
+        parsed = []
+        parse = ast.parse
+        ast.parse = lambda text, *a, **k: parsed.append(len(text.strip())) or parse(text, *a, **k)
+        from limbeck import cli
+        assert cli.main(["methods"]) == 0
+        assert not {{"torch", "numpy", "yaml"}} & set(sys.modules), sorted(sys.modules)
+        assert not [m for m in sys.modules if m.startswith("limbeck.methods.")]
+        print(len(parsed), max(parsed) < 4000)
+    """
+    shown = python(code=code).stdout.splitlines()
+    assert sum("BD-KD" in line for line in shown) >= 55
+    count, small = shown[-1].split()
+    assert int(count) >= 55 and small == "True"
 
 
 def test_methods_as_a_table_and_as_json(capsys):

@@ -100,7 +100,7 @@ class Given(Model):
 
 @own_generators()
 def distill(
-    teacher: nn.Module | str | Mapping[str, Any] | None = None,
+    teacher: Any = None,
     student: nn.Module | str | Mapping[str, Any] | None = None,
     data: Any = None,
     method: str | Mapping[str, Any] = "kd",
@@ -117,12 +117,14 @@ def distill(
     """Distil a teacher into a student. The global random generators of torch, NumPy and Python stay as they were.
 
     Args:
-        teacher: a module with trained weights, a name as in a recipe (``"timm:resnet50"``), or a recipe node. A module
-            is used as it is, on the run's device, and comes back in its own mode.
+        teacher: a module with trained weights, a name as in a recipe (``"timm:resnet50"``), a recipe node, or a fitted
+            estimator with ``predict_proba`` (``predict`` for numbers). A module is used as it is, on the run's device, and
+            comes back in its own mode.
         student: likewise; a module is copied, the caller's stays as it was. Its frozen weights (``requires_grad`` off)
             stay frozen; it may share none that are trained with the teacher.
-        data: arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a torch Dataset of ``(x, y)``, or a name as in a recipe
-            (``"folder:birds"``). Pictures are [N, C, H, W]: uint8, or float in [0, 1].
+        data: arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a torch Dataset of ``(x, y)``, a pandas DataFrame whose label
+            is called ``label``, ``class`` or ``target``, or a name as in a recipe (``"folder:birds"``). Pictures are
+            [N, C, H, W]: uint8, or float in [0, 1].
         method: a method's name, or a recipe node with its settings.
         out: the run folder; a temporary one when not given.
         seed: of the run.
@@ -176,12 +178,16 @@ def distill(
     tree["train"] = {**train, **settings}
     if isinstance(teacher, nn.Module) and isinstance(student, nn.Module):
         refuse_shared(student, teacher)
-    models: dict[str, Given] = {}
+    models: dict[str, Any] = {}
+    if not isinstance(teacher, nn.Module) and (hasattr(teacher, "predict_proba") or hasattr(teacher, "predict")):
+        from limbeck.models.predictor import GivenEstimator
+
+        models["teacher"] = GivenEstimator(teacher, teacher_labels, check)
     for role, value in (("teacher", teacher), ("student", student)):
         if isinstance(value, nn.Module):
             names = list(teacher_labels) if teacher_labels is not None and role == "teacher" else None
             models[role] = Given(value, names, taught=role == "teacher", check=check)
-        elif value is not None:
+        elif value is not None and role not in models:
             tree[role] = value if isinstance(value, str) else dict(value)
         if value is not None and task is None and isinstance(tree["task"], Mapping):
             tree["task"] = {k: v for k, v in tree["task"].items() if k not in OF_MODELS}
@@ -193,7 +199,8 @@ def distill(
     for role, model in models.items():
         setattr(recipe, role, model)
         # what the folder's config says of it: enough to tell two runs apart, not enough to run it again
-        checked[role] = {"use": "given", "class": type(model.module).__qualname__}
+        held = model.module if isinstance(model, Given) else model.estimator
+        checked[role] = {"use": "given", "class": type(held).__qualname__}
     if data is not None and not isinstance(data, (str, Mapping)):
         source = _source(data)
         if not hasattr(recipe.task, "data"):
@@ -255,8 +262,12 @@ class GivenData(Source):
         return from_datasets(self.made, target, size, memory_mb=4096, names=None, where="data")
 
 
-def _source(data: Any) -> GivenData:
-    """Arrays or a Dataset as a source."""
+def _source(data: Any) -> Any:
+    """Arrays, a Dataset or a DataFrame as a source."""
+    if hasattr(data, "columns") and hasattr(data, "iloc"):
+        from limbeck.data.tables import FrameTable
+
+        return FrameTable(data)
     if isinstance(data, torch.utils.data.Dataset):
         if not hasattr(data, "__len__"):
             raise DataError(
@@ -271,5 +282,5 @@ def _source(data: Any) -> GivenData:
     raise DataError(
         "data",
         given=type(data).__name__,
-        expected="(x, y), (x, y, x_test, y_test), a torch Dataset, or a source's name",
+        expected="(x, y), (x, y, x_test, y_test), a torch Dataset, a DataFrame, or a source's name",
     )

@@ -6,7 +6,7 @@ Distance covariance of mixtures of Gaussians with a discrete attribute as FairDi
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -73,15 +73,48 @@ def pair_density(mean: Tensor, logvar: Tensor, eps: float = 0.0, own: slice | No
         eps: is added to the square root of the product of 2 pi (var_i + var_j), as the published code does (1e-10).
         own: the rows i; ``None`` for all.
     """
-    var, mine = logvar.exp(), own or slice(None)
-    quadratic, volume = mean.new_zeros(()), mean.new_zeros(())
-    for m, v in zip(mean.unbind(-1), var.unbind(-1), strict=True):  # one [N, N] matrix at a time, not [N, N, z]
-        total = v[mine, None] + v
-        quadratic = quadratic + (m[mine, None] - m).square() / total
-        volume = volume + total.log() + LOG_2PI
-    if eps == 0:
-        return (-0.5 * (quadratic + volume)).exp()
-    return (-0.5 * quadratic).exp() / ((0.5 * volume).exp() + eps)
+    found: Tensor = _PairDensity.apply(mean, logvar.exp(), eps, own or slice(None))
+    return found
+
+
+class _PairDensity(torch.autograd.Function):
+    """Densities with their gradient in closed form: one [n, N] matrix at a time, where autograd would keep several a dimension."""
+
+    @staticmethod
+    def forward(ctx: Any, mean: Tensor, var: Tensor, eps: float, own: slice) -> Tensor:
+        quadratic, volume = mean.new_zeros(()), mean.new_zeros(())
+        for m, v in zip(mean.unbind(-1), var.unbind(-1), strict=True):
+            total = v[own, None] + v
+            quadratic = quadratic + (m[own, None] - m).square_().div_(total)
+            volume = volume + total.log_()
+        root = (0.5 * (volume + mean.shape[-1] * LOG_2PI)).exp() if eps else None
+        if root is None:
+            density = (-0.5 * (quadratic + volume + mean.shape[-1] * LOG_2PI)).exp()
+        else:
+            density = (-0.5 * quadratic).exp() / (root + eps)
+        ctx.save_for_backward(mean, var, density, root)
+        ctx.eps, ctx.own = eps, own
+        return density
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        mean, var, density, root = ctx.saved_tensors
+        own = ctx.own
+        g = grad * density  # [n, N], by log density
+        shrunk = g if root is None else g * (root / (root + ctx.eps))
+        to_mean, to_var = torch.zeros_like(mean), torch.zeros_like(var)
+        for d in range(mean.shape[-1]):
+            m, v = mean[:, d], var[:, d]
+            inverse = (v[own, None] + v).reciprocal_()
+            slope = (m[own, None] - m).mul_(inverse)
+            each = g * slope
+            to_mean[:, d] += each.sum(0)
+            to_mean[own, d] -= each.sum(1)
+            spread = each.mul_(slope).sub_(inverse.mul_(shrunk)).mul_(0.5)
+            to_var[:, d] += spread.sum(0)
+            to_var[own, d] += spread.sum(1)
+        return to_mean, to_var, None, None
 
 
 def distance_covariance(

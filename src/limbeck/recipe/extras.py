@@ -9,7 +9,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "diffusion": ("diffusers", "transformers"),
     "vision": ("torchmetrics", "pycocotools"),
     "graph": ("torch_geometric",),
-    "tabular": ("fairlearn", "pandas", "pyarrow"),
+    "tabular": ("fairlearn", "pandas", "pyarrow", "skops"),
     "scene": ("skimage", "trimesh"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
     "tracking": ("accelerate", "wandb", "mlflow", "trackio"),

@@ -88,6 +88,18 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy_std": ("deviation of accuracy", True, None),
     "accuracy_as_made": ("accuracy as made", True, True),
     "clipped": ("pixel values clipped", True, False),
+    "precision": ("precision", True, True),
+    "recall": ("recall", True, True),
+    "auroc": ("area under the ROC curve", True, True),
+    "dpr": ("demographic parity ratio", False, True),
+    "dpd": ("demographic parity difference", False, False),
+    "eor": ("equalised odds ratio", False, True),
+    "eod": ("equalised odds difference", False, False),
+    "alpha_precision": ("alpha-precision", False, True),
+    "beta_recall": ("beta-recall", False, True),
+    "authenticity": ("authenticity", True, None),
+    "density": ("density", False, None),
+    "coverage": ("coverage", True, True),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
 

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 Tone = Literal["", "good", "bad", "dim"]
 
 _SHORT: Final = {
+    "area under the ROC curve": "AUC",
+    "demographic parity ratio": "parity",
+    "equalised odds ratio": "odds",
     "calibration error": "calib. error",
     "agreement with the teacher": "agree",
     "negative log-likelihood": "nll",
@@ -86,7 +89,7 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
             for r in s.rows
         ]
         add(f"vs {s.reference}", f"against {s.reference}", points, cells)
-    for name in ("ece", "perplexity", "kl", "fid", "class_accuracy", "calls", "agreement"):
+    for name in ("ece", "auroc", "dpr", "eor", "perplexity", "kl", "fid", "class_accuracy", "calls", "agreement"):
         if name == m.name:
             continue
         other = metric_of(name)

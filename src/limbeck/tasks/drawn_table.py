@@ -131,7 +131,7 @@ class TableArtifact(Artifact):
         from matplotlib.figure import Figure
 
         task, real, made = self.task, self.task._split("train"), self.rows()
-        shown = [(c.name, k) for k, c in enumerate(task.columns)][:22]
+        shown = [(c.name, k) for k, c in enumerate(task.columns)][:18]
         panels: list[tuple[str, list[str], Any, Any]] = []
         a: Any
         b: Any
@@ -145,9 +145,9 @@ class TableArtifact(Artifact):
         for name, names, of in ends:
             a, b = (np.bincount(getattr(r, of), minlength=len(names)) for r in (real, made))
             panels.append((name, names, a, b))
-        across = 4
+        across = 5
         down = -(-len(panels) // across)
-        figure = Figure(figsize=(11, 1.75 * down), dpi=110, layout="constrained")
+        figure = Figure(figsize=(11, 1.8 * down), dpi=110, layout="constrained")
         for i, (name, names, a, b) in enumerate(panels):
             ax = figure.add_subplot(down, across, i + 1)
             at = np.arange(len(names))
@@ -161,8 +161,13 @@ class TableArtifact(Artifact):
             if i == 0:
                 ax.legend(fontsize=7, frameon=False)
         figure.savefig(folder / "columns.png")
+        more = f"; the first {len(shown)} of {len(task.columns)} columns" if len(shown) < len(task.columns) else ""
         return [
-            {"file": "columns.png", "title": "Columns, real and drawn", "caption": "Shares of rows by bin or category."}
+            {
+                "file": "columns.png",
+                "title": "Columns, real and drawn",
+                "caption": f"Shares of rows by bin or category{more}.",
+            }
         ]
 
 

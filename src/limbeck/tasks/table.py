@@ -416,9 +416,13 @@ class Table(Labelled):
         if not rates:
             return super().extras(rows, bench)
         told = {n: dict(zip(self.groups, r.selection.tolist(), strict=True)) for n, r in rates.items()}
+        found: dict[str, Any] = {"selection_rates": told}
         if bench.folder is not None:
             parity_picture(rates, self.groups, bench.folder / "parity.png")
-        return {"selection_rates": told}
+            favourable = (self.labels or [])[self.favourable]
+            said = f"Share of the real test rows that is answered {favourable!r} by what learnt from each table."
+            found["images"] = [{"file": "parity.png", "title": "Parity between groups", "caption": said}]
+        return found
 
 
 class Drawn:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.grammar.needs import FORMS, Needs
+from limbeck.grammar.needs import FORMS, Form, Needs
 from limbeck.grammar.role import Contract
+from limbeck.grammar.signal import classes_last
+from limbeck.grammar.task import Model, Task
 from limbeck.models.causal_lm import CausalLm
 from limbeck.models.ensemble import Ensemble
 from limbeck.models.forms import having, meet
+from limbeck.models.huggingface import HuggingFace
+from limbeck.models.libraries import Timm, Torchvision
 from limbeck.models.small import MlpModel
+from limbeck.models.unet import UNetModel
+from limbeck.networks.maps import Pyramid
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.generation import Generation
 
@@ -60,3 +70,66 @@ def test_an_ensemble_of_maps_answers_as_its_members_do() -> None:
     torch.testing.assert_close(turned(x), torch.cat([1.5 * x, 1.5 * x], 1))
     sure = Ensemble([Grid(2.0)], [Contract()], [1], maps=True)(x)
     torch.testing.assert_close(sure.softmax(1), Grid(2.0)(x)["out"].softmax(1))
+
+
+class Any_(Task):
+    """A task of a form, with pictures of 3 x 64 x 64 and three outputs."""
+
+    labels: list[str] | None = ["a", "b", "c"]  # noqa: RUF012
+
+    def __init__(self, form: Form, outputs: int = 3) -> None:
+        self.form, self.outputs = form, outputs
+
+    def load(self, seed: int | None = None) -> None:
+        pass
+
+    @property
+    def needs(self) -> Needs:
+        names = ("a", "b", "c") if self.outputs == 3 else ()
+        return Needs((3, 64, 64), self.outputs, self.form, names)
+
+
+X = torch.rand(2, 3, 64, 64)
+
+
+def fed(model: Model, form: Form, outputs: int = 3) -> Any:
+    built = model.build(Any_(form, outputs))
+    with torch.no_grad():
+        return built.module.eval()(built.contract.inputs(X))
+
+
+@pytest.mark.parametrize("model", [UNetModel(4, 2), UNetModel(4, 2, stride=4), Timm("test_resnet")])
+def test_networks_of_maps(model: Model) -> None:
+    z = classes_last(fed(model, "map"))
+    assert z.shape[0] == 2 and z.shape[3] == 3 and z.shape[1] == z.shape[2]
+    with pytest.raises(ConfigError, match=r"resized to 96x96.*set|task\.size=96"):
+        Timm("test_resnet", size=96).build(Any_("map"))
+
+
+def test_networks_of_maps_of_other_libraries(tmp_path: Path) -> None:
+    assert classes_last(fed(Torchvision("lraspp_mobilenet_v3_large"), "map")).shape == (2, 64, 64, 3)
+    config = transformers.SegformerConfig(
+        hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], num_attention_heads=[1, 1, 2, 2], decoder_hidden_size=8
+    )
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path)
+    model = HuggingFace(str(tmp_path))
+    assert classes_last(fed(model, "map")).shape == (2, 16, 16, 3)
+    assert not model.trained and "new last layer" in model.notes[-1]  # its own classes are none of the task's
+    with pytest.raises(ConfigError, match="torchvision segmentation network"):
+        Torchvision("resnet18").build(Any_("map"))
+
+
+def test_pyramids_and_features() -> None:
+    levels = fed(Timm("test_resnet"), "pyramid", 0)
+    assert [f.shape[2] for f in levels] == [32, 16, 8, 4, 2]
+    assert fed(Timm("test_resnet"), "vector", 0).shape == (2, 96)
+    assert fed(Timm("test_resnet"), "vector", 5).shape == (2, 5)
+    assert fed(Torchvision("shufflenet_v2_x0_5"), "vector", 0).shape == (2, 1024)
+    turned = Pyramid(lambda x: [x.movedim(1, -1)])  # type: ignore[arg-type]
+    assert torch.equal(turned(X)[0], X)
+
+
+@pytest.mark.expensive
+def test_detectors() -> None:
+    found = fed(Torchvision("ssdlite320_mobilenet_v3_large"), "boxes")
+    assert len(found) == 2 and set(found[0]) == {"boxes", "scores", "labels"}

@@ -127,7 +127,9 @@ class Classifier(Model):
         names = self._names(about)
         built = Built(module, contract.with_(key=needs.key), names, self, self.notes)
         width = self._kept() or width
-        adapt(built, needs, width, about, f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__)
+        if needs.form in ("classes", "map"):
+            what = f"checkpoint {self.checkpoint}" if self.checkpoint else type(self).__name__
+            adapt(built, needs, width, about, what)
         self.rehearse(built, task)
         return built
 

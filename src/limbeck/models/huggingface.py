@@ -1,4 +1,4 @@
-"""Models of transformers by Hub id or folder: causal language models, and classifiers of pictures."""
+"""Models of transformers by Hub id or folder: causal language models, classifiers and segmentation networks of pictures."""
 
 from __future__ import annotations
 
@@ -40,11 +40,16 @@ from limbeck.tasks.tokenizers import load_tokenizer
 NAMES = {"model": {"hf": "HuggingFace"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
-PICTURES = "AutoModelForImageClassification"
+PICTURES = {
+    "classes": ("AutoModelForImageClassification", "ForImageClassification", "a classifier of pictures"),
+    "map": ("AutoModelForSemanticSegmentation", "ForSemanticSegmentation", "a segmentation network"),
+}
+"""Form -> the library's class that opens it, how architectures with such a head are called, and what it is."""
 
 
 class HuggingFace(LibraryModel):
-    """A model of the Hugging Face Hub or of a local folder: a causal language model, or a classifier of pictures.
+    """A model of the Hugging Face Hub or of a local folder: a causal language model, a classifier of pictures, or a
+    segmentation network (SegFormer, UperNet, MobileViT, ...).
 
     What it is taken as is the task's to say. A classifier's class names are read from its ``id2label``, and how it is fed
     from its image processor.
@@ -62,7 +67,7 @@ class HuggingFace(LibraryModel):
         size: side length that pictures are resized to; by default what the model insists on, else the data's own.
     """
 
-    forms = ("classes", "tokens")
+    forms = ("classes", "map", "tokens")
     paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "labels")
 
     def __init__(
@@ -95,6 +100,7 @@ class HuggingFace(LibraryModel):
         self.tokenizer: Any = None
         self._ready = pretrained or checkpoint is not None
         self._config: Any = None
+        self._auto = PICTURES["classes"][0]
         self._inputs: tuple[Contract, tuple[int, ...]] = Contract(), ()
 
     @property
@@ -212,15 +218,16 @@ class HuggingFace(LibraryModel):
 
     # --------------------------------------------------------------------------------------------------------- pictures
     def make(self, needs: Needs) -> nn.Module:
-        """A classifier of pictures with so many outputs, or with those of its own head where that is kept."""
-        transformers = transformers_library("a classifier of transformers")
+        """A network of pictures with so many outputs, or with those of its own head where that is kept."""
+        transformers = transformers_library("a network of transformers")
+        self._auto, suffix, what = PICTURES[needs.form]
         needs_pictures(needs, f"hf:{self.name}")
         if self.gguf_file is not None:
             raise ConfigError(
                 "gguf_file", "GGUF files hold language models", given=self.gguf_file, remedy="leave it out"
             )
         place = self._place()
-        wanted = self._wanted(place, PICTURES, "a classifier of pictures")
+        wanted = self._wanted(place, self._auto, what)
         about = adapter_in(place)
         try:
             with quiet():
@@ -233,7 +240,7 @@ class HuggingFace(LibraryModel):
                 wanted.head = self._head(needs)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise wanted.refused(error) from None
-        has_head = any("ForImageClassification" in str(name) for name in self._config.architectures or ())
+        has_head = any(suffix in str(name) for name in self._config.architectures or ())
         given = self._given() or names_by_id(self._config.id2label)
         self.own = self._keeps([given] if given else [], self._task_labels) if has_head else None
         unnamed = has_head and given is None and self.head == "auto" and self._config.num_labels == needs.outputs
@@ -253,7 +260,7 @@ class HuggingFace(LibraryModel):
         """The architecture, its weights drawn anew."""
         transformers = transformers_library("a classifier of transformers")
         config = type(self._config).from_dict({**self._config.to_dict(), "num_labels": needs.outputs, "id2label": None})
-        made: nn.Module = getattr(transformers, PICTURES).from_config(config)
+        made: nn.Module = getattr(transformers, self._auto).from_config(config)
         return made if self.dtype == "auto" else made.to(getattr(torch, self.dtype))
 
     def _head(self, needs: Needs) -> set[str]:
@@ -275,7 +282,7 @@ class HuggingFace(LibraryModel):
             self.notes.append(
                 "nothing beside it says how pictures are normalised: the training data's mean and std are taken"
             )
-        if len(contract.mean) not in (1, channels):
+        if contract.mean and len(contract.mean) not in (1, channels):
             grey = sum(contract.mean) / len(contract.mean), sum(contract.std) / len(contract.std)
             contract = contract.with_(mean=(grey[0],) * channels, std=(grey[1],) * channels)
         return contract.with_(size=(self.size, self.size) if self.size else None, channels=channels)
@@ -299,7 +306,8 @@ class HuggingFace(LibraryModel):
         """The student that a run left, by the library's own folder."""
         self.name, self.revision = str(folder), None
         transformers = transformers_library("a classifier of transformers")
-        wanted = self._wanted(self._place(), PICTURES, "a classifier of pictures")
+        self._auto, _, what = PICTURES[needs.form]
+        wanted = self._wanted(self._place(), self._auto, what)
         try:
             self._config = transformers.AutoConfig.from_pretrained(self._place(), **self._options())
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -57,15 +57,16 @@ class LibraryModel(Classifier):
             )
         self.name, self.head, self.size, self.options = name, head, size, dict(options or {})
         self.own: list[str] | None = None  # names of the pretrained head, once it is kept
+        self.whole = False  # whether features come from pretrained weights alone
 
     @property
     def trained(self) -> bool:
         """Whether the weights answer with the task's classes already; known once the network is built."""
-        return self.checkpoint is not None or self.own is not None
+        return self.checkpoint is not None or self.own is not None or self.whole
 
     def build(self, task: Task) -> Built:
         """The network; with pretrained weights their own head is kept or replaced as ``head`` says."""
-        self.own = None
+        self.own, self.whole = None, False
         self._task_labels = list(task.labels or [])
         return super().build(task)
 
@@ -108,10 +109,15 @@ class LibraryModel(Classifier):
 class Timm(LibraryModel):
     """A model of timm by its name, for pictures; normalised as timm's own configuration says.
 
+    Classifiers; pooled features; the pyramid of an encoder's maps; or, for maps, that pyramid under a small decoder
+    (`limbeck.networks.maps.Decoded`), which is always to be trained.
+
     Args:
         name: as ``timm.list_models()`` calls it.
         pretrained: load timm's pretrained weights (downloaded where they are not cached).
     """
+
+    forms = ("classes", "map", "pyramid", "vector")
 
     def __init__(
         self,
@@ -140,6 +146,15 @@ class Timm(LibraryModel):
         if not timm.is_model(self.name):
             raise ConfigError.unknown("name", self.name, timm.list_models(), "timm model")
         pretrained = self.pretrained and self.checkpoint is None
+        if needs.form in ("map", "pyramid"):
+            return self._maps(timm, needs, pretrained)
+        if needs.form == "vector" and pretrained:
+            self.whole = outputs == 0
+            if outputs:
+                self.notes.append(
+                    f"a new last layer of {outputs} outputs is put on {self.name}; it is still to be trained"
+                )
+            return self._create(timm, pretrained=True, num_classes=outputs)
         if not pretrained:
             return self._create(timm, num_classes=outputs)
         module = self._create(timm, pretrained=True)
@@ -148,6 +163,23 @@ class Timm(LibraryModel):
             self._new_head(module.num_classes, outputs)
             module.reset_classifier(num_classes=outputs)
         return module
+
+    def _maps(self, timm: Any, needs: Needs, pretrained: bool) -> nn.Module:
+        """The encoder's pyramid, alone or under a decoder."""
+        from limbeck.networks.maps import Decoded, Pyramid
+
+        encoder = self._create(timm, features_only=True, pretrained=pretrained)
+        widths = encoder.feature_info.channels()
+        if str(getattr(encoder, "output_fmt", "NCHW")).endswith("NHWC"):
+            encoder = Pyramid(encoder)
+        if needs.form == "pyramid":
+            self.whole = pretrained
+            return encoder
+        if pretrained:
+            self.notes.append(
+                f"a new decoder with {needs.outputs} outputs is put on {self.name}; it is still to be trained"
+            )
+        return Decoded(encoder, widths, needs.outputs)
 
     def _create(self, timm: Any, **arguments: Any) -> Any:
         try:
@@ -177,6 +209,8 @@ class Timm(LibraryModel):
         """Channels and normalisation of timm's configuration; resized only for models of a fixed input size."""
         from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
 
+        while hasattr(module, "encoder"):  # of what we put around it
+            module = module.encoder  # type: ignore[assignment]
         found = resolve_model_data_config(module)
         channels, high, wide = found["input_size"]
         size = (self.size, self.size) if self.size else None
@@ -192,12 +226,14 @@ class Timm(LibraryModel):
 
 
 class Torchvision(LibraryModel):
-    """A classifier of torchvision by its name.
+    """A network of torchvision by its name: a classifier, its pooled features, a segmentation network or a detector.
 
     Args:
         name: as ``torchvision.models.list_models()`` calls it.
         weights: pretrained weights: ``DEFAULT``, or a name such as ``IMAGENET1K_V2`` (downloaded where not cached).
     """
+
+    forms = ("classes", "map", "vector", "boxes")
 
     def __init__(
         self,
@@ -236,10 +272,18 @@ class Torchvision(LibraryModel):
 
         needs_pictures(needs, f"torchvision:{self.name}")
         outputs = needs.outputs
-        known = models.list_models(module=models)
+        place, word = {
+            "map": (models.segmentation, "segmentation network"),
+            "boxes": (models.detection, "detector"),
+        }.get(needs.form, (models, "classifier"))
+        known = models.list_models(module=place)
         if self.name not in known:
-            raise ConfigError.unknown("name", self.name, known, "torchvision classifier")
+            raise ConfigError.unknown("name", self.name, known, f"torchvision {word}")
         entry = self._entry()
+        if needs.form == "vector":
+            return self._features(models, needs, entry)
+        if needs.form == "boxes":
+            return self._detector(models, needs, entry)
         if entry is None:
             return self._create(models, num_classes=outputs)
         own = list(entry.meta.get("categories", []))
@@ -249,12 +293,10 @@ class Torchvision(LibraryModel):
                 return self._create(models, weights=entry)
             state = entry.get_state_dict(progress=False, check_hash=True)
         except OSError as error:
-            raise ConfigError(
-                "weights",
-                f"{self.name}'s weights cannot be fetched: {error}",
-                given=self.weights,
-                remedy="name local weights with checkpoint=FILE",
-            ) from None
+            raise self._unfetched(error) from None
+        state = {
+            k: v for k, v in state.items() if not k.startswith("aux_classifier.")
+        }  # which is there for training alone
         module = self._create(models, num_classes=outputs)
         if hasattr(module, "transform_input"):
             setattr(module, "transform_input", True)  # noqa: B010 (as the library builds it where it loads these weights)
@@ -268,7 +310,38 @@ class Torchvision(LibraryModel):
         self._new_head(len(own), outputs)
         return module
 
+    def _unfetched(self, error: OSError) -> ConfigError:
+        return ConfigError(
+            "weights",
+            f"{self.name}'s weights cannot be fetched: {error}",
+            given=self.weights,
+            remedy="name local weights with checkpoint=FILE",
+        )
+
+    def _features(self, models: Any, needs: Needs, entry: Any) -> nn.Module:
+        """The network without its last linear layer, or with another in its place."""
+        try:
+            module = self._create(models, weights=entry)
+        except OSError as error:
+            raise self._unfetched(error) from None
+        path, last = [(n, m) for n, m in module.named_modules() if isinstance(m, nn.Linear)][-1]
+        module.set_submodule(path, nn.Linear(last.in_features, needs.outputs) if needs.outputs else nn.Identity())
+        self.whole = entry is not None and not needs.outputs
+        return module
+
+    def _detector(self, models: Any, needs: Needs, entry: Any) -> nn.Module:
+        """A detector of the task's classes, the background before them; or with the classes of its own weights."""
+        if entry is None:
+            return self._create(models, num_classes=needs.outputs + 1)
+        self.own = [str(n) for n in entry.meta.get("categories", [])][1:]
+        try:
+            return self._create(models, weights=entry)
+        except OSError as error:
+            raise self._unfetched(error) from None
+
     def _create(self, models: Any, **arguments: Any) -> nn.Module:
+        if arguments.get("weights") is None and self.name not in models.list_models(module=models):
+            arguments["weights_backbone"] = None  # segmentation networks and detectors fetch one by default
         try:
             made: nn.Module = models.get_model(self.name, **{**arguments, **self.options})
             return made
@@ -284,6 +357,8 @@ class Torchvision(LibraryModel):
     def contract(self, module: nn.Module, task: Task) -> Contract:
         """The weights' own normalisation; that of ImageNet where there are none. Vision transformers get their size."""
         entry = self._entry()
+        if task.needs.form == "boxes":  # which normalise and resize inside, boxes and all
+            return Contract(channels=3)
         mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
         if entry is not None:
             transform = entry.transforms()

@@ -84,13 +84,15 @@ class RunContext:
         wanted = role.learns if grad is None else grad
         return contextlib.nullcontext() if wanted and torch.is_grad_enabled() else torch.no_grad()
 
-    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
-        """Call a role's module: with a graph where it learns, without otherwise, unless ``grad`` says."""
+    def call(self, role: str, *args: Any, grad: bool | None = None, by: str = "", **kwargs: Any) -> Any:
+        """Call a role's module, or a method of it: with a graph where it learns, without otherwise, unless ``grad`` says."""
         r = self._role(role)
         with self._graph(r, grad), self._engine.autocast():
-            return _plain(r.call(*args, **kwargs))
+            return _plain((r.called(by) if by else r.call)(*args, **kwargs))
 
-    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
+    def signal(
+        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+    ) -> Signal:
         """Feed a batch to a role through its contract; outputs in the task's class order, and tapped activations."""
         r = self._role(role)
         # asked of the class: a network looks for what it lacks among all its parts
@@ -99,14 +101,18 @@ class RunContext:
         else:
             tap = r.taps(tuple(taps)) if taps or r.tap is not None else None
             feed, batch = r.feed or self.task.feed, r.contract.feed(batch)
+            called = r.called(by) if by else r.call
             if tap is None and self._engine.plain:
                 with self._graph(r, grad):
-                    signal = Signal(r.contract.outputs(feed(r.call, batch)))
+                    out = feed(called, batch)
+                    signal = Signal(out if by else r.contract.outputs(out))
             else:
                 with self._graph(r, grad), self._engine.autocast(), tap or contextlib.nullcontext():
-                    out = r.contract.outputs(feed(r.call, batch))
+                    out = feed(called, batch)
+                    out = _plain(out) if by else r.contract.outputs(out)
                 signal = Signal(out, dict(tap.acts) if tap else {})
-        self.signals[role] = signal
+        if not by:
+            self.signals[role] = signal
         return signal
 
     def through(self, role: str) -> contextlib.AbstractContextManager[nn.Module]:

@@ -290,6 +290,14 @@ def shard(module: nn.Module) -> nn.Module:
     return module
 
 
+def also_forward(module: nn.Module, method: str) -> None:
+    """Let a method of a split module put its parameters together, as calling the module does. Done once."""
+    from torch.distributed.fsdp import register_fsdp_forward_method
+
+    if method not in module.__dict__:
+        register_fsdp_forward_method(module, method)
+
+
 def reshard(module: nn.Module) -> None:
     """Let go of the parameters that a pass has put together: those of the whole stay until a backward pass, if one comes."""
     for part in _split_parts(module):

@@ -202,6 +202,11 @@ class Engine:
         for index in range(len(self.stages)):
             begun = saved is not None and (index < at or (index == at and bool(saved["begun"])))
             ctx = self._enter(method, index, saved if index <= at else None, begun)
+            if index == 0 and at == 0 and not begun:
+                with evaluating(r.module for r in method.roles.values()):
+                    method.begin(ctx)
+                self._hashes.clear()
+                self.place(method)
             if index >= at:
                 self._pass(method, index, ctx, saved if begun else None)
         if saved is not None and at >= len(self.stages):
@@ -664,7 +669,8 @@ class Engine:
             if done % settings.log_every == 0 or done == total:
                 self._settle(stepper, wait=True)
                 values, self.meter = self.meter.means(), Seen()
-                self._log(stage.name, done, {**stepper.rates(step, total), **values})
+                own = {n: float(v) for n, v in method.measures().items()}
+                self._log(stage.name, done, {**stepper.rates(step, total), **values, **own})
                 if self.progress is not None:
                     self.progress.advance(0, **values)
             every = settings.eval_every if stage.judged else 0

@@ -75,14 +75,16 @@ class Trial(RunContext):
         made.__dict__.update(super().at(step).__dict__)
         return made
 
-    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
+    def call(self, role: str, *args: Any, grad: bool | None = None, by: str = "", **kwargs: Any) -> Any:
         """Call a role's module, and keep in mind how much it answers."""
-        out = super().call(role, *args, grad=grad, **kwargs)
+        out = super().call(role, *args, grad=grad, by=by, **kwargs)
         return self._seen(role, out)
 
-    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
+    def signal(
+        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+    ) -> Signal:
         """Feed a batch to a role, and keep in mind how much it answers."""
-        found = super().signal(role, batch, taps, grad)
+        found = super().signal(role, batch, taps, grad, by)
         self._seen(role, getattr(found.out, "logits", found.out))
         return found
 

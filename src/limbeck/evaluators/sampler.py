@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from limbeck.engine import identity
 from limbeck.engine.inner import fit
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, nearest
 from limbeck.functional.metrics import frechet_distance, moments
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows
@@ -52,6 +52,8 @@ class Sampler(Evaluator):
         guidance: the guidance weights w at which samplers are judged (0 is plain conditional, scale = 1 + w).
         steps: the numbers of steps at which they are judged.
         samples: how many samples are judged at each.
+        metric: what decides: ``endpoint_mse``, ``fid`` or ``class_accuracy``; or one of them at a weight and a number of
+            steps that are judged (``fid_w1_n4``).
         times_more: the teacher's own row takes this many times the student's steps.
         reference_steps: steps of the guided teacher whose endpoints are the reference.
     """
@@ -68,6 +70,7 @@ class Sampler(Evaluator):
         samples: int = 500,
         times_more: int = 16,
         reference_steps: int = 128,
+        metric: str = "endpoint_mse",
     ) -> None:
         if not guidance or min(guidance) < 0:
             raise ValueError("guidance must hold weights of 0 or more (w = scale - 1)")
@@ -80,6 +83,17 @@ class Sampler(Evaluator):
         ):
             if value < low:
                 raise ValueError(f"{name} must be {low} or more")
+        cells = [f"_w{w:g}_n{n}" for w in guidance for n in steps]
+        known = [f"{name}{cell}" for name in ("endpoint_mse", "fid", "class_accuracy") for cell in ("", *cells)]
+        if metric not in known:
+            close = nearest(metric, known)
+            raise ValueError(
+                f"metric {metric!r} is not judged; "
+                + (f"did you mean {close[0]}? " if close else "")
+                + f"known: {', '.join(known[:40])}"
+            )
+        self.metric = self.primary = metric
+        self.higher_is_better = metric.startswith("class_accuracy")
         self.guidance, self.steps, self.samples = sorted(set(guidance)), sorted(set(steps)), samples
         self.times_more, self.reference_steps = times_more, reference_steps
         self._features: dict[str, FeatureNet] = {}

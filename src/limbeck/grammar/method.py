@@ -243,11 +243,19 @@ class Context(Protocol):
     def whole(self) -> int:
         """Optimiser steps of all stages: one that tells its number when it begins counts from then on."""
 
-    def call(self, role: str, *args: Any, grad: bool | None = None, **kwargs: Any) -> Any:
-        """Call a role's module. Roles that learn build a graph, others do not, unless ``grad`` says otherwise."""
+    def call(self, role: str, *args: Any, grad: bool | None = None, by: str = "", **kwargs: Any) -> Any:
+        """Call a role's module, or its method ``by`` (``encode_text``).
 
-    def signal(self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None) -> Signal:
-        """Feed a batch to a role as the task does, through its contract, and show outputs and tapped activations."""
+        Roles that learn build a graph, others do not, unless ``grad`` says otherwise.
+        """
+
+    def signal(
+        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+    ) -> Signal:
+        """Feed a batch to a role as the task does, through its contract, and show outputs and tapped activations.
+
+        With ``by`` it goes into that method of the module (``encode_image``), and what this returns is shown as it is.
+        """
 
     def through(self, role: str) -> AbstractContextManager[nn.Module]:
         """Graph to the role's input, its parameters frozen, in evaluation mode."""
@@ -732,6 +740,13 @@ class Method(Component, Generic[T]):
 
     def observe(self, seen: dict[str, float], ctx: Context) -> None:
         """Move adaptive state, once per optimiser step, from means over everything (all micro-batches and processes)."""
+
+    def begin(self, ctx: Context) -> None:
+        """Change values once, when the run begins, whatever its first stage is: not where it goes on."""
+
+    def measures(self) -> dict[str, float]:
+        """Further numbers by name, as they stand: they enter the log at every line, and the result at the end."""
+        return {}
 
     def artifact(self) -> Artifact:
         """What the run made, as it stands: by default the student network. It is scored, saved and exported."""

@@ -208,6 +208,24 @@ class Role:
             self._compiled = (self.module, compiled(self.module))
         return self._compiled[1]
 
+    def called(self, by: str) -> Callable[..., Any]:
+        """The module, or one of its methods by name.
+
+        Raises:
+            ConfigError: it has no such method.
+        """
+        if not by:
+            return self.call
+        method = getattr(self.module, by, None)
+        if not callable(method) or by.startswith("_"):
+            known = [n for n in dir(self.module) if n not in dir(nn.Module) and n[0] != "_"]
+            known = [n for n in known if callable(getattr(self.module, n, None)) and n not in self.module._modules]
+            raise ConfigError.unknown("by", by, known, f"method of {type(self.module).__name__}")
+        view = getattr(type(self.module), "method_of", None)  # of a view, with the adapter acting
+        if self.shard and dist.world() > 1:
+            dist.also_forward(self.module, by)
+        return view(self.module, by) if view is not None else method
+
     def _note(self) -> None:
         """Keep in mind which parameters its maker left trainable, while the module itself says so."""
         if isinstance(self.module, nn.Module) and self._still is not self.module:

@@ -14,7 +14,7 @@ import copy
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,15 @@ class LoraView(nn.Module):
         """The network's output with the adapter acting."""
         with self.active() as base:
             return base(*args, **kwargs)
+
+    def method_of(self, name: str) -> Callable[..., Any]:
+        """A method of the network, with the adapter acting."""
+
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self.active() as base:
+                return getattr(base, name)(*args, **kwargs)
+
+        return called
 
     def update_of(self, name: str) -> Tensor:
         """What the adapter adds to a layer's weight."""

@@ -254,6 +254,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         "primary": primary,
         "higher_is_better": higher,
         "metrics": metrics,
+        "measures": {n: float(v) for n, v in method.measures().items()},
         "artifact": artifact.kind,
         "sizes": {
             **{n: row.size() for n, row in scored.rows.items()},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denoiser"]
+Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denoiser", "graphs"]
 """What a network answers an item with.
 
 - ``classes``: a row of values, ``[N, outputs]``: logits of classes, or numbers.
@@ -16,6 +16,7 @@ Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denois
 - ``boxes``: detections, as torchvision's detectors return them.
 - ``tokens``: a row of values over a vocabulary at every token.
 - ``denoiser``: noise, or what it hides, in the shape of the input.
+- ``graphs``: a row of values a graph, ``[N, outputs]``. Graphs are ragged: nodes ``[R, features]`` beside their edges.
 """
 
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -35,6 +36,7 @@ class Needs:
         names: of the outputs (class names), in the task's order; empty where they have none.
         target: what the values mean: ``label`` (logits of one class), ``labels`` (of several at once), ``number``.
         key: the tensor of a batch that goes in, and that a network's input contract acts on.
+        edges: of graphs: width of the edges' features; 0 where they have none.
         mean, std: of numbers: what the data's own units are brought to 0 and 1 by.
 
     Example:
@@ -48,6 +50,7 @@ class Needs:
     names: tuple[str, ...] = ()
     target: str = "label"
     key: str = "x"
+    edges: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 

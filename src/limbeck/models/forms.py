@@ -58,4 +58,5 @@ _WORDS: dict[Form, str] = {
     "boxes": "detectors",
     "tokens": "language models",
     "denoiser": "denoisers",
+    "graphs": "networks for graphs (one row of values a graph)",
 }

@@ -9,6 +9,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "diffusion": ("diffusers", "transformers"),
     "vision": ("torchmetrics", "pycocotools"),
     "graph": ("torch_geometric",),
+    "molecules": ("rdkit",),
     "tabular": ("fairlearn", "pandas", "pyarrow", "skops"),
     "scene": ("skimage", "trimesh"),
     "export": ("onnx", "onnxruntime", "onnxscript"),

@@ -60,6 +60,7 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "top1": ("accuracy", True, True),
     "top5": ("top-5 accuracy", True, True),
     "exact": ("all labels right", True, True),
+    "auc": ("AUC", True, True),
     "f1": ("F1", True, True),
     "f1_micro": ("F1, micro", True, True),
     "agreement": ("agreement with the teacher", True, None),

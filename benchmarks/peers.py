@@ -45,6 +45,8 @@ PEERS: dict[str, Peer] = {
     "modelopt": Peer("nvidia-modelopt", "0.47.0", ("omegaconf==2.4.0", "antlr4-python3-runtime==4.9.3", "pulp==3.3.2")),
     "torchtune": Peer("torchtune", "0.6.1"),
     "dd-ranking": Peer("ddranking", "0.2.0"),
+    "mlxtend": Peer("mlxtend", "0.25.0"),
+    "pandas": Peer("pandas", ""),
     "timm": Peer("timm", ""),  # ours anyway: a dependency of limbeck
 }
 

@@ -357,6 +357,7 @@ class GraphSet(GraphsArtifact):
         figure = Figure(figsize=(2.1 * most, 2.3 * rows), dpi=90)
         FigureCanvasAgg(figure)
         for c in range(rows):
+            title = f"class {self.labels[c]}" if self.labels[c].lstrip("-").isdigit() else self.labels[c]
             mine = (mined.y == c).nonzero()[:, 0]
             order = mine[mined.support[mine].argsort(descending=True, stable=True)][:most].tolist()
             for k, i in enumerate(order):
@@ -364,7 +365,7 @@ class GraphSet(GraphsArtifact):
                 axes.set_axis_off()
                 _draw_forest(axes, self.data.fetch(torch.tensor([i])), self.alphabet)
                 share = f"{int(mined.support[i])} of {int(mined.graphs[c])}"
-                axes.set_title(f"{self.labels[c]}\n{share}" if k == 0 else share, fontsize=8)
+                axes.set_title(f"{title}\n{share}" if k == 0 else share, fontsize=8)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="png", bbox_inches="tight")
         path = folder / "pictures" / "trees.png"
@@ -413,8 +414,14 @@ def _draw_forest(axes: Any, batch: Batch, alphabet: Alphabet) -> None:
     size = 60 if count <= 24 else 22
     axes.scatter(place, -depth, c=colours, s=size, zorder=2, edgecolors="0.3", linewidths=0.4)
     for v in range(count if count <= 24 else 0):
-        axes.text(place[v], -depth[v], str(names[v]), fontsize=5, ha="center", va="center", zorder=3)
+        axes.text(place[v], -depth[v], _called(alphabet, names[v]), fontsize=5, ha="center", va="center", zorder=3)
     axes.margins(0.15)
+
+
+def _called(alphabet: Alphabet, label: int) -> str:
+    """A label as the data have it; of several columns its number."""
+    row = alphabet.nodes[label].tolist()
+    return str(row[0]) if len(row) == 1 else str(label)
 
 
 def _names(x: Tensor, alphabet: Alphabet) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import json
 import random
 import shutil
@@ -27,7 +26,7 @@ from limbeck.recipe.overrides import presets_of
 from limbeck.recipe.recipe import build, check, dump, load_tree
 from limbeck.recipe.values import read_yaml_file
 from limbeck.storage import store
-from tests.tiny import CARDS, NAMES, Tiny, differences, run_with_stop, state_of, trained, tree_of
+from tests.tiny import CARDS, NAMES, Tiny, differences, frozen, run_with_stop, state_of, trained, tree_of
 from tests.tiny import shared_tiny as tiny
 from tests.two_processes import TwoProcesses
 
@@ -41,10 +40,8 @@ def plain(name: str, shared_workspace: Path, tmp_path_factory: pytest.TempPathFa
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
         run = tiny(name, tmp_path_factory.mktemp("plain")).run()
-    gc.collect()
-    gc.freeze()  # every run collects garbage, which takes longer the more is imported
-    yield run
-    gc.unfreeze()
+    with frozen():
+        yield run
 
 
 def except_for(name: str, row: str) -> None:

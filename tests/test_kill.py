@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from limbeck.storage import store
-from tests.tiny import NAMES, differences, state_of, tiny
+from tests.tiny import NAMES, differences, frozen, state_of
+from tests.tiny import shared_tiny as tiny
 
 KILLS = 50
 
@@ -37,6 +38,11 @@ def attempt(name: str, folder: Path, overrides: tuple[str, ...]) -> int:
 @pytest.mark.parametrize("name", NAMES)
 def test_killed_at_random_moments_ends_the_same(name: str, tmp_path: Path) -> None:
     overrides = ("engine.save_every=1",)
+    with frozen():
+        _kill(name, tmp_path, overrides)
+
+
+def _kill(name: str, tmp_path: Path, overrides: tuple[str, ...]) -> None:
     whole = state_of(tiny(name, tmp_path / "whole", *overrides).run())
     began = time.perf_counter()  # the first run also imported things and trained the teacher
     tiny(name, tmp_path / "again", *overrides).run()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,6 +82,17 @@ def shared_tiny(name: str, folder: Path, *overrides: str, seed: int = 0, progres
         _SHARED[key] = copy.copy(recipe.task)
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), progress=progress)
     return Tiny(recipe, bench, engine)
+
+
+@contextlib.contextmanager
+def frozen() -> Iterator[None]:
+    """What is imported by now is left out when garbage is collected, as every run does: that takes longer the more it is."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class StopAfter:

@@ -7,6 +7,7 @@ method, or has died over it, is replaced by a new one for the next.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import subprocess
 import sys
@@ -127,6 +128,7 @@ def _work(place: Path) -> None:
         name = question.read_text()
         if name == LEAVE:
             _leave()
+        gc.freeze()
         try:
             run = tiny(name, place / name).run()
             state = state_of(run)

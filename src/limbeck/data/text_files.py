@@ -185,12 +185,13 @@ class TextJsonl(_Rows):
             for split, name, file in files:
                 for number, line in enumerate(decode(load_bytes(file), file, self.encoding).split("\n"), 1):
                     if line.strip():
-                        yield split, f"{name} line", number, _parsed(line)
+                        yield split, f"{name} line", number, parsed(line)
 
         return self._documents(rows(), notes=notes)
 
 
-def _parsed(line: str) -> Any:
+def parsed(line: str) -> Any:
+    """A line of JSON, or the ValueError that says what is wrong with it."""
     try:
         return json.loads(line)
     except json.JSONDecodeError as error:

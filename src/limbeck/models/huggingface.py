@@ -17,6 +17,7 @@ from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import names_by_id
 from limbeck.models.classifier import needs_pictures
 from limbeck.models.forms import meet
+from limbeck.models.hf_text import text_model
 from limbeck.models.libraries import Head, LibraryModel
 from limbeck.models.pretrained import (
     Wanted,
@@ -35,6 +36,8 @@ from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
 from limbeck.tasks.language import Language
+from limbeck.tasks.masked_words import MaskedWords
+from limbeck.tasks.text_classes import TextClasses
 from limbeck.tasks.tokenizers import load_tokenizer
 
 NAMES = {"model": {"hf": "HuggingFace"}}
@@ -113,6 +116,8 @@ class HuggingFace(LibraryModel):
         self._ready = self.pretrained or self.checkpoint is not None
         needs = meet(self, task)
         task.load()
+        if isinstance(task, (MaskedWords, TextClasses)):
+            return text_model(self, task)
         if needs.form == "tokens":
             return self._language(cast(Language, task))
         built = super().build(task)

@@ -128,3 +128,49 @@ def pad_id(tokenizer: Any) -> int:
 def vocabulary_size(tokenizer: Any) -> int:
     """How many token ids a tokenizer has: the largest and one."""
     return int(max(tokenizer.get_vocab().values())) + 1
+
+
+MARKS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+"""What stands around an encoder's text, fills it up, and takes the place of a hidden word."""
+
+
+def word_tokenizer(texts: Sequence[str], vocab_size: int) -> Any:
+    """A byte-level BPE for encoders, trained on some texts and kept in the workspace: ``<s> text </s>``, with ``<mask>``."""
+    transformers = transformers_library("encoders")
+    tokenizers = require("tokenizers", "language", "training a tokenizer")
+    level = tokenizers.pre_tokenizers.ByteLevel
+
+    def train() -> dict[str, str]:
+        core = tokenizers.Tokenizer(tokenizers.models.BPE())
+        core.pre_tokenizer = level(add_prefix_space=True)
+        core.decoder = tokenizers.decoders.ByteLevel()
+        most = 256 + len(MARKS) + sum(len(text.encode("utf-8", "replace")) for text in texts)
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=min(vocab_size, most),
+            special_tokens=list(MARKS),
+            initial_alphabet=sorted(level.alphabet()),
+            show_progress=False,
+        )
+        core.train_from_iterator(texts, trainer)
+        ends = [(mark, core.token_to_id(mark)) for mark in ("<s>", "</s>")]
+        core.post_processor = tokenizers.processors.TemplateProcessing(
+            single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=ends
+        )
+        return {"tokenizer": core.to_str()}
+
+    content = hashlib.blake2b(digest_size=16)
+    for text in texts:
+        content.update(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest())
+    parts = {"format": 1, "vocab_size": vocab_size, "texts": content.hexdigest(), "marks": list(MARKS)}
+    core = tokenizers.Tokenizer.from_str(remembered("tokenizer", parts, train)["tokenizer"])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        bos_token="<s>",
+        cls_token="<s>",
+        eos_token="</s>",
+        sep_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+        model_input_names=["input_ids", "attention_mask", "token_type_ids"],
+    )

@@ -1,0 +1,125 @@
+"""A small Transformer encoder from scratch, in BERT's architecture: for text classes and for masked words."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import nn
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.method import Built
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import DEEPEST, Check, Model, Task
+from limbeck.models.adapting import adapt
+from limbeck.models.forms import meet
+from limbeck.models.pretrained import save_pretrained
+from limbeck.storage.disk import expanded
+from limbeck.storage.foreign import find_weights
+from limbeck.storage.weights import load_strict
+from limbeck.tasks.causal import transformers_library
+from limbeck.tasks.masked_words import MaskedWords
+from limbeck.tasks.text_classes import TextClasses
+from limbeck.tasks.tokenizers import pad_id
+
+NAMES = {"model": {"encoder": "Encoder"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
+
+class Encoder(Model):
+    """A small encoder of BERT's architecture (transformers), from scratch.
+
+    With ``task=masked-words`` it has a head for words (its weights are those of the embedding), with ``task=text-classes``
+    one for classes. What is saved is an ordinary transformers folder.
+
+    Args:
+        layers: number of blocks.
+        width: size of the hidden states, a multiple of ``heads``.
+        heads: attention heads.
+        mlp: size of the inner layer; ``null`` for four times the width.
+        dropout: of hidden states and attention while training.
+        positions: how many tokens it has positions for; ``null`` for the task's length.
+        checkpoint: weights of body and head to load, strictly: a file, or a folder with them.
+        labels: the checkpoint's class names in its order.
+        check: try a ready teacher on labelled items before anything is trained.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("checkpoint",)
+    rehearsed = True
+    forms = ("classes", "tokens")
+
+    def __init__(
+        self,
+        layers: int = 2,
+        width: int = 48,
+        heads: int = 4,
+        mlp: int | None = None,
+        dropout: float = 0.1,
+        positions: int | None = None,
+        checkpoint: str | None = None,
+        labels: list[str] | None = None,
+        check: Check = "on",
+    ) -> None:
+        if layers < 1 or width < 1 or heads < 1:
+            raise ValueError("layers, width and heads must be 1 or more")
+        if layers > DEEPEST:
+            raise ValueError(f"layers must be at most {DEEPEST:,}")
+        if width % heads:
+            raise ValueError(f"width must be a multiple of heads: {width} over {heads} heads does not go")
+        if (mlp is not None and mlp < 1) or (positions is not None and positions < 4):
+            raise ValueError("mlp must be 1 or more, positions 4 or more, or null")
+        if not 0 <= dropout < 1:
+            raise ValueError("dropout must lie in [0, 1)")
+        self.layers, self.width, self.heads, self.mlp = layers, width, heads, mlp or 4 * width
+        self.dropout, self.positions, self.checkpoint, self.labels = dropout, positions, checkpoint, labels
+        self.check: Check = check
+        self.tokenizer: Any = None
+
+    def build(self, task: Task) -> Built:
+        """The network, with an embedding for every token of the task's tokenizer."""
+        needs = meet(self, task)
+        if not isinstance(task, (MaskedWords, TextClasses)):
+            raise ConfigError(
+                "model",
+                f"an encoder of text cannot serve the task {type(task).__name__}",
+                remedy="set task=text-classes or task=masked-words, or choose a model of that task",
+            )
+        transformers = transformers_library("encoders")
+        task.load()
+        self.tokenizer = task.tokenizer
+        if self.positions is not None:
+            task.limit(self.positions, "the encoder")
+        config = transformers.BertConfig(
+            vocab_size=task.vocabulary,
+            hidden_size=self.width,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            intermediate_size=self.mlp,
+            max_position_embeddings=self.positions or max(task.length, 128),
+            hidden_dropout_prob=self.dropout,
+            attention_probs_dropout_prob=self.dropout,
+            pad_token_id=pad_id(self.tokenizer),
+        )
+        kind = "BertForMaskedLM"
+        if isinstance(task, TextClasses):
+            kind, config.num_labels = "BertForSequenceClassification", task.outputs
+        module = getattr(transformers, kind)(config)
+        notes = []
+        if self.checkpoint is not None:
+            path = expanded(self.checkpoint)
+            path = path / "student" if (path / "student/model.safetensors").is_file() else path
+            found = find_weights(path, module.state_dict(), role=self.role)
+            load_strict(module, found.state, str(path), self.role)
+            notes.append(str(found))
+        built = Built(module, Contract(), self.labels, self, notes)
+        if isinstance(task, TextClasses):
+            adapt(built, needs, task.outputs, {}, type(self).__name__)
+            task.rehearse(built)
+        return built
+
+    def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
+        """The folder ``student/`` as transformers lays it out; ``AutoModel.from_pretrained`` reads it."""
+        config: Any = module.config
+        if labels:
+            config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        save_pretrained(module, self.tokenizer, Path(folder) / "student")

@@ -2,43 +2,61 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
+from limbeck.data.items import Part
+from limbeck.engine.inner import fit
 from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows, participants
-from limbeck.grammar.method import Built, Data
+from limbeck.grammar.method import Batch, Built, Data, Term
+from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.settings import Count, Positive, settings
-from limbeck.grammar.signal import Tap, evaluating
+from limbeck.grammar.signal import Signal, Tap, evaluating
 from limbeck.grammar.task import Task
 from limbeck.networks.shows import last_linear, picture_of, pooled
+from limbeck.tasks.tokenized import Tokenized, encode, hidden, trunk
 
 NAMES = {"evaluator": {"probe": "Probe"}}
 
 
 @settings
 class Probe(Evaluator):
-    """A simple classifier trained on a network's frozen features of the student's training items, judged on the split.
+    """A simple classifier trained on a network's frozen features of labelled training items, judged on the split; or the
+    network itself, fine-tuned on them.
 
     Rows: the participants, the task's baselines (``alone``: the student trained by the task's own labels) and ``random``
     (the student as it is before training): what the architecture alone shows.
 
     Args:
-        how: ``linear`` (logistic regression), ``svm`` (linear support vectors) or ``knn`` (nearest neighbours by cosine).
+        how: ``linear`` (logistic regression), ``svm`` (linear support vectors) or ``knn`` (nearest neighbours by cosine) on
+            frozen features; ``fine-tune`` trains a copy of the whole network with a new last layer.
+        on: the task with the labelled items; ``null`` takes the run's own. An encoder that has learnt from text is judged
+            on text classes, with its own tokenizer.
+        optim: how a network is fine-tuned.
+        pool: the feature of a text: of its ``first`` token, or the ``mean`` of all.
+        whose: which rows are judged: ``all``, or ``students``: without those who only teach, of which large ones take
+            long to fine-tune.
         feature: the module whose output is the feature, as ``named_modules()`` spells it (``name:in`` for its input);
-            empty takes what the last linear layer reads. Maps are averaged over space, of tokens the first is taken.
+            empty takes what the last linear layer reads, of a text's encoder its last hidden states. Maps are averaged over
+            space, of tokens the first is taken.
         strength: inverse regularisation of ``linear`` and ``svm`` (scikit-learn's C), on standardised features.
         neighbours: of ``knn``.
         items: at most so many training items, at even distances; 0 takes all.
         eval_batch: items at a time.
     """
 
-    how: Literal["linear", "svm", "knn"] = "linear"
+    how: Literal["linear", "svm", "knn", "fine-tune"] = "linear"
+    on: Task | None = None
+    optim: Optim = Optim(steps=300, batch_size=32, lr=1e-3, weight_decay=0.01, schedule="linear", warmup=30)
+    pool: Literal["first", "mean"] = "first"
+    whose: Literal["all", "students"] = "all"
     feature: str = ""
     strength: Positive = 1.0
     neighbours: Count = 20
@@ -50,21 +68,65 @@ class Probe(Evaluator):
         self.primary, self.higher_is_better = "accuracy", True
 
     def accept(self, task: Task) -> None:
-        """Items have one class each, which the probe is to tell."""
-        if getattr(task, "kind_of_target", "") != "label":
-            raise ConfigError("evaluator", "a probe tells one class an item", given=type(task).__name__)
+        """Items have one class each, which the probe is to tell; texts of both tasks have one tokenizer."""
+        on: Any = self.on or task
+        if self.on is not None:
+            on.load()
+            if isinstance(on, Tokenized) != isinstance(task, Tokenized):
+                raise ConfigError(
+                    "evaluator.on",
+                    "items of the two tasks are of different kinds: one has texts",
+                    given=type(on).__name__,
+                    expected="text-classes for encoders of text, classification for networks of pictures",
+                )
+        if getattr(on, "kind_of_target", "") != "label":
+            raise ConfigError(
+                "evaluator" if self.on is None else "evaluator.on",
+                "a probe tells one class an item",
+                given=type(on).__name__,
+                remedy="name a task with labelled items: evaluator.on={use: text-classes, data: labelled-text:FILE}"
+                if isinstance(task, Tokenized)
+                else "",
+            )
+        self.primary, self.higher_is_better = on.primary if self.how == "fine-tune" else "accuracy", True
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
-        """``accuracy`` of the classifier on the split, and the width of its features."""
+        """``accuracy`` of the classifier on the split, and the width of its features; of a network that was fine-tuned the
+        labelled task's own metrics."""
         if not isinstance(artifact, NetworkArtifact):
             raise TypeError(f"probes read the features of networks, and this is a {artifact.kind}")
-        task: Any = artifact.judge(bench.task)
+        task: Any = self.on or artifact.judge(bench.task)
+        if isinstance(task, Tokenized) and isinstance(bench.task, Tokenized) and task is not bench.task:
+            task.follow(bench.task, getattr(artifact.built.module, "config", None))
+        if self.how == "fine-tune":
+            return self._tuned(artifact.built, task, bench, split)
         train: Data = task.train
-        step = max(1, -(-len(train) // self.items)) if self.items else 1
-        x, y = self._features(artifact.built, task, train, bench, step)
+        x, y = self._features(artifact.built, task, train, bench, self._step(train))
         judged, truth = self._features(artifact.built, task, getattr(task, split), bench)
         guess = self._classifier(len(x)).fit(x.numpy(), y.numpy()).predict(judged.numpy())
         return {"accuracy": float((torch.from_numpy(guess) == truth).double().mean()), "width": float(x.shape[1])}
+
+    def _step(self, data: Data) -> int:
+        return max(1, -(-len(data) // self.items)) if self.items else 1
+
+    def _tuned(self, built: Built, task: Any, bench: Bench, split: str) -> dict[str, float]:
+        """A copy of the network with a new last layer, trained on the labelled items, as the task judges it."""
+        net = copy.deepcopy(built.module).requires_grad_(True)
+        seed = key_of(bench.seed, "probe")
+        with torch.random.fork_rng(devices=[]):
+            seed_modules(seed, torch.device("cpu"))
+            texts = isinstance(task, Tokenized)
+            tuned = TextClassifier(net, int(task.outputs), self.pool) if texts else with_head(net, task.outputs)
+        contract = built.contract.with_(classes=None, width=None)
+        few = Part(task.train, torch.arange(0, len(task.train), self._step(task.train)))
+
+        def loss(module: nn.Module, batch: Batch, _: Any) -> Term:
+            found: Term = task.supervised(Signal(task.feed(module, contract.feed(batch))), batch)
+            return found
+
+        fit(tuned, few, loss, self.optim, seed=bench.seed, scope="probe", device=bench.device)
+        scores: dict[str, float] = task.evaluate(Built(tuned, contract), getattr(task, split), device=bench.device)
+        return scores
 
     def _classifier(self, items: int) -> Any:
         from sklearn.linear_model import LogisticRegression
@@ -82,12 +144,18 @@ class Probe(Evaluator):
     def _features(self, built: Built, task: Task, data: Data, bench: Bench, step: int = 1) -> tuple[Tensor, Tensor]:
         """Features [N, D] and classes [N] of every ``step``-th item."""
         module: nn.Module = built.module
-        path = self.feature or last_linear(module)
-        tap, found, labels = Tap(module, [path]), [], []
+        whole = isinstance(task, Tokenized) and not self.feature  # of a text: the encoder's last hidden states
+        path = "" if whole else self.feature or last_linear(module)
+        tap, found, labels = Tap(module, [] if whole else [path]), [], []
         try:
             with torch.no_grad(), evaluating([module]):
                 for ids in torch.arange(0, len(data), step).split(self.eval_batch):
                     batch = {k: v.to(bench.device) if isinstance(v, Tensor) else v for k, v in data.fetch(ids).items()}
+                    if whole:
+                        states = hidden(encode(trunk(module), batch["x"], batch))
+                        found.append(of_text(states, batch.get("attention_mask"), self.pool).float().cpu())
+                        labels.append(batch["y"].cpu())
+                        continue
                     with tap:
                         task.feed(module, built.contract.feed(batch))
                     found.append(pooled(tap.acts[path], picture_of(batch)).float().cpu())
@@ -107,8 +175,58 @@ class Probe(Evaluator):
             built.module.to(bench.device)
             return NetworkArtifact(task, built)
 
-        networks = {n: r for n, r in participants(bench).items() if isinstance(bench.built[n].module, nn.Module)}
+        networks = {
+            n: r
+            for n, r in participants(bench).items()
+            if isinstance(bench.built[n].module, nn.Module) and self.whose == "all"
+        }
         return {**networks, **task.baselines(bench), "random": random}
 
 
-__all__ = ["Probe"]
+class TextClassifier(nn.Module):
+    """An encoder of text with a new linear layer on its feature.
+
+    Args:
+        net: the encoder, alone or with a head, which is left off.
+        outputs: how many classes.
+        pool: the feature: the ``first`` token's last hidden state, or the ``mean`` of all.
+        dropout: of the feature, while training.
+    """
+
+    def __init__(self, net: nn.Module, outputs: int, pool: str = "first", dropout: float = 0.1) -> None:
+        super().__init__()
+        self.net = trunk(net)
+        config: Any = net.config
+        self.config = config
+        self.pool, self.dropout = pool, nn.Dropout(dropout)
+        self.head = nn.Linear(int(config.hidden_size), outputs)
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, token_type_ids: Tensor | None = None
+    ) -> Tensor:
+        """Logits [N, K] of rows of ids [N, T]."""
+        batch = {"attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        states = hidden(encode(self.net, input_ids, {k: v for k, v in batch.items() if v is not None}))
+        logits: Tensor = self.head(self.dropout(of_text(states, attention_mask, self.pool)))
+        return logits
+
+
+def of_text(states: Tensor, mask: Tensor | None, pool: str) -> Tensor:
+    """The feature [N, D] of hidden states [N, T, D]."""
+    if pool == "first":
+        return states[:, 0]
+    if mask is None:
+        return states.mean(1)
+    return (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True).clamp_min(1)
+
+
+def with_head(net: nn.Module, outputs: int) -> nn.Module:
+    """The network with a new last linear layer, in place."""
+    path = last_linear(net).removesuffix(":in")
+    old: Any = net.get_submodule(path)
+    parent, _, name = path.rpartition(".")
+    setattr(net.get_submodule(parent), name, nn.Linear(old.in_features, outputs))
+    return net
+
+
+__all__ = ["Probe", "TextClassifier"]

@@ -92,6 +92,15 @@ class Tokenized:
                 remedy=f"set task.tokenizer={name.removeprefix('hf:')}, so that both use it",
             ) from None
 
+    def follow(self, other: Tokenized, config: Any = None) -> None:
+        """Read texts by another task's tokenizer, in rows that a model with such a configuration has positions for."""
+        if self._tokenizer is not other.tokenizer:
+            self._tokenizer, self._whose = other.tokenizer, other._whose
+            self.forget()
+        longest = positions_of(config)
+        if longest is not None:
+            self.limit(longest, "the network")
+
     @property
     def vocabulary(self) -> int:
         """How many token ids there are (the largest and one)."""

@@ -14,6 +14,7 @@ Q, K, V: vectors of one layer [N, A, T, d];  A: attention;  VR: value relation; 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
 from limbeck.functional.attention import Measure, relation_divergence
-from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Stage, Term, Terms
 from limbeck.grammar.settings import Natural, settings
@@ -55,8 +55,10 @@ CARD = Card(
     "student than attention alone, than hidden states through a projection, and than masked words from scratch.",
     recipe="minilm",
     at_equality={"qk": "value", "vv": "value"},
-    exceptions={"moves": "what lies above the tapped projections (the last layer's output, the head) is not reached, as in the "
-                "paper; fine-tuning trains it"},
+    exceptions={
+        "moves": "what lies above the tapped projections (the last layer's output, the head) is not reached, as in the "
+        "paper; fine-tuning trains it"
+    },
     notes="The student is an ordinary transformers folder. method.version=v2 where teacher and student have different heads.",
 )
 
@@ -136,7 +138,9 @@ class MiniLm(Method):
             given.pop("qk", None)
         self.wanted = {n: w for n, w in given.items() if w > 0}
         if not self.wanted and self.values in ("relation", "off"):
-            raise ValueError("relations must leave something to match: turn attention or values on, or give weights above 0")
+            raise ValueError(
+                "relations must leave something to match: turn attention or values on, or give weights above 0"
+            )
         if self.layers == "uniform" and (self.layer, self.student_layer) != (-1, -1):
             raise ValueError("layers=uniform matches all layers: leave layer and student_layer out")
         self.heads = self.relation_heads or (48 if self.version == "v2" else 0)
@@ -154,7 +158,8 @@ class MiniLm(Method):
             copied(self.roles["student"].module, self.roles["teacher"].module)
         for learner, master in pairs if self.values in ("mse", "hidden") else []:
             for i, (s, t) in enumerate(self.where[learner, master]):
-                self.new(f"projection:{learner}:{i}", lambda s=s, t=t: nn.Linear(self.width(s, learner), self.width(t, master)))
+                widths = self.width(s, learner), self.width(t, master)
+                self.new(f"projection:{learner}:{i}", partial(nn.Linear, *widths))
         for role in ("student", *self.participants):
             if not self.roles[role].shard and hasattr(self.roles[role].module, "base_model"):
                 self.roles[role].feed = body  # the head is not asked
@@ -173,7 +178,9 @@ class MiniLm(Method):
         small, large = (self.roles[n].module for n in (learner, master))
         if self.layers == "uniform":
             m, n = (len(attentions_of(x)) for x in (small, large))
-            found = [(projections(small, i, learner), projections(large, (i + 1) * n // m - 1, master)) for i in range(m)]
+            found = [
+                (projections(small, i, learner), projections(large, (i + 1) * n // m - 1, master)) for i in range(m)
+            ]
         else:
             # an assistant stands in for the teacher: of it, and by it, the last layer is matched
             below = self.layer if master == "teacher" else -1
@@ -231,7 +238,10 @@ class MiniLm(Method):
         """A term for each relation, over all pairs of layers."""
         pairs = self.where[learner, master]
         hidden = self.values == "hidden"
-        taps_s, taps_t = ([path for pair in pairs for path in ((*pair[i].taps, pair[i].block) if hidden else pair[i].taps)] for i in (0, 1))
+        taps_s, taps_t = (
+            [path for pair in pairs for path in ((*pair[i].taps, pair[i].block) if hidden else pair[i].taps)]
+            for i in (0, 1)
+        )
         acts_s = ctx.signal(learner, batch, taps_s).acts
         acts_t = ctx.signal(master, batch, taps_t).acts
         where = batch.get("attention_mask")  # [N, T], of texts
@@ -242,24 +252,25 @@ class MiniLm(Method):
                 s, t, self.wanted, where=where, heads=self.heads, measure=self.measure, causal=at_s.causal
             )  # each [N, A]
             if self.values in ("mse", "hidden"):
-                a, b = (acts_s[at_s.block], acts_t[at_t.block]) if hidden else (s.joined(1).v[:, 0], t.joined(1).v[:, 0])
+                a, b = (
+                    (acts_s[at_s.block], acts_t[at_t.block]) if hidden else (s.joined(1).v[:, 0], t.joined(1).v[:, 0])
+                )
                 shown[self.values] = mean_squares(ctx.call(f"projection:{learner}:{i}", a), b, where)  # [N]
             for name, values in shown.items():
                 found.setdefault(name, []).append(values)
         share = 0.5 if self.variant == "released" and self.version == "v1" else 1.0
         to = (learner,)
-        return Terms({}, **{
-            name: Term(
-                torch.stack(values),
-                (learner, *(f"projection:{learner}:{i}" for i in range(len(pairs)))) if name == self.values else to,
-                weight=share * self.wanted.get(name, 1.0),
-            )
-            for name, values in found.items()
-        })
-
-    def rows(self) -> dict[str, Artifact]:
-        """The assistant."""
-        return {"assistant": self.network("assistant")} if self.assistant else {}
+        return Terms(
+            {},
+            **{
+                name: Term(
+                    torch.stack(values),
+                    (learner, *(f"projection:{learner}:{i}" for i in range(len(pairs)))) if name == self.values else to,
+                    weight=share * self.wanted.get(name, 1.0),
+                )
+                for name, values in found.items()
+            },
+        )
 
 
 def body(module: Any, batch: Batch) -> Any:
@@ -301,8 +312,10 @@ def copied(student: nn.Module, teacher: nn.Module) -> None:
         elif "pooler" not in name:
             given = list(source[path].shape) if path in source else "nothing"
             raise ConfigError(
-                "method.initial", f"the student's {name} is {list(own.shape)}, and the teacher has {given}",
-                given="copy", expected="a student of the teacher's width, inner width, positions and vocabulary",
+                "method.initial",
+                f"the student's {name} is {list(own.shape)}, and the teacher has {given}",
+                given="copy",
+                expected="a student of the teacher's width, inner width, positions and vocabulary",
                 remedy="give the student these, or set method.initial=random",
             )
     small.load_state_dict(taken, strict=False)

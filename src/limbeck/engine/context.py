@@ -29,7 +29,8 @@ class RunContext:
 
     def __init__(self, engine: Engine, method: Method, stage: Stage, device: torch.device) -> None:
         self._engine, self._method, self.task = engine, method, method.task
-        self.stage, self.step, self.total, self.batch_size = stage.name, 0, stage.total, stage.batch_size
+        self.stage, self.step, self.batch_size = stage.name, 0, stage.batch_size
+        self._total = stage.total
         # what is remembered is shared by runs of every seed
         self.seed, self.device = engine.seed if stage.remember is None else 0, device
         self.optim = stage.optim
@@ -44,6 +45,16 @@ class RunContext:
         made = object.__new__(type(self))  # copy.copy goes through pickle's protocol, and this is done every step
         made.__dict__ = {**self.__dict__, "step": step, "signals": {}, "_draws": None}
         return made
+
+    @property
+    def total(self) -> int:
+        """How many steps the stage has. Who asks makes its length a part of what it does, which is kept in mind."""
+        self._engine.asked.add(self.stage)
+        return self._total
+
+    @total.setter
+    def total(self, value: int) -> None:
+        self._total = value
 
     @property
     def draws(self) -> Draws:
@@ -72,6 +83,7 @@ class RunContext:
     @property
     def whole(self) -> int:
         """Optimiser steps of all stages, as far as they are known."""
+        self._engine.asked.add(self.stage)
         return sum(s.total for s in self._engine.stages)
 
     def _role(self, name: str) -> Role:

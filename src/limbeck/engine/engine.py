@@ -28,6 +28,7 @@ from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
 from limbeck.engine.epochs import Epochs
 from limbeck.engine.guard import Guard, reading_is_free
+from limbeck.engine.longer import going_on, lengthened
 from limbeck.engine.memory import Memory, Watch, of_step
 from limbeck.engine.remembered import RESULT, Remembered
 from limbeck.engine.room import bytes_of, telling
@@ -172,6 +173,7 @@ class Engine:
         self._first: dict[str, str] = {}  # the state in which each role entered
         self._hashes: dict[str, str] = {}  # the present state of those roles that nothing has touched since
         self._offset = 0  # steps of the stages before this one
+        self.asked: set[str] = set()  # stages in which somebody asked for the number of their steps
         self._recorded: dict[str, Recorded] = {}
         self._left: dict[
             str, dict[str, nn.Parameter]
@@ -246,12 +248,31 @@ class Engine:
                 "entered a run",
                 remedy="finish it with that version, or start anew with --force",
             )
-        changed = identity.differences(saved["identity"], self.identity)
+        changed, said = identity.differences(saved["identity"], self.identity), []
         if changed:
-            raise identity.refusal(folder, changed)
+            then, now = saved["identity"], self.identity
+            grown = lengthened(then.get("recipe", {}), now.get("recipe", {}))
+            if not grown or identity.differences({**then, "recipe": {}}, {**now, "recipe": {}}):
+                raise identity.refusal(folder, changed)
+            saved, said = going_on(method, self.stages, saved, grown, folder)
         if int(saved["stage"]) < len(self.stages):
             self._say_how(saved)
+        for sentence in said:
+            self.note(sentence)
         return saved
+
+    def may_go_on(self, method: Method) -> None:
+        """Whether what lies in the folder goes on under the settings of now, asked before anything there is changed.
+
+        Raises:
+            StorageError: it does not; why not is told.
+        """
+        self.prepare(method)
+        self._identify(method)
+        try:
+            self._opened(method)
+        finally:
+            self._end(method)
 
     def _made_by(self) -> dict[str, Any]:
         """What changes how sums are rounded, and nothing else."""
@@ -312,12 +333,30 @@ class Engine:
             self._steps(method, stage, ctx, saved, index)
         later = {n for s in self.stages[index + 1 :] for n in s.keep}
         self._carried |= {n: _carried(o) for n, o in self.optimisers.items() if n in later}
+        ended = self._ended(method, stage) if index + 1 == len(self.stages) else {}
         if stage.finish is not None:
             stage.finish(ctx)
             self._hashes.clear()
         self.optimisers = {}
         self._offset += max(1, stage.total)
-        self._save(method, index + 1, 0, None)
+        self._save(method, index + 1, 0, None, ended)
+
+    def _ended(self, method: Method, stage: Stage) -> dict[str, Any]:
+        """What a run needs to go on from its end to more steps (`limbeck.engine.longer`): of a run with a recipe of its own."""
+        if not self.optimisers or not self.about or self.checkpoints is None or self.epochs is None:
+            return {}
+        before = {}
+        if stage.finish is not None:  # it may change what has learnt
+            whole = {n: dist.whole_state(method.roles[n].module) for n in self._changing(method)}
+            before = {n: {k: v.clone() for k, v in state.items()} for n, state in whole.items()}
+        return {
+            "step": stage.total,
+            "total": stage.total,
+            "optimisers": {n: _optimiser_state(o) for n, o in self.optimisers.items()},
+            "epoch": self.epochs.state(),
+            "state": copy.deepcopy(method.state),
+            "roles": before,
+        }
 
     def rehearse(self, method: Method) -> None:
         """Roles on the device, add-ons tried on a dry batch, stages asked for: what can be wrong is said here.
@@ -420,6 +459,7 @@ class Engine:
         self.identity = identity.of_run(method, self.stages, self.about)
         self._hashes, self._doors, self._offset, self._carried = {}, {}, 0, {}
         self._recorded.clear()
+        self.asked.clear()
         self.remembered.keys.clear()
         ever = {n for s in self.stages for n in learners(s, method.roles, early=True)}
         for name in self.settings.shard:
@@ -848,7 +888,14 @@ class Engine:
         self.seconds[name] = self.seconds.get(name, 0.0) + now - since
         self._mark = (name, now)
 
-    def _save(self, method: Method, index: int, step: int, stepper: Stepper | None) -> None:
+    def _save(
+        self,
+        method: Method,
+        index: int,
+        step: int,
+        stepper: Stepper | None,
+        ended: dict[str, Any] | None = None,
+    ) -> None:
         """A checkpoint before ``step`` of a stage; without a stepper the stage has not begun."""
         if stepper is not None:
             self._settle(stepper, wait=True)
@@ -864,6 +911,10 @@ class Engine:
             "stage": index,
             "stage_name": self.stages[index].name if index < len(self.stages) else "",
             "step": step,
+            "total": self.stages[index].total if index < len(self.stages) else 0,
+            "lengths": {s.name: s.total for s in self.stages[:index]},
+            "asked": sorted(self.asked),
+            "ended": ended or {},
             "offset": self._offset,
             "begun": stepper is not None,
             "seed": self.seed,
@@ -910,6 +961,7 @@ class Engine:
             int(saved.get("offset", 0)),
         )
         self._carried = dict(saved.get("carried", {}))
+        self.asked |= set(saved.get("asked", ()))
         self.remembered.keys.update(saved.get("keys", {}))
         self._hashes.clear()
         self.place(method)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from limbeck.engine import identity
+from limbeck.engine.longer import lengthened
 from limbeck.errors import CheckpointCorrupt, LimbeckError, StorageError
 from limbeck.recipe.recipe import Recipe, check
 from limbeck.recipe.values import read_yaml_file
@@ -68,6 +69,8 @@ def finished(folder: Path, tree: Mapping[str, Any], force: bool) -> dict[str, An
     if config.exists() and not force:
         # one that failed before it made anything holds nothing to lose: the corrected command takes its place
         changed = _changed(config, tree) if _made(folder) else []
+        if changed and grown(folder, tree):
+            return None
         if changed:
             raise identity.refusal(str(folder), changed, "the folder holds a run with another configuration")
         if result.exists():
@@ -78,6 +81,18 @@ def finished(folder: Path, tree: Mapping[str, Any], force: bool) -> dict[str, An
         )
     store.check_writable(folder)
     return None
+
+
+def grown(folder: Path, tree: Mapping[str, Any]) -> list[str]:
+    """The lengths that alone have grown since the run in a folder was begun (``train.steps``): it may go on to them."""
+    config = folder / "config.yaml"
+    if not config.is_file() or not _made(folder):
+        return []
+    try:
+        there = read_yaml_file(config)
+        return lengthened(settings(there), settings(tree)) or lengthened(settings(check(there)), settings(tree))
+    except (LimbeckError, TypeError):
+        return []
 
 
 class Claim:
@@ -144,8 +159,10 @@ def settings(tree: Any, path: str = "") -> dict[str, Any]:
     return {path: tree}
 
 
-def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any]) -> None:
+def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any], write: bool = True) -> None:
     """Compare what enters a run with what entered the run that lies in its folder, and leave a record of it there.
+
+    Lengths may have grown: whether the run goes on to them, its engine says. With ``write`` off no record is left yet.
 
     Raises:
         StorageError: something else enters; what differs is named.
@@ -161,11 +178,15 @@ def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any]) -> No
                 "told whether data, networks and code are the same",
                 remedy="choose another folder with --out, or replace the run with --force",
             )
+        if then is not None and lengthened(then.get("recipe", {}), now["recipe"]):
+            then = {**then, "recipe": now["recipe"]}
         changed = identity.differences(then, now) if then is not None else []
         if changed:
             raise identity.refusal(str(folder), changed)
         if then is None:
             return
+    if not write:
+        return
     store.atomic_write(place, (json.dumps(now, indent=1) + "\n").encode())
 
 

@@ -26,7 +26,7 @@ from limbeck.grammar.random import own_generators
 from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
-from limbeck.run.folder import Claim, admit, default_folder, empty, finished, read_result, settings
+from limbeck.run.folder import Claim, admit, default_folder, empty, finished, grown, read_result, settings
 from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
@@ -155,6 +155,7 @@ def _run_in(
             """What was there is removed only when what was asked for could be read and built."""
             if force:
                 empty(folder)
+            (folder / "result.json").unlink(missing_ok=True)  # of a run that goes on to more steps
             store.atomic_write(config, text.encode())
             remember(tree)
 
@@ -162,7 +163,8 @@ def _run_in(
         say: Callable[[str], None] = progress.say if main and not quiet else lambda text: None
         try:
             with own_generators(recipe.seed), telling("memory", SMALLER):
-                return _run(recipe, tree, folder, progress, say, begin if main else None)
+                longer = not force and bool(grown(folder, tree))
+                return _run(recipe, tree, folder, progress, say, begin if main else None, longer)
         except Stopped as stopped:
             same = "the same command again without --force" if force else "the same command again"
             stopped.resume = stopped.resume or f"everything is saved; type {same} to go on in {folder}"
@@ -178,6 +180,7 @@ def _run(
     progress: Any,
     say: Callable[[str], None],
     begin: Callable[[], None] | None,
+    longer: bool,
 ) -> tuple[dict[str, Any], Artifact]:
     began, main = (time.perf_counter(), time.process_time()), begin is not None
     for note in recipe.notes:
@@ -188,9 +191,10 @@ def _run(
         entering.update(found)
         refused: LimbeckError | None = None
         try:
-            if begin is not None:
+            if begin is not None and not longer:
                 begin()
-                admit(folder, tree, found)
+            if begin is not None:
+                admit(folder, tree, found, write=not longer)
         except LimbeckError as error:
             refused = error
         if dist.told_by_all(refused is not None)[0]:
@@ -199,6 +203,12 @@ def _run(
     bench = prepare(recipe, folder, progress, say, admit=enters)
     about = {"recipe": settings(tree), "data": entering["data"]}
     Engine(recipe.engine, recipe.seed).rehearse(recipe.method)  # what is refused leaves no log
+    if longer:  # and leaves the shorter run as it is
+        Engine(recipe.engine, recipe.seed, folder, workspace(), about=about).may_go_on(recipe.method)
+        dist.barrier()
+        if begin is not None:
+            begin()
+            admit(folder, tree, entering)
     with make_loggers(recipe.loggers if main else [], folder, tree) as logs:
         return _distil(recipe, folder, bench, logs, main, began, about)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows, participants
 
@@ -14,6 +17,17 @@ class Direct(Evaluator):
 
     On the test split they include the agreement with the teacher, where there is one that answers for it.
     """
+
+    def accept(self, task: Any) -> None:
+        """Refuse a task that makes data sets."""
+        if hasattr(task, "pool"):
+            raise ConfigError(
+                "evaluator",
+                f"networks are judged directly, and {type(task).__name__} makes data sets",
+                given="direct",
+                expected="fresh",
+                remedy="leave the evaluator out, and it is the task's own",
+            )
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """Metrics of a network on a split."""

@@ -269,7 +269,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         "sizes": {
             **{n: row.size() for n, row in scored.rows.items()},
             **{n: sizes(b) for n, b in bench.built.items() if n != "student"},
-            "teacher": sizes(bench.teacher),
+            **({"teacher": sizes(bench.teacher)} if bench.teacher is not None or "teacher" not in scored.rows else {}),
         },
         "latency_ms": {"student": latency(task, artifact), "teacher": {}, **_latencies(bench, scored)},
         "cost": {

@@ -181,7 +181,9 @@ def test_a_run_leaves_the_set_its_picture_and_what_it_found(tmp_path: Path) -> N
     assert any("agree within" in note for note in result["notes"])
     made = GraphSet.load(folder)
     assert made.facts["tree_error"] < 1e-5 and made.size() == result["sizes"]["student"]
-    assert result["sizes"]["random"]["bytes"] < 3 * result["sizes"]["student"]["bytes"]
+    assert result["measures"]["tree_error"] == made.facts["tree_error"]
+    assert result["sizes"]["teacher"]["items"] == 43  # all real graphs
+    assert 0 < result["sizes"]["random"]["bytes"] < 3 * result["sizes"]["student"]["bytes"]
     (first, *_) = made.to_pyg()
     assert first.x.shape == (first.num_nodes, len(made.alphabet.nodes)) and int(first.root.sum()) >= 1
     from limbeck.grammar.optim import Optim
@@ -260,6 +262,7 @@ def test_baselines_are_as_large_as_what_was_made(task: GraphCondensation) -> Non
         (["student.kind=gnn"], "kind"),
         (["student.layers=0"], "layers"),
         (["evaluator.baselines=[kmeans]"], "kmeans"),
+        (["evaluator=direct"], "makes data sets"),
         (["task.size=8"], "size: is a side of pictures"),
         (["task.data={use: drawn-graphs, graphs: 5}"], "graphs: must be 10"),
     ],

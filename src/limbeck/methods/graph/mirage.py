@@ -300,6 +300,11 @@ class Mirage(Method[GraphCondensation]):
             torch.bincount(data.y, minlength=len(each)),
         )
 
+    def measures(self) -> dict[str, float]:
+        """``tree_error``: how far the student's embeddings of nodes are from those of their trees' roots."""
+        error = float(self.state.get("error", math.nan))
+        return {} if math.isnan(error) else {"tree_error": error}
+
     def artifact(self) -> GraphSet:
         """The sets; mined on the spot where no stage has run yet."""
         if "set" not in self.state:

@@ -756,6 +756,10 @@ class Method(Component, Generic[T]):
         """Further rows of the report, by name, each scored as the student is: a peer, an early exit, a greedy choice."""
         return {}
 
+    def extras(self) -> dict[str, Any]:
+        """Further entries of ``result.json`` from what was made, for the report: ``pictures`` (`limbeck.report.summary`)."""
+        return {}
+
     def network(self, role: str) -> Artifact:
         """A role's network as an artifact: of the student, of an average of it, of a peer, of a copy that was made here.
 

@@ -238,7 +238,7 @@ def _distil(
     result = _told(recipe, bench, scored, metrics, engine)
     result["wall_seconds"] = time.perf_counter() - began[0]
     result["cost"]["cpu_seconds"] = time.process_time() - began[1]
-    result.update({**task.extras(scored.rows, bench), **evaluator.extras(artifact, bench)})
+    result.update({**method.extras(), **task.extras(scored.rows, bench), **evaluator.extras(artifact, bench)})
     if main:
         artifact.save(folder)
         save_items(folder, scored.named())
@@ -280,7 +280,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
             "train": len(task.train),
             "teacher_train": len(task.teacher_train),
             "valid": len(task.valid),
-            "test": len(task.test),
+            "test": len(evaluator_of(recipe).judges(task).test),
         },
         "class_items": {split: list(n) for split, n in task.class_sizes.items()},
         "labels": task.labels,

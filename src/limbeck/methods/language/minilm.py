@@ -22,7 +22,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
-from limbeck.functional.attention import Measure, relation_divergence
+from limbeck.functional.attention import Measure, relation, relation_divergence
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Stage, Term, Terms
 from limbeck.grammar.settings import Natural, settings
@@ -63,6 +63,9 @@ CARD = Card(
 )
 
 RELATIONS: dict[str, dict[str, float]] = {"v1": {"qk": 1.0, "vv": 1.0}, "v2": {"qq": 1.0, "kk": 1.0, "vv": 1.0}}
+
+MOST = 32
+"""Tokens that a picture of relations shows."""
 
 
 def relation_values(
@@ -271,6 +274,24 @@ class MiniLm(Method):
                 for name, values in found.items()
             },
         )
+
+    def extras(self) -> dict[str, Any]:
+        """The relations of one training text in both models, the mean over heads, of its first tokens."""
+        (at_s, at_t), *_ = self.where["student", "assistant" if self.assistant else "teacher"]
+        rows, names = [], []
+        for name, relation_name in (("attention", "qk"), ("value relation", "vv")):
+            row = []
+            for role, at in (("teacher" if not self.assistant else "assistant", at_t), ("student", at_s)):
+                shown = at.read(self.dry(role, at.taps, 1).acts, self.roles[role].module)
+                where = self.task.example(1).get("attention_mask")
+                x, y = (v.cpu() for v in shown.pair(relation_name))
+                p = relation(x, y, where=where, causal=at.causal).mean(1)[0, :MOST, :MOST]
+                row.append([(255 * (p / p.max()).clamp(0, 1)).round().int().tolist()])
+            rows.append(row)
+            names.append(name)
+        title = "Relations of the tokens of one text (bright is large)"
+        caption = f"Rows: {' and '.join(names)}; left {'assistant' if self.assistant else 'teacher'}, right student."
+        return {"pictures": [{"title": title, "caption": caption, "pixels": rows}]}
 
 
 def body(module: Any, batch: Batch) -> Any:

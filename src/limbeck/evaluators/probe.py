@@ -106,6 +106,10 @@ class Probe(Evaluator):
         guess = self._classifier(len(x)).fit(x.numpy(), y.numpy()).predict(judged.numpy())
         return {"accuracy": float((torch.from_numpy(guess) == truth).double().mean()), "width": float(x.shape[1])}
 
+    def judges(self, task: Task) -> Task:
+        """``on``, where one is named."""
+        return self.on or task
+
     def _step(self, data: Data) -> int:
         return max(1, -(-len(data) // self.items)) if self.items else 1
 

@@ -94,6 +94,10 @@ class Evaluator(Component):
         """
         raise TypeError(f"{type(self).__name__} must define score")
 
+    def judges(self, task: Task) -> Task:
+        """The task whose items rows are judged on: the run's, or the labelled one of an encoder that learnt without labels."""
+        return task
+
     def rows(self, bench: Bench) -> Rows:
         """The participants (`participants`) and the baselines, by name; a recipe's ``baselines`` chooses among the latter.
 

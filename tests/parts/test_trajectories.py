@@ -68,10 +68,9 @@ def test_experts_are_known_by_their_loss_and_what_it_depends_on(run: Tiny) -> No
     assert len(set(keys)) == 4 and key() == keys[0]
 
 
-def test_their_length_is_told_in_epochs(run: Tiny) -> None:
-    method: Any = run.method
-    with pytest.raises(ConfigError, match=r"stages\.experts\.expert\.steps: .* epochs"):
-        made(run, Experts(method, 1, 2, SGD), SGD.with_(steps=7))
+def test_their_length_is_told_in_epochs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"stages\.exp\*\.expert\.steps: .* epochs"):
+        tiny("mtt", tmp_path, "stages={exp*: {expert: {steps: 7}}}").run()
 
 
 def test_few_paths_are_held_at_a_time(run: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:

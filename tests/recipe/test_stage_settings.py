@@ -62,7 +62,10 @@ def test_what_reaches_no_stage_is_refused(settings: Any, said: str) -> None:
         ({"distil": {"steps": "many"}}, "stages.distil.steps: got 'many', expected whole number"),
         ({"distil": {"steps": -1}}, "stages.distil.steps: got -1, expected 0 or more"),
         ({"distil": {"batch_size": 0}}, "stages.distil.batch_size: got 0, expected 1 or more"),
-        ({"distil": {"student": 0.1}}, "stages.distil.student: got 0.1, expected steps or batch_size, or a role"),
+        (
+            {"distil": {"student": 0.1}},
+            "stages.distil.student: got 0.1, expected steps or batch_size or epochs, or a role",
+        ),
         ({"distil": {"student": {"lrr": 1}}}, "stages.distil.student.lrr: .* did you mean 'lr'"),
         ({"distil": {"student": {"steps": 1.5}}}, "stages.distil.student.steps: got 1.5, expected whole number"),
         ({"distil": {"student": {"lr": "fast"}}}, "stages.distil.student.lr: got 'fast', expected number"),
@@ -96,3 +99,10 @@ def test_a_run_takes_the_steps_and_rates_that_its_stages_are_given(tmp_path: Pat
     assert (stage.steps, stage.batch_size, stage.optim["student"].lr) == (3, 5, 0.5)
     saved = run.engine.checkpoints.latest()  # type: ignore[union-attr]
     assert saved is not None and saved[0] == 3
+
+
+def test_a_key_that_is_wrong_is_told_of_alone() -> None:
+    """What the shrunk recipe says of an evaluator that the task would have named is no second fault."""
+    with pytest.raises(ConfigError) as caught:
+        check(load_tree("mtt", ["method.stepz=3"], tiny=True))
+    assert "method.stepz" in str(caught.value) and "evaluator" not in str(caught.value)

@@ -7,6 +7,7 @@ What matching of trajectories (MTT, TESLA, FTD, FYI) is built on. The mathematic
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -50,6 +51,9 @@ class Experts:
             values are a surrogate takes any other direction (sharpness-aware steps).
         remember: what ``loss`` depends on beside its own code, so that experts of other settings are others.
 
+    Raises:
+        ConfigError: the recipe says how many steps they take.
+
     Example:
         self.buffer = Experts(self, 100, 50, Optim(lr=0.01, batch_size=256, optimizer="sgd", momentum=0.0))
     """
@@ -66,6 +70,14 @@ class Experts:
         self.task, self.built = method.task, method.setup.student
         self.count, self.epochs, self.optim, self.loss = count, epochs, optim, loss
         self.remember = list(remember)
+        for pattern, changes in method.setup.stages.items():
+            if fnmatchcase("experts", pattern) and "steps" in changes.get("expert", {}):
+                raise ConfigError(
+                    f"stages.{pattern}.expert.steps",
+                    "how long experts are trained is told in epochs",
+                    given=changes["expert"]["steps"],
+                    remedy="leave it out, and set method.expert_epochs",
+                )
         self._held: dict[int, Tensor] = {}
 
     def stage(self) -> Stage:
@@ -84,13 +96,6 @@ class Experts:
     def train(self, item: str, ctx: Context) -> dict[str, Tensor]:
         """One expert: ``snapshots``, flat parameters [epochs + 1, P], the first before any step."""
         task, data, optim = self.task, self.task.teacher_train, ctx.optim["expert"]
-        if optim.steps != self.optim.steps:
-            raise ConfigError(
-                "stages.experts.expert.steps",
-                "how long experts are trained is told in epochs",
-                given=optim.steps,
-                remedy="leave it out, and set the method's epochs",
-            )
         per_epoch = max(1, len(data) // optim.batch_size)
         optim = optim.with_(steps=self.epochs * per_epoch, batch_size=min(optim.batch_size, len(data)))
         net = self.built.model.build(task).module.to(ctx.device)

@@ -86,7 +86,11 @@ class Checker:
         for name in (*first, *(n for n in params if n not in first)):
             param = params[name]
             if name in ("student", "teacher", "evaluator"):
-                default = self._default(params, name, found, tree.get(name))
+                before, given = len(self.problems), tree.get(name)
+                default = self._default(params, name, found, given)
+                if before and default is None and isinstance(given, Mapping) and "use" not in given:
+                    found[name] = None  # which one it is depends on what is wrong
+                    continue
                 param = dataclasses.replace(param, default=default)
                 value = default if tree.get(name) is None else tree[name]
                 found[name] = self.value(param, value, name)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from limbeck.engine.context import RunContext
+from limbeck.errors import ConfigError
 from tests.tiny import Tiny, differences, tiny
 from tests.toy import within
 
@@ -38,6 +39,24 @@ def test_the_target_lies_ahead_of_a_start_that_is_drawn(run: Tiny) -> None:
         assert t < method.latest_start and torch.equal(paths[expert][t + method.ahead], target)
         seen.add((expert, t))
     assert len(seen) == 4, "both experts and both starts are drawn"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ("method.ahead=99", r"method\.ahead: must be at most expert_epochs \(2\)"),
+        ("method.latest_start=3", r"method\.latest_start: must be at most 2"),
+        ("method.steps=0", r"method\.steps: .*1 or more"),
+        ("method.batch_syn=999", r"method\.batch_syn: .* at most the 10 synthetic images"),
+        ("stages.distil.labels.lr=1", r"stages\.distil\.labels: .* known: .*step_size, steps, student"),
+        ("stages.distil.student.batch_size=2", r"expected stages\.distil\.batch_size"),
+        ("stages.experts.batch_size=2", r"set by stages\.experts\.expert"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_anything_is_trained(setting: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ValueError), match=said):
+        made = tiny("mtt", tmp_path, setting)
+        made.engine.prepare(made.method)
 
 
 def test_modes_agree_where_they_must(run: Tiny) -> None:

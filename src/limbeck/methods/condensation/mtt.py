@@ -99,10 +99,11 @@ class Mtt(Method[Condensation]):
 
     def validate(self) -> None:
         """Targets lie on the experts' path."""
-        last = self.latest_start - 1 + self.ahead
-        if last > self.expert_epochs:
-            given = f"latest_start ({self.latest_start}) - 1 + ahead ({self.ahead})"
-            raise ValueError(f"{given} must not exceed expert_epochs ({self.expert_epochs})")
+        if self.ahead > self.expert_epochs:
+            raise ValueError(f"ahead must be at most expert_epochs ({self.expert_epochs})")
+        last = self.expert_epochs - self.ahead + 1
+        if self.latest_start > last:
+            raise ValueError(f"latest_start must be at most {last}: the target lies ahead of it, within expert_epochs")
 
     def bind(self, setup: Setup) -> None:
         """Make the synthetic set; keep the network as the shape of experts and students."""

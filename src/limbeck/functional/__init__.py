@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     attention,
     augment,
+    dense,
     diffusion,
     feature,
     matching,
@@ -49,6 +50,7 @@ __all__ = [
     "cross_entropy",
     "ctkd",
     "curriculum_temperature",
+    "dense",
     "diffusion",
     "dkd",
     "entropy",

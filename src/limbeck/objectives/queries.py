@@ -74,7 +74,7 @@ def _check_labels(task: Task, name: str, classes: int | None) -> None:
     example = task.example(1)
     _image(example, name)
     # where the label is no answer but a condition (a denoiser's), the network takes class ids alone
-    answered = getattr(task, "kind_of_target", None) is not None
+    answered = getattr(task, "kind_of_target", None) is not None and not over_pixels(example)
     if task.labels is None or not answered or not isinstance(example.get("y"), Tensor):
         raise ConfigError(
             f"queries.{name}",
@@ -103,8 +103,16 @@ def _mixable(batch: Batch, ctx: Context, name: str, classes: int | None) -> Tens
     return soft(batch["y"], classes or 0)
 
 
+def over_pixels(batch: Batch) -> list[str]:
+    """The names of what lies over the pixels of a batch's pictures, and moves with them: a mask, and where it counts."""
+    x, y = batch["x"], batch.get("y")
+    if not isinstance(y, Tensor) or y.ndim != 3 or y.shape[1:] != x.shape[2:]:
+        return []
+    return [name for name in ("y", "valid", "where") if isinstance(batch.get(name), Tensor) and batch[name].ndim == 3]
+
+
 class Flip(Query):
-    """Mirror left to right, with probability one half.
+    """Mirror left to right, with probability one half; a mask with its picture.
 
     Args:
         probability: of mirroring.
@@ -124,7 +132,9 @@ class Flip(Query):
         """Mirrored images where the draw says so."""
         x = _image(batch, "flip")
         u = ctx.draws.anywhere().rand("flip", _key(_viewed(batch, self.views)))
-        return {**batch, "x": torch.where((u < self.probability)[:, None, None, None], x.flip(-1), x)}
+        turned = (u < self.probability)[:, None, None, None]
+        maps = {n: torch.where(turned[:, 0], batch[n].flip(-1), batch[n]) for n in over_pixels(batch)}
+        return {**batch, **maps, "x": torch.where(turned, x.flip(-1), x)}
 
 
 class Crop(Query):
@@ -142,7 +152,12 @@ class Crop(Query):
 
     def accept(self, task: Task) -> None:
         """Pictures alone."""
-        _image(task.example(1), "crop")
+        example = task.example(1)
+        _image(example, "crop")
+        if over_pixels(example):
+            raise ConfigError(
+                "queries.crop", "it moves pictures and leaves their masks", remedy="use map-crop, which moves both"
+            )
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Shifted images."""

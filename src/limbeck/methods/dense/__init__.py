@@ -1,0 +1,1 @@
+"""Students that answer at every pixel."""

@@ -20,13 +20,14 @@ from limbeck.evaluators.sampler import Sampler  # noqa: E402
 from limbeck.functional import diffusion  # noqa: E402
 from limbeck.grammar.method import Built, Setup  # noqa: E402
 from limbeck.grammar.optim import Optim  # noqa: E402
-from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit  # noqa: E402
+from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion  # noqa: E402
 from limbeck.models.diffusers_denoiser import (  # noqa: E402
     Diffusers,
     DiffusersDenoiser,
     _time_for_onnx,
     small_config,
 )
+from limbeck.parts.denoisers import inherit  # noqa: E402
 from limbeck.tasks.classification import Classification  # noqa: E402
 from limbeck.tasks.generation import Generation  # noqa: E402
 from limbeck.tasks.sampler import SamplerArtifact, Students, reading  # noqa: E402

@@ -34,7 +34,7 @@ _ERRORS = "functional/diffusion/losses.py"
 _HALVING = "functional/diffusion/halving.py"
 _SAMPLERS = "functional/diffusion/samplers.py"
 _E, _STEP, _BATCHES = "engine/engine.py", "engine/step.py", "engine/batches.py"
-_TOKENS = "parts/next_tokens.py"
+_TOKENS, _DENOISERS = "parts/next_tokens.py", "parts/denoisers.py"
 _KD, _NKD = "methods/classification/kd.py", "methods/classification/nkd_uskd.py"
 _TAID, _GUIDED, _MTT = (
     "methods/language/taid.py",
@@ -569,9 +569,9 @@ MUTANTS: list[Mutant] = [
         "guided diffusion: the copy turned round",
     ),
     Mutant(
-        _GUIDED,
-        'both = ctx.call("teacher", torch.cat([z, z]), torch.cat([lam, lam]), torch.cat([c, torch.full_like(c, null)]))',
-        'both = ctx.call("teacher", torch.cat([z, z]), torch.cat([lam, lam]), torch.cat([torch.full_like(c, null), c]))',
+        _DENOISERS,
+        "torch.cat([lam, lam]), torch.cat([c, null]), grad=grad)",
+        "torch.cat([lam, lam]), torch.cat([null, c]), grad=grad)",
         GUIDED,
         "guided diffusion: condition and none swapped",
     ),

@@ -22,8 +22,9 @@ from limbeck.grammar.method import Built, Setup, Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
 from limbeck.grammar.role import cast
-from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion, inherit
+from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion
 from limbeck.networks.residual_mlp import ResidualMLP
+from limbeck.parts.denoisers import Asked, inherit
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.sampler import SamplerArtifact
 
@@ -65,6 +66,11 @@ def context(method: GuidedDiffusion, stage: str = "guide", step: int = 0) -> Run
 def batch_of(task: Generation, n: int = 6) -> dict[str, Tensor]:
     ids = torch.arange(n) * 7
     return {**task.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
+
+
+def asked(method: GuidedDiffusion, batch: Any, ctx: RunContext) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    q = Asked.of(method.task, batch, ctx, method.w_range)
+    return q.x, q.c, q.w, q.ids
 
 
 # ------------------------------------------------------------------------------------------------ recorded vectors
@@ -114,7 +120,7 @@ def test_a_halving_round_equals_the_recorded_losses(task: Generation, case: dict
     method = GuidedDiffusion(
         start_steps=2 * n, end_steps=n, w_max=0.0, weight=hyper["mean_loss_weight_type"], init="random", keep=[]
     )
-    method._check = lambda student: None  # type: ignore[method-assign]
+    method._check = lambda: None  # type: ignore[method-assign]
     method.bind(Setup(task, Built(student), Built(teacher), OPTIM))
     method.roles["previous"].module = teacher
     ids = torch.arange(len(told["x"]))
@@ -135,7 +141,7 @@ def test_stage_one_asks_for_the_guided_teacher(task: Generation) -> None:
     method = bound(task)
     teacher = method.roles["teacher"].module
     batch, ctx = batch_of(task), context(method)
-    x, c, w, _ = method._query(batch, ctx)
+    x, c, w, _ = asked(method, batch, ctx)
     assert bool((w >= 0).all()) and bool((w <= 2).all()) and w.std() > 0
     logsnr = torch.tensor([-5.0, -1.0, 0.0, 1.0, 3.0, 8.0])
     z = diffusion.diffuse(x, torch.randn_like(x), logsnr)
@@ -143,7 +149,7 @@ def test_stage_one_asks_for_the_guided_teacher(task: Generation) -> None:
         x_c = diffusion.to_x_eps(teacher(z, logsnr, c), z, logsnr, "v").x
         x_u = diffusion.to_x_eps(teacher(z, logsnr, torch.full_like(c, 10)), z, logsnr, "v").x
     want = (1 + w.view(-1, 1, 1, 1)) * x_c - w.view(-1, 1, 1, 1) * x_u
-    got = method.guided_target(ctx, z, logsnr, c, w)
+    got = method.teacher.read(ctx, z, logsnr, c, w)
     torch.testing.assert_close(got.x, want, rtol=1e-5, atol=1e-5)
     assert not got.x.requires_grad
     # and eps is what makes up the rest of z
@@ -156,10 +162,10 @@ def test_the_loss_of_stage_one_is_the_truncated_snr(task: Generation) -> None:
     batch = batch_of(task)
     term = method.guide_step(batch, context(method))["guide"]
     ctx = context(method)
-    x, c, w, ids = method._query(batch, ctx)
+    x, c, w, ids = asked(method, batch, ctx)
     logsnr = task.schedule.logsnr(ctx.draws.rand("u", ids))
     z = diffusion.diffuse(x, ctx.draws.randn("eps", ids, x.shape[1:]), logsnr)
-    target = method.guided_target(ctx, z, logsnr, c, w)
+    target = method.teacher.read(ctx, z, logsnr, c, w)
     out = method.roles["student"].module(z, logsnr.float(), c, w)
     got = diffusion.to_x_eps(out, z, logsnr, "v")
     x_mse = (got.x - target.x).square().flatten(1).mean(1)
@@ -192,7 +198,7 @@ def test_discrete_times_are_the_teachers_own(task: Generation) -> None:
         asked.append(u)
         return diffusion.CosineSchedule().logsnr(u)
 
-    method.task_ = SimpleNamespace(schedule=SimpleNamespace(logsnr=schedule), signed=task.signed)
+    method.setup.task = SimpleNamespace(schedule=SimpleNamespace(logsnr=schedule), signed=task.signed)
     method.guide_step(batch_of(task, 40), context(method))
     assert set((asked[0] * 4).tolist()) == {1.0, 2.0, 3.0, 4.0}
 
@@ -212,9 +218,9 @@ def test_without_stage_one_the_first_round_learns_from_the_guided_teacher(task: 
     method = bound(task, guide=False)
     assert [s.name for s in method.stages()] == ["halve2", "halve1"]
     batch, ctx = batch_of(task), context(method, "halve2")
-    x, c, w, ids = method._query(batch, ctx)
+    x, c, w, ids = asked(method, batch, ctx)
     times = diffusion.halving_times(torch.tensor([0, 1, 0, 1, 0, 1]), 2)
-    z, target, _ = method._two_steps(ctx, method._before(2), x, c, w, ids, times)
+    z, target, _ = method._before(2).two_steps(ctx, Asked(x, c, w, ids), times, task.schedule)
     teacher = method.roles["teacher"].module
 
     def guided(z: Tensor, lam: Tensor) -> Tensor:
@@ -228,9 +234,9 @@ def test_without_stage_one_the_first_round_learns_from_the_guided_teacher(task: 
 def test_one_step_of_the_student_would_land_where_two_of_the_teacher_do(task: Generation) -> None:
     method = bound(task)
     batch, ctx = batch_of(task), context(method, "halve2")
-    x, c, w, ids = method._query(batch, ctx)
+    x, c, w, ids = asked(method, batch, ctx)
     times = diffusion.halving_times(torch.tensor([0, 1, 1, 1, 0, 1]), 2)
-    z, target, _ = method._two_steps(ctx, method._before(2), x, c, w, ids, times)
+    z, target, _ = method._before(2).two_steps(ctx, Asked(x, c, w, ids), times, task.schedule)
     teacher = method.roles["student@4"].module
     with torch.no_grad():
         here = z
@@ -245,12 +251,12 @@ def test_one_step_of_the_student_would_land_where_two_of_the_teacher_do(task: Ge
 def test_stochastic_targets_two_steps_and_at_the_edge_one(task: Generation) -> None:
     method = bound(task, stochastic=[4])
     batch, ctx = batch_of(task, 4), context(method, "stochastic4")
-    x, c, w, ids = method._query(batch, ctx)
+    x, c, w, ids = asked(method, batch, ctx)
     i = torch.tensor([0, 1, 2, 3])
     times = diffusion.stochastic_times(i, 4)
     guide = method._before(2)
     assert guide.role == "student@4"
-    z, target, logsnr = method._two_steps(ctx, guide, x, c, w, ids, times, edge=i == 0)
+    z, target, logsnr = guide.two_steps(ctx, Asked(x, c, w, ids), times, task.schedule, one=i == 0)
     teacher = method.roles["student@4"].module
     with torch.no_grad():
         one = diffusion.to_x_eps(teacher(z, logsnr.float(), c, w), z, logsnr, "v")
@@ -437,7 +443,7 @@ def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:
 
 def test_scales_are_weights_plus_one() -> None:
     method = GuidedDiffusion(w_min=2.0, w_max=14.0, convention="s")
-    assert (method.w_min, method.w_max) == (1.0, 13.0)
+    assert method.w_range == (1.0, 13.0)
 
 
 def test_a_teacher_without_null_condition(task: Generation) -> None:
@@ -451,7 +457,7 @@ def test_a_student_without_guidance_input(task: Generation) -> None:
     with pytest.raises(ConfigError, match="student has no guidance input"):
         bound(task, network(guided=False))
     single = bound(task, network(guided=False), w_min=1.5, w_max=1.5)
-    assert float(single._query(batch_of(task), context(single))[2].min()) == 1.5
+    assert float(asked(single, batch_of(task), context(single))[2].min()) == 1.5
     single.guide_step(batch_of(task), context(single))
 
 
@@ -504,10 +510,10 @@ def test_draws_are_keyed_by_item_and_epoch(task: Generation) -> None:
     method = bound(task)
     batch = batch_of(task)
     later = {**batch, "view": batch["view"] + 1}
-    one, two = (method._query(b, context(method))[2] for b in (batch, later))
+    one, two = (asked(method, b, context(method))[2] for b in (batch, later))
     assert not torch.equal(one, two)
     assert torch.equal(one, Draws(0, ("guide", 0)).rand("w", batch["item"], low=0.0, high=2.0))
-    assert isinstance(method.guided_target(context(method), *_asked(task, batch)), XEps)
+    assert isinstance(method.teacher.read(context(method), *_asked(task, batch)), XEps)
 
 
 def _asked(task: Generation, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -10,6 +10,7 @@ import torch
 
 from limbeck.engine.context import RunContext
 from limbeck.errors import ConfigError
+from limbeck.parts.trajectories import soften
 from tests.tiny import Tiny, differences, tiny
 from tests.toy import within
 
@@ -92,3 +93,19 @@ def test_images_and_step_size_move_and_the_step_size_keeps_its_floor(run: Tiny) 
         method.roles["step_size"].module.value.fill_(-1.0)
     method.observe({}, None)
     assert float(method.roles["step_size"].module.value.detach()) > 0
+
+
+@pytest.mark.parametrize("labels", ["target", "fixed", "learned"])
+def test_soft_labels_are_those_of_an_expert_or_are_learnt(labels: str, tmp_path: Path) -> None:
+    made = tiny("mtt", tmp_path, f"method.labels={labels}").run()
+    method: Any = made.method
+    artifact = method.artifact()
+    assert artifact.labels.shape == (10, 10) and torch.allclose(artifact.labels.sum(1), torch.ones(10))
+    if labels == "learned":
+        assert not torch.allclose(artifact.labels, artifact.labels.max(1).values[0].expand(10, 10))
+        return
+    ctx: Any = RunContext(made.engine, method, made.engine.stages[1], made.engine.device)
+    paths = [method.buffer.path(i, ctx) for i in range(method.experts)]
+    known = [soften(method.net, theta, artifact.images) for path in paths for theta in path]
+    near = [torch.allclose(artifact.labels, one, atol=1e-6) for one in known]
+    assert any(near) == (labels == "target"), "of the last target and the last images, or of those at the start"

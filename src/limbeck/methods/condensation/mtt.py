@@ -133,10 +133,10 @@ class Mtt(Method[Condensation]):
         rates = {"student": self.image_lr, "step_size": 1e-7, "labels": 1.0}
         optim = {role: sgd.with_(lr=lr) for role, lr in rates.items() if role in self.roles}
         distil = Stage("distil", steps=train.steps, batch_size=train.batch_size, optim=optim)
-        distil.begin, distil.finish = self.begin, self.finish
+        distil.begin, distil.finish = self.first_labels, self.last_labels
         return [self.buffer.stage(), distil]
 
-    def begin(self, ctx: Context) -> None:
+    def first_labels(self, ctx: Context) -> None:
         """Fixed soft labels come from a fully trained expert."""
         if self.labels == "fixed":
             student: Any = self.roles["student"].module
@@ -181,7 +181,7 @@ class Mtt(Method[Condensation]):
         with torch.no_grad():
             self.roles["step_size"].module.value.clamp_(min=SMALLEST_STEP)
 
-    def finish(self, ctx: Context) -> None:
+    def last_labels(self, ctx: Context) -> None:
         """Labels that followed the target keep those of the last target, for the final images."""
         if self.labels == "target":
             student: Any = self.roles["student"].module

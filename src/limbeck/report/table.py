@@ -103,6 +103,16 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
     for key in ("images", "items", "samples", "tokens"):
         add(key, key, "", each(lambda r, key=key: r.sizes.get(key), human, brief))  # type: ignore[misc]
     add("size", "size", "", each(lambda r: r.bytes, lambda x: human(x, "B"), lambda x: brief(x, "B")))
+    for key, label in (
+        ("image_bytes", "images"),
+        ("label_bytes", "soft labels"),
+    ):  # of data sets whose labels take room
+        add(
+            label,
+            f"of which {label}",
+            "",
+            each(lambda r, key=key: r.sizes.get(key), lambda x: human(x, "B"), lambda x: brief(x, "B")),
+        )  # type: ignore[misc]
     add("ms", "latency", "ms", each(lambda r: r.latency_ms, lambda x: significant(x, 3), lambda x: significant(x, 2)))
     add("FLOPs", "FLOPs", "", each(lambda r: r.gflops or None, lambda x: human(1e9 * x), lambda x: brief(1e9 * x)))
     add("cost", "training", "", each(lambda r: r.seconds, duration, brief_duration))

@@ -103,20 +103,21 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
     for key in ("images", "items", "samples", "tokens"):
         add(key, key, "", each(lambda r, key=key: r.sizes.get(key), human, brief))  # type: ignore[misc]
     add("size", "size", "", each(lambda r: r.bytes, lambda x: human(x, "B"), lambda x: brief(x, "B")))
-    for key, label in (
-        ("image_bytes", "images"),
-        ("label_bytes", "soft labels"),
-    ):  # of data sets whose labels take room
-        add(
-            label,
-            f"of which {label}",
-            "",
-            each(lambda r, key=key: r.sizes.get(key), lambda x: human(x, "B"), lambda x: brief(x, "B")),
-        )  # type: ignore[misc]
+    # of data sets whose labels take room
+    add("images", "of which images", "", each(lambda r: r.sizes.get("image_bytes"), _bytes, _few_bytes))
+    add("labels", "of which soft labels", "", each(lambda r: r.sizes.get("label_bytes"), _bytes, _few_bytes))
     add("ms", "latency", "ms", each(lambda r: r.latency_ms, lambda x: significant(x, 3), lambda x: significant(x, 2)))
     add("FLOPs", "FLOPs", "", each(lambda r: r.gflops or None, lambda x: human(1e9 * x), lambda x: brief(1e9 * x)))
     add("cost", "training", "", each(lambda r: r.seconds, duration, brief_duration))
     return Grid([c for c, _ in columns], [(r, [cells[i] for _, cells in columns]) for i, r in enumerate(s.rows)])
+
+
+def _bytes(x: float) -> str:
+    return human(x, "B")
+
+
+def _few_bytes(x: float) -> str:
+    return brief(x, "B")
 
 
 def _value_cell(metric: Metric, e: Estimate | None, brief: bool = False) -> Cell:

@@ -25,7 +25,7 @@ from tests.tiny import tiny, tree_of
 def task() -> GraphCondensation:
     from limbeck.data.graphs import DrawnGraphs
 
-    made = GraphCondensation(data=DrawnGraphs(graphs=80, classes=3))
+    made = GraphCondensation(data=DrawnGraphs(graphs=48, classes=3))
     made.load(0)
     return made
 
@@ -66,7 +66,7 @@ def counted(task: GraphCondensation, hops: int) -> list[tuple[int, dict[str, int
     return found
 
 
-@pytest.mark.parametrize("hops", [1, 2])
+@pytest.mark.parametrize("hops", [1, pytest.param(2, marks=pytest.mark.expensive)])
 def test_sets_and_supports_are_those_of_every_pair_counted(task: GraphCondensation, hops: int) -> None:
     made = sets_of(mined(task, hops=hops, share=0.3, max_size=2))
     graphs = counted(task, hops)
@@ -273,6 +273,7 @@ def test_what_cannot_be_is_refused(words: list[str], said: str, tmp_path: Path) 
         made.run().method.artifact()
 
 
+@pytest.mark.expensive
 def test_networks_for_graphs_are_distilled_too(tmp_path: Path) -> None:
     tree = check(
         load_tree(

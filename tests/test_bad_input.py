@@ -379,7 +379,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["uskd", *TINY, "teacher=null", CLASSIFY % "import:usercode:numbers"],
         ["method", "one label per item"],
     ),
-    "TAID on pictures": (["taid", *TINY, *PLAIN, "task=classification"], ["next tokens", "task=language"]),
+    "TAID on pictures": (["taid", *TINY, *PLAIN, "task=classification"], ["for language", "task=language"]),
     "MTT on text": (
         ["mtt", "task={use: language, vocab_size: 300, length: 16}", "student=causal-lm", "engine.device=cpu"],
         ["task", "condensation"],

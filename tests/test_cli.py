@@ -709,11 +709,11 @@ def test_random_command_lines_end_well(calls, files, capsys, monkeypatch, tmp_pa
     capsys.readouterr()
     for i in range(int(os.environ.get("LIMBECK_FUZZ", "2000")) // 2):
         words = random_words(rng)
-        began = time.perf_counter()
+        began = time.process_time()  # of the processor: others may have the machine
         status = cli.main(words)
         out, err = capsys.readouterr()
         assert status in (0, 2), (i, words, err)
-        assert time.perf_counter() - began < 10.0, (i, words)
+        assert time.process_time() - began < 10.0, (i, words)
         assert "Traceback" not in out + err, (i, words)
         if status == 2 and words != [""]:
             assert err.startswith("limbeck: ") or words == [], (i, words, err)

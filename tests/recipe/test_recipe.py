@@ -915,7 +915,7 @@ def test_random_recipes_are_refused_in_a_line_or_print_and_read_again(tmp_path, 
         if not in_memory:
             path.write_bytes(text.encode("utf-8", "surrogatepass"))
         monkeypatch.setattr(overrides, "read_yaml_file", partial(read_yaml, text) if in_memory else read_yaml_file)
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             found = check(load_tree(path, tokens, rng.choice([None, 0, 3])))
             build(found)
@@ -929,7 +929,7 @@ def test_random_recipes_are_refused_in_a_line_or_print_and_read_again(tmp_path, 
             assert again == found, (i, text, tokens)
             assert check(again) == found, (i, text, tokens)
             assert dump(check(again)) == printed, (i, text, tokens)
-        slowest = max(slowest, time.perf_counter() - began)
+        slowest = max(slowest, time.process_time() - began)
     assert accepted > count // 20
     assert slowest < 10.0
 

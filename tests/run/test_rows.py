@@ -15,7 +15,7 @@ import torch
 import limbeck.functional as F
 from limbeck.artifacts.chain import ChainArtifact
 from limbeck.data.items import Part
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Term, Terms
 from limbeck.grammar.needs import Needs
@@ -142,9 +142,20 @@ def test_a_participant_is_scored_on_its_own_part_of_the_task(tmp_path: Path, mon
     assert "expert" in (tmp_path / "report.html").read_text()
 
 
+def test_a_participant_that_is_like_another_takes_its_model() -> None:
+    recipe = recipe_of(TwoTeachers(), "teach.steps=2")
+    bench = prepare(recipe, None, say=quiet)
+    shapes = [
+        {k: v.shape for k, v in bench.built[n].module.state_dict().items()} for n in ("student", "second", "peer")
+    ]
+    assert shapes[0] == shapes[1] == shapes[2] and recipe.student.role == "student"
+    weights = [bench.built[n].module.state_dict() for n in ("student", "second", "peer")]
+    assert all(any(not torch.equal(a[k], b[k]) for k in a) for a, b in [weights[:2], weights[1:], weights[::2]])
+
+
 def test_a_participant_that_is_missing_or_unknown_is_refused() -> None:
-    recipe = recipe_of(TwoTeachers())
-    with pytest.raises(ConfigError, match=r"participants\.second"):
+    recipe = recipe_of(Expert())
+    with pytest.raises(ConfigError, match=r"participants\.scorer"):
         prepare(recipe, None, say=quiet)
     recipe = recipe_of(TwoTeachers())
     recipe.participants = {"second": MlpModel([6]), "peer": MlpModel([6]), "critic": MlpModel([6])}
@@ -269,3 +280,20 @@ class Referred(TwoTeachers):
 def test_a_reference_that_is_not_ready_is_refused() -> None:
     with pytest.raises(ConfigError, match="teacher with trained weights"):
         prepare(recipe_of(Referred()), None, say=quiet)
+
+
+def test_data_that_only_looks_like_a_file_is_refused_in_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    if Path("/proc/self/mem").exists():
+        for kind in ("csv", "jsonl"):
+            with pytest.raises(DataError, match="/proc/self/mem"):
+                prepare(
+                    build(tree_of("kd", f"task.data={kind}:/proc/self/mem", "task.student_items=null")), None, say=quiet
+                )
+    recipe = recipe_of(TwoTeachers())
+
+    def load(seed: int | None = None) -> None:
+        raise OSError(5, "Input/output error", "disk")
+
+    monkeypatch.setattr(recipe.task, "load", load)
+    with pytest.raises(DataError, match=r"task\.data: cannot be read: Input/output error \(disk\)"):
+        prepare(recipe, None, say=quiet)

@@ -110,6 +110,8 @@ class _Opened:
                 yield from stream
         except UnicodeDecodeError:
             raise self._undecodable() from None
+        except OSError as error:  # a disk that fails; what only looks like a file (/proc/self/mem)
+            raise DataError(str(self.path), f"cannot be read: {error.strerror or error}") from None
 
     def _undecodable(self) -> DataError:
         try:

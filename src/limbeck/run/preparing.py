@@ -17,7 +17,7 @@ from limbeck.engine import identity
 from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.engine.room import telling
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.method import Built, Setup
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
 from limbeck.grammar.task import Model, Task
@@ -47,7 +47,11 @@ def prepare(
     check_processes(recipe.engine)
     dist.start(device)
     with telling("task.data", "take fewer or smaller items (task.size), or keep fewer in memory (task.data.memory_mb)"):
-        task.load(recipe.seed)
+        try:
+            task.load(recipe.seed)
+        except OSError as error:  # a reader names its file; this stands for those that met a disk that fails
+            place = f" ({error.filename})" if error.filename else ""
+            raise DataError("task.data", f"cannot be read: {error.strerror or error}{place}") from None
     told: list[str] = []
     _tell(task, told, say)
     method.accept(task)
@@ -180,6 +184,9 @@ def participants(recipe: Recipe) -> dict[str, Model]:
     found: dict[str, Model] = {}
     for name, participant in recipe.method.participants.items():
         model = named.get(name)
+        if model is None and participant.like:  # a recipe in text has resolved it; one that was built by hand has not
+            source = recipe.student if participant.like == "student" else found.get(participant.like)
+            model = copy.copy(source)
         if model is not None:
             found[name] = model
         elif participant.needed:

@@ -39,13 +39,18 @@ def text_model(model: HuggingFace, task: MaskedWords | TextClasses) -> Built:
         task.limit(longest, f"hf:{model.name}")
     named = [str(name) for name in config.architectures or ()]
     module: Any
+    more: dict[str, Any]
     if isinstance(task, MaskedWords):
         whole = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in named)
-        auto = "AutoModelForMaskedLM" if whole else "AutoModel"
-        module = _made(
-            model, transformers, place, auto, "an encoder of text", config, {} if whole else _unpooled(config)
-        )
-        if not whole:
+        learns = model.role == "student" and not whole  # whoever is trained alone must tell words
+        auto = "AutoModelForMaskedLM" if whole or learns else "AutoModel"
+        more = {} if whole else _unpooled(config)
+        if learns:  # what the folder holds beyond the encoder is left out, and said
+            more = {"is_decoder": False} if model.pretrained else {}
+        module = _made(model, transformers, place, auto, "an encoder of text", config, more, learns)
+        if learns:
+            model.notes.append("it holds no head for words: a new one is put on it")
+        elif not whole:
             model.notes.append("it holds no head for words: it is taken as an encoder alone")
         model._checkpoint(module)
         if model.lora is not None:

@@ -57,6 +57,7 @@ _PARTS: Final = re.compile(r"(.+?)(_stochastic)?_w([0-9.e+-]+)_n(\d+)")
 _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy": ("accuracy", True, True),
     "balanced_accuracy": ("balanced accuracy", True, True),
+    "mcc": ("Matthews' correlation", False, True),
     "top1": ("accuracy", True, True),
     "top5": ("top-5 accuracy", True, True),
     "exact": ("all labels right", True, True),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from limbeck.engine.engine import Engine, EngineSettings
     from limbeck.engine.inner import fit
     from limbeck.errors import LimbeckError
+    from limbeck.estimators import FairSynthesizer
     from limbeck.grammar.artifact import Artifact
     from limbeck.grammar.card import Card, catalogue
     from limbeck.grammar.method import Method, Objective, Query, Stage, Term, Terms
@@ -32,6 +33,7 @@ _WHERE = {
     "Criterion": "limbeck.objectives.criterion",
     "Engine": "limbeck.engine.engine",
     "EngineSettings": "limbeck.engine.engine",
+    "FairSynthesizer": "limbeck.estimators",
     "LimbeckError": "limbeck.errors",
     "Method": "limbeck.grammar.method",
     "Model": "limbeck.grammar.task",
@@ -60,6 +62,7 @@ __all__ = [
     "Criterion",
     "Engine",
     "EngineSettings",
+    "FairSynthesizer",
     "LimbeckError",
     "Method",
     "Model",

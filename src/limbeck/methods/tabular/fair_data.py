@@ -398,7 +398,7 @@ class Stratified:
         for g in s.unique().tolist():
             mine = (s == g).nonzero()[:, 0]
             shuffled = mine[Draws(0, ("stratified", g)).permutation("order", len(mine))]
-            place[shuffled] = (torch.arange(len(mine)) + 0.5) / len(mine)
+            place[shuffled] = (torch.arange(len(mine), dtype=torch.float64) + 0.5) / len(mine)
         self.data, self.ids = data, place.argsort()
 
     def __len__(self) -> int:

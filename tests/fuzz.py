@@ -221,7 +221,10 @@ def main(seed: int, count: int, folder: Path) -> int:
             fault = fault or f"took {took:.0f} seconds of the processor"
         if fault:
             bad += 1
-            print(json.dumps({"number": number, "recipe": name, "given": given[2:], "fault": fault}), flush=True)
+            print(
+                json.dumps({"number": number, "recipe": name, "given": [g[:300] for g in given[2:]], "fault": fault}),
+                flush=True,
+            )
     (folder / "world" / "locked").chmod(0o700)
     shutil.rmtree(folder / "world")
     print(json.dumps({"tried": count, "ready": ready, "bad": bad}))

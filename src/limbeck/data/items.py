@@ -77,7 +77,7 @@ def as_path(text: str | Path, argument: str) -> Path:
         path = expanded(text)
         path = path if path.exists() else look_up(path)
     except (ValueError, RuntimeError, OSError) as error:
-        raise DataError(argument, f"is no path: {error}", given=str(text)) from None
+        raise DataError(argument, f"is no path: {getattr(error, 'strerror', None) or error}", given=str(text)) from None
     if kind := special(path):
         raise DataError(argument, f"is {kind}", given=str(text), expected="a file or folder")
     return path

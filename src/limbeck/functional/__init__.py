@@ -14,6 +14,7 @@ from . import (
     recovery,
     relation,
     schedule,
+    splatting,
     views,
     zca,
 )
@@ -70,6 +71,7 @@ __all__ = [
     "skew_kl",
     "soft_cross_entropy",
     "sparse_kl",
+    "splatting",
     "squared_error",
     "taid",
     "taid_target",

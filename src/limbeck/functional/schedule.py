@@ -7,6 +7,8 @@ TAID's t also looks at the loss: its whole state is a `TaidState`, moved by `tai
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from ..errors import ConfigError
@@ -69,6 +71,43 @@ def warmup(step: float, length: float, *, end: float = 1.0) -> float:
         [0.0, 0.5, 1.0]
     """
     return float(end) if length <= 0 else end * _progress(step, length)
+
+
+def piecewise(value: float | Sequence[float], step: float, epoch: float = 0.0) -> float:
+    """A number, or a list that is linear between points: ``[step, value, value, step, value, step, ...]``.
+
+    ``[5000, 0.98, 0.5, 5001]`` is 0.98 up to step 5,000 and 0.5 from 5,001 on; three entries ``[value, value, step]`` begin
+    at step 0. It is held outside. A piece whose last step is a float (``20.0``) counts epochs instead of steps.
+
+    Source: threestudio's ``C``.
+
+    Raises:
+        ConfigError: a list of another length, or steps that do not rise.
+
+    Example:
+        >>> piecewise([0, 0.0, 1.0, 100, 0.2, 200], 150)
+        0.6
+        >>> piecewise(0.98, 7)
+        0.98
+    """
+    if isinstance(value, (int, float)):
+        return float(value)
+    points = list(value)
+    if len(points) == 3:
+        points = [0, *points]
+    if len(points) < 4 or len(points) % 2:
+        raise ConfigError("value", given=points, expected="a number, or [step, value, value, step, ...]")
+    ends = [points[0], *points[3::2]]
+    if any(b <= a for a, b in pairwise(ends)):
+        raise ConfigError("value", "its steps must rise", given=points)
+    # where it begins, and then pairs of where it is to arrive and when
+    start, first = points[0], points[1]
+    for end, last in zip(points[3::2], points[2::2], strict=True):
+        now = epoch if isinstance(end, float) else step
+        if now < end or end == points[-1]:
+            return float(first + (last - first) * min(max((now - start) / (end - start), 0.0), 1.0))
+        start, first = end, last
+    raise AssertionError
 
 
 class TaidState(NamedTuple):

@@ -44,6 +44,7 @@ from .schedules import (
     alpha_sigma,
     check_terminal_snr,
 )
+from .scores import Weighting, carry, denoising_error, mixture_eps, pull, score_difference
 
 __all__ = [
     "CosineSchedule",
@@ -55,14 +56,17 @@ __all__ = [
     "Schedule",
     "TwoStepTarget",
     "Weight",
+    "Weighting",
     "XEps",
     "alpha_sigma",
     "ancestral_sample",
     "ancestral_step",
+    "carry",
     "check_guidance",
     "check_terminal_snr",
     "ddim_jump",
     "ddim_sample",
+    "denoising_error",
     "diffuse",
     "encode",
     "from_x_eps",
@@ -73,9 +77,12 @@ __all__ = [
     "halving_times",
     "invert_jump",
     "loss_weight",
+    "mixture_eps",
     "prediction_errors",
+    "pull",
     "renoise",
     "scale_from_w",
+    "score_difference",
     "select_error",
     "stochastic_sample",
     "stochastic_times",

@@ -40,10 +40,14 @@ def test_bands_are_dilation_less_erosion(width: int) -> None:
     assert not band[~WHERE].any()
 
 
-def test_bands_in_chunks_of_classes_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = boundary_bands(Y, 3)
-    monkeypatch.setattr(dense, "CHUNK", 1)
-    assert torch.equal(boundary_bands(Y, 3), whole)
+def test_bands_of_more_classes_than_a_word_holds_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = boundary_bands(Y, 3, width=5, where=WHERE)
+    for word in (1, 2):
+        monkeypatch.setattr(dense, "WORD", word)
+        assert torch.equal(boundary_bands(Y, 3, width=5, where=WHERE), whole)
+    monkeypatch.undo()
+    many = boundary_bands(torch.where(Y == 2, 149, Y * 61), 150, width=5, where=WHERE)
+    assert torch.equal(many[..., [0, 61, 149]], whole) and int(many.sum()) == int(whole.sum())
 
 
 def test_a_picture_of_one_class_has_no_band_and_borders_are_none() -> None:

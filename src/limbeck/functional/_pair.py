@@ -64,10 +64,10 @@ def relative(log_a: Tensor, log_b: Tensor) -> Tensor:
     return not_negative((a * gap + (b - a)).sum(-1))
 
 
-def relative_finite(log_a: Tensor, log_b: Tensor) -> Tensor:
+def relative_finite(log_a: Tensor, log_b: Tensor, dim: int = -1) -> Tensor:
     """The same for two distributions whose log-probabilities are all finite: half the operations. Rounding may give -1e-8."""
     a, b = log_a.exp(), log_b.detach().exp()  # sums of probabilities are constant, so the added terms need no graph
-    return torch.addcmul(b - a.detach(), a, log_a - log_b).sum(-1)
+    return torch.addcmul(b - a.detach(), a, log_a - log_b).sum(dim)
 
 
 def quick(
@@ -96,8 +96,11 @@ def quick(
         student, teacher = hide(student, where), hide(teacher, where)
     if temperature != 1.0:
         student, teacher = student / temperature, teacher / temperature
-    log_q, log_p = student.log_softmax(-1), teacher.log_softmax(-1)
-    value = relative_finite(log_p, log_q) if forward else relative_finite(log_q, log_p)
+    dim = -1
+    if student.ndim == 4 and not student.is_contiguous() and student.movedim(-1, 1).is_contiguous():
+        student, teacher, dim = student.movedim(-1, 1), teacher.movedim(-1, 1), 1  # as a network's map lies in memory
+    log_q, log_p = student.log_softmax(dim), teacher.log_softmax(dim)
+    value = relative_finite(log_p, log_q, dim) if forward else relative_finite(log_q, log_p, dim)
     plain = value.detach().clamp_min_(0.0)  # in place: rounding may have pushed it below zero
     try:
         return value if math.isfinite(plain.sum().item()) else None

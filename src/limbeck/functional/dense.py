@@ -10,15 +10,15 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import adaptive_avg_pool2d, interpolate, max_pool2d
+from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ..errors import ConfigError, ShapeError
 from .divergence import kl
 
 Count = Literal["nonzero", "mask_sum", "pixels"]
 
-CHUNK = 1 << 24
-"""How many values of one-hot labels are held at a time while bands are found."""
+WORD = 62
+"""How many classes a word holds, a bit each."""
 
 
 def _check_width(width: int) -> None:
@@ -61,20 +61,35 @@ def boundary_bands(
             f"hold {', '.join(map(str, values[:8]))}, which is no class",
             expected=f"0 to {classes - 1}, or a pixel that does not count (where=, task.ignore)",
         )
-    inside = torch.where(valid, labels, classes)
-    step = max(1, CHUNK // max(1, labels.numel()))
+    void = _spread((~valid).long(), width) > 0
+    kinds = void.long()  # how many different things the window holds, counted up to two a word
+    words = []
+    for first in range(0, classes, WORD):  # a bit a class: a word is as cheap as one class
+        mine = valid & (labels >= first) & (labels < first + WORD)
+        word = _spread(torch.where(mine, 1 << (labels - first).clamp(0, WORD - 1), 0), width)
+        kinds = kinds + (word != 0).long() + ((word & (word - 1)) != 0).long()
+        words.append(word)
+    several = (kinds > 1) & valid  # a class's window is not all of it
     found = []
-    for first in range(0, classes, step):  # a few at a time: 150 classes of 512 x 512 pixels are 600 MB
-        some = torch.arange(first, min(first + step, classes), device=labels.device)
-        y = (inside.unsqueeze(1) == some[:, None, None]).to(torch.float32)  # [N, c, H, W]
-        found.append((_spread(y, width) * _spread(1.0 - y, width)).bool())  # in the window: the class, and another
-    return torch.cat(found, 1).movedim(1, -1) & valid.unsqueeze(-1)
+    for first, word in zip(range(0, classes, WORD), words, strict=True):
+        bits = torch.arange(min(WORD, classes - first), device=labels.device)
+        found.append(((torch.where(several, word, 0).unsqueeze(1) >> bits[:, None, None]) & 1).bool())  # [N, c, H, W]
+    return torch.cat(found, 1).movedim(1, -1)
 
 
-def _spread(y: Tensor, width: int) -> Tensor:
-    """The maximum over a square window; outside of the picture there is nothing."""
-    half = width // 2
-    return max_pool2d(max_pool2d(y, (width, 1), 1, (half, 0)), (1, width), 1, (0, half))
+def _spread(word: Tensor, width: int) -> Tensor:
+    """The bits [N, H, W] that are set anywhere in a square window; outside of the picture there are none."""
+    for dim in (-1, -2):
+        half = width // 2
+        run = torch.nn.functional.pad(word, (half, half) if dim == -1 else (0, 0, half, half))
+        done = 1
+        while done < width:  # the window grows by as much as it has
+            step = min(done, width - done)
+            n = run.shape[dim] - step
+            run = run.narrow(dim, 0, n) | run.narrow(dim, step, n)
+            done += step
+        word = run
+    return word
 
 
 def edge_masks(
@@ -110,13 +125,18 @@ def edge_masks(
     """
     band = boundary_bands(labels, classes, width=width, where=where, check=check)
     valid = torch.ones_like(labels, dtype=torch.bool) if where is None else where.bool()
-    share = adaptive_avg_pool2d(valid.float().unsqueeze(1), size)[:, 0]
-    mask = adaptive_avg_pool2d(band.movedim(-1, 1).float(), size).movedim(1, -1) * share.unsqueeze(-1)
+    share = _averaged(valid.unsqueeze(1), size)[:, 0]
+    mask = (_averaged(band.movedim(-1, 1), size) * share.unsqueeze(1)).movedim(1, -1)
     if union:
         mask = mask.amax(-1, keepdim=True).expand_as(mask)
     if hard:
         mask = (mask > 0).to(mask.dtype)
     return mask, share
+
+
+def _averaged(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Truth values [N, C, H, W] as their share in each place [N, C, h, w]."""
+    return x.float() if tuple(x.shape[-2:]) == tuple(size) else adaptive_avg_pool2d(x.float(), size)
 
 
 def edge_divergence(
@@ -161,12 +181,12 @@ def edge_divergence(
         seen = mask.amax(-1) > 0 if premask else (torch.ones_like(phi) if valid is None else valid) > 0
         inside = torch.where(seen, phi, torch.zeros_like(phi)).sum((1, 2))
         return alpha.mean() * inside / seen.sum((1, 2)).clamp_min(1)
-    weight = mask * alpha  # [N, h, w, C]
     n = mask.sum((1, 2)) if count == "mask_sum" else (mask > 0).sum((1, 2)).to(phi.dtype)  # [N, C]
     if count == "pixels":
         n = n.sum(-1, keepdim=True)
     n = n.clamp_min(1e-6) if count == "mask_sum" else n.clamp_min(1.0)
-    return ((phi.unsqueeze(-1) * weight).sum((1, 2)) / n).sum(-1)
+    each = (mask * (alpha / n)[:, None, None]).sum(-1)  # [N, h, w]: what a place counts for, over all bands it lies in
+    return (phi * each).sum((1, 2))
 
 
 def channel_divergence(

@@ -162,7 +162,8 @@ class Dense(OutputTask):
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """Cross-entropy at every pixel that counts [N, H, W]; logits of a coarser grid are brought to the pixels."""
         z = dense.resized(signal.logits, tuple(batch["y"].shape[1:]))
-        return Term(F.cross_entropy(z, batch["y"]), where=self.counted(batch))
+        loss = nn.functional.cross_entropy(z.movedim(-1, 1), batch["y"], reduction="none")  # as the map lies in memory
+        return Term(loss, where=self.counted(batch))
 
     def counted(self, batch: Batch) -> Tensor:
         """Which pixels count."""

@@ -102,6 +102,9 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "authenticity": ("authenticity", True, None),
     "density": ("density", False, None),
     "coverage": ("coverage", True, True),
+    "miou": ("mean IoU", True, True),
+    "boundary_miou": ("mean IoU along boundaries", True, True),
+    "mean_accuracy": ("accuracy, mean over classes", True, True),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
 

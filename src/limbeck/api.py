@@ -261,6 +261,15 @@ class GivenData(Source):
 
         return from_datasets(self.made, target, size, memory_mb=4096, names=None, where="data")
 
+    def maps(self, size: Any = None) -> Splits:
+        """Pictures with a class at every pixel: integer ids [N, H, W], of which 255 does not count."""
+        from limbeck.data.masks import splits_of
+
+        pairs = {name: pair for name, pair in self.made.items() if isinstance(pair, tuple)}
+        if len(pairs) < len(self.made):
+            raise DataError("data", given="a torch Dataset", expected="arrays (x, y), y [N, H, W] of class ids")
+        return splits_of(pairs, None, [255], size, "data")
+
 
 def _source(data: Any) -> Any:
     """Arrays, a Dataset or a DataFrame as a source."""

@@ -284,7 +284,7 @@ class MaskFolder(MaskSource):
         pairs, notes = self._pairs(root)
         names, ignore = self._names(root)
         if names is None:
-            ids = sorted(set().union(*(set(decode_mask(m.read()).unique().tolist()) for _, m in pairs.values())))
+            ids = sorted(set().union(*(_ids(mask) for _, mask in pairs.values()))) or [0]
             names = [str(i) for i in range(max(ids) + 1)]
             ignore = [*ignore, *(i for i in range(max(ids) + 1) if i not in ids)]
             notes.append(f"no class names: the {len(set(ids) - set(ignore))} ids that occur are taken for classes")
@@ -368,6 +368,13 @@ def _beside_annot(low: Sequence[str], root: Path) -> bool:
     return len(low) > 0 and any((root / (p + "annot")).is_dir() for p in low)
 
 
+def _ids(mask: File) -> set[int]:
+    try:
+        return set(decode_mask(mask.read()).unique().tolist())
+    except (Unreadable, OSError):
+        return set()  # it is named when all are read
+
+
 def _split(key: str) -> str:
     return next((s for part in key.split("/")[:-1] if (s := split_of(part))), "train")
 
@@ -420,7 +427,7 @@ def maps_of(
             f"x is {list(x.shape)}, y is {list(y.shape)} {str(y.dtype).removeprefix('torch.')}",
             expected="pictures [N, C, H, W] and integer class ids [N, H, W]",
         )
-    if x.shape[1:3] == y.shape[1:] and x.shape[2:] != y.shape[1:]:
+    if x.shape[2:] != y.shape[1:] and x.shape[-1] in (1, 3, 4):
         x = x.movedim(-1, 1)
     if x.shape[2:] != y.shape[1:]:
         raise DataError(where, f"pictures of {list(x.shape[2:])} pixels and masks of {list(y.shape[1:])}")

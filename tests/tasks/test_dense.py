@@ -138,7 +138,8 @@ def test_a_teacher_that_guesses_is_refused(tmp_path: Path) -> None:
     from limbeck.storage.store import save_state_dict
 
     task = task_of()
-    save_state_dict(tmp_path / "a.safetensors", UNetModel(2, 1).build(task).module.state_dict())
+    state = {k: torch.zeros_like(v) for k, v in UNetModel(2, 1).build(task).module.state_dict().items()}
+    save_state_dict(tmp_path / "a.safetensors", state)  # the same class everywhere
     built = UNetModel(2, 1, checkpoint=str(tmp_path / "a.safetensors")).build(task)
     with pytest.raises(TeacherMismatch, match="it only guesses: right on"):
         task.check_teacher(built)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -22,7 +22,7 @@ from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Predict, Schedule, Weight, XEps
 from limbeck.grammar.method import Batch, Context, Method
 from limbeck.tasks.generation import Generation, fresh_ids
-from limbeck.tasks.sampler import Reading, SamplerArtifact, Students, classifier_free, conditional, reading
+from limbeck.tasks.sampler import Reading, SamplerArtifact, Students, classifier_free, conditional, nothing, reading
 
 GUIDANCE = r"^weight\.|guid|cond_proj"
 """Parameters that take the guidance weight (``weight.`` in the residual MLP)."""
@@ -48,8 +48,15 @@ class Denoiser:
     clip: bool = False
 
     @classmethod
-    def of(cls, method: Method[Any], role: str, free: bool = False, clip: bool = False) -> Denoiser:
-        """A method's role, once bound.
+    def of(
+        cls,
+        method: Method[Any],
+        role: str,
+        free: bool = False,
+        clip: bool = False,
+        plain: str = "method.w_max=0",
+    ) -> Denoiser:
+        """A method's role, once bound; ``plain`` is the setting that does without guidance, for messages.
 
         Raises:
             ConfigError: it does not say what its output means; it is to be guided and has no null condition, or is
@@ -66,7 +73,7 @@ class Denoiser:
             raise ConfigError(
                 f"{role}.null_condition",
                 "guided distillation needs the null condition index; pass null_condition",
-                remedy=f"{role}.null_condition=INDEX, or distil without guidance (method.w_max=0)",
+                remedy=f"{role}.null_condition=INDEX, or distil without guidance ({plain})",
             )
         built, labels = method.setup.built.get(role), method.task.labels or []
         if built is not None and built.labels and list(built.labels) != list(labels):
@@ -92,8 +99,9 @@ class Denoiser:
         """What it predicts of z: (x, eps), [N, C, H, W] each. A role that learns builds a graph, others do not."""
         lam = logsnr.to(z.dtype)
         if self.free and w is not None:
-            null = torch.full_like(c, self.said.null_condition or 0)
-            both = ctx.call(self.role, torch.cat([z, z]), torch.cat([lam, lam]), torch.cat([c, null]), grad=grad)
+            assert self.said.null_condition is not None
+            c = torch.cat([c, nothing(c, self.said.null_condition)])
+            both = ctx.call(self.role, torch.cat([z, z]), torch.cat([lam, lam]), c, grad=grad)
             cond, uncond = both.chunk(2)
             return diffusion.guided_x(cond, uncond, z, logsnr, self.kind, w=w, clip_x=self.clip)
         more = self._input(c, w)
@@ -249,6 +257,22 @@ def inherit(teacher: nn.Module, student: nn.Module, dry: bool = False) -> None:
         student.load_state_dict(theirs, strict=False)
 
 
+def check_adapters(module: nn.Module, role: str) -> None:
+    """Refuse a network that carries adapters already: what is added beside them would be mixed up with them.
+
+    Raises:
+        ConfigError: which library's they are, and how they go into the weights.
+    """
+    found = [n for n, m in module.named_modules() if hasattr(m, "lora_A") or getattr(m, "peft_config", None)]
+    if found:
+        raise ConfigError(
+            role,
+            f"adapters are loaded in it already ({', '.join(found[:3])})",
+            expected="plain weights",
+            remedy="merge them first: pipeline.fuse_lora(), unload_lora_weights(), save_pretrained(...)",
+        )
+
+
 def parameters_named(which: str) -> re.Pattern[str]:
     """Which parameters learn: ``all``, ``embeddings`` (of time, class and guidance), or a regular expression.
 
@@ -317,8 +341,11 @@ def sampler(
         {n: method.roles[r].module for n, r in (roles or {}).items()} for roles in (steps, stochastic, encoders)
     )
     task, built = method.task, method.setup.student
+    first = made[min(made)]
+    if first is not built.module:  # an average, or a student of its own
+        built = replace(built, module=first)
     students = Students(made, random, back, many)
     return SamplerArtifact(task, built, students, task.schedule, w_range, task.shape, task.labels, task.clip)
 
 
-__all__ = ["Asked", "Denoiser", "halvings", "inherit", "parameters_named", "sampler", "train_only"]
+__all__ = ["Asked", "Denoiser", "check_adapters", "halvings", "inherit", "parameters_named", "sampler", "train_only"]

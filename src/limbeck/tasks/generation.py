@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.items import Splits
+from limbeck.data.items import Items, Splits
 from limbeck.data.sources import Digits, Source
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, TeacherMismatch
@@ -139,6 +139,11 @@ class Generation(SourceTask):
     def classes(self) -> int:
         """Number of classes, the null condition not counted."""
         return self.outputs
+
+    @property
+    def conditions(self) -> Data:
+        """What samples are asked for, without a picture: ``y`` of each training item."""
+        return Conditions(self.train)
 
     def signed(self, x: Tensor) -> Tensor:
         """Pictures in [0, 1] as noise is added to them: [-1, 1]."""
@@ -277,6 +282,25 @@ class Generation(SourceTask):
     def default_evaluator(self) -> dict[str, Any]:
         """Samplers, judged for several guidance weights and numbers of steps."""
         return {"use": "sampler"}
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """The classes of items, and nothing else of them."""
+
+    items: Items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """``y`` [n]."""
+        return {"y": self.items.y[items]}
+
+    @property
+    def fingerprint(self) -> str:
+        """Of their items."""
+        return f"conditions-{self.items.fingerprint}"
 
 
 # ---------------------------------------------------------------------------------------------------------- functions

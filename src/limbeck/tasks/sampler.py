@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from limbeck.errors import CheckpointCorrupt, ConfigError
+from limbeck.errors import CheckpointCorrupt, ConfigError, ShapeError
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import Kind, Predict, Schedule
 from limbeck.grammar.artifact import NetworkArtifact
@@ -41,12 +41,13 @@ class Reading:
 
     Attributes:
         mean_type: what its output means.
-        null_condition: the label that stands for 'no condition'; ``None`` when it has none.
+        null_condition: the label that stands for 'no condition', or what a text encoder makes of no text [L, D];
+            ``None`` when it has none.
         guided: whether it takes the guidance weight as a fourth argument.
     """
 
     mean_type: Kind
-    null_condition: int | None
+    null_condition: int | Tensor | None
     guided: bool
 
 
@@ -66,9 +67,26 @@ def reading(module: Any, role: str = "model") -> Reading:
             remedy="set the attribute mean_type on the module, or use denoiser or diffusers:FOLDER",
         )
     null = getattr(module, "null_condition", getattr(module, "null_class", None))
-    return Reading(
-        kind, None if null is None else int(null), bool(getattr(module, "guided", getattr(module, "guidance", False)))
-    )
+    if null is not None and not isinstance(null, Tensor):
+        null = int(null)
+    return Reading(kind, null, bool(getattr(module, "guided", getattr(module, "guidance", False))))
+
+
+def nothing(labels: Tensor, null: int | Tensor) -> Tensor:
+    """The null condition in the place of every condition: of classes [N], or of embeddings [N, L, D].
+
+    Raises:
+        ShapeError: embeddings of another shape than that of no text.
+
+    Example:
+        >>> nothing(torch.tensor([3, 1]), 10).tolist()
+        [10, 10]
+    """
+    if not isinstance(null, Tensor):
+        return torch.full_like(labels, null)
+    if labels.shape[1:] != null.shape:
+        raise ShapeError("labels", given=list(labels.shape), expected=f"[N, {', '.join(map(str, null.shape))}]")
+    return null.to(labels).expand_as(labels)
 
 
 def conditional(call: Callable[..., Tensor], labels: Tensor, w: Tensor | None = None) -> Predict:
@@ -81,7 +99,7 @@ def conditional(call: Callable[..., Tensor], labels: Tensor, w: Tensor | None = 
     return predict
 
 
-def classifier_free(call: Callable[..., Tensor], labels: Tensor, null: int, w: Tensor) -> Predict:
+def classifier_free(call: Callable[..., Tensor], labels: Tensor, null: int | Tensor, w: Tensor) -> Predict:
     """The guided teacher as one prediction: both conditions in one batch of 2N rows, combined by their weights.
 
     At a given z every parameterisation is affine in x and the two weights sum to one, so guiding raw outputs guides x.
@@ -89,7 +107,7 @@ def classifier_free(call: Callable[..., Tensor], labels: Tensor, null: int, w: T
 
     def predict(z: Tensor, logsnr: Tensor) -> Tensor:
         logsnr = logsnr.expand(len(z))
-        both = call(torch.cat([z, z]), torch.cat([logsnr, logsnr]), torch.cat([labels, torch.full_like(labels, null)]))
+        both = call(torch.cat([z, z]), torch.cat([logsnr, logsnr]), torch.cat([labels, nothing(labels, null)]))
         cond, uncond = both.chunk(2)
         return diffusion.guide(cond, uncond, w=w)
 

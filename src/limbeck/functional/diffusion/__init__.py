@@ -44,7 +44,7 @@ from .schedules import (
     alpha_sigma,
     check_terminal_snr,
 )
-from .scores import Weighting, carry, denoising_error, mixture_eps, pull, score_difference
+from .scores import Weighting, carry, denoising_error, mixture_eps, normalised_difference, pull, score_difference
 
 __all__ = [
     "CosineSchedule",
@@ -78,6 +78,7 @@ __all__ = [
     "invert_jump",
     "loss_weight",
     "mixture_eps",
+    "normalised_difference",
     "prediction_errors",
     "pull",
     "renoise",

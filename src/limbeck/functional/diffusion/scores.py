@@ -59,6 +59,29 @@ def score_difference(
     return gap if clamp is None else gap.clamp(-clamp, clamp)
 
 
+def normalised_difference(x: Tensor, pre: Tensor, other: Tensor) -> Tensor:
+    """The difference of two predicted clean samples over the mean distance of the frozen model's to what was drawn.
+
+    ``(x_other - x_pre) / mean|x - x_pre|``, the mean over a sample's elements: a step that is as large at every noise level.
+
+    Args:
+        x: ``[B, ...]`` what was drawn.
+        pre, other: ``[B, ...]`` the clean samples that the frozen and the other model see in it.
+
+    Source: Yin et al. 2024 (DMD, arXiv 2311.18828), equation 8.
+
+    Example:
+        >>> normalised_difference(torch.zeros(1, 2), torch.full((1, 2), -2.0), torch.zeros(1, 2)).tolist()
+        [[1.0, 1.0]]
+    """
+    _alike(x, pre)
+    _alike(x, other)
+    dtype = result_dtype(x, pre, other)
+    x, pre, other = x.detach().to(dtype), pre.detach().to(dtype), other.detach().to(dtype)
+    far = (x - pre).abs().flatten(1).mean(1)
+    return torch.nan_to_num((other - pre) / expand(far, x))
+
+
 def carry(x: Tensor, gradient: Tensor) -> Tensor:
     """``[B]`` zeros whose gradient with respect to ``x`` ``[B, ...]`` is ``gradient``: exact, whatever the size of x.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denoiser", "graphs"]
+Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denoiser", "graphs", "scene"]
 """What a network answers an item with.
 
 - ``classes``: a row of values, ``[N, outputs]``: logits of classes, or numbers.
@@ -16,6 +16,7 @@ Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "denois
 - ``boxes``: detections, as torchvision's detectors return them.
 - ``tokens``: a row of values over a vocabulary at every token.
 - ``denoiser``: noise, or what it hides, in the shape of the input.
+- ``scene``: pictures ``[N, C, h, w]`` of what it is itself, from the cameras that go in. It has no inputs beside them.
 - ``graphs``: a row of values a graph, ``[N, outputs]``. Graphs are ragged: nodes ``[R, features]`` beside their edges.
 """
 

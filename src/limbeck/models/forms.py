@@ -58,5 +58,6 @@ _WORDS: dict[Form, str] = {
     "boxes": "detectors",
     "tokens": "language models",
     "denoiser": "denoisers",
+    "scene": "scenes (pictures from cameras)",
     "graphs": "networks for graphs (one row of values a graph)",
 }

@@ -106,6 +106,7 @@ def variational(
     *,
     weighting: Weighting = "sigma2",
     clamp: float | None = None,
+    clean: bool = False,
 ) -> Moved:
     """One step of VSD, or of SDS where there is no second model.
 
@@ -115,7 +116,8 @@ def variational(
         logsnr: its level [B].
         pre: the frozen model, guided.
         other: the model of what is drawn; ``None`` takes the noise itself.
-        weighting, clamp: see `limbeck.functional.diffusion.score_difference`.
+        weighting, clamp, clean: see `limbeck.functional.diffusion.score_difference`; what is not finite stops the run
+            where it is not cleaned.
 
     Raises:
         MethodError: x has no graph.
@@ -125,7 +127,7 @@ def variational(
     with torch.no_grad():
         z = diffusion.diffuse(x.detach(), eps, logsnr)
         seen = eps if other is None else other.eps(z, logsnr)
-        g = diffusion.score_difference(pre.eps(z, logsnr), seen, logsnr, weighting=weighting, clamp=clamp)
+        g = diffusion.score_difference(pre.eps(z, logsnr), seen, logsnr, weighting=weighting, clamp=clamp, clean=clean)
     return Moved(diffusion.carry(x, g), g, g.float().square().flatten(1).mean(1).sqrt())
 
 

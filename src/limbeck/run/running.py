@@ -302,5 +302,7 @@ def _latencies(bench: Bench, scored: Scored) -> dict[str, dict[str, float]]:
     known = {n: row for n, row in scored.rows.items() if n in bench.built and n != "student"}
     found = {n: latency(row.judge(bench.task), row) for n, row in known.items() if isinstance(row, NetworkArtifact)}
     if "teacher" not in found and bench.teacher is not None:
-        found["teacher"] = latency(bench.task, bench.teacher)
+        who = bench.method.participants.get("teacher") if bench.method is not None else None
+        part = bench.task.part(who.task) if who is not None and who.task else bench.task
+        found["teacher"] = latency(part, bench.teacher)
     return found

@@ -26,7 +26,13 @@ Weighting = Literal["sigma2", "uniform"]
 
 
 def score_difference(
-    pre: Tensor, other: Tensor, logsnr: Tensor, *, weighting: Weighting = "sigma2", clamp: float | None = None
+    pre: Tensor,
+    other: Tensor,
+    logsnr: Tensor,
+    *,
+    weighting: Weighting = "sigma2",
+    clamp: float | None = None,
+    clean: bool = True,
 ) -> Tensor:
     """G ``[B, ...]``: the direction in which a sample is moved away, without a graph, at least float32.
 
@@ -36,8 +42,7 @@ def score_difference(
         logsnr: ``[B]`` or a scalar.
         weighting: w.
         clamp: G is cut elementwise at plus and minus this; ``None`` for no limit.
-
-    What is not finite becomes 0 (NaN) or the largest number, as the published codes do.
+        clean: what is not finite becomes 0 (NaN) or the largest number, as in the published codes.
 
     Raises:
         ConfigError: an unknown weighting, a limit that is not positive. ShapeError: the predictions differ in shape.
@@ -55,7 +60,7 @@ def score_difference(
     gap = pre.detach().to(dtype) - other.detach().to(dtype)
     if weighting == "sigma2":
         gap = expand(alpha_sigma(logsnr)[1].square(), gap).to(dtype) * gap
-    gap = torch.nan_to_num(gap)
+    gap = torch.nan_to_num(gap) if clean else gap
     return gap if clamp is None else gap.clamp(-clamp, clamp)
 
 

@@ -1,0 +1,1 @@
+"""Scenes that are made or shrunk, one paper a file."""

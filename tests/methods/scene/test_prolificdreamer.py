@@ -1,0 +1,266 @@
+"""ProlificDreamer: what moves whom, what each loss is, scenes that cameras see, and what cannot be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from limbeck.artifacts.scene import SceneArtifact, read_ply
+from limbeck.engine.context import RunContext
+from limbeck.errors import ConfigError, DataError, ShapeError
+from limbeck.evaluators.scenes import Scenes, Shown
+from limbeck.functional import splatting
+from limbeck.grammar.method import Built
+from limbeck.grammar.signal import Signal
+from limbeck.networks.scenes import Field, Gaussians, Pictures, Rendered, check_scene
+from limbeck.recipe.recipe import build, check, load_tree
+from limbeck.tasks.views import Photos, Views, around, read_photos
+from tests.tiny import Tiny, tiny
+
+EXACT = ("teacher={use: mixture}", "evaluator.teacher_steps=0")
+"""No teacher is trained."""
+
+
+def phases(made: Tiny, step: int = 0) -> list[Any]:
+    """The phases of a step, everybody learning as the stage has it."""
+    from limbeck.grammar.role import cast
+
+    method: Any = made.method
+    made.engine.prepare(method)
+    stage = made.engine.stages[0]
+    cast(method.roles, tuple(stage.optim))
+    batch = next(iter(made.engine.batches(stage, step, step + 1)))[0]
+    return list(method.step(batch, RunContext(made.engine, method, stage, made.engine.device).at(step)))
+
+
+def test_sds_is_vsd_with_the_noise_in_place_of_phi(tmp_path: Path) -> None:
+    grads = {}
+    for loss in ("sds", "vsd", "frozen"):
+        made = tiny("prolificdreamer", tmp_path / loss, *EXACT, f"method.loss={loss}", "method.phi=small")
+        first, *rest = phases(made)
+        assert [set(p) for p in rest] == ([{"phi"}] if loss == "vsd" else [])
+        (term,) = first.values()
+        (grads[loss],) = torch.autograd.grad(term.total(), made.method.roles["student"].module.pixels)
+        assert term.values.abs().max() == 0, "a surrogate whose value means nothing"
+        assert float(term.shown()) > 0
+    assert all(not torch.allclose(grads["sds"], grads[o]) for o in ("vsd", "frozen"))
+
+
+def test_an_exact_phi_stands_still_at_the_real_pictures(tmp_path: Path) -> None:
+    """Particles that are the real pictures of the class are not moved at guidance 1, whatever the noise."""
+    made = tiny("prolificdreamer", tmp_path, *EXACT, "method.phi=analytic", "method.guidance_scale=1")
+    task: Any = made.bench.task
+    data = task.pictures.teacher_train
+    real = data.fetch((data.y == task.wanted).nonzero()[:, 0])["x"]
+    scene = Pictures(len(real), task.shape)
+    scene.pixels.data = task.signed(real)
+    made.method.roles["student"].module = scene
+    made.method.particles = len(real)  # type: ignore[attr-defined]
+    (terms,) = phases(made)
+    (grad,) = torch.autograd.grad(terms["vsd"].total(), scene.pixels)
+    assert grad.abs().max() < 1e-4
+
+
+def test_phi_alone_learns_in_its_phase_and_never_moves_the_teacher(tmp_path: Path) -> None:
+    made = tiny("prolificdreamer", tmp_path, "teach.steps=2", "method.phi_steps=2")
+    _, *rest = phases(made)
+    assert len(rest) == 2
+    for terms in rest:
+        total = terms["phi"].total()
+        pixels = made.method.roles["student"].module.pixels
+        params = list(made.method.roles["phi"].parameters().values())
+        teacher = list(made.method.roles["teacher"].module.parameters())
+        grads = torch.autograd.grad(total, [pixels, *params], allow_unused=True, retain_graph=True)
+        assert grads[0] is None and any(g is not None and bool(g.any()) for g in grads[1:])
+        assert not any(p.requires_grad for p in teacher)
+
+
+@pytest.mark.parametrize("scene", ["gaussians", "field"])
+def test_scenes_that_cameras_see(scene: str, tmp_path: Path) -> None:
+    small = (
+        "{use: gaussians, particles: 2, count: 12}"
+        if scene == "gaussians"
+        else "{use: field, particles: 2, width: 8, samples: 6}"
+    )
+    made = tiny(
+        "prolificdreamer",
+        tmp_path,
+        f"student={small}",
+        "teach.steps=2",
+        "train.steps=2",
+        "method.phi_guidance_scale=2",
+        "method.random_background=0.5",
+        "method.entropy=0.1",
+    )
+    phi: Any = made.method.roles["phi"].module
+    assert phi.camera is not None
+    made.run()
+    artifact: Any = made.method.artifact()
+    assert isinstance(artifact, SceneArtifact)
+    artifact.frames = 3
+    artifact.save(tmp_path)
+    assert (tmp_path / "turntable_1.gif").is_file()
+    if scene == "gaussians":
+        found = read_ply(tmp_path / "point_cloud_1.ply")
+        module: Any = made.method.roles["student"].module
+        torch.testing.assert_close(found["means"], module.means[1].detach())
+        torch.testing.assert_close(found["quats"], module.quats[1].detach())
+        assert found["sh"].shape == (12, 1, 3)
+
+
+def test_ply_keeps_what_depends_on_the_direction(tmp_path: Path) -> None:
+    from limbeck.artifacts.scene import write_ply
+
+    scene = Gaussians(1, (3, 8, 8), count=5, sh_degree=2)
+    torch.nn.init.normal_(scene.sh)
+    write_ply(tmp_path / "a.ply", scene)
+    torch.testing.assert_close(read_ply(tmp_path / "a.ply")["sh"], scene.sh[0].detach())
+    (tmp_path / "b.ply").write_bytes((tmp_path / "a.ply").read_bytes()[:-4])
+    with pytest.raises(DataError, match="bytes"):
+        read_ply(tmp_path / "b.ply")
+
+
+def test_a_camera_that_phi_is_told_of_matters_and_zero_is_no_camera(tmp_path: Path) -> None:
+    made = tiny(
+        "prolificdreamer",
+        tmp_path,
+        "student={use: gaussians, particles: 1, count: 6}",
+        "teach.steps=2",
+        "train.batch_size=2",
+    )
+    phi: Any = made.method.roles["phi"].module
+    z, lam, y = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.tensor([3, 3])
+    torch.testing.assert_close(phi(z, lam, y, camera=torch.ones(2, 16)), phi(z, lam, y)), "nothing at first"
+    torch.nn.init.normal_(phi.camera[-1].weight)
+    assert not torch.allclose(phi(z, lam, y, camera=torch.ones(2, 16)), phi(z, lam, y))
+    base: Any = made.method.roles["teacher"].module
+    before = base(z, lam, y)
+    phi(z, lam, y, camera=torch.ones(2, 16))
+    assert torch.equal(base(z, lam, y), before), "the teacher is never told"
+
+
+def test_any_scene_by_the_protocol() -> None:
+    def render(params: Any, camera: Any) -> Tensor:
+        return params["colour"].sigmoid()[:, :, None, None].expand(-1, -1, camera.height, camera.width)
+
+    scene = Rendered(render, {"colour": torch.zeros(3, 1)}, (1, 8, 8))
+    made = scene(torch.eye(4).expand(2, 4, 4), torch.eye(3).expand(2, 3, 3), torch.tensor([0, 2]))
+    made.sum().backward()
+    assert scene.params["colour"].grad[1] == 0 != scene.params["colour"].grad[2]
+    with pytest.raises(ShapeError, match="params"):
+        Rendered(render, {"a": torch.zeros(3, 1), "b": torch.zeros(2, 1)}, (1, 8, 8))
+    with pytest.raises(ConfigError, match="255"):
+        check_scene(torch.full((2, 1, 8, 8), 255.0), (1, 8, 8), 2)
+    with pytest.raises(ShapeError):
+        check_scene(torch.zeros(2, 8, 8), (1, 8, 8), 2)
+
+
+def photographs(n: int, key: int) -> Photos:
+    """Drawn photographs: a few coloured Gaussians from all around."""
+    g = torch.Generator().manual_seed(7)
+    truth = Gaussians(1, (3, 16, 16), count=8)
+    for p in truth.parameters():
+        p.data = torch.randn(p.shape, generator=g) * 0.3 + (
+            -2.0 if p is truth.log_scales else 1.0 if p is truth.logits else 0
+        )
+    turn = torch.linspace(0, 360, n + 1)[:-1] + key
+    batch = around(turn, torch.full((n,), 20.0), torch.full((n,), 2.5), torch.full((n,), 40.0), 16, 16)
+    with torch.no_grad():
+        x = truth(batch["camera"], batch["K"], torch.zeros(n, dtype=torch.long))
+    return Photos(x, batch["camera"], batch["K"])
+
+
+def test_a_scene_is_fitted_to_photographs_and_judged_by_unseen_ones(tmp_path: Path) -> None:
+    task = Views(photos="given")
+    task.give(photographs(8, 0), photographs(4, 10), photographs(4, 10))
+    torch.manual_seed(0)
+    scene = Gaussians(1, (3, 16, 16), count=30, radius=0.5)
+    before = task.evaluate(Built(scene), task.test)
+    optim = torch.optim.Adam(scene.parameters(), lr=0.03)
+    ids = torch.arange(8)
+    for _ in range(25):
+        batch = {**task.train.fetch(ids), "item": ids}
+        loss = task.supervised(Signal(task.feed(scene, batch)), batch).values.mean()
+        optim.zero_grad()
+        loss.backward()
+        optim.step()
+    after = task.evaluate(Built(scene), task.test)
+    assert after["psnr"] > before["psnr"] + 1
+    with pytest.raises(DataError, match="photographs"):
+        task.supervised(Signal(None), {"item": ids})
+
+
+def test_photographs_in_nerfs_layout(tmp_path: Path) -> None:
+    from PIL import Image
+
+    gl = torch.eye(4)
+    gl[2, 3] = 3.0  # three behind the middle, looking along -z
+    for split, n in (("train", 2), ("test", 1)):
+        frames = [{"file_path": f"./{split}_{i}", "transform_matrix": gl.tolist()} for i in range(n)]
+        (tmp_path / f"transforms_{split}.json").write_text(json.dumps({"camera_angle_x": 0.8, "frames": frames}))
+        for i in range(n):
+            Image.new("RGBA", (8, 8), (255, 0, 0, 0 if i else 255)).save(tmp_path / f"{split}_{i}.png")
+    found = read_photos(str(tmp_path), "train")
+    assert found is not None
+    assert found.pictures[0, :, 0, 0].tolist() == [1, 0, 0] and found.pictures[1, :, 0, 0].tolist() == [1, 1, 1]
+    assert (found.cameras[0] @ torch.tensor([0.0, 0, 0, 1]))[2] == 3, "the middle lies ahead"
+    task = Views(photos=str(tmp_path))
+    task.load()
+    assert task.needs.inputs == (3, 8, 8) and task.default_evaluator()["metric"] == "psnr"
+    (tmp_path / "train_0.png").unlink()
+    with pytest.raises(DataError, match="train_0"):
+        read_photos(str(tmp_path), "train")
+
+
+def test_the_evaluator_tells_noise_and_collapse_from_real_pictures(tmp_path: Path) -> None:
+    made = tiny("prolificdreamer", tmp_path, *EXACT, "method.loss=sds")
+    judge = Scenes(classifier=False)
+    real = made.bench.task.pictures.test.fetch(torch.arange(200))  # type: ignore[attr-defined]
+    threes = real["x"][real["y"] == 3][:12]
+    told = {
+        "real": judge.score(Shown(threes), made.bench),
+        "one": judge.score(Shown(threes[:1].expand(12, -1, -1, -1)), made.bench),
+        "noise": judge.score(Shown(torch.rand(12, 1, 8, 8)), made.bench),
+    }
+    assert told["real"]["energy"] < min(told["one"]["energy"], told["noise"]["energy"])
+    assert told["one"]["diversity"] < 1e-3 and told["one"]["distinct"] == pytest.approx(1 / 12)
+    assert told["noise"]["nearest"] > 1.3 > told["real"]["nearest"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["method.t_min=0.5", "method.t_max=0.4"], "t_max"),
+        (["method.t_max=1.5"], "at most 1"),
+        (["method.t_max=[5, 0.9]"], "t_max"),
+        (["method.guidance_scale=-1"], "guidance_scale"),
+        (["task.label=ten"], "task.label"),
+        (["task.fovy=[70, 40]"], "fovy"),
+        (["student=mlp"], "scene"),
+        (["evaluator.metric=psnr"], "evaluator.metric"),
+        ([*EXACT, "student.particles=1", "evaluator.metric=diversity"], "one particle"),
+        ([*EXACT, "method.phi=lora"], "no layers"),
+        ([*EXACT, "method.phi=analytic", "student={use: gaussians, particles: 2, count: 4}"], "pictures"),
+    ],
+)
+def test_what_cannot_be_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        if any(w.startswith(("method.", "task.fovy")) for w in words) and EXACT[0] not in words:
+            build(check(load_tree("prolificdreamer", words)))
+        tiny("prolificdreamer", tmp_path, *words)
+
+
+def test_fields_are_seen_from_where_the_camera_stands() -> None:
+    torch.manual_seed(0)
+    field = Field(1, (1, 9, 9), width=8, samples=32)
+    batch = around(torch.tensor([0.0]), torch.tensor([0.0]), torch.tensor([2.0]), torch.tensor([60.0]), 9, 9)
+    picture, cover = field.trace(batch["camera"], batch["K"], torch.tensor([0]))
+    assert cover is not None and cover[0, 0, 4, 4] > 0.9 > 0.5 > cover[0, 0, 0, 0], "a bump in the middle"
+    bright, _ = field.trace(batch["camera"], batch["K"], torch.tensor([0]), torch.ones(1, 1))
+    torch.testing.assert_close(bright - picture, (1 - cover) * (1 - field.behind.sigmoid().view(1, 1, 1, 1)))
+    assert splatting.SH0 > 0

@@ -85,7 +85,7 @@ def _measure(settings: Settings, place: Path, report: Report, say: Say) -> None:
 
     def read() -> Any:
         ids = next(wanted)
-        return torch.from_numpy(cache.rows(ids, torch.zeros_like(ids))["logits"]).float()
+        return cache.rows(ids, torch.zeros_like(ids))["logits"].float()
 
     batches = [
         {**task.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}

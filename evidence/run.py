@@ -1,9 +1,9 @@
 """Run the evidence, one row at a time: `python evidence/run.py NAME:ROW`, or `--next` for the first that is not finished.
 
-A row is one recipe in one comparison of ``list.yaml``, with all its seeds. It is run by ``limbeck compare`` in the folder
-``--work``, where finished seeds are reused and an interrupted one goes on; then the comparison's JSON beside this file is
-written with what is finished, and ``summary.json`` with every claim, clause by clause. Without arguments the rows are
-listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold, without running any.
+A row is one recipe in one comparison of ``list.yaml`` or ``list/*.yaml``, with all its seeds. It is run by ``limbeck
+compare`` in the folder ``--work``, where finished seeds are reused and an interrupted one goes on; then the comparison's
+JSON beside this file is written with what is finished, and ``summary.json`` with every claim, clause by clause. Without
+arguments the rows are listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold, without running any.
 
 Data sets that do not come with limbeck lie below ``--data`` (list.yaml says which, and where they are from).
 No network is needed.
@@ -103,8 +103,16 @@ class Row:
 
 
 def read_list() -> tuple[dict[str, Any], list[Row]]:
-    """The list, and its rows in order."""
-    found = yaml.safe_load((HERE / "list.yaml").read_text(encoding="utf-8"))
+    """``list.yaml`` with the ``list/SLUG.yaml`` of every Card, and the rows in order."""
+    found: dict[str, Any] = {"data": {}, "claims": {}, "comparisons": {}}
+    for path in [HERE / "list.yaml", *sorted((HERE / "list").glob("*.yaml"))]:
+        for part, entries in yaml.safe_load(path.read_text(encoding="utf-8")).items():
+            twice = sorted(set(found[part]) & set(entries))
+            if twice:
+                raise ConfigError(
+                    part, f"{', '.join(twice)} of {path.name} stands in the list already", expected="a new name"
+                )
+            found[part] |= entries
     rows = []
     for name, entry in found["comparisons"].items():
         for label, (recipe, *own) in entry["rows"].items():

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from limbeck.errors import DataError
+from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.card import catalogue
 from limbeck.recipe.recipe import check, load_tree
 
@@ -35,7 +35,10 @@ def test_the_files_are_what_would_be_derived_from_their_runs(evidence: ModuleTyp
         copy = tmp_path / path.relative_to(ROOT / "evidence")
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.write_bytes(data)
-    (tmp_path / "list.yaml").write_bytes((ROOT / "evidence" / "list.yaml").read_bytes())
+    for path in (ROOT / "evidence").rglob("*.yaml"):
+        copy = tmp_path / path.relative_to(ROOT / "evidence")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
     evidence.HERE, here = tmp_path, evidence.HERE
     try:
         evidence.derive(*evidence.read_list())
@@ -54,6 +57,13 @@ def test_claims_are_of_cards_and_every_row_is_a_recipe(evidence: ModuleType) -> 
         recipe, *settings = [word.replace(evidence.DATA, "/nowhere") for word in row.words]
         check(load_tree(recipe, settings))
         assert len(row.seeds) >= 2
+
+
+def test_what_stands_in_two_files_of_the_list_is_refused(evidence: ModuleType, small: Path) -> None:
+    (small / "list").mkdir()
+    (small / "list" / "kd.yaml").write_text("claims: {kd: {clauses: []}}")
+    with pytest.raises(ConfigError, match="kd of kd.yaml stands in the list already"):
+        evidence.read_list()
 
 
 def test_no_row_stands_in_the_list_twice(evidence: ModuleType) -> None:

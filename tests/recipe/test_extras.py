@@ -12,7 +12,7 @@ import limbeck
 from limbeck.commands import doctor
 from limbeck.recipe.extras import EXTRAS, extra_of
 
-IMPORTED_AS = {"mlflow-skinny": "mlflow"}
+IMPORTED_AS = {"mlflow-skinny": "mlflow", "scikit-image": "skimage"}
 ROOT = Path(__file__).parents[2]
 
 

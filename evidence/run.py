@@ -3,7 +3,8 @@
 A row is one recipe in one comparison of ``list.yaml`` or ``list/*.yaml``, with all its seeds. It is run by ``limbeck
 compare`` in the folder ``--work``, where finished seeds are reused and an interrupted one goes on; then the comparison's
 JSON beside this file is written with what is finished, and ``summary.json`` with every claim, clause by clause. Without
-arguments the rows are listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold, without running any.
+arguments the rows are listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold,
+without running any.
 
 Data sets that do not come with limbeck lie below ``--data`` (list.yaml says which, and where they are from).
 No network is needed.

@@ -62,7 +62,7 @@ def test_claims_are_of_cards_and_every_row_is_a_recipe(evidence: ModuleType) -> 
 def test_what_stands_in_two_files_of_the_list_is_refused(evidence: ModuleType, small: Path) -> None:
     (small / "list").mkdir()
     (small / "list" / "kd.yaml").write_text("claims: {kd: {clauses: []}}")
-    with pytest.raises(ConfigError, match="kd of kd.yaml stands in the list already"):
+    with pytest.raises(ConfigError, match=r"kd of kd\.yaml stands in the list already"):
         evidence.read_list()
 
 

@@ -27,13 +27,13 @@ def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...
     loose: dict[str, list[int]] = {}
     for i, name in enumerate(teacher):
         exact.setdefault(name, []).append(i)
-        for form in {_plain(name), *(_plain(part) for part in name.split(","))}:
+        for form in {plain_name(name), *(plain_name(part) for part in name.split(","))}:
             loose.setdefault(form, []).append(i)
     index: list[int] = []
     missing: list[str] = []
     doubtful: list[str] = []
     for name in task:
-        found = exact.get(name) or loose.get(_plain(name), [])
+        found = exact.get(name) or loose.get(plain_name(name), [])
         if len(found) == 1:
             index.append(found[0])
         else:
@@ -56,7 +56,8 @@ def match_classes(teacher: Sequence[str], task: Sequence[str]) -> tuple[int, ...
     return tuple(index)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
+    """A class name without regard to case, hyphens, underscores and spaces."""
     return " ".join(composed(name).casefold().replace("_", " ").replace("-", " ").split())
 
 

@@ -64,6 +64,19 @@ class Source(Component):
         """
         raise TypeError(f"{type(self).__name__} must define read")
 
+    def pool(self, size: int | None = None) -> tuple[Items, Tensor | None, list[str] | None, list[str]]:
+        """Its items as a pool of which no label is asked for; of several splits the training items.
+
+        Args:
+            size: as in `read`.
+
+        Returns:
+            The items; their classes int64 [N] and the classes' names where it has such, else ``None``; notes.
+        """
+        splits = self.read("auto", size)
+        known = splits.kind == "label"
+        return splits.train, splits.train.y if known else None, splits.labels if known else None, list(splits.notes)
+
     def divided(
         self,
         target: Target = "auto",
@@ -244,6 +257,19 @@ class Folder(PictureSource):
             notes.append(f"pictures in folders below a class folder belong to its class: {some(said, 5)}")
         return assemble(items, good, splits, labels, kind, notes)
 
+    def pool(self, size: int | None = None) -> tuple[Items, Tensor | None, list[str] | None, list[str]]:
+        """All pictures below the folder, wherever they lie; the folder that one lies in says its class."""
+        root = as_path(self.path, "task.data.path")
+        listing = list_pictures(root)
+        if not listing.found:
+            raise DataError(str(root), "there are no pictures", expected="pictures in it, or in folders below it")
+        folders = [plain(f.name.split("/")[-2]) if "/" in f.name else "" for f in listing.found]
+        names = sorted(set(folders))
+        number = {name: i for i, name in enumerate(names)}
+        y = torch.tensor([number[name] for name in folders])
+        items, good, notes = self._load(listing.found, y, size)
+        return items, y[good], names, notes + listing.notes()
+
 
 def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
     """Folder -> split, for the folders at the top; empty where these are the classes.
@@ -388,6 +414,28 @@ class Arrays(Source):
             for split in targets
         }
         return judge_by_valid(found, labels, kind, notes, names is not None)
+
+    def pool(self, size: int | None = None) -> tuple[Items, Tensor | None, list[str] | None, list[str]]:
+        """Inputs, of which nothing need stand beside: an ``.npy`` file, or ``x`` in an ``.npz`` file without targets."""
+        root = as_path(self.path, "task.data.path")
+        if not root.is_file():
+            return super().pool(size)
+        arrays = {self.x or "x": open_npy(root)} if root.suffix.lower() == ".npy" else open_npz(root)
+        if any(self._named(arrays, self.y, self.Y, split) for split in ("", "train")) or (
+            root.suffix.lower() == ".npy" and (root.parent / (self.y or "y.npy")).is_file()
+        ):
+            return super().pool(size)
+        name = next((n for split in ("", "train") if (n := self._named(arrays, self.x, self.X, split))), None)
+        if name is None:
+            raise DataError(
+                str(root),
+                f"holds no array {self.x or 'x'}",
+                given=sorted(arrays),
+                remedy="name it: task.data.x=...",
+            )
+        notes: list[str] = []
+        x = as_inputs(arrays[name], str(root), self.layout, self.scale, notes=notes)
+        return ArrayData(fit(x, size) if x.ndim == 4 else x, torch.zeros(len(x), dtype=torch.int64)), None, None, notes
 
     def _folder(self, root: Path, notes: list[str]) -> tuple[dict[str, tuple[Any, Any, str]], list[str] | None]:
         pairs: dict[str, tuple[Any, Any, str]] = {}

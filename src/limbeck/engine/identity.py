@@ -405,7 +405,7 @@ def of_stage(
 
 def of_task(task: Any) -> dict[str, Any]:
     """A task as those who are taught see it: without where its data lie, and without what only judges."""
-    left_out = ("data", *task.judging)
+    left_out = ("data", "unlabelled", *task.judging)
     settings = {name: value(given, name) for name, given in _given(task).items() if name not in left_out}
     return {
         "class": _class(type(task)),

@@ -16,13 +16,13 @@ class _Reached(Exception):
 
 
 class Until(nn.Module):
-    """A network up to one of its modules: the output is that module's.
+    """A network up to one of its modules: the output is that module's, or, for ``name:in``, what goes into it.
 
     What comes after it does not run, except while the network is compiled or exported, where it is cut off anyway.
 
     Args:
         net: the network, whole.
-        path: the module's name, as ``named_modules()`` spells it.
+        path: the module's name, as ``named_modules()`` spells it; with ``:in``, its first input.
 
     Raises:
         TapError: the network has no module of that name.
@@ -35,7 +35,7 @@ class Until(nn.Module):
 
     def __init__(self, net: nn.Module, path: str) -> None:
         super().__init__()
-        module_at(net, path)
+        module_at(net, path.removesuffix(":in"))
         self.net, self.path = net, path
 
     def forward(self, x: Any) -> Tensor:
@@ -47,7 +47,13 @@ class Until(nn.Module):
             if not (torch.compiler.is_compiling() or torch.onnx.is_in_onnx_export()):
                 raise _Reached
 
-        handle = module_at(self.net, self.path).register_forward_hook(reached)
+        def entered(module: nn.Module, args: Any) -> None:
+            reached(module, args, args[0])
+
+        at = module_at(self.net, self.path.removesuffix(":in"))
+        handle = (
+            at.register_forward_pre_hook(entered) if self.path.endswith(":in") else at.register_forward_hook(reached)
+        )
         try:
             self.net(x)
         except _Reached:

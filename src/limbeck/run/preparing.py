@@ -147,6 +147,9 @@ def _entering(recipe: Recipe, bench: Bench) -> dict[str, Any]:
     data = {name: identity.of_data(getattr(task, name)) for name in ("train", "teacher_train", "valid", "test")}
     if data["teacher_train"] == data["train"]:
         del data["teacher_train"]
+    pool = getattr(task, "unlabelled_items", None)
+    if pool is not None:
+        data["unlabelled"] = identity.of_data(pool)
     for name, who in recipe.method.participants.items():
         if who.task and name in bench.built:
             data[f"participant {name!r}"] = identity.of_data(task.part(who.task).teacher_train)

@@ -76,6 +76,7 @@ class Generation(SourceTask):
     higher_is_better = False
     onnx_names = ("z", "logsnr", "y", "w")
     judging = ("clip", "eval_batch")
+    takes_unlabelled = False
 
     def __init__(
         self,

@@ -72,6 +72,7 @@ class _Graphs(Labelled):
     """
 
     onnx_names = ()
+    takes_unlabelled = False
 
     data: Source = DrawnGraphs()
     edge_labels: bool = True

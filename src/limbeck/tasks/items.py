@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Gt, Lt
@@ -13,6 +13,7 @@ from limbeck.data.classes import match_classes
 from limbeck.data.items import Items, Kind, Part, Splits, choose
 from limbeck.data.sources import Digits, Source
 from limbeck.data.splits import Sizes, sizes_of
+from limbeck.data.unlabelled import Unlabelled, overlap, read_unlabelled
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.grammar.method import Batch, Built
@@ -42,8 +43,12 @@ class SourceTask(Task):
         eval_batch: items at a time when judging.
         deal: which division into training, validation and test items: 0 is the data's own, where it names splits; every
             other number deals all items anew, in splits of the same sizes.
+        unlabelled: a second source, of items without labels (pictures from the web), for methods that learn from such.
+            They are brought to the size and channels of the task's; labels that they have are not learnt from.
 
     Attributes:
+        takes_unlabelled: whether such a source makes sense of the task's items.
+        unlabelled_items: its items, once the data are read; ``None`` where no such source is named.
         notes: sentences about how the data was read.
         class_sizes: how many items of each class the splits have, by split.
     """
@@ -54,9 +59,20 @@ class SourceTask(Task):
     size: Count | None = None
     eval_batch: Count = 256
     deal: Natural = 0
+    unlabelled: Source | None = None
+
+    takes_unlabelled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.unlabelled is not None and not self.takes_unlabelled:
+            raise ConfigError(
+                "task.unlabelled",
+                f"{type(self).__name__.lower()} has no use for a second source",
+                expected="a task of pictures, or of rows that are all numbers",
+                remedy="leave it out",
+            )
+        self.unlabelled_items: Unlabelled | None = None
         self.notes: list[str] = []
         self.class_sizes: Sizes = {}
         self._pool: Items | None = None
@@ -103,8 +119,19 @@ class SourceTask(Task):
         self.check_splits(splits)
         assert splits.valid is not None and splits.test is not None
         self._pool, self.valid, self.test = splits.train, splits.valid, splits.test
+        if self.unlabelled is not None:
+            self._read_unlabelled(self.unlabelled, splits)
         for note in self.notes:
             log.info(note)
+
+    def _read_unlabelled(self, source: Source, splits: Splits) -> None:
+        """The second source, and what is to be said of it."""
+        self.unlabelled_items = pool = read_unlabelled(source, self.shape, self.labels or [])
+        self.notes += pool.notes
+        for name, items in (("training", splits.train), ("test", splits.test)):
+            same = overlap(pool, items) if items is not None else 0
+            if same:
+                self.notes.append(f"unlabelled: {same} of {len(pool)} are {name} items of the task, to the last pixel")
 
     def check_splits(self, splits: Splits) -> None:
         """Refuse items that the task is not for, as soon as they are read.

@@ -81,6 +81,7 @@ class Table(Labelled):
 
     judging = ("student_items", "eval_batch", "aware")
     told = ("auroc", "dpr", "eor")
+    takes_unlabelled = False
 
     def validate(self) -> None:
         """Target and protected attribute are two columns."""

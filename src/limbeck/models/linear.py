@@ -1,0 +1,50 @@
+"""One linear layer as a model: projectors and heads of composed students, and softmax regression."""
+
+from __future__ import annotations
+
+import math
+
+from torch import nn
+
+from limbeck.grammar.needs import Form, Needs
+from limbeck.models.classifier import Classifier
+
+NAMES = {"model": {"linear": "LinearModel"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
+
+class LinearModel(Classifier):
+    """A linear layer over the flattened input.
+
+    Args:
+        norm: a batch normalisation after it.
+    """
+
+    forms: tuple[Form, ...] = ("classes", "vector")  # type: ignore[misc]
+
+    def __init__(
+        self,
+        norm: bool = False,
+        checkpoint: str | None = None,
+        labels: str | list[str] | None = None,
+        mean: list[float] | None = None,
+        std: list[float] | None = None,
+    ) -> None:
+        self.norm = norm
+        self._source(checkpoint, labels, mean, std)
+
+    def make(self, needs: Needs) -> nn.Module:
+        """``flatten``, ``head``, and ``norm`` where there is one: a plain ``nn.Sequential``."""
+        layers: dict[str, nn.Module] = {
+            "flatten": nn.Flatten(),
+            "head": nn.Linear(math.prod(needs.inputs), needs.outputs),
+        }
+        if self.norm:
+            layers["norm"] = nn.BatchNorm1d(needs.outputs)
+        made = nn.Sequential()
+        for name, layer in layers.items():
+            made.add_module(name, layer)
+        return made
+
+
+__all__ = ["LinearModel"]

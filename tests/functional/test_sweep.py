@@ -23,7 +23,7 @@ NO_TENSORS = {
     "diffusion": "check_guidance check_terminal_snr halving_rounds halving_times scale_from_w stochastic_times w_from_scale",
     "matching": "flat_parameters flat_step_loss loops_for syn_batches unflatten",
     "metrics": "calibration_error frechet_distance perplexity",
-    "schedule": "constant cosine exponential linear taid_alpha taid_check taid_update warmup",
+    "schedule": "constant cosine exponential linear ramp taid_alpha taid_check taid_update warm_cosine warmup",
     "zca": "fit_zca",
 }
 """Functions of numbers, names, networks or finished sums: nothing to differentiate or to transform."""

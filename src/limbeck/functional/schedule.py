@@ -73,6 +73,42 @@ def warmup(step: float, length: float, *, end: float = 1.0) -> float:
     return float(end) if length <= 0 else end * _progress(step, length)
 
 
+def ramp(step: float, length: float, *, start: float = 0.0, end: float = 1.0) -> float:
+    """``length`` values in a straight line, from ``start`` at step 0 to ``end`` at step ``length - 1``, then constant.
+
+    As a warm-up of DINO is counted; `warmup` reaches its end one step later. ``length`` 0 is no ramp.
+
+    Example:
+        >>> [round(ramp(s, 3, start=0.04, end=0.08), 12) for s in (0, 1, 2, 9)]
+        [0.04, 0.06, 0.08, 0.08]
+    """
+    if length < 0:
+        raise ConfigError("length", given=length, expected="a number of steps, 0 or more")
+    if step >= length:
+        return float(end)
+    return float(start) if length <= 1 else linear(step, length - 1, start=start, end=end)
+
+
+def warm_cosine(
+    step: float, total: float, *, start: float = 1.0, end: float = 0.0, warm: float = 0, first: float = 0.0
+) -> float:
+    """A `ramp` from ``first`` to ``start`` over ``warm`` steps, then a `cosine` to ``end`` at step ``total``.
+
+    Source: Caron et al. 2021 (DINO, arXiv 2104.14294): rate, weight decay and the share that an average keeps.
+
+    Example:
+        >>> [round(warm_cosine(s, 6, warm=2), 6) for s in (0, 1, 2, 4, 6)]
+        [0.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    if not 0 <= warm < total:
+        raise ConfigError("warm", given=warm, expected=f"a number of steps in [0, {total:g}): fewer than there are")
+    return (
+        ramp(step, warm, start=first, end=start)
+        if step < warm
+        else cosine(step - warm, total - warm, start=start, end=end)
+    )
+
+
 def piecewise(value: float | Sequence[float], step: float, epoch: float = 0.0) -> float:
     """A number, or a list that is linear between points: ``[step, value, value, step, value, step, ...]``.
 

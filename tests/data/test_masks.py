@@ -161,3 +161,23 @@ def test_scenes_are_drawn_alike_and_share_no_digit() -> None:
 def test_a_source_without_masks_is_refused() -> None:
     with pytest.raises(DataError, match=r"no masks.*mask-folder"):
         Dense(Digits()).load()
+
+
+def test_ids_are_palette_indices_and_masks_may_be_coarser(tmp_path: Path) -> None:
+    """As VOC's are stored, and as tools with alpha write them; half as large as their pictures."""
+    ids = np.repeat(np.repeat(np.array([[0, 1], [2, 255]], dtype=np.uint8), 10, 0), 10, 1)  # 20 x 20
+    for i, kind in enumerate(("P", "L", "LA")):
+        for name in ("images", "masks"):
+            (tmp_path / name).mkdir(exist_ok=True)
+        Image.new("RGB", (40, 40)).save(tmp_path / "images" / f"{i}.jpg")
+        mask = Image.fromarray(ids)
+        if kind == "P":
+            mask.putpalette([(37 * k) % 256 for k in range(768)])
+        elif kind == "LA":
+            mask = Image.merge("LA", [mask, Image.new("L", (20, 20), 200)])
+        mask.save(tmp_path / "masks" / f"{i}.png")
+    splits = MaskFolder(str(tmp_path)).maps(32)
+    batch = splits.train.fetch(torch.arange(3))
+    assert set(batch["y"][batch["where"]].unique().tolist()) == {0, 1, 2}
+    assert torch.equal(batch["y"][0], batch["y"][1]) and torch.equal(batch["y"][0], batch["y"][2])
+    assert int((~batch["where"][0]).sum()) == 16 * 16

@@ -29,7 +29,7 @@ from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.recipe.credentials import bare, credentials, part, token
-from limbeck.tasks.classification import Classification
+from limbeck.tasks.items import OutputTask
 from limbeck.tasks.language import Language
 
 NAMES = {"model": {"remote": "Remote"}}
@@ -95,10 +95,11 @@ class Remote(Model):
         labels = endpoint.about()["labels"]
         if labels is not None and task.labels is not None:
             endpoint.classes = match_classes(labels, task.labels)
-        if isinstance(task, Classification):
+        if isinstance(task, OutputTask):
             endpoint.width = len(labels) if labels is not None else task.outputs
             endpoint.rules_out = task.kind_of_target == "label"
-        if isinstance(task, (Classification, Language)):
+            endpoint.maps = task.needs.form == "map"
+        if isinstance(task, (OutputTask, Language)):
             endpoint.answer(task.example(2))  # said now, not at the first step
         return Built(endpoint, labels=task.labels, model=self)
 
@@ -137,6 +138,7 @@ class Endpoint:
         width: how many values an item is answered with, where that is known.
         classes: which of them are the task's classes, in its order; ``None`` takes all.
         rules_out: whether a logit may be minus infinity: a class that is ruled out.
+        maps: whether an item is answered with a map [h, w, C] of them.
     """
 
     def __init__(self, url: str, timeout: float = 60.0, retries: int = 2, token: str | None = None) -> None:
@@ -145,7 +147,7 @@ class Endpoint:
         self.asker = Asker(timeout, retries, token, basic)
         self.width: int | None = None
         self.classes: tuple[int, ...] | None = None
-        self.rules_out = True
+        self.rules_out, self.maps = True, False
         self.device = torch.device("cpu")
         if urllib.parse.urlsplit(self.url).scheme == "http" and (token or basic) and not _here(self.url):
             log.warning("%s is asked over http: whoever is on the way can read the credentials", self.url)
@@ -234,7 +236,7 @@ class Endpoint:
     def _logits(self, z: Tensor, lead: tuple[int, ...], batch: Batch) -> Tensor:
         z = self._floating("logits", z)
         wanted = (*lead, self.width) if self.width is not None else (*lead, "...")
-        exact = self.width is not None or len(lead) > 1
+        exact = (self.width is not None and not self.maps) or len(lead) > 1
         fits = tuple(z.shape[: len(lead)]) == lead and (z.ndim == len(lead) + 1 if exact else z.ndim > len(lead))
         if not fits or z.shape[-1] == 0 or (self.width is not None and z.shape[-1] != self.width):
             raise ShapeError(

@@ -233,9 +233,10 @@ def decode_mask(raw: bytes) -> Tensor:
 
     try:
         with Image.open(io.BytesIO(raw)) as image:
-            if image.mode not in ("P", "L", "1", "I", "I;16"):
+            if image.mode not in ("P", "L", "1", "I", "I;16", "LA", "PA"):
                 raise Unreadable(f"is a picture of colours ({image.mode}), and a mask holds one class id a pixel")
             values = np.asarray(image).astype(np.int64)
+            values = values[..., 0] if values.ndim == 3 else values  # what is transparent has its id all the same
     except Unreadable:
         raise
     except Exception as error:
@@ -249,7 +250,8 @@ def decode_mask(raw: bytes) -> Tensor:
 @settings
 class MaskFolder(MaskSource):
     """Pictures and masks by the same stem: ``images/`` beside ``masks/``, with or without folders of splits in or above
-    them; both may be uncompressed tar archives. A mask is a PNG (or the like) with one class id a pixel.
+    them; both may be uncompressed tar archives. A mask is a PNG (or the like) with one class id a pixel; one of a palette is
+    read by its indices, one drawn at another resolution is brought to the picture's by the nearest pixel.
 
     Args:
         path: the folder that holds both.
@@ -301,9 +303,15 @@ class MaskFolder(MaskSource):
                     f"(0 to {len(names) - 1}; ids that do not count: task.data.ignore={list(ignore)})"
                 )
             x = decode(picture.read())
-            if x.shape[-2:] != ids.shape:
-                raise Unreadable(f"the picture has {list(x.shape[-2:])} pixels, its mask {list(ids.shape)}")
-            return brought_to(x, table[ids], size)
+            high, wide = x.shape[-2:]
+            if high * ids.shape[1] != wide * ids.shape[0]:
+                raise Unreadable(
+                    f"the picture has {[high, wide]} pixels, its mask {list(ids.shape)}: of other proportions"
+                )
+            m = table[ids]
+            if (high, wide) != tuple(m.shape):  # drawn at another resolution
+                m = interpolate(m[None, None].float(), (high, wide), mode="nearest-exact")[0, 0].to(m.dtype)
+            return brought_to(x, m, size)
 
         shown = [m.name for _, m in listed]
         items = MaskItems(read, len(listed), len(labels), shown, self.memory_mb)

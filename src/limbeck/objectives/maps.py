@@ -24,19 +24,22 @@ class ChannelWise(Objective):
     """Channel-wise distillation (Shu et al., 2021): where each channel is active, as a distribution over the places.
 
     ``T^2 / C sum_c KL(softmax_i(t_ic / T) || softmax_i(s_ic / T))`` over the places i, averaged over the items: of maps of
-    logits, or of feature maps of the same number of channels.
+    logits, or of feature maps of the same number of channels. Every place takes part, as in the paper, pixels without a label
+    too, unless they are ``masked``.
 
     Args:
         weight: weight of the term. The paper's codebase takes 5 for logits with temperature 1.
         temperature: softens both distributions.
         student: module whose map is matched; by default the outputs.
         teacher: likewise of the teacher.
+        masked: leave places that do not count (``where``) out of the distributions; for maps on the task's grid.
     """
 
     weight: NonNegative = 5.0
     temperature: Positive = 1.0
     student: str | None = None
     teacher: str | None = None
+    masked: bool = False
 
     def validate(self) -> None:
         """Both features, or neither."""
@@ -69,7 +72,16 @@ class ChannelWise(Objective):
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The mean over channels, one value an item."""
         s, t = self._pair(student, teacher, batch)
-        return Term(channel_divergence(s, t.detach(), temperature=self.temperature).mean(-1), weight=self.weight)
+        where = batch["where"] if self.masked else None
+        if where is not None and where.shape != s.shape[:3]:
+            raise ShapeError(
+                f"objectives.{self.name}.masked",
+                f"the map is {list(s.shape)}, and which places count is known on {list(where.shape)}",
+                expected="a map on the task's grid",
+                remedy="set masked=false, or task.stride to the map's",
+            )
+        values = channel_divergence(s, t.detach(), temperature=self.temperature, where=where)
+        return Term(values.mean(-1), weight=self.weight)
 
 
 @settings

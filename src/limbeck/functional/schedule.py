@@ -146,6 +146,20 @@ def piecewise(value: float | Sequence[float], step: float, epoch: float = 0.0) -
     raise AssertionError
 
 
+def warmup_cosine(step: float, total: float, *, warmup: float, peak: float, floor: float = 0.0) -> float:
+    """From 0 in a straight line to ``peak`` at step ``warmup``, then along half a cosine to ``floor`` at ``total``.
+
+    Example:
+        >>> [warmup_cosine(s, 10, warmup=2, peak=1.0) for s in (0, 1, 2, 6, 10, 99)]
+        [0.0, 0.5, 1.0, 0.5, 0.0, 0.0]
+    """
+    if not 0 <= warmup < total:
+        raise ConfigError("warmup", given=warmup, expected=f"0 or more, and less than the {total:g} steps")
+    if step < warmup:
+        return linear(step, warmup, end=peak)
+    return cosine(step - warmup, total - warmup, start=peak, end=floor)
+
+
 class TaidState(NamedTuple):
     """TAID's adaptive state: three floats and the last increment, all JSON.
 

@@ -147,21 +147,29 @@ class Knapsack:
         index = score.argmin(1)
         groups = np.arange(len(index))
         while True:
-            over = {n: self._sum(n, index) - limit for n, limit in self.limits.items()}
-            broken = [n for n, gap in over.items() if gap > SLACK * abs(self.limits[n])]
-            if not broken:
+            sums = {n: self._sum(n, index) for n in self.limits}
+            broken = self._excess(sums)
+            if broken <= 0:
                 return self.told(index)
-            # what a swap saves of what is too much, each budget in shares of its limit
-            saved = np.zeros(score.shape)
-            for n in broken:
-                gain = np.minimum(self.costs[n][groups, index][:, None] - self.costs[n], over[n])
-                saved += np.maximum(gain, 0.0) / max(abs(self.limits[n]), 1e-300)
+            # what each swap would save of what is too much, every budget in shares of its limit
+            after = self._excess(
+                {n: sums[n] + self.costs[n] - self.costs[n][groups, index][:, None] for n in self.limits}
+            )
+            saved = broken - after
             loss = score - score[groups, index][:, None]
-            price = np.where((saved > 0) & self.known, np.maximum(loss, 0.0) / np.maximum(saved, 1e-300), np.inf)
+            price = np.where((saved > SLACK) & self.known, np.maximum(loss, 0.0) / np.maximum(saved, SLACK), np.inf)
             i, j = np.unravel_index(int(price.argmin()), price.shape)
-            if not np.isfinite(price[i, j]):  # what is left to take raises another budget: the exact way alone goes on
+            if not np.isfinite(price[i, j]):  # no single swap helps any more: the exact way alone goes on
                 return self.exact()
             index[i] = j
+
+    def _excess(self, sums: Mapping[str, Any]) -> Any:
+        """By how much sums are beyond their limits, in shares of these, together."""
+        gaps = [
+            np.maximum(total - limit - SLACK * abs(limit), 0.0) / (abs(limit) or 1.0)
+            for limit, total in zip(self.limits.values(), sums.values(), strict=True)
+        ]
+        return sum(gaps)
 
     def random(self, rng: np.random.Generator, tries: int = 1000) -> Choice:
         """Variants drawn evenly, group by group in random order, among those that leave the rest enough."""

@@ -80,7 +80,7 @@ def embedding_distance(s: Tensor, f: Tensor, *, power: Literal[1, 2] = 1) -> Ten
     return gap.abs().sum(-1) if power == 1 else gap.square().sum(-1)
 
 
-def joint_scores(z_text: Tensor, z_image: Tensor, base: Tensor, share: float = 2 / 3) -> Tensor:
+def joint_scores(z_text: Tensor, z_image: Tensor, base: Tensor, share: float | Tensor = 2 / 3) -> Tensor:
     """p_text^share p_image^(1 - share) for base classes, the exponents exchanged for novel ones; ViLD, equation 6.
 
     Args:
@@ -93,7 +93,8 @@ def joint_scores(z_text: Tensor, z_image: Tensor, base: Tensor, share: float = 2
         Scores [..., C]; they need not sum to one.
     """
     log_text, log_image = z_text.log_softmax(-1)[..., 1:], z_image.log_softmax(-1)
-    w = torch.where(base.bool(), share, 1 - share).to(log_text.dtype)
+    share = torch.as_tensor(share, dtype=log_text.dtype, device=log_text.device)
+    w = torch.where(base.bool(), share, 1 - share)
     return (w * log_text + (1 - w) * log_image).exp()
 
 

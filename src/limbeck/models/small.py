@@ -27,6 +27,8 @@ class MlpModel(Classifier):
         dropout: share of hidden values dropped while training.
     """
 
+    forms = ("classes", "vector")
+
     def __init__(
         self,
         hidden: list[int] = [64],  # noqa: B006 (copied, never changed)
@@ -72,6 +74,8 @@ class ConvNetModel(Classifier):
         activation: ``relu``, ``leakyrelu``, ``sigmoid`` or ``swish``.
         pooling: ``avg``, ``max`` or ``none``.
     """
+
+    forms = ("classes", "vector")
 
     def __init__(
         self,
@@ -121,6 +125,8 @@ class CifarResNetModel(Classifier):
         depth: 6n + 2.
         width: channels of the first stage.
     """
+
+    forms = ("classes", "vector")
 
     def __init__(
         self,

@@ -1,0 +1,150 @@
+"""Detectors: a small one of our own, and one of an open vocabulary over any two-stage detector."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import nn
+
+from limbeck.errors import ConfigError
+from limbeck.grammar.needs import Needs
+from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Check, Task
+from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.networks.regions import Norm, RegionHead
+from limbeck.networks.two_stage import OpenDetector, is_two_stage, small_detector
+
+NAMES = {"model": {"small-detector": "SmallDetector", "open-detector": "OpenDetectorModel"}}
+"""What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
+
+class SmallDetector(Classifier):
+    """torchvision's Faster R-CNN on a pyramid of a few convolutions, for pictures of their own size, from scratch.
+
+    Args:
+        width: channels of the pyramid.
+        proposals: how many the first stage hands on.
+        pool: side of pooled features.
+        masks: with a mask head (Mask R-CNN).
+    """
+
+    forms = ("boxes",)
+
+    def __init__(
+        self,
+        width: int = 32,
+        proposals: int = 48,
+        pool: int = 5,
+        masks: bool = False,
+        checkpoint: str | None = None,
+        labels: str | list[str] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
+    ) -> None:
+        if min(width, proposals, pool) < 1:
+            raise ValueError("width, proposals and pool must be 1 or more")
+        self.width, self.proposals, self.pool, self.masks = width, proposals, pool, masks
+        self._source(checkpoint, labels, None, None, entry, strip, check)
+
+    def make(self, needs: Needs) -> nn.Module:
+        """The detector; its weights are its own, so that ``state_dict`` is torchvision's."""
+        needs_pictures(needs, "small-detector")
+        channels, high, wide = needs.inputs
+        given = {"width": self.width, "proposals": self.proposals, "pool": self.pool, "masks": self.masks}
+        return small_detector(channels, needs.outputs, (high, wide), **given)  # type: ignore[arg-type]
+
+    def contract(self, module: nn.Module, task: Task) -> Contract:
+        """It normalises inside."""
+        return Contract(channels=task.needs.inputs[0])
+
+
+class OpenDetectorModel(SmallDetector):
+    """A two-stage detector whose classes are embeddings: regions become unit vectors that are compared to those of names.
+
+    Trained alone, its classifier's embeddings are learnt like any other weights; a method may put those of texts there.
+
+    Args:
+        dim: of the embeddings: that of the table of texts and of the image tower.
+        body: a detector of torchvision by its name (``maskrcnn_resnet50_fpn_v2``), whose backbone, proposals and mask head
+            are used; ``small`` for one as `SmallDetector` makes it.
+        weights: pretrained weights of that body (``DEFAULT``); its own classes are dropped.
+        heads: ``one`` branch for texts and images, or ``two``.
+        convs, conv_width, fcs, fc_width: of each branch; with a small body by default no convolution, one layer of 2 width.
+        norm: after each of them: ``batch``, ``group`` or ``none``.
+        temperature: multiplies cosines.
+        detections: how many a picture are kept.
+    """
+
+    def __init__(
+        self,
+        dim: int = 32,
+        body: str = "small",
+        weights: str | None = None,
+        heads: Literal["one", "two"] = "one",
+        convs: int | None = None,
+        conv_width: int = 256,
+        fcs: int | None = None,
+        fc_width: int | None = None,
+        norm: Norm = "group",
+        temperature: float = 100.0,
+        detections: int | None = None,
+        width: int = 32,
+        proposals: int = 48,
+        pool: int = 5,
+        masks: bool = False,
+        checkpoint: str | None = None,
+        labels: str | list[str] | None = None,
+        entry: str | None = None,
+        strip: str = "",
+        check: Check = "on",
+    ) -> None:
+        super().__init__(width, proposals, pool, masks, checkpoint, labels, entry, strip, check)
+        if dim < 1 or (convs or 0) < 0 or (fcs is not None and fcs < 1) or not temperature > 0:
+            raise ValueError("dim and fcs must be 1 or more, convs 0 or more, temperature above 0")
+        small = body == "small"
+        self.dim, self.body, self.weights, self.heads, self.norm = dim, body, weights, heads, norm
+        self.convs = convs if convs is not None else 0 if small else 4
+        self.fcs = fcs if fcs is not None else 1 if small else 2
+        self.fc_width = fc_width if fc_width is not None else 2 * width if small else 1024
+        self.conv_width, self.temperature, self.detections = conv_width, temperature, detections
+
+    def make(self, needs: Needs) -> nn.Module:
+        """Body and region head."""
+        needs_pictures(needs, "open-detector")
+        body: Any = super().make(needs) if self.body == "small" else self._library(needs)
+        if self.detections is not None:
+            body.roi_heads.detections_per_img = self.detections
+        pool = body.roi_heads.box_roi_pool.output_size
+        head = RegionHead(
+            body.backbone.out_channels,
+            int(pool[0] if isinstance(pool, (tuple, list)) else pool),
+            self.dim,
+            needs.outputs,
+            two=self.heads == "two",
+            convs=self.convs,
+            conv_width=self.conv_width,
+            fcs=self.fcs,
+            width=self.fc_width,
+            norm=self.norm,
+            temperature=self.temperature,
+        )
+        return OpenDetector(body, head, needs.outputs)
+
+    def _library(self, needs: Needs) -> nn.Module:
+        from torchvision import models
+
+        from limbeck.models.libraries import Torchvision
+
+        made = Torchvision(self.body, weights=self.weights).make(needs)
+        if not is_two_stage(made):
+            known = [n for n in models.list_models(module=models.detection) if "rcnn" in n and "keypoint" not in n]
+            raise ConfigError(self.setting("body"), "has one stage", given=self.body, expected=" or ".join(known))
+        return made
+
+    def contract(self, module: nn.Module, task: Task) -> Contract:
+        """Bodies of torchvision take colours."""
+        return Contract(channels=3) if self.body != "small" else super().contract(module, task)
+
+
+__all__ = ["OpenDetectorModel", "SmallDetector"]

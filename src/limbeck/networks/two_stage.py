@@ -93,7 +93,7 @@ def proposals_of(net: Any, maps: Maps, found: Anchored, training: bool) -> Propo
     rpn = net.rpn
     before, after = ((p["training"] if training else p["testing"]) for p in (rpn._pre_nms_top_n, rpn._post_nms_top_n))
     boxes = B.clipped(B.decode(found.offsets.detach(), found.anchors, rpn.box_coder.weights), maps.size)
-    scores = found.logits.detach().sigmoid()
+    scores = found.logits.detach()  # ranked as they are: near one half a sigmoid makes ties of them
     kept_b, kept_s, kept_l, start = [], [], [], 0
     for level, count in enumerate(found.levels):
         s, at = scores[:, start : start + count].topk(min(before, count), 1)
@@ -107,9 +107,9 @@ def proposals_of(net: Any, maps: Maps, found: Anchored, training: bool) -> Propo
     for i in range(len(boxes)):  # by picture: offsets of a whole batch would move roundings with its size
         ids = there[i].nonzero()[:, 0]
         keep[i, ids[batched_nms(boxes[i, ids], scores[i, ids], level_of[i, ids], rpn.nms_thresh)]] = True
-    best, at = scores.masked_fill(~keep, -1.0).topk(min(after, scores.shape[1]), 1)
-    boxes, where = boxes.gather(1, at.unsqueeze(-1).expand(-1, -1, 4)), best >= 0
-    return Proposals(boxes * where.unsqueeze(-1), best.clamp_min(0), where)
+    best, at = scores.masked_fill(~keep, -torch.inf).topk(min(after, scores.shape[1]), 1)
+    boxes, where = boxes.gather(1, at.unsqueeze(-1).expand(-1, -1, 4)), best > -torch.inf
+    return Proposals(boxes * where.unsqueeze(-1), best.sigmoid(), where)
 
 
 def _mean(values: Tensor, w: Tensor) -> Tensor:
@@ -451,7 +451,7 @@ def small_detector(
         "rpn_post_nms_top_n_train": proposals,
         "rpn_post_nms_top_n_test": proposals,
         "rpn_batch_size_per_image": 64,
-        "box_roi_pool": MultiScaleRoIAlign(["0", "1"], pool, 2),
+        "box_roi_pool": MultiScaleRoIAlign(["0", "1"], pool, 1),
         "box_head": TwoMLPHead(width * pool * pool, 2 * width),
         "box_predictor": FastRCNNPredictor(2 * width, classes + 1),
         "box_batch_size_per_image": proposals,
@@ -460,7 +460,7 @@ def small_detector(
     }
     if masks:
         given |= {
-            "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], 2 * pool, 2),
+            "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], 2 * pool, 1),
             "mask_head": MaskRCNNHeads(width, (width,) * 2, 1),
             "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
         }

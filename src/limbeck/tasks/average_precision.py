@@ -41,7 +41,7 @@ def average_precision(found: Sequence[Truth], truths: Sequence[Truth], classes: 
     scoring = require("pycocotools.cocoeval", "vision", "average precision")
     real: dict[str, Any] = {
         "info": {},
-        "images": [{"id": i} for i in range(len(truths))],
+        "images": [{"id": i, **_size(one)} for i, one in enumerate(truths)],
         "categories": [{"id": c} for c in range(classes)],
         "annotations": [],
     }
@@ -65,6 +65,13 @@ def average_precision(found: Sequence[Truth], truths: Sequence[Truth], classes: 
     precision = scorer.eval["precision"][:, :, :, 0, -1]  # [T, R, C]
     table = precision.mean(1)
     return torch.from_numpy(np.where((precision > -1).any(1), table, np.nan)).float()
+
+
+def _size(one: Truth) -> dict[str, int]:
+    if one.masks is None:
+        return {}
+    high, wide = one.masks.shape[-2:]
+    return {"height": int(high), "width": int(wide)}
 
 
 def _entries(one: Truth, picture: int, kind: str) -> list[dict[str, Any]]:

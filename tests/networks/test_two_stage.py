@@ -109,3 +109,9 @@ def test_classes_are_named_anew_without_training() -> None:
     assert not net.head.text.requires_grad
     found = net(pictures())
     assert found["labels"].max() <= 4 and bool((found["scores"][found["where"]] > 0).all())
+
+
+@pytest.mark.parametrize("width", [2, 8, 12, 64])
+def test_normalised_features_depend_on_the_region(width: int) -> None:
+    head = RegionHead(4, 3, 6, 3, convs=0, fcs=1, width=width, norm="group")
+    assert float(head.text_branch.body(torch.randn(20, 4, 3, 3)).std(0).max()) > 0.01

@@ -28,7 +28,11 @@ class Regions(NamedTuple):
 def _norm(kind: Norm, width: int) -> list[nn.Module]:
     if kind == "batch":
         return [nn.BatchNorm1d(width)]
-    return [nn.GroupNorm(next(g for g in (32, 16, 8, 4, 2, 1) if width % g == 0), width)] if kind == "group" else []
+    if kind == "none":
+        return []
+    # a group holds several values: one alone would be normalised to nothing
+    groups = next((g for g in (32, 16, 8, 4, 2) if width % g == 0 and width // g >= 8), 1)
+    return [nn.GroupNorm(groups, width)]
 
 
 class RegionBranch(nn.Module):

@@ -28,6 +28,7 @@ class Direct(Evaluator):
                 expected="fresh",
                 remedy="leave the evaluator out, and it is the task's own",
             )
+        self.baseline = getattr(task, "baseline", "alone")
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """Metrics of a network on a split."""

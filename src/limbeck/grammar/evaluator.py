@@ -118,7 +118,7 @@ def participants(bench: Bench) -> dict[str, Callable[[], Artifact | Mapping[str,
     found: dict[str, Callable[[], Artifact | Mapping[str, float] | None]] = {}
     for name, built in bench.built.items():
         who = bench.method.participants.get(name) if bench.method is not None else None
-        if name == "student" or (who is not None and not who.scored and name != "teacher"):
+        if name == "student" or (who is not None and not who.scored and (name != "teacher" or who.judged is False)):
             continue
         recorded = getattr(built.module, "metrics", None)
         if isinstance(recorded, dict):

@@ -45,12 +45,14 @@ class Task(Component):
         notes: sentences about what was read and what was not, a line each, for the screen, the plan, the report and
             ``result.json``.
         class_sizes: how many items of each class the splits have, by split; empty where there are no classes.
+        baseline: the row that a student is held against, of those in `baselines`.
         judging: settings that only judge: a teacher trained under other values of them is the same teacher.
     """
 
     kind: ClassVar[str] = "task"
     primary: str = "loss"
     higher_is_better: bool = False
+    baseline: str = "alone"
     labels: list[str] | None = None
     onnx_names: tuple[str, ...] = ("x",)
     judging: tuple[str, ...] = ()

@@ -12,8 +12,19 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, max_pool2d, pad
 
 from limbeck.errors import ConfigError, ShapeError
+from limbeck.functional.anomaly import Fusion, LevelWeights, anomaly_map
 
-__all__ = ["SSPCAB", "Attention", "BottleneckAttention", "ConvReluNorm", "DecoderBlock", "ReverseDecoder", "levels_of"]
+__all__ = [
+    "SSPCAB",
+    "Attention",
+    "Beside",
+    "BottleneckAttention",
+    "ConvReluNorm",
+    "DecoderBlock",
+    "PyramidStudent",
+    "ReverseDecoder",
+    "levels_of",
+]
 
 
 class ConvReluNorm(nn.Module):
@@ -239,3 +250,88 @@ class ReverseDecoder(nn.Module):
             if below.shape[-2:] != x.shape[-2:]:
                 below = adaptive_avg_pool2d(below, (x.shape[-2], x.shape[-1]))
         return x + below
+
+
+class PyramidStudent(nn.Module):
+    """A decoder of its teacher's pyramid that answers with the anomaly map: where it fails to rebuild what it is shown.
+
+    Args:
+        size: (H, W) of the maps: the picture's.
+        widths: channels of the four levels; ``None`` until `grow` is told.
+        levels: which of them are compared.
+        level_weights, fusion, sigma, normalise: as in ``limbeck.functional.anomaly.anomaly_map``.
+        shortcuts, attention, sspcab: as in `ReverseDecoder`.
+
+    Attributes:
+        fed_by: the role whose output it is fed, in place of a batch.
+    """
+
+    fed_by = "teacher"
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        widths: Sequence[int] | None = None,
+        *,
+        levels: Sequence[int] = (0, 1, 2, 3),
+        level_weights: LevelWeights = "area",
+        fusion: Fusion = "sum",
+        sigma: float = 4.0,
+        normalise: bool = True,
+        shortcuts: bool = True,
+        attention: bool = True,
+        sspcab: bool = True,
+    ) -> None:
+        super().__init__()
+        self.size, self.levels, self.normalise = size, tuple(levels), normalise
+        self.level_weights: LevelWeights = level_weights
+        self.fusion: Fusion = fusion
+        self.sigma = sigma
+        self.switches = {"shortcuts": shortcuts, "attention": attention, "sspcab": sspcab}
+        self.decoder: ReverseDecoder | None = None
+        if widths is not None:
+            self.grow(widths)
+
+    def grow(self, widths: Sequence[int]) -> None:
+        """Make the decoder for a teacher's channels, where it is not there."""
+        if self.decoder is None:
+            self.decoder = ReverseDecoder(widths, **self.switches)
+
+    def rebuilt(self, pyramid: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The levels that are compared, as rebuilt and as the teacher shows them."""
+        assert self.decoder is not None
+        shown = levels_of(pyramid)
+        made = self.decoder(shown)
+        return [made[i] for i in self.levels], [shown[i] for i in self.levels]
+
+    def forward(self, pyramid: Sequence[Tensor]) -> Tensor:
+        """Anomaly maps [N, 1, H, W] of a teacher's pyramid."""
+        made, shown = self.rebuilt(pyramid)
+        return anomaly_map(
+            made,
+            shown,
+            self.size,
+            sigma=self.sigma,
+            level_weights=self.level_weights,
+            fusion=self.fusion,
+            normalise=self.normalise,
+        ).unsqueeze(1)
+
+
+class Beside(nn.Module):
+    """A student that sees the picture itself, beside its teacher (student-teacher feature pyramid matching).
+
+    Args:
+        teacher, student: pyramids of the same channels.
+        sigma: of the Gaussian that smooths maps, in pixels.
+    """
+
+    def __init__(self, teacher: nn.Module, student: nn.Module, sigma: float = 4.0) -> None:
+        super().__init__()
+        self.teacher, self.student, self.sigma = teacher, student, sigma
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Anomaly maps [N, 1, H, W] of pictures: the product of the gaps of the second to fourth level."""
+        t, s = (levels_of(net(x))[1:] for net in (self.teacher, self.student))
+        size = (x.shape[-2], x.shape[-1])
+        return anomaly_map(s, t, size, sigma=self.sigma, level_weights="equal", fusion="product").unsqueeze(1)

@@ -109,6 +109,9 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "miou": ("mean IoU", True, True),
     "boundary_miou": ("mean IoU along boundaries", True, True),
     "mean_accuracy": ("accuracy, mean over classes", True, True),
+    "image_auroc": ("area under the ROC curve of pictures", True, True),
+    "pixel_auroc": ("area under the ROC curve of pixels", True, True),
+    "false_alarms": ("normal items above the threshold", True, False),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
 

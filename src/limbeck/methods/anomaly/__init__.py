@@ -1,0 +1,1 @@
+"""Students that know what is normal."""

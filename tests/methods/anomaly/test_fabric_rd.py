@@ -63,9 +63,10 @@ def test_released_sums_over_the_batch_and_holds_its_statistics_after_an_epoch(
     moved = bn.running_mean.clone()
     terms_of(released, step=50)
     assert torch.equal(bn.running_mean, moved) and bn.training
+    goes_on: Any = paper.method.roles["student"].module.decoder.b4.bn  # type: ignore[union-attr]
+    before = goes_on.running_mean.clone()
     terms_of(paper, step=50)
-    still: Any = paper.method.roles["student"].module.decoder.b4.bn  # type: ignore[union-attr]
-    assert not torch.equal(still.running_mean, moved)
+    assert not torch.equal(goes_on.running_mean, before)
 
 
 def test_it_delivers_one_network_from_picture_to_map(tmp_path: Path) -> None:
@@ -87,7 +88,7 @@ def test_it_delivers_one_network_from_picture_to_map(tmp_path: Path) -> None:
 def test_a_teacher_of_timm(tmp_path: Path) -> None:
     made = tiny("fabric-rd", tmp_path, READY, "teacher={use: timm, name: resnet10t}", "method.stpm=false")
     assert made.method.roles["student"].module.decoder.widths == (64, 64, 128, 256)  # type: ignore[union-attr]
-    assert float(terms_of(made)["rebuilt"].values.min()) > 0
+    assert bool((terms_of(made)["rebuilt"].values > 0).all())
 
 
 @pytest.mark.parametrize(

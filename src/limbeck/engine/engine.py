@@ -401,8 +401,9 @@ class Engine:
                 if objective.coupled:
                     raise one_item(stage.section, stage.batch_size, self.settings.accumulate, name)
             with as_in_training(student):
-                if not layers(student.module).statistics or getattr(student.module, "fed_by", ""):
-                    continue  # what another role feeds is checked by the method
+                fed = bool(getattr(student.module, "fed_by", None))  # what another role feeds is checked by the method
+                if fed or not layers(student.module).statistics:
+                    continue
                 ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
                 try:
                     with torch.no_grad():

@@ -7,7 +7,7 @@ from typing import Final
 EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "language": ("transformers", "datasets", "peft"),
     "diffusion": ("diffusers", "transformers"),
-    "vision": ("torchmetrics", "pycocotools"),
+    "vision": ("torchmetrics", "pycocotools", "skimage"),
     "graph": ("torch_geometric",),
     "molecules": ("rdkit",),
     "tabular": ("fairlearn", "pandas", "pyarrow", "skops"),

@@ -12,7 +12,7 @@ from torch import Tensor
 from limbeck.errors import DataError
 from limbeck.functional.splatting import SH0
 from limbeck.grammar.artifact import NetworkArtifact
-from limbeck.networks.scenes import Gaussians, particles_of
+from limbeck.networks.scenes import Gaussians, Mesh, particles_of
 from limbeck.storage.store import atomic_write
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ class SceneArtifact(NetworkArtifact):
     """One or several scenes of a run.
 
     ``save`` writes ``student.safetensors`` with all particles and ``student.json``; for scenes that cameras see,
-    ``turntable_P.gif`` of each particle P; of Gaussians ``point_cloud_P.ply``; of pictures ``picture_P.png``.
+    ``turntable_P.gif`` of each particle P; of Gaussians ``point_cloud_P.ply``; of a mesh ``mesh.obj``; of pictures ``picture_P.png``.
 
     Args:
         task: what it is for.
@@ -46,6 +46,8 @@ class SceneArtifact(NetworkArtifact):
         for p in range(particles_of(module)):
             if isinstance(module, Gaussians):
                 write_ply(folder / f"point_cloud_{p}.ply", module, p)
+            if isinstance(module, Mesh):
+                write_obj(folder / "mesh.obj", module)
             if getattr(module, "cameras", True):
                 write_gif(folder / f"turntable_{p}.gif", self.turntable(p))
             else:
@@ -107,6 +109,18 @@ def write_ply(path: Path, scene: Gaussians, particle: int = 0) -> None:
     atomic_write(path, ("\n".join(head) + "\n").encode() + table.astype("<f4").tobytes())
 
 
+def write_obj(path: Path, mesh: Mesh) -> None:
+    """A mesh as OBJ, the colour of each corner behind its place."""
+    with torch.no_grad():
+        colours = mesh.paint.sigmoid()
+        colours = colours.expand(-1, 3) if colours.shape[1] == 1 else colours[:, :3]
+        rows = torch.cat([mesh.corners(), colours], 1).cpu().tolist()
+    faces: Any = mesh.faces
+    lines = [" ".join(["v", *(f"{v:.6g}" for v in row)]) for row in rows]
+    lines += [" ".join(["f", *(str(i + 1) for i in face)]) for face in faces.tolist()]
+    atomic_write(path, ("\n".join(lines) + "\n").encode())
+
+
 def read_ply(path: Path) -> dict[str, Tensor]:
     """A PLY of Gaussians as raw parameters: means [N, 3], log_scales [N, 3], quats [N, 4], logits [N], sh [N, K, 3].
 
@@ -146,4 +160,4 @@ def colours_of(sh: Tensor) -> Tensor:
     return (sh[:, 0] * SH0 + 0.5).clamp(0, 1)
 
 
-__all__ = ["SceneArtifact", "colours_of", "read_ply", "write_gif", "write_ply"]
+__all__ = ["SceneArtifact", "colours_of", "read_ply", "write_gif", "write_obj", "write_ply"]

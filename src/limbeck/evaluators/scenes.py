@@ -18,6 +18,7 @@ from limbeck.grammar.signal import device_of
 from limbeck.grammar.task import Task
 from limbeck.networks.scenes import particles_of
 from limbeck.tasks.generation import sample_guided
+from limbeck.tasks.sampler import reading
 from limbeck.tasks.views import Views
 
 NAMES = {"evaluator": {"scenes": "Scenes"}}
@@ -46,7 +47,8 @@ class Scenes(Evaluator):
     each other as much; noise does not please it), ``diversity`` (mean distance between particles over that between real
     pictures), ``distinct`` (the share of particles whose nearest real picture is no other's), ``nearest`` (distance to it,
     over the distance of unseen real pictures to theirs), ``class_accuracy`` in the eyes of a small classifier. Rows:
-    ``real`` pictures, as many; the ``teacher``'s own samples under the same guidance.
+    ``real`` pictures, as many; the ``teacher``'s own samples under the same guidance. Where a teacher is told texts, no real
+    pictures are known: ``spread`` is the mean distance between particles, for each value.
 
     Args:
         metric: what decides.
@@ -55,7 +57,7 @@ class Scenes(Evaluator):
         judged: at most so many real pictures of the class are compared with.
     """
 
-    metric: Literal["energy", "diversity", "distinct", "nearest", "psnr", "ssim"] = "energy"
+    metric: Literal["energy", "spread", "diversity", "distinct", "nearest", "psnr", "ssim"] = "energy"
     classifier: bool = True
     teacher_steps: Natural = 64
     judged: Count = 2048
@@ -66,7 +68,7 @@ class Scenes(Evaluator):
         super().__post_init__()
         self.primary = self.metric
         self.higher_is_better = self.metric not in ("nearest", "energy")
-        self.baseline = "flat" if self.metric in ("psnr", "ssim") else "real"
+        self.baseline = {"psnr": "flat", "ssim": "flat", "spread": "start"}.get(self.metric, "real")
         self._sampler = Sampler()
 
     def accept(self, task: Task) -> None:
@@ -74,11 +76,11 @@ class Scenes(Evaluator):
         if not isinstance(task, Views):
             raise ConfigError("evaluator", f"scenes are no students of {type(task).__name__}", given="scenes")
         with_photos, wants = task.photos is not None, self.metric in ("psnr", "ssim")
-        if with_photos != wants:
+        if with_photos != wants or (task.prompt is not None) != (self.metric == "spread"):
             raise ConfigError(
                 "evaluator.metric",
                 given=self.metric,
-                expected="psnr or ssim, with photographs; energy, diversity, distinct or nearest without",
+                expected="psnr or ssim with photographs; spread with a prompt; else energy, diversity, distinct or nearest",
             )
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
@@ -102,6 +104,9 @@ class Scenes(Evaluator):
                 expected="several: student.particles=16",
                 remedy="or set evaluator.metric=energy",
             )
+        if task.prompt is not None:
+            flat = made.cpu().flatten(1)
+            return {"spread": _spread(flat) / flat.shape[1] ** 0.5}
         real, unseen = self._real(task, "train"), self._real(task, "test")
         flat, known = made.cpu().flatten(1), real.flatten(1)
         far = torch.cdist(flat, known)
@@ -151,6 +156,8 @@ class Scenes(Evaluator):
         task = _views(bench)
         if task.has_photos:
             return {"flat": lambda: _flat(task)}
+        if task.prompt is not None:
+            return {}
         count = max(2, particles_of(bench.student.module))
 
         def real() -> Artifact:
@@ -160,13 +167,13 @@ class Scenes(Evaluator):
 
         def samples() -> Artifact | None:
             teacher = bench.teacher
-            if teacher is None or not self.teacher_steps or not hasattr(teacher.module, "null_condition"):
+            if teacher is None or not self.teacher_steps or not isinstance(teacher.module, torch.nn.Module):
                 return None
             scale = float(getattr(bench.method, "guidance_scale", 1.0))
             ids = torch.arange(count, device=bench.device)
             z = Draws(bench.seed, ("scenes",), bench.device).randn("z", ids, task.shape)
             labels = torch.full_like(ids, task.wanted)
-            w = max(scale - 1.0, 0.0)
+            w = 0.0 if reading(teacher.module).null_condition is None else max(scale - 1.0, 0.0)
             return Shown(sample_guided(teacher.module, z, labels, w, self.teacher_steps, task.pictures.schedule))
 
         return {"teacher": samples, "real": real}
@@ -184,7 +191,8 @@ class Scenes(Evaluator):
         else:
             made = self.pictures(artifact, task, "test")[:16]
             rows.append(("particles", made))
-            rows.append(("real pictures", self._real(task, "test")[: len(made)]))
+            if task.prompt is None:
+                rows.append(("real pictures", self._real(task, "test")[: len(made)]))
             if getattr(module, "cameras", True):
                 turn = [
                     task.look(module, task.turntable(len(made) if len(made) > 1 else 8), p)

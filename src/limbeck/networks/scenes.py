@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from limbeck.errors import ConfigError, ShapeError
-from limbeck.functional import splatting
+from limbeck.errors import ConfigError, ShapeError, require
+from limbeck.functional import meshes, splatting
 
 Init = Literal["blob", "hollow"]
 """``blob``: matter in the middle, seen from outside; ``hollow``: around the cameras, which stand inside."""
@@ -228,6 +228,104 @@ class Field(Scene):
         colour = self.behind[particle].sigmoid() if behind is None else behind
         made = made + (1 - cover)[..., None] * colour[:, None]
         return made.mT.reshape(B, channels, height, width), cover.view(B, 1, height, width)
+
+
+class Mesh(Scene):
+    """One mesh, drawn by a soft rasteriser: the second stage moves its corners, the third paints it.
+
+    Args:
+        shape: of the pictures.
+        vertices: [V, 3]. faces: [F, 3].
+        colours: [V, C] in [0, 1]; grey without.
+        stage: ``geometry`` draws normals (of grey pictures how far they face the camera) and moves corners; ``texture`` draws
+            and learns colours of corners.
+        sigma: softness of edges in pixels squared.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        vertices: Tensor,
+        faces: Tensor,
+        colours: Tensor | None = None,
+        stage: Literal["geometry", "texture"] = "geometry",
+        sigma: float = 0.3,
+    ) -> None:
+        super().__init__(1, shape)
+        self.stage, self.sigma = stage, sigma
+        edges, pairs = meshes.edges_of(faces)
+        for name, tensor in (("vertices", vertices), ("faces", faces), ("edges", edges), ("pairs", pairs)):
+            self.register_buffer(name, tensor)
+        start = torch.full((len(vertices), shape[0]), 0.5) if colours is None else colours.clamp(0.02, 0.98)
+        self.offsets = nn.Parameter(torch.zeros_like(vertices), requires_grad=stage == "geometry")
+        self.paint = nn.Parameter(torch.logit(start), requires_grad=stage == "texture")
+
+    def corners(self) -> Tensor:
+        """Where the corners are [V, 3]."""
+        moved: Tensor = self.vertices + self.offsets  # type: ignore[operator]
+        return moved
+
+    def trace(
+        self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Pictures [B, C, H, W], and their cover [B, 1, H, W]."""
+        channels, height, width = self.shape
+        corners, faces = self.corners(), self.faces
+        assert isinstance(faces, Tensor)
+        pictures, covers = [], []
+        normals = meshes.vertex_normals(corners, faces) if self.stage == "geometry" else None
+        for i in range(len(camera)):
+            if normals is None:
+                shown = self.paint.sigmoid()
+            else:
+                seen = normals @ camera[i, :3, :3].T  # [V, 3] in the camera's axes, -z towards it
+                shown = 0.5 - 0.5 * seen[:, 2:] if channels == 1 else 0.5 + 0.5 * seen
+            picture, cover = meshes.soft_rasterize(
+                *(corners, faces, shown, camera[i], K[i], width, height),
+                behind=None if behind is None else behind[i],
+                sigma=self.sigma,
+            )
+            pictures.append(picture)
+            covers.append(cover)
+        return torch.stack(pictures).permute(0, 3, 1, 2), torch.stack(covers).permute(0, 3, 1, 2)
+
+    def roughness(self) -> tuple[Tensor, Tensor]:
+        """How rough the mesh is: mean 1 - cosine between neighbouring faces, and the mean squared Laplacian."""
+        corners = self.corners()
+        args: Any = (self.faces, self.pairs, self.edges)
+        return meshes.normal_consistency(corners, *args[:2]).mean(), meshes.laplacian(corners, args[2]).mean()
+
+
+def mesh_of(
+    density: Callable[[Tensor], Tensor], bound: float, resolution: int, threshold: float
+) -> tuple[Tensor, Tensor]:
+    """Corners [V, 3] and triangles [F, 3] of the surface where a density is ``threshold``, by scikit-image's marching cubes.
+
+    Args:
+        density: of places [M, 3]: [M].
+        bound: half the side of the cube that is looked at.
+        resolution: places along its side.
+        threshold: the density of the surface.
+
+    Raises:
+        ConfigError: there is no such surface; what the density is.
+    """
+    measure = require("skimage.measure", "scene", "a mesh out of a field")
+    line = torch.linspace(-bound, bound, resolution)
+    x = torch.stack(torch.meshgrid(line, line, line, indexing="ij"), -1)
+    with torch.no_grad():
+        volume = torch.cat([density(part) for part in x.reshape(-1, 3).split(65536)]).view(x.shape[:-1])
+    low, high = (float(v) for v in volume.aminmax())
+    if not low < threshold < high:
+        raise ConfigError(
+            "student.threshold",
+            "the density has no such surface",
+            given=threshold,
+            expected=f"between {low:.3g} and {high:.3g}",
+        )
+    corners, faces, _, _ = measure.marching_cubes(volume.double().numpy(), threshold)
+    corners = torch.from_numpy(corners.copy()).float() * (2 * bound / (resolution - 1)) - bound
+    return corners, torch.from_numpy(faces.copy()).long()
 
 
 class Rendered(Scene):

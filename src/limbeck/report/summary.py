@@ -70,6 +70,7 @@ USUAL_NAMES: Final[dict[str, tuple[str, str]]] = {
     "network": ("teacher", "student alone"),
     "dataset": ("all real items", "random real items"),
     "sampler": ("teacher, many steps", "teacher, few steps"),
+    "scene": ("the teacher's own samples", "real pictures"),
 }
 """By what a run made: how the teacher and the baseline are called."""
 

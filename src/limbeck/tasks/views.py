@@ -26,6 +26,7 @@ from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.networks.scenes import check_scene, particles_of
 from limbeck.tasks.generation import Generation
+from limbeck.tasks.prompted import PLAIN, Prompted, side_of
 
 NAMES = {"task": {"views": "Views"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -174,6 +175,8 @@ class Views(Task):
         label: the class that is drawn, by its name: what a text prompt is to a model of texts.
         size: side length of the pictures; ``null`` keeps theirs.
         schedule: of the diffusion teacher; see the task ``generation``.
+        prompt: what is drawn, in words, for a teacher of texts (``stable-diffusion``); then no pictures are read.
+        latents: channels of such a teacher's latents, and by what their side is smaller than the pictures'.
         photos: a folder of photographs with cameras in NeRF's layout (``transforms_train.json``); ``null`` for none.
         cameras: how many are drawn for training.
         fovy: least and greatest vertical opening angle in degrees.
@@ -187,6 +190,8 @@ class Views(Task):
     label: str | None = None
     size: Count | None = None
     schedule: str = "cosine"
+    prompt: str | None = None
+    latents: tuple[Count, Count] = (4, 8)
     photos: str | None = None
     cameras: Count = 4096
     fovy: tuple[Positive, Positive] = (40.0, 70.0)
@@ -208,10 +213,16 @@ class Views(Task):
                 raise ValueError(f"{name} must not fall: {low:g} to {high:g}")
         if self.fovy[1] >= 180:
             raise ValueError("fovy must be below 180 degrees")
+        if self.prompt is not None and (self.size or 64) % self.latents[1]:
+            raise ValueError(f"size must be a multiple of {self.latents[1]}, by which latents are smaller")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.pictures = Generation(data=self.data, schedule=self.schedule, size=self.size)
+        if self.prompt is None:
+            self.pictures = Generation(data=self.data, schedule=self.schedule, size=self.size)
+        else:
+            side = (self.size or 64) // self.latents[1]
+            self.pictures = Prompted(self.prompt, (self.latents[0], side, side), self.schedule)
         self._loaded = False
 
     def part(self, name: str) -> Task:
@@ -239,7 +250,7 @@ class Views(Task):
             self.give(train, found["val"] or test, test)
         else:
             self.pictures.load(seed)
-            self.shape = tuple(self.pictures.shape)
+            self.shape = tuple(self.pictures.shape) if self.prompt is None else (3, self.size or 64, self.size or 64)
             self.labels = list(self.pictures.labels or [])
             self.wanted = self._class()
             size = (self.shape[1], self.shape[2])
@@ -265,6 +276,8 @@ class Views(Task):
             ConfigError: no class has this name.
         """
         labels = self.labels or []
+        if self.prompt is not None:
+            return PLAIN
         if self.label is None:
             return 0
         if self.label not in labels:
@@ -276,6 +289,11 @@ class Views(Task):
         """A scene that is drawn in pictures of this shape."""
         self.load()
         return Needs(self.shape, 0, "scene", key="camera")
+
+    def conditions(self, camera: Tensor) -> tuple[Tensor, Tensor]:
+        """What the teacher, and what the model of the scene, are told of views [B, 4, 4]: int64 [B] each."""
+        plain = torch.full((len(camera),), self.wanted, device=camera.device)
+        return (plain if self.prompt is None else side_of(camera)), plain
 
     def signed(self, x: Tensor) -> Tensor:
         """Pictures in [0, 1] as noise is added to them: [-1, 1]."""
@@ -336,15 +354,16 @@ class Views(Task):
 
     def default_student(self) -> dict[str, Any]:
         """Free pictures; Gaussians where there are photographs."""
-        return {"use": "gaussians" if self.photos is not None else "pictures"}
+        return {"use": "pictures" if self.photos is None and self.prompt is None else "gaussians"}
 
     def default_teacher(self) -> dict[str, Any]:
-        """A denoiser of the pictures."""
+        """A denoiser of the pictures; one of texts must be named."""
         return self.pictures.default_teacher()
 
     def default_evaluator(self) -> dict[str, Any]:
         """Unseen photographs, or the spread of the particles."""
-        return {"use": "scenes", "metric": "psnr" if self.photos is not None else "energy"}
+        metric = "psnr" if self.photos is not None else "energy" if self.prompt is None else "spread"
+        return {"use": "scenes", "metric": metric}
 
     def cache_bytes(self) -> float:
         """Nothing can be recorded once for each item."""

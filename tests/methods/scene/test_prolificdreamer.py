@@ -19,6 +19,8 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.signal import Signal
 from limbeck.networks.scenes import Field, Gaussians, Pictures, Rendered, check_scene
 from limbeck.recipe.recipe import build, check, load_tree
+from limbeck.tasks.prompted import side_of
+from limbeck.tasks.sampler import reading
 from limbeck.tasks.views import Photos, Views, around, read_photos
 from tests.tiny import Tiny, tiny
 
@@ -264,3 +266,161 @@ def test_fields_are_seen_from_where_the_camera_stands() -> None:
     bright, _ = field.trace(batch["camera"], batch["K"], torch.tensor([0]), torch.ones(1, 1))
     torch.testing.assert_close(bright - picture, (1 - cover) * (1 - field.behind.sigmoid().view(1, 1, 1, 1)))
     assert splatting.SH0 > 0
+
+
+def pipeline(folder: Path, kind: str) -> str:
+    """A latent diffusion pipeline of a few hundred weights, as diffusers lays it out."""
+    import diffusers
+    import transformers
+
+    words = ["<|startoftext|>", "<|endoftext|>", *"abcdefghijklmnopqrstuvwxyz,"]
+    vocabulary = {w: i for i, w in enumerate([*words, *[w + "</w>" for w in words[2:]]])}
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = transformers.CLIPTokenizer(
+        vocab=str(folder / "vocab.json"), merges=str(folder / "merges.txt"), model_max_length=8
+    )
+    tokenizer.save_pretrained(folder / "tokenizer")
+    words_config = transformers.CLIPTextConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=8,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    torch.manual_seed(0)
+    transformers.CLIPTextModel(words_config).save_pretrained(folder / "text_encoder")
+    diffusers.UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(8, 8),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=8,
+        attention_head_dim=4,
+    ).save_pretrained(folder / "unet")
+    diffusers.AutoencoderKL(
+        block_out_channels=(4, 4),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        norm_num_groups=2,
+        sample_size=16,
+    ).save_pretrained(folder / "vae")
+    diffusers.DDPMScheduler(
+        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, prediction_type=kind
+    ).save_pretrained(folder / "scheduler")
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_pipeline_of_texts_teaches_in_its_latents(kind: str, tmp_path: Path) -> None:
+    folder = pipeline(tmp_path / "pipe", kind)
+    made = tiny(
+        "prolificdreamer",
+        tmp_path / "run",
+        f"teacher={{use: stable-diffusion, name: {folder}}}",
+        "task={use: views, prompt: a cup, size: 16, latents: [4, 2], schedule: scaled-linear}",
+        "student={use: gaussians, particles: 2, count: 10}",
+        "evaluator={use: scenes, metric: spread, classifier: false}",
+        "train.steps=2",
+        "train.batch_size=2",
+    )
+    teacher: Any = made.bench.teacher.module  # type: ignore[union-attr]
+    assert reading(teacher).mean_type == {"epsilon": "eps", "v_prediction": "v"}[kind]
+    assert teacher.prompts.shape[0] == 7 and not torch.equal(teacher.prompts[0], teacher.prompts[2])
+    phi: Any = made.method.roles["phi"].module
+    assert phi.names and all("vae" not in n and "to_" in n for n in phi.names)
+    x = torch.rand(1, 3, 16, 16).requires_grad_()
+    z = teacher.encode(x)
+    torch.testing.assert_close(z, teacher.vae.encode(x).latent_dist.mean * 0.18215)
+    made.run()
+    first, second = phases(made)
+    (term,) = first.values()
+    grads = torch.autograd.grad(term.total(), list(made.method.roles["student"].module.parameters()), allow_unused=True)
+    assert any(g is not None and bool(g.any()) for g in grads), "the gradient goes through the encoder"
+    assert set(second) == {"phi"}
+
+
+def test_sides_are_told_apart() -> None:
+    turn = torch.tensor([0.0, 90.0, 180.0, 270.0, 20.0, 0.0, 0.0])
+    up = torch.tensor([0.0, 0.0, 0.0, 0.0, 30.0, 80.0, -80.0])
+    batch = around(turn, up, torch.ones(7), torch.full((7,), 50.0), 8, 8)
+    assert side_of(batch["camera"]).tolist() == [0, 1, 2, 1, 0, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["teacher={use: stable-diffusion, name: nowhere}"], "prompt"),
+        (["task={use: views, prompt: a cup, size: 30}"], "multiple of 8"),
+        (
+            [
+                "task={use: views, prompt: a cup, size: 64}",
+                "teacher={use: stable-diffusion, name: nowhere}",
+                "evaluator.metric=spread",
+            ],
+            "vae",
+        ),
+        (["task={use: views, prompt: a cup, size: 64}", "teacher={use: mixture}", "evaluator.metric=energy"], "spread"),
+    ],
+)
+def test_what_a_teacher_of_texts_needs(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        tiny("prolificdreamer", tmp_path, *words)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_mesh_is_taken_out_of_a_field_moved_and_painted(tmp_path: Path) -> None:
+    pytest.importorskip("skimage")
+    torch.manual_seed(0)
+    from safetensors.torch import save_file
+
+    field = Field(1, (1, 8, 8), width=8)
+    save_file(field.state_dict(), tmp_path / "field.safetensors")
+    usual = ("teach.steps=2", "train.steps=2", "train.batch_size=2")
+    moved = tiny(
+        "prolificdreamer",
+        tmp_path / "geometry",
+        *usual,
+        f"student={{use: mesh, source: {tmp_path / 'field.safetensors'}, resolution: 10}}",
+        "method.loss=sds",
+        "method.smooth=1",
+        "method.flat=1",
+    )
+    moved.run()
+    mesh: Any = moved.method.roles["student"].module
+    assert len(mesh.faces) > 20 and bool(mesh.offsets.any())
+    artifact: Any = moved.method.artifact()
+    artifact.frames = 2
+    artifact.save(tmp_path)
+    assert (tmp_path / "mesh.obj").read_text().count("\nf ") == len(mesh.faces)
+    painted = tiny(
+        "prolificdreamer",
+        tmp_path / "texture",
+        *usual,
+        f"student={{use: mesh, source: {tmp_path / 'student.safetensors'}, stage: texture}}",
+    )
+    again: Any = painted.method.roles["student"].module
+    torch.testing.assert_close(again.vertices, mesh.corners().detach())
+    before = again.paint.detach().clone()
+    painted.run()
+    assert not torch.equal(again.paint, before) and not again.offsets.any()
+    for words, said in (
+        (f"student={{use: mesh, source: {tmp_path / 'field.safetensors'}, threshold: 1000}}", "no such surface"),
+        (f"student={{use: mesh, source: {tmp_path / 'field.safetensors'}, particle: 3}}", "particle below 1"),
+        ("student={use: mesh, particles: 2}", "a mesh is one"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            tiny("prolificdreamer", tmp_path / "wrong", words)
+    with pytest.raises(ConfigError, match="corners move"):
+        tiny("prolificdreamer", tmp_path / "wrong", *usual, "method.smooth=1")

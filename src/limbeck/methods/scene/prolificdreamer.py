@@ -5,9 +5,9 @@
     phi   min E ||eps_phi(alpha x' + sigma eps', t', c') - eps'||^2 on what is drawn now, c' = 0 one time in ten
 
 n particles theta stand side by side and share phi, which is a low-rank adapter on the teacher and is told the camera. A step
-moves particles first, with the phi of before, and then phi. Of the stages, this file has the first (a scene by VSD or SDS)
-for pictures, Gaussians, small radiance fields and anything that `render(params, camera)` draws, in pixels or in the latents
-of an autoencoder. The geometry and texture stages on a mesh are not built.
+moves particles first, with the phi of before, and then phi. Three stages are three runs: a scene by VSD (pictures, Gaussians,
+small radiance fields, anything that `render(params, camera)` draws); a mesh taken out of a field, whose corners are moved by
+SDS on its normals; the mesh painted by VSD. The teacher sees pixels, or latents of an autoencoder through which gradients go.
 
 theta: particles;  g: drawing;  x: picture or latents [B, C, H, W];  c: camera [B, 16];  t: noise level in (0, 1], logsnr [B]
 """
@@ -34,7 +34,7 @@ from limbeck.grammar.settings import Count, Fraction, NonNegative, Positive, Sha
 from limbeck.networks.lora import Lora
 from limbeck.networks.posed import Posed, PosedLora
 from limbeck.networks.residual_mlp import ResidualMLP
-from limbeck.networks.scenes import Pictures, check_scene, particles_of
+from limbeck.networks.scenes import Mesh, Pictures, check_scene, particles_of
 from limbeck.parts.scores import Asked, asked, fitted, variational
 from limbeck.tasks.sampler import reading
 from limbeck.tasks.views import Views
@@ -59,8 +59,10 @@ CARD = Card(
         "phi": "low-rank adapter with the camera added to the embedding of time, as the official code; sizes are ours",
         "analytic phi": "ours: the exact score of the particles, for pictures alone",
         "radiance field": "a small perceptron in place of a hash grid; bump and hollow start as published",
-        "view-dependent prompts": "a class has one name: all cameras share it",
-        "mesh stages (DMTet, texture)": "not built",
+        "view-dependent prompts": "the official code's sides; a class of pictures has one name that all cameras share",
+        "latents": "the posterior's mean, where the codes draw from it",
+        "mesh": "marching cubes, corners moved by offsets, a soft rasteriser and colours of corners, in place of DMTet, nvdiffrast "
+        "and a texture field",
     },
     claim="With the same frozen teacher and as many particles, VSD is more diverse than SDS at guidance 1 and at 7.5, comes near "
     "to more different real pictures, and is no farther from the real ones.",
@@ -93,6 +95,8 @@ class ProlificDreamer(Method[Views]):
         grad_clamp: largest gradient of a value; ``null`` for none.
         random_background: how often a plain random colour stands behind the scene, without which it may dissolve into it.
         entropy: weight of the entropy of what covers each pixel, for scenes that know it.
+        smooth: weight of the angles between neighbouring faces of a mesh (as published 5000 in the geometry stage).
+        flat: weight of a mesh's Laplacian (as published 0.5).
         variant: ``released`` sets what is not finite in the gradient to 0 or the largest number, as the codes do; ``paper``
             stops the run.
     """
@@ -115,6 +119,8 @@ class ProlificDreamer(Method[Views]):
     grad_clamp: Positive | None = None
     random_background: Fraction = 0.0
     entropy: Annotated[float, Ge(0)] = 0.0
+    smooth: NonNegative = 0.0
+    flat: NonNegative = 0.0
     variant: Literal["paper", "released"] = "paper"
 
     participants = {"teacher": Participant(task="pictures", judged=False)}  # noqa: RUF012
@@ -158,6 +164,11 @@ class ProlificDreamer(Method[Views]):
                 remedy="set student.particles=4, or evaluator.metric=energy",
             )
         self._check_scene(scene)
+        self.moves_corners = isinstance(scene, Mesh) and scene.stage == "geometry"
+        if (self.smooth or self.flat) and not self.moves_corners:
+            raise ConfigError(
+                "method.smooth", "is of a mesh whose corners move", expected="student={use: mesh, stage: geometry}"
+            )
         self.poses = bool(getattr(scene, "cameras", True))
         said = reading(teacher, "teacher")
         if self.guidance_scale != 1 and said.null_condition is None:
@@ -201,9 +212,11 @@ class ProlificDreamer(Method[Views]):
                     remedy="set method.phi=small, or analytic for pictures",
                 )
             make: Any = PosedLora if self.poses else Lora
-            self.new("phi", like="teacher", adapter=make(rank=self.rank, alpha=float(self.rank)))
+            # of a pipeline the attention of its network, as published; its autoencoder is not asked
+            targets = r"denoiser\..*\.to_(q|k|v|out\.0)" if hasattr(teacher, "encode") else "all"
+            self.new("phi", like="teacher", adapter=make(rank=self.rank, alpha=float(self.rank), targets=targets))
             return
-        channels, side, across = self.task.shape
+        channels, side, across = self.task.pictures.shape
         if side != across or side > 32:
             raise ConfigError(
                 "method.phi", given="small", expected="lora, for pictures that are not square or above 32 pixels"
@@ -230,15 +243,15 @@ class ProlificDreamer(Method[Views]):
 
     def step(self, batch: Batch, ctx: Context) -> Iterator[Terms]:
         """The particles' update, and then phi's."""
-        n, item = len(batch["item"]), batch["item"]
+        item = batch["item"]
         camera = batch["camera"].flatten(1)  # [B, 16]
         batch = {**batch, "particle": item % self.particles}
         drawn, cover = self.draw(batch, ctx)  # [B, C, H, W] in [0, 1]
         x = self.encode(drawn, ctx)
-        y = torch.full((n,), self.task.wanted, device=x.device)
+        y_c, y = self.task.conditions(batch["camera"])  # with the side for the teacher, without for phi
         logsnr = self.level("t", item, ctx)
         eps = ctx.draws.randn("eps", item, x.shape[1:])
-        pre = asked(ctx, "teacher", y, self.guidance_scale)
+        pre = asked(ctx, "teacher", y_c, self.guidance_scale)
         moved = variational(
             *(x, eps, logsnr, pre, self.other(y, camera, ctx)),
             weighting=self.weighting,
@@ -250,6 +263,9 @@ class ProlificDreamer(Method[Views]):
         if self.entropy and cover is not None:
             p = cover.float().clamp(1e-5, 1 - 1e-5)
             terms["entropy"] = Term(-(p * p.log() + (1 - p) * (1 - p).log()).flatten(1).mean(1), weight=self.entropy)
+        if (self.smooth or self.flat) and self.moves_corners:
+            for name, value in zip(("smooth", "flat"), ctx.call("student", by="roughness"), strict=True):
+                terms[name] = Term(value, weight=getattr(self, name), count=1)
         yield Terms({}, **terms)
         for k in range(self.phi_steps if self.learns_phi else 0):
             logsnr, eps = self.level(f"t'{k}", item, ctx), ctx.draws.randn(f"eps'{k}", item, x.shape[1:])

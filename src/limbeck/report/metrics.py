@@ -83,7 +83,7 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "ssim": ("SSIM", False, True),
     "energy": ("energy distance to real pictures", False, False),
     "spread": ("mean distance between particles", False, None),
-    "diversity": ("diversity (real pictures: 1)", False, None),
+    "diversity": ("diversity (real pictures: 1)", False, True),
     "distinct": ("different nearest real pictures", True, True),
     "nearest": ("distance to the nearest real picture (unseen ones: 1)", False, None),
     "frechet": ("Fréchet distance", False, False),

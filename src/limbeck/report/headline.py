@@ -16,6 +16,7 @@ _PHRASES: Final[dict[str, tuple[str, str]]] = {
     "network": ("its teacher", "the same network trained alone at equal budget"),
     "dataset": ("all real items", "as many random real items"),
     "sampler": ("its teacher in many steps", "its teacher in as few steps"),
+    "scene": ("samples of its teacher", "as many real pictures"),
 }
 
 

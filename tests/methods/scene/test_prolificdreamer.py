@@ -68,6 +68,13 @@ def test_an_exact_phi_stands_still_at_the_real_pictures(tmp_path: Path) -> None:
     assert grad.abs().max() < 1e-4
 
 
+def test_a_greatest_noise_level_moves_with_the_steps() -> None:
+    recipe: Any = build(check(load_tree("prolificdreamer", [], preset="official"))).method
+    assert [round(recipe.highest(s), 2) for s in (0, 5000, 5001, 9000)] == [0.98, 0.98, 0.5, 0.5]
+    recipe = build(check(load_tree("prolificdreamer", ["method.t_max=[0.9, 0.5, 100]"]))).method
+    assert round(recipe.highest(50), 2) == 0.7
+
+
 def test_phi_alone_learns_in_its_phase_and_never_moves_the_teacher(tmp_path: Path) -> None:
     made = tiny("prolificdreamer", tmp_path, "teach.steps=2", "method.phi_steps=2")
     _, *rest = phases(made)

@@ -128,7 +128,7 @@ class ProlificDreamer(Method[Views]):
     def validate(self) -> None:
         """Noise levels rise from t_min to t_max, within the schedule."""
         try:
-            ends = [piecewise(self.t_max, step) for step in (0, 10**9)]
+            ends = [self.highest(step) for step in (0, 10**9)]
         except ConfigError as error:
             raise ValueError(f"t_max: {error}") from None
         for end in ends:
@@ -136,6 +136,12 @@ class ProlificDreamer(Method[Views]):
                 raise ValueError(f"t_max must lie above t_min ({self.t_min:g}) and be at most 1, got {end:g}")
         if self.same_t:
             self.coupled = ""
+
+    def highest(self, step: int) -> float:
+        """t_max as it stands; a recipe's list counts steps, whether they are written 5000 or 5000.0."""
+        if isinstance(self.t_max, (int, float)):
+            return float(self.t_max)
+        return piecewise([int(v) if v == int(v) and v > 1 else v for v in self.t_max], step)
 
     def judged_by(self, evaluator: Evaluator) -> None:
         """What decides, for one particle may have nothing of it."""
@@ -300,7 +306,7 @@ class ProlificDreamer(Method[Views]):
 
     def level(self, stream: str, item: Tensor, ctx: Context) -> Tensor:
         """Log-SNR [B] of a noise level drawn from t_min to t_max as it stands."""
-        high = piecewise(self.t_max, ctx.step)
+        high = self.highest(ctx.step)
         keys = torch.zeros_like(item) if self.same_t else item
         u = ctx.draws.rand(stream, keys, low=self.t_min, high=high)
         return self.task.pictures.schedule.logsnr(u).float()

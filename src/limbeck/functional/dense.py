@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ..errors import ConfigError, ShapeError
-from .divergence import kl
+from ._common import Value, choose
+from .divergence import kl, soft_cross_entropy
 
 Count = Literal["nonzero", "mask_sum", "pixels"]
 
@@ -190,7 +191,12 @@ def edge_divergence(
 
 
 def channel_divergence(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, where: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    value: Value = "kl",
+    where: Tensor | None = None,
 ) -> Tensor:
     """Where each channel is active: KL between spatial distributions, one value an item and channel ``[N, C]``.
 
@@ -200,6 +206,7 @@ def channel_divergence(
     Args:
         student, teacher: maps ``[N, h, w, C]``, of logits or features.
         temperature: divides both.
+        value: ``kl``, or ``cross_entropy``: the same gradient, with the entropy of the teacher's maps in the value.
         where: places that count ``[N, h, w]`` or ``[N, h, w, C]``; the others take no part in the distributions, and a
             channel without any has the value 0.
 
@@ -208,16 +215,17 @@ def channel_divergence(
         [[0.0, 0.0, 0.0]]
     """
     _same(student, teacher)
+    compare = {"kl": kl, "cross_entropy": soft_cross_entropy}[choose("value", value, Value)]
     s, t = (z.flatten(1, 2).transpose(1, 2) for z in (student, teacher))  # [N, C, P]
     if where is None:
-        return kl(s, t, temperature=temperature)
+        return compare(s, t, temperature=temperature)
     if where.ndim == 3:
         where = where.unsqueeze(-1).expand_as(student)
     kept = where.bool().flatten(1, 2).transpose(1, 2)
     some = kept.any(-1)
     kept = kept | ~some.unsqueeze(-1)  # nothing to leave out of a channel that does not count at all
     s, t = (z.masked_fill(~kept, float("-inf")) for z in (s, t))
-    return kl(s, t, temperature=temperature, where=some)
+    return compare(s, t, temperature=temperature, where=some)
 
 
 def body_divergence(

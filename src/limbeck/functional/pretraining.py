@@ -1,14 +1,21 @@
-"""Learning without labels from a teacher that is the student's own average: crops told alike, the centre, views contrasted."""
+"""Learning without labels: crops told alike by a teacher that is the student's own average, views contrasted; hidden patches,
+and what another network makes of them, foretold.
+"""
 
 from __future__ import annotations
 
+from typing import Literal, NamedTuple
+
 import torch
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
 from ..errors import ConfigError, ShapeError
-from ._common import as_mask, keep, statistics_dtype
+from ._common import as_mask, check_pair, choose, keep, statistics_dtype
+from .attention import divide, relation_divergence
 from .contrast import info_nce
-from .feature import unit
+from .feature import standardise, unit
+from .labels import cross_entropy
 
 
 def multicrop_cross_entropy(
@@ -172,4 +179,184 @@ def queued(queue: Tensor | None, new: Tensor, size: int) -> Tensor | None:
     return (fresh if queue is None else torch.cat([queue, fresh]))[-size:]
 
 
-__all__ = ["cross_view_contrast", "moved_centre", "multicrop_cross_entropy", "n_pair", "queued"]
+class Masking(NamedTuple):
+    """Which patches are hidden.
+
+    Attributes:
+        visible: ids of those that are seen, in the order in which they are handed on, int64 ``[N, K]``.
+        restore: where each patch lies in ``visible`` followed by the hidden ones, int64 ``[N, L]``.
+        hidden: True where a patch is not seen, ``[N, L]``.
+    """
+
+    visible: Tensor
+    restore: Tensor
+    hidden: Tensor
+
+
+def random_masking(noise: Tensor, ratio: float = 0.75) -> Masking:
+    """Patches hidden at random: those with the least noise are seen, ``int(L (1 - ratio))`` of them.
+
+    The same noise gives two networks the same masking, without which their answers cannot be compared.
+
+    Source: He et al. 2022 (MAE, arXiv 2111.06377), section 3.
+
+    Args:
+        noise: uniform numbers ``[N, L]``, one a patch.
+        ratio: share that is hidden, in (0, 1).
+
+    Raises:
+        ConfigError: the ratio leaves nothing to see, or hides nothing.
+
+    Example:
+        >>> random_masking(torch.tensor([[0.9, 0.1, 0.5, 0.7]]), 0.5).hidden
+        tensor([[ True, False, False,  True]])
+    """
+    if noise.ndim != 2:
+        raise ShapeError("noise", given=list(noise.shape), expected="one number a patch, [N, L]")
+    length = noise.shape[1]
+    if not 0 < ratio < 1:
+        raise ConfigError("ratio", given=ratio, expected="a number in (0, 1): the share of patches that is hidden")
+    seen = int(length * (1 - ratio))
+    if seen < 1:
+        raise ConfigError("ratio", given=ratio, expected=f"a share that leaves one of {length} patches to be seen")
+    order = noise.argsort(dim=1, stable=True)
+    restore = order.argsort(1)
+    return Masking(order[:, :seen], restore, restore >= seen)
+
+
+Supervise = Literal["all", "masked", "visible"]
+"""Which tokens are compared: all with the class token, or the hidden or the visible patches without it."""
+
+
+def supervised_tokens(masking: Masking, which: Supervise = "all") -> Tensor:
+    """Which of a class token and L patches are compared, boolean ``[N, 1 + L]``.
+
+    Example:
+        >>> supervised_tokens(random_masking(torch.tensor([[0.9, 0.1]]), 0.5), "masked")
+        tensor([[False,  True, False]])
+    """
+    choose("supervise", which, Supervise)
+    first = masking.hidden[:, :1]
+    if which == "all":
+        return torch.cat([torch.ones_like(first), torch.ones_like(masking.hidden)], 1)
+    return torch.cat([torch.zeros_like(first), masking.hidden if which == "masked" else ~masking.hidden], 1)
+
+
+def hidden_state_distance(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    beta: float = 2.0,
+    normalise: bool = True,
+    eps: float = 1e-6,
+    where: Tensor | None = None,
+) -> Tensor:
+    """Smooth L1 between predicted and standardised hidden states, the mean over channels: ``[..., D]`` to ``[...]``.
+
+    ``d^2 / (2 beta)`` up to ``|d| = beta``, ``|d| - beta / 2`` from there, of ``d = student - standardise(teacher)``:
+    the teacher's channels get mean 0 and deviation 1, the student's prediction stays as it is.
+
+    Source: Huang et al. 2023 (G2SD, arXiv 2302.14771), generic distillation.
+
+    Args:
+        student, teacher: ``[..., D]``; no gradient goes to the teacher.
+        beta: where the square turns into a line, above 0.
+        normalise: off, the teacher's states stay as they are too.
+        eps: added to the variance of a state.
+        where: valid tokens ``[...]``; the others count 0.
+
+    Example:
+        >>> hidden_state_distance(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]]))
+        tensor([1.1250])
+    """
+    if not beta > 0:
+        raise ConfigError("beta", given=beta, expected="a number > 0")
+    if student.shape != teacher.shape:
+        raise ShapeError(
+            "teacher",
+            given=list(teacher.shape),
+            expected=f"the student's shape {list(student.shape)}",
+            remedy="give the student a predictor as wide as the teacher's decoder",
+        )
+    dtype = statistics_dtype(student, teacher)
+    mask = as_mask(where, student.shape[:-1])
+    target = teacher.detach().to(dtype)
+    target = standardise(target, eps=eps) if normalise else target
+    gap = smooth_l1_loss(student.to(dtype), target, reduction="none", beta=beta)
+    return keep(gap.mean(-1), mask)
+
+
+def qkv_relation_divergence(student: Tensor, teacher: Tensor, heads: int, *, where: Tensor | None = None) -> Tensor:
+    """KL between all nine relations of queries, keys and values: per item ``[N]``, the mean over pairs, heads and tokens.
+
+    Vectors are cut into as many relation heads on both sides, whatever heads they came from; each relation is
+    ``softmax(x y^T / sqrt(d))`` with the width d of a head of its own network.
+
+    Source: Wang et al. 2021 (MiniLMv2, arXiv 2012.15828) for three pairs; all nine as in TinyMIM and in G2SD's code
+    (arXiv 2302.14771).
+
+    Args:
+        student: queries, keys, values ``[3, N, T, C]``.
+        teacher: likewise ``[3, N, T, C']``; no gradient goes there.
+        heads: that both are cut into.
+        where: real tokens ``[N, T]``.
+
+    Raises:
+        ShapeError: other items or tokens, or widths that are no multiples of the heads.
+
+    Example:
+        >>> x = torch.arange(24.0).view(3, 1, 2, 4)
+        >>> qkv_relation_divergence(x, x, 2)
+        tensor([0.])
+    """
+    for name, x in (("student", student), ("teacher", teacher)):
+        if x.ndim != 4 or len(x) != 3:
+            raise ShapeError(name, given=list(x.shape), expected="queries, keys, values [3, N, T, C]")
+    n = student.shape[1]
+
+    def pairs(x: Tensor) -> tuple[Tensor, Tensor]:  # each [9 N, A, T, D]
+        cut = divide(x.flatten(0, 1), heads).unflatten(0, (3, n if x is student else x.shape[1]))
+        return cut.repeat_interleave(3, 0).flatten(0, 1), cut.repeat(3, 1, 1, 1, 1).flatten(0, 1)
+
+    mask = None if where is None else where.repeat(9, 1)
+    return relation_divergence(pairs(student), pairs(teacher), where=mask).unflatten(0, (9, n)).mean((0, 2))
+
+
+def token_distillation(
+    logits: Tensor, token_logits: Tensor, teacher: Tensor, labels: Tensor, *, where: Tensor | None = None
+) -> Tensor:
+    """The mean of two cross-entropies ``[N]``: one head's to the labels, another's to the class that the teacher names.
+
+    Source: Touvron et al. 2021 (DeiT, arXiv 2012.12877), eq. 3 (hard distillation).
+
+    Args:
+        logits: of the head behind the class token ``[N, C]``.
+        token_logits: of the head behind the distillation token ``[N, C]``.
+        teacher: logits ``[N, C]``.
+        labels: class ids ``[N]``, or soft ones ``[N, C]`` as mixing pictures makes them.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> z = torch.zeros(1, 4)
+        >>> token_distillation(z, z, z, torch.tensor([1]))
+        tensor([1.3863])
+    """
+    check_pair(token_logits, teacher)
+    hard = teacher.detach().argmax(-1)
+    return (cross_entropy(logits, labels, where=where) + cross_entropy(token_logits, hard, where=where)) / 2
+
+
+__all__ = [
+    "Masking",
+    "Supervise",
+    "cross_view_contrast",
+    "hidden_state_distance",
+    "moved_centre",
+    "multicrop_cross_entropy",
+    "n_pair",
+    "qkv_relation_divergence",
+    "queued",
+    "random_masking",
+    "supervised_tokens",
+    "token_distillation",
+]

@@ -1,0 +1,647 @@
+"""Puzzle: a decoder for a stated budget, each layer's blocks chosen from a library that was distilled block by block.
+
+    library   L_ij = ||o_c - o_p||^2 / ||o_p||^2        child i, j behind the parent's own input; no gradient crosses blocks
+    scores    s_ij = mean KL(parent || parent with layer i replaced by variant j)
+    search    min sum s_ij x_ij   with   sum_j x_ij = 1,   sum cost_ij x_ij <= budget,   x in {0, 1}
+    distil    sum_l (1 - cos(h_c^l, h_p^l)) + KL(p_p || q_c)                     per token, no loss on the text
+
+o: a layer's output [N, T, H];  h^l: hidden states behind layer l;  x: which variant a layer has
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal, cast
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+import limbeck.functional as F
+from limbeck.errors import ConfigError, DataError
+from limbeck.functional.blocks import (
+    EPS,
+    BlockLoss,
+    Importance,
+    KvInit,
+    channel_importance,
+    hidden_cosine,
+    iterative_channels,
+    kv_importance,
+    normalized_mse,
+)
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
+from limbeck.grammar.card import Card
+from limbeck.grammar.method import Batch, Built, Context, Method, Setup, Share, Stage, Term, Terms
+from limbeck.grammar.optim import Optim
+from limbeck.grammar.settings import Count, NonNegative, Positive, settings
+from limbeck.models.block_lm import BlockLm, reads_layers
+from limbeck.networks.decoder_blocks import (
+    CORES,
+    KINDS,
+    NORMS,
+    Kind,
+    Nothing,
+    Variant,
+    assemble,
+    put,
+    renumber,
+    sizes_of,
+)
+from limbeck.parts.decoders import (
+    LayerLibrary,
+    Scenario,
+    Spec,
+    attend,
+    begin_block,
+    block_costs,
+    block_ms,
+    feed,
+    layers_of,
+    onwards,
+    watching,
+)
+from limbeck.parts.search import Choice, Knapsack
+from limbeck.tasks.language import Language
+from limbeck.tasks.tokens import shifted
+
+CARD = Card(
+    number=21,
+    slug="puzzle",
+    title="Puzzle: Distillation-Based NAS for Inference-Optimized LLMs",
+    year=2024,
+    venue="ICML 2025",
+    arxiv="2411.19146",
+    repository="NVIDIA/Model-Optimizer",
+    licence="Apache-2.0",
+    family="search",
+    methods={"puzzle": "Puzzle"},
+    optimised="which blocks a decoder has, and their weights",
+    signals=("outputs of layers", "hidden states", "logits"),
+    provenance={
+        "library, scores, search, distillation": "paper; importance, first weights, losses and the search are checked against "
+        "vectors recorded from the code",
+        "clipping": "the code clips each block's gradient at 1; here stages.library.library.clip clips the library as a whole",
+        "greedy, random, uniform": "the paper names them; their form is reconstructed: cheapest swap first, even draws that "
+        "leave the rest enough (the middle one of ten by its estimate), the same variant everywhere",
+        "scores=subblock": "ours: attention and feed-forward layer scored apart and added up, |A| + |F| passes for |A| |F|",
+        "coupled and hybrid blockwise distillation": "not built",
+    },
+    claim="At an equal budget of parameters the exact search over replace-one-block scores gives a lower KL to the parent than "
+    "greedy, random and uniform choices, before global distillation; blockwise distillation lowers it further, and global "
+    "distillation recovers most of the gap.",
+    recipe="puzzle",
+    exceptions={
+        "at_equality": "the child has other blocks than its parent: the two are equal only where the whole budget is given",
+        "moves": "query heads that pruning silenced, and biases that a projection does not use",
+    },
+    notes="Decoders laid out as Llama (Llama, Mistral, Qwen2, Qwen3, SmolLM). Budgets are totals; up to 1 they are shares of "
+    "the parent's.",
+)
+
+SHARES: tuple[float | str, ...] = (0.87, 0.75, 0.5, 0.25, 0.2, 0.1, "linear", "none")
+"""The paper's feed-forward variants beside the parent's."""
+
+DRAWS = 10
+"""Random architectures of which the middle one is shown."""
+
+
+@settings
+class Puzzle(Method[Language]):
+    """A search over the blocks of a decoder.
+
+    Args:
+        parameters: of the whole child at most; up to 1 a share of the parent's.
+        memory: bytes of weights and of the cache of keys and values at most; up to 1 a share.
+        latency_ms: milliseconds of one pass at most, as measured here; up to 1 a share.
+        throughput: tokens a second of one pass at least.
+        attention: KV heads, ``linear`` or ``none`` beside the parent's attention; ``null``: every divisor, linear, none.
+        ffn: channels (up to 1 a share of the parent's), ``linear`` or ``none``; ``null`` for the paper's list.
+        batch: sequences at once, for memory and latency.
+        length: tokens of each, prompt and answer.
+        number_bytes: bytes of one number, for memory.
+        importance: of channels: ``iterative`` removes a few at a time, ``independent`` looks at each alone.
+        kv_init: fewer KV heads begin as the ``average`` or ``first`` of a group, or ``prune`` keeps the most important.
+        scale: multiply pruned down-projections by the ratio of widths.
+        bld: ``decoupled`` blockwise distillation, or ``none``: first weights alone.
+        block_loss: the normalised error's means: over the whole ``tensor``, each ``token``, or each ``sample``.
+        score: ``kl`` to the parent, loss on the text (``lm``), ``cosine`` of the last hidden states, or next-token ``accuracy``.
+        scores: of each pair of blocks (``block``), or of each block alone and added up (``subblock``).
+        search: ``mip`` (exact), ``greedy``, ``random``, ``uniform``, or ``max-params``.
+        further: how many other architectures are told in the result, each different from all before.
+        alpha: share of the layers at most in which these may agree.
+        calibration: training sequences that importance is measured on.
+        score_items: validation sequences that scores are measured on.
+        cosine: weight of the hidden states' term in global distillation.
+        kl: of the logits' term.
+        lm: of the loss on the text, which the paper found to hurt.
+    """
+
+    parameters: Positive | None = None
+    memory: Positive | None = None
+    latency_ms: Positive | None = None
+    throughput: Positive | None = None
+    attention: list[int | str] | None = None
+    ffn: list[float | str] | None = None
+    batch: Count = 1
+    length: Count = 512
+    number_bytes: Count = 4
+    importance: Importance = "iterative"
+    kv_init: KvInit = "average"
+    scale: bool = False
+    bld: Literal["decoupled", "none"] = "decoupled"
+    block_loss: BlockLoss = "tensor"
+    score: Literal["kl", "lm", "cosine", "accuracy"] = "kl"
+    scores: Literal["block", "subblock"] = "block"
+    search: Literal["mip", "greedy", "random", "uniform", "max-params"] = "mip"
+    further: Annotated[int, Ge(0)] = 0
+    alpha: Annotated[float, Ge(0)] = 0.8
+    calibration: Count = 64
+    score_items: Count = 64
+    cosine: NonNegative = 1.0
+    kl: NonNegative = 1.0
+    lm: NonNegative = 0.0
+
+    def validate(self) -> None:
+        """Some budget, known variants, and something to distil by."""
+        if all(getattr(self, n) is None for n in ("parameters", "memory", "latency_ms", "throughput")):
+            raise ValueError("parameters, memory, latency_ms or throughput must be given: what the child may cost")
+        for name in ("attention", "ffn"):
+            odd = [v for v in getattr(self, name) or () if isinstance(v, str) and v not in ("linear", "none")]
+            odd += [v for v in getattr(self, name) or () if not isinstance(v, str) and v <= 0]
+            if odd:
+                raise ValueError(f"{name} must hold numbers above 0, linear or none, not {', '.join(map(str, odd))}")
+        if self.kv_init == "repeat":
+            raise ValueError("kv_init must be average, first or prune: repeat makes more heads, not fewer")
+        if not self.cosine + self.kl + self.lm:
+            raise ValueError("cosine, kl and lm cannot all be 0: something must be left to distil by")
+        self.notes: list[str] = []
+        self.layers: list[Spec] | None = None
+
+    # ------------------------------------------------------------------------------------------------------ what there is
+    def bind(self, setup: Setup) -> None:
+        """Take the parent apart, lay out the library, and refuse what it cannot be or what cannot be met."""
+        super().bind(setup)
+        self.notes, self.layers = [], None
+        parent = self.parent
+        layers = layers_of(parent)
+        own, theirs = (dict(self.roles[r].module.state_dict()) for r in ("student", "teacher"))
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in theirs.items()}:
+            raise ConfigError(
+                "student",
+                "it is not made as the teacher, whose blocks it takes: the width of a decoder stays as it is",
+                expected="the same model for both",
+                remedy="name the same model for student and teacher",
+            )
+        self.size = sizes_of(layers[0])
+        if any(sizes_of(layer) != self.size for layer in layers):
+            raise ConfigError("student", "its layers differ already", expected="a decoder whose layers are alike")
+        self.variants: dict[Kind, list[Variant]] = {"attention": self._attentions(), "ffn": self._ffns()}
+        trained: dict[Kind, list[Variant]] = {k: [v for v in vs[1:] if v != "none"] for k, vs in self.variants.items()}
+        self.pairs: list[Spec] = [
+            {"attention": a, "ffn": f} for a in self.variants["attention"] for f in self.variants["ffn"]
+        ]
+        self.new("library", lambda: Library(layers, trained))
+        if self.latency_ms is None and self.throughput is None:
+            self.knapsack(self.costs({})).exact()  # what cannot be met is said now
+
+    @property
+    def parent(self) -> Any:
+        """The parent's module."""
+        return self.roles["teacher"].module
+
+    def _attentions(self) -> list[Variant]:
+        kv = self.size["kv_heads"]
+        given: list[int | str] = self.attention if self.attention is not None else [
+            *(n for n in range(kv - 1, 0, -1) if kv % n == 0), "linear", "none"
+        ]  # fmt: skip
+        numbers = [v for v in given if not isinstance(v, str)]
+        odd = [v for v in numbers if kv % v]
+        if odd:
+            raise ConfigError("method.attention", f"the parent has {kv} KV heads", given=odd,
+                              expected=f"numbers that divide {kv}, linear or none")  # fmt: skip
+        found: list[Variant] = [kv]
+        found += [cast(Variant, v) for v in given]
+        return list(dict.fromkeys(found))
+
+    def _ffns(self) -> list[Variant]:
+        channels = self.size["channels"]
+        found: list[Variant] = [channels]
+        for v in self.ffn if self.ffn is not None else SHARES:
+            number = v if isinstance(v, str) else max(1, round(v * channels)) if v <= 1 else int(v)
+            if not isinstance(number, str) and number > channels:
+                raise ConfigError("method.ffn", "wider than the parent's feed-forward layer", given=v,
+                                  expected=f"at most {channels} channels")  # fmt: skip
+            found.append(cast(Variant, number))
+        return list(dict.fromkeys(found))
+
+    def block(self, i: int, kind: Kind, variant: Variant) -> tuple[nn.Module, nn.Module]:
+        """A block's norm and core: the library's, the parent's own, or nothing."""
+        if variant == "none":
+            return nn.Identity(), Nothing(kind == "attention")
+        library: Any = self.roles["library"].module
+        layer = self.parent.model.layers[i]
+        return library.layers[i].get(kind, variant) or (getattr(layer, NORMS[kind]), getattr(layer, CORES[kind]))
+
+    # ---------------------------------------------------------------------------------------------------------- the stages
+    def stages(self) -> list[Stage]:
+        """Costs, importance, library, scores, search; then the child is distilled as a whole."""
+        train, optim = self.setup.train, self.block_optim()
+        said = [{k: list(map(str, v)) for k, v in self.variants.items()}, self.kv_init, self.scale, self.importance]
+        data = self.task.train
+        steps = optim.steps if self.bld != "none" and len(self.roles["library"].parameters()) else 0
+        return [
+            Stage("costs", items=lambda ctx: ["costs"], work=lambda item, ctx: self.measure(ctx)),
+            Stage("importance", items=lambda ctx: ["all"], work=lambda item, ctx: self.calibrate(ctx)),
+            Stage(
+                "library",
+                steps=steps,
+                data=data,
+                batch_size=optim.batch_size,
+                optim={"library": optim},
+                begin=self.begin_library,
+                step=self.learn_blocks,
+                remember=[*said, self.bld, self.block_loss, self.calibration],
+                roles=["library", "teacher"],
+                judged=False,
+            ),
+            Stage(
+                "scores",
+                items=lambda ctx: [f"layer{i}" for i in range(len(self.parent.model.layers))],
+                work=lambda item, ctx: {"score": self.score_layer(int(item[5:]), ctx)},
+                remember=[*said, self.score, self.scores, self.score_items, self.task.valid.fingerprint],
+                roles=["library", "teacher"],
+            ),
+            Stage("search", items=lambda ctx: ["search"], work=lambda item, ctx: self.choose(ctx)),
+            Stage(
+                "distil",
+                steps=train.steps,
+                data=data,
+                batch_size=train.batch_size,
+                optim={"student": train},
+                setup=self.lay_out,
+                begin=self.fill,
+            ),
+        ]
+
+    def block_optim(self) -> Optim:
+        """How the library learns: as the code does, for as many steps as the child; ``stages.library`` tunes it."""
+        train = self.setup.train
+        return Optim(
+            steps=train.steps,
+            batch_size=train.batch_size,
+            lr=1e-4,
+            weight_decay=0.1,
+            warmup=max(0, round(0.05 * train.steps)),
+            options={"betas": [0.9, 0.95]},
+        )
+
+    # ------------------------------------------------------------------------------------------------------------ importance
+    def calibrate(self, ctx: Context) -> dict[str, Tensor]:
+        """Importance of each layer's channels ``[L, I]`` and KV heads ``[L, kv]``."""
+        layers = self.parent.model.layers
+        count = min(self.calibration, len(self.task.train))
+        inside: list[list[Tensor]] = [[] for _ in layers]
+        heads = [torch.zeros(()) for _ in layers]
+        for batch in ctx.over(self.task.train, self.setup.train.batch_size, torch.arange(count)):
+            with watching(self.parent, inside=True) as seen:
+                ctx.signal("teacher", batch)
+            real = batch["attention_mask"].bool()
+            for i, layer in enumerate(layers):
+                inside[i].append(seen.channels[i][real].float())
+                o = layer.self_attn.o_proj.weight.float()
+                heads[i] = (
+                    heads[i] + kv_importance(o, seen.heads[i][real].float(), kv_heads=self.size["kv_heads"]).cpu()
+                )
+        found = []
+        for layer, xs in zip(layers, inside, strict=True):
+            w = layer.mlp.down_proj.weight.float()
+            if self.importance == "independent":
+                found.append(torch.stack([channel_importance(w, x) for x in xs]).sum(0).cpu())
+            else:
+                found.append(iterative_channels(w, xs).rank.float().cpu())
+        return {"channels": torch.stack(found), "heads": torch.stack(heads)}
+
+    # --------------------------------------------------------------------------------------------------------------- library
+    def begin_library(self, ctx: Context) -> None:
+        """First weights of every variant, from the parent's."""
+        told = ctx.artifact("importance", "all")
+        library: Any = self.roles["library"].module
+        device = next(self.parent.parameters()).device
+        for i, layer in enumerate(self.parent.model.layers):
+            rank, heads = (told[n][i].to(device) for n in ("channels", "heads"))
+            for kind in KINDS:
+                for variant in self.variants[kind]:
+                    block = library.layers[i].get(kind, variant)
+                    if block is not None:
+                        begin_block(layer, kind, variant, block, rank, heads, self.kv_init, self.scale)
+
+    def learn_blocks(self, batch: Batch, ctx: Context) -> Generator[Terms | Share, Any, None]:
+        """Every variant against the whole output of the parent's layer, behind the parent's own input."""
+        with watching(self.parent) as seen:
+            ctx.signal("teacher", batch)
+        real: Tensor = batch["attention_mask"].bool()  # [N, T]
+        energy = torch.stack([((o.float() - EPS).square().sum(-1) * real).sum() for o in seen.outputs])  # [L]
+        if self.block_loss == "tensor":
+            sums: Any = yield Share(energy=energy, tokens=real.sum().float())
+            energy = sums["energy"] / sums["tokens"]  # the mean token's, over the whole batch
+        terms = Terms()
+        library: Any = self.roles["library"].module
+        for i, layer in enumerate(self.parent.model.layers):
+            if not len(library.layers[i].blocks):
+                continue
+            o_p = seen.outputs[i]  # [N, T, H]
+            o_c = ctx.call("library", i, layer, seen.inputs[i], seen.middle[i], seen.given[i])  # [V, N, T, H]
+            if self.block_loss == "tensor":
+                values, where = (o_c.float() - o_p.float()).square().sum(-1) / energy[i], real  # [V, N, T]
+            else:
+                each = [normalized_mse(o, o_p, mode=self.block_loss, where=real) for o in o_c]
+                values, where = torch.stack(each), real if self.block_loss == "token" else real.any(-1)
+            terms[f"layer{i}"] = Term(values, "library", weight=float(len(o_c)), where=where)
+        yield terms
+
+    # ---------------------------------------------------------------------------------------------------------------- scores
+    def score_layer(self, i: int, ctx: Context) -> Tensor:
+        """What replacing layer i by each pair of blocks costs ``[pairs]``; the parent's own costs nothing."""
+        sums = torch.zeros(len(self.pairs), dtype=torch.float64)
+        count = 0.0
+        data = self.task.valid
+        for batch in ctx.over(data, self.setup.train.batch_size, torch.arange(min(self.score_items, len(data)))):
+            with torch.no_grad(), watching(self.parent) as seen:
+                parent = ctx.signal("teacher", batch).logits
+            h_p, own = onwards(self.parent, i, seen.outputs[i], seen.given)
+            if not torch.allclose(own[..., : parent.shape[-1]].float(), parent.float(), rtol=1e-2, atol=1e-2):
+                raise ConfigError("student", "its logits are more than its layers, last norm and output layer say")
+            z_p, labels, where = shifted(parent, batch)
+            count += float(where.sum())
+            told: dict[tuple[Variant, Variant], float] = {}
+
+            def score(a: Variant, f: Variant, seen: Any = seen, told: Any = told, h_p: Tensor = h_p, z_p: Tensor = z_p,
+                      labels: Tensor = labels, where: Tensor = where, batch: Batch = batch) -> float:  # fmt: skip
+                if (a, f) not in told:
+                    with torch.no_grad():
+                        h = attend(*self.block(i, "attention", a), seen.inputs[i], seen.given[i])
+                        h_c, z = onwards(self.parent, i, feed(*self.block(i, "ffn", f), h), seen.given)
+                        z = shifted(z[..., : z_p.shape[-1]], batch)[0]
+                        told[a, f] = float(
+                            self.distance(z, z_p, h_c[:, :-1], h_p[:, :-1], labels, where).double().sum()
+                        )
+                return told[a, f]
+
+            a_0, f_0 = self.variants["attention"][0], self.variants["ffn"][0]
+            for j, pair in enumerate(self.pairs[1:], 1):
+                a, f = pair["attention"], pair["ffn"]
+                sums[j] += (
+                    score(a, f) if self.scores == "block" or a_0 == a or f_0 == f else score(a, f_0) + score(a_0, f)
+                )
+        return sums / max(1.0, count)
+
+    def distance(self, z: Tensor, z_p: Tensor, h: Tensor, h_p: Tensor, labels: Tensor, where: Tensor) -> Tensor:
+        """What is lost at each token ``[N, T-1]``, less what the parent loses; 0 where it does not count."""
+        if self.score == "kl":
+            return F.kl(z, z_p, where=where)
+        if self.score == "lm":
+            return F.cross_entropy(z, labels, where=where) - F.cross_entropy(z_p, labels, where=where)
+        if self.score == "accuracy":
+            return ((z_p.argmax(-1) == labels).float() - (z.argmax(-1) == labels).float()) * where
+        return hidden_cosine(h, h_p) * where
+
+    # ---------------------------------------------------------------------------------------------------------------- search
+    def measure(self, ctx: Context) -> dict[str, float]:
+        """Milliseconds of each block, where a budget asks for them; what no choice can meet is refused here."""
+        found: dict[str, float] = {}
+        if self.latency_ms is not None or self.throughput is not None:
+            embed = self.parent.model.embed_tokens
+            ids = torch.zeros(self.batch, self.length, dtype=torch.long, device=embed.weight.device)
+            h = embed(ids)
+            at = torch.arange(self.length, device=h.device)[None]
+            given = {"position_embeddings": self.parent.model.rotary_emb(h, position_ids=at), "attention_mask": None}
+            for kind in KINDS:
+                for v in self.variants[kind]:
+                    norm, core = self.block(0, kind, v)
+                    if kind == "attention":
+                        found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: attend(n, c, x, given), h)
+                    else:
+                        found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: feed(n, c, x), h)
+                found[f"{kind}_none"] = 0.0
+            found["rest"] = block_ms(lambda x: self.parent.lm_head(self.parent.model.norm(embed(ids))), h)
+            self.knapsack(self.costs(found)).exact()
+        return found
+
+    def costs(self, measured: dict[str, float]) -> dict[str, np.ndarray]:
+        """What each pair costs in each layer ``[L, pairs]``, what lies outside of the layers spread over them."""
+        layers = self.parent.model.layers
+        scenario = Scenario(self.batch, self.length, self.number_bytes)
+        each = {
+            (kind, v): block_costs(layers[0], kind, v, None if v in ("none", self.variants[kind][0]) else self.block(0, kind, v),
+                                   scenario) | {"latency_ms": measured.get(f"{kind}_{v}", 0.0)}
+            for kind in KINDS for v in self.variants[kind]
+        }  # fmt: skip
+        inside = sum(p.numel() for p in layers.parameters())
+        rest = float(sum(p.numel() for p in self.parent.parameters()) - inside)
+        outside = {
+            "parameters": rest, "memory": rest * self.number_bytes, "latency_ms": measured.get("rest", 0.0)
+        }  # fmt: skip
+        names = ["parameters", "memory", *(["latency_ms"] if measured else [])]
+        return {
+            n: np.tile([each["attention", p["attention"]][n] + each["ffn", p["ffn"]][n] for p in self.pairs], (len(layers), 1))
+            + outside[n] / len(layers)
+            for n in names
+        }  # fmt: skip
+
+    def knapsack(self, costs: dict[str, np.ndarray], score: Any = None) -> Knapsack:
+        """The search's table within the budgets; budgets up to 1 are shares of the parent's."""
+        limits = {}
+        for name in ("parameters", "memory", "latency_ms"):
+            given = getattr(self, name)
+            if given is not None:
+                limits[name] = given * float(costs[name][:, 0].sum()) if given <= 1 else given
+        if self.throughput is not None:
+            fast = 1e3 * self.batch * self.length / self.throughput
+            limits["latency_ms"] = min(fast, limits.get("latency_ms", fast))
+        score = np.zeros_like(costs["parameters"]) if score is None else score
+        return Knapsack(score, costs, limits, {n: f"method.{n}" for n in limits})
+
+    def choose(self, ctx: Context) -> dict[str, Any]:
+        """The architecture, and those that it is held against."""
+        layers = range(len(self.parent.model.layers))
+        score = torch.stack([ctx.artifact("scores", f"layer{i}")["score"] for i in layers]).numpy()
+        if not np.isfinite(score).all():
+            self.notes.append(f"{int((~np.isfinite(score)).sum())} variants have no finite score and are left out")
+        table = self.knapsack(self.costs(ctx.artifact("costs", "costs")), score)
+        rng = ctx.draws.numpy("random")
+        draws = sorted((table.random(rng) for _ in range(DRAWS)), key=lambda c: c.score)
+        found: dict[str, Choice] = {"mip": table.exact(), "greedy": table.greedy(), "random": draws[DRAWS // 2]}
+        found["max-params"] = table.largest("parameters")
+        try:
+            found["uniform"] = table.uniform()
+        except DataError:
+            if self.search == "uniform":
+                raise
+        further: list[Choice] = []
+        for _ in range(self.further):
+            further.append(table.exact([found["mip"], *further], alpha=self.alpha))
+        every = {**found, **{f"further{n + 1}": c for n, c in enumerate(further)}}
+        return {
+            name: {"index": torch.from_numpy(c.index), "score": c.score, "costs": c.costs, "gap": c.gap}
+            for name, c in every.items()
+        }
+
+    def spec(self, index: Tensor | Sequence[int]) -> list[Spec]:
+        """The layers of a choice."""
+        return [dict(self.pairs[int(j)]) for j in index]
+
+    # ----------------------------------------------------------------------------------------------------------------- child
+    def lay_out(self, ctx: Context) -> None:
+        """The student with the blocks that were chosen."""
+        found = ctx.artifact("search", "search")
+        self.found = found
+        layers = self.spec(found[self.search]["index"])
+        if self.layers != layers:
+            self.layers = layers
+            assemble(self.roles["student"].module, layers)
+            self.tell()
+
+    def tell(self) -> None:
+        """What is to be said of the child."""
+        assert self.layers is not None
+        chosen, parent = self.found[self.search], self.knapsack_costs()
+        cost = ", ".join(f"{n} {chosen['costs'][n]:,.4g} of the parent's {v:,.4g}" for n, v in parent.items())
+        self.notes.append(f"chosen by {self.search}: {cost}; estimated {self.score} {chosen['score']:.4g}")
+        if reads_layers(self.roles["student"].module, self.layers) is None:
+            self.notes.append(
+                "linear blocks cannot be written as a folder of transformers: the student is student.safetensors with student.json"
+            )
+        elif not reads_layers(self.roles["student"].module, self.layers):
+            self.notes.append(
+                "the installed transformers reads a per-layer configuration but builds no such layers from it: layers/ holds the "
+                "true sizes, and student/, which from_pretrained opens, the same function with every layer as large as the largest"
+            )
+
+    def knapsack_costs(self) -> dict[str, float]:
+        """What the parent costs, by budget."""
+        return {n: float(t[:, 0].sum()) for n, t in self.costs({}).items()}
+
+    @torch.no_grad()
+    def fill(self, ctx: Context) -> None:
+        """The parent's weights and the library's blocks into the student."""
+        student: Any = self.roles["student"].module
+        assert self.layers is not None
+        rest = {k: v for k, v in self.parent.state_dict().items() if not k.startswith("model.layers.")}
+        student.load_state_dict(rest, strict=False)
+        for i, (layer, spec) in enumerate(zip(student.model.layers, self.layers, strict=True)):
+            for kind in KINDS:
+                norm, core = self.block(i, kind, spec[kind])
+                getattr(layer, NORMS[kind]).load_state_dict(norm.state_dict())
+                getattr(layer, CORES[kind]).load_state_dict(core.state_dict())
+
+    def child(self, layers: Sequence[Spec]) -> Built:
+        """A network of its own with these blocks, as the library has them."""
+        module = copy.deepcopy(self.parent)
+        for i, spec in enumerate(layers):
+            for kind in KINDS:
+                norm, core = self.block(i, kind, spec[kind])
+                put(module.model.layers[i], kind, copy.deepcopy(norm), copy.deepcopy(core))
+        renumber(module)
+        return replace(self.setup.student, module=module.eval(), model=self.model(layers))
+
+    def model(self, layers: Sequence[Spec]) -> BlockLm:
+        """The recipe node of a child."""
+        made = BlockLm(self.setup.student.model, [cast(dict[str, int | str], dict(s)) for s in layers])
+        made.role = "student"
+        return made
+
+    def step(self, batch: Batch, ctx: Context) -> Terms:
+        """Hidden states behind every layer, and the logits."""
+        taps = [f"model.layers.{i}" for i in range(len(self.parent.model.layers))]
+        student, teacher = ctx.signal("student", batch, taps), ctx.signal("teacher", batch, taps)
+        z_s, labels, where = shifted(student.logits, batch)
+        z_t = shifted(teacher.logits, batch)[0]
+        terms = Terms()
+        if self.cosine:
+            gaps = torch.stack([hidden_cosine(student.acts[t], teacher.acts[t]) for t in taps])  # [L, N, T]
+            real = batch["attention_mask"].bool()
+            terms["cosine"] = Term(gaps, weight=self.cosine * len(taps), where=real)
+        if self.kl:
+            terms["kl"] = Term(F.kl(z_s, z_t, where=where), weight=self.kl, where=where)
+        if self.lm:
+            terms["lm"] = Term(F.cross_entropy(z_s, labels, where=where), weight=self.lm, where=where)
+        return terms
+
+    # ------------------------------------------------------------------------------------------------------------- delivered
+    def artifact(self) -> Artifact:
+        """The child with its table."""
+        if self.layers is None:
+            return self.network("student")
+        from limbeck.artifacts.architecture import Architecture
+
+        built = replace(self.setup.student, module=self.roles["student"].module, model=self.model(self.layers))
+        return Architecture(self.task, built, self.told())
+
+    def told(self) -> list[dict[str, Any]]:
+        """The table: every architecture that was found, with what it costs."""
+        return [
+            {"name": name, "layers": self.spec(c["index"]), "estimate": float(c["score"]), "costs": dict(c["costs"]),
+             "chosen": name == self.search}
+            for name, c in self.found.items()
+        ]  # fmt: skip
+
+    def rows(self) -> dict[str, Artifact]:
+        """The architectures at the same budget, before global distillation."""
+        if self.layers is None:
+            return {}
+        names = [n for n in ("mip", "greedy", "random", "uniform", "max-params") if n in self.found]
+        return {
+            f"{name}, blocks only": NetworkArtifact(self.task, self.child(self.spec(self.found[name]["index"])))
+            for name in names
+        }
+
+    def extras(self) -> dict[str, Any]:
+        """The table, and the layers drawn."""
+        if self.layers is None:
+            return {}
+        shown = [self.search, *(n for n in self.found if n != self.search)]
+        rows = [[self.drawn(self.spec(self.found[n]["index"]))] for n in shown]
+        caption = (
+            "Layers from the first (top) to the last; left attention by its KV heads, right feed-forward layer by its channels, "
+            "as shares of the parent's. Grey is a linear layer, white nothing. Rows: " + ", ".join(shown) + "."
+        )
+        pictures = [{"title": "The blocks of each layer", "caption": caption, "pixels": rows, "rows": shown}]
+        return {"architectures": self.told(), "pictures": pictures}
+
+    def drawn(self, layers: Sequence[Spec]) -> list[list[list[int]]]:
+        """Bars ``[3][H][W]``: each layer's blocks by their share of the parent's."""
+        high, wide = 6, 40
+        picture = np.full((3, high * len(layers) + 1, 2 * wide + 3), 255, dtype=np.int64)
+        colours = {"attention": (31, 119, 180), "ffn": (255, 127, 14), "linear": (150, 150, 150)}
+        for i, spec in enumerate(layers):
+            for side, kind in enumerate(KINDS):
+                v = spec[kind]
+                if v == "none":
+                    continue
+                share = 1 / 8 if v == "linear" else int(v) / int(self.variants[kind][0])
+                left = 1 + side * (wide + 1)
+                colour = colours["linear" if v == "linear" else kind]
+                span = picture[:, 1 + high * i : high * (i + 1), left : left + max(1, round(share * wide))]
+                span[:] = np.array(colour)[:, None, None]
+        return picture.tolist()
+
+
+class Library(nn.Module):
+    """The variants of all layers.
+
+    Args:
+        layers: the parent's.
+        variants: by kind, those with weights of their own.
+    """
+
+    def __init__(self, layers: Any, variants: dict[Kind, list[Variant]]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LayerLibrary(layer, variants) for layer in layers)
+
+    def forward(self, i: int, *args: Any) -> Tensor:
+        """One layer's variants; see `LayerLibrary`."""
+        return self.layers[i](*args)

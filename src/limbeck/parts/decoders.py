@@ -1,0 +1,283 @@
+"""Decoders taken apart layer by layer: what goes into each block of a parent, variants of its blocks, what they cost.
+
+`Watch` shows a frozen parent's layers in one pass; `LayerLibrary` holds a layer's variants; `Cost` tells what a block takes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from limbeck.functional.blocks import (
+    AttentionWeights,
+    KvInit,
+    init_ffn,
+    init_kv,
+    kept_channels,
+    linear_attention,
+    linear_ffn,
+)
+from limbeck.networks.decoder_blocks import CORES, NORMS, Kind, Variant, block_of, layers_of, sizes_of
+
+Spec = dict[str, Variant]
+
+
+@dataclass
+class Seen:
+    """What one pass showed of each layer.
+
+    Attributes:
+        inputs, outputs: of the layer ``[N, T, H]``.
+        middle: between attention and feed-forward layer ``[N, T, H]``.
+        given: what else the layer was called with (positions, mask).
+        channels: what goes into the down-projection ``[N, T, I]``; kept where it is asked for.
+        heads: what goes into the output projection ``[N, T, heads d]``; likewise.
+    """
+
+    inputs: list[Tensor] = field(default_factory=list)
+    middle: list[Tensor] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+    given: list[dict[str, Any]] = field(default_factory=list)
+    channels: list[Tensor] = field(default_factory=list)
+    heads: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def watching(module: Any, inside: bool = False) -> Iterator[Seen]:
+    """Hooks on a decoder's layers while it runs once.
+
+    Args:
+        module: the decoder.
+        inside: keep what goes into the last projections too.
+    """
+    seen, hooks = Seen(), []
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        seen.inputs.append(args[0].detach() if args else kwargs["hidden_states"].detach())
+        seen.given.append({k: v for k, v in kwargs.items() if k != "hidden_states"})
+
+    def after(_: nn.Module, args: Any, out: Any) -> None:
+        seen.outputs.append((out[0] if isinstance(out, tuple) else out).detach())
+
+    def keep(where: list[Tensor]) -> Any:
+        return lambda _, args: where.append(args[0].detach())
+
+    for layer in module.model.layers:
+        hooks.append(layer.register_forward_pre_hook(before, with_kwargs=True))
+        hooks.append(layer.register_forward_hook(after))
+        hooks.append(layer.post_attention_layernorm.register_forward_pre_hook(keep(seen.middle)))
+        if inside:
+            hooks.append(layer.mlp.down_proj.register_forward_pre_hook(keep(seen.channels)))
+            hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(keep(seen.heads)))
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def attend(norm: nn.Module, core: nn.Module, h: Tensor, given: Mapping[str, Any]) -> Tensor:
+    """The residual stream behind an attention."""
+    return h + core(norm(h), **given)[0]
+
+
+def feed(norm: nn.Module, core: nn.Module, h: Tensor) -> Tensor:
+    """The residual stream behind a feed-forward layer."""
+    return h + core(norm(h))
+
+
+def onwards(module: Any, layer: int, h: Tensor, given: Sequence[Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """From the output of a layer to the last hidden states and the logits, through the layers behind it."""
+    for i in range(layer + 1, len(module.model.layers)):
+        h = module.model.layers[i](h, **given[i])
+    h = module.model.norm(h)
+    return h, module.lm_head(h)
+
+
+def named(kind: Kind, variant: Variant) -> str:
+    """What a variant is called in a library and in tables."""
+    return f"{kind}_{variant}"
+
+
+class LayerLibrary(nn.Module):
+    """The variants of one layer's blocks that have weights of their own, each with its norm.
+
+    Args:
+        layer: the parent's.
+        variants: by kind.
+    """
+
+    def __init__(self, layer: Any, variants: Mapping[Kind, Sequence[Variant]]) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleDict()
+        for kind, found in variants.items():
+            for variant in found:
+                norm, core = block_of(layer, kind, variant)
+                self.blocks[named(kind, variant)] = nn.ModuleDict({"norm": norm, "core": core})
+        self.requires_grad_(True)
+
+    def get(self, kind: Kind, variant: Variant) -> tuple[nn.Module, nn.Module] | None:
+        """A variant's norm and core; ``None`` where it has none here."""
+        key = named(kind, variant)
+        if key not in self.blocks:
+            return None
+        block: Any = self.blocks[key]
+        return block["norm"], block["core"]
+
+    def forward(self, layer: Any, h: Tensor, middle: Tensor, given: Mapping[str, Any]) -> Tensor:
+        """The layer's output with one block replaced, for every variant ``[V, N, T, H]``: the other block is the parent's.
+
+        Args:
+            layer: the parent's layer, which stands still.
+            h: its input ``[N, T, H]``.
+            middle: behind its attention ``[N, T, H]``.
+            given: what else it was called with.
+        """
+        found = []
+        for name, block in self.blocks.items():
+            one: Any = block
+            if name.startswith("attention"):
+                out = feed(layer.post_attention_layernorm, layer.mlp, attend(one["norm"], one["core"], h, given))
+            else:
+                out = feed(one["norm"], one["core"], middle)
+            found.append(out)
+        return torch.stack(found)
+
+
+@torch.no_grad()
+def begin_block(
+    layer: Any,
+    kind: Kind,
+    variant: Variant,
+    block: tuple[nn.Module, nn.Module],
+    channels: Tensor,
+    heads: Tensor,
+    kv_init: KvInit = "average",
+    scale: bool = False,
+) -> None:
+    """A variant's first weights, from the parent's block.
+
+    Args:
+        layer: the parent's.
+        kind, variant: which.
+        block: its norm and core.
+        channels: importance of the parent's channels ``[I]``.
+        heads: importance of its KV heads.
+        kv_init: see `limbeck.functional.blocks.init_kv`.
+        scale: see `limbeck.functional.blocks.init_ffn`.
+    """
+    norm, core = block
+    norm.load_state_dict(getattr(layer, NORMS[kind]).state_dict())
+    old, new, size = getattr(layer, CORES[kind]), core, sizes_of(layer)
+    own: Any = new
+    if variant == "linear":
+        weight = (
+            linear_attention(old.v_proj.weight, old.o_proj.weight, head_dim=size["head_dim"])
+            if kind == "attention"
+            else linear_ffn(old.up_proj.weight, old.down_proj.weight)
+        )
+        own.linear.weight.copy_(weight)
+    elif kind == "ffn":
+        width = int(variant)
+        up, down, gate = init_ffn(
+            old.up_proj.weight, old.down_proj.weight, channels, width, gate=old.gate_proj.weight, scale=scale
+        )
+        assert gate is not None
+        for name, value in (("up_proj", up), ("down_proj", down), ("gate_proj", gate)):
+            getattr(own, name).weight.copy_(value)
+        for name in ("up_proj", "gate_proj"):
+            if getattr(old, name).bias is not None:
+                getattr(own, name).bias.copy_(getattr(old, name).bias[kept_channels(channels, width)])
+        if old.down_proj.bias is not None:
+            own.down_proj.bias.copy_(old.down_proj.bias)
+    else:
+        projections = [getattr(old, f"{n}_proj") for n in "qkvo"]
+        same = {k: v for k, v in old.state_dict().items() if not k.startswith(("k_proj", "v_proj"))}
+        own.load_state_dict(same, strict=False)
+        d, kv = size["head_dim"], int(variant)
+        more: Any = {"head_dim": d, "how": kv_init, "importance": heads}
+        made = init_kv(
+            AttentionWeights(old.q_proj.weight, old.k_proj.weight, old.v_proj.weight, old.o_proj.weight), kv, **more
+        )
+        for p, value in zip("qkvo", made, strict=True):
+            getattr(own, f"{p}_proj").weight.copy_(value)
+        if projections[0].bias is not None:
+            columns = [p.bias[:, None] for p in projections[:3]]
+            biased = init_kv(AttentionWeights(columns[0], columns[1], columns[2], old.o_proj.weight), kv, **more)
+            for p, value in zip("qkv", biased, strict=False):
+                getattr(own, f"{p}_proj").bias.copy_(value[:, 0])
+
+
+# ------------------------------------------------------------------------------------------------------------------ costs
+@dataclass
+class Scenario:
+    """What a model is to be used for.
+
+    Attributes:
+        batch: sequences at once.
+        length: tokens of each, prompt and answer.
+        bytes: of one number, of weights and of the cache.
+    """
+
+    batch: int = 1
+    length: int = 512
+    bytes: int = 4
+
+
+def block_costs(
+    layer: Any, kind: Kind, variant: Variant, block: tuple[nn.Module, nn.Module] | None, scenario: Scenario
+) -> dict[str, float]:
+    """Parameters, and bytes of weights and of the cache of keys and values; nothing costs nothing.
+
+    ``block`` is ``None`` where the variant is the parent's own.
+    """
+    if variant == "none":
+        return {"parameters": 0.0, "memory": 0.0}
+    norm, core = block or (getattr(layer, NORMS[kind]), getattr(layer, CORES[kind]))
+    parameters = float(sum(p.numel() for m in (norm, core) for p in m.parameters()))
+    cache = 0.0
+    if kind == "attention" and variant != "linear":
+        cache = 2.0 * int(variant) * sizes_of(layer)["head_dim"] * scenario.length * scenario.batch
+    return {"parameters": parameters, "memory": scenario.bytes * (parameters + cache)}
+
+
+@torch.no_grad()
+def block_ms(run: Any, h: Tensor, repeats: int = 9) -> float:
+    """Median milliseconds of a block on hidden states ``[N, T, H]``, after two that do not count."""
+    times = []
+    for i in range(repeats + 2):
+        begin = _now(h.device)
+        run(h)
+        if i > 1:
+            times.append(1e3 * (_now(h.device) - begin))
+    return median(times)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+__all__ = [
+    "LayerLibrary",
+    "Scenario",
+    "Seen",
+    "Spec",
+    "attend",
+    "begin_block",
+    "block_costs",
+    "block_ms",
+    "feed",
+    "layers_of",
+    "named",
+    "onwards",
+    "watching",
+]

@@ -76,7 +76,6 @@ def test_a_blocks_gradient_reaches_no_other_block(tmp_path: Path) -> None:
     reached = {n.split(".")[3] for n, p in library.named_parameters() if n.startswith("layers.1") and moved(p)}
     assert reached == {"attention_1"}
     assert not [n for n, p in library.named_parameters() if n.startswith("layers.0") and moved(p)]
-    assert all(p.grad is None for p in parent.parameters())
 
 
 def test_what_is_saved_opens_without_limbeck_and_with_it(tmp_path: Path) -> None:

@@ -144,9 +144,10 @@ class Sampler(Evaluator):
                 values = {
                     "fid": _fid(net, x, real, task.eval_batch),
                     "endpoint_mse": float(errors.mean()),
-                    "class_accuracy": _right(net, x, labels, task.eval_batch),
                     "calls": calls,
                 }
+                if task.labels:
+                    values["class_accuracy"] = _right(net, x, labels, task.eval_batch)
                 for name, value in values.items():
                     cells[name].append(value)
                     found[f"{name}_w{w:g}_n{n}"] = value
@@ -161,7 +162,7 @@ class Sampler(Evaluator):
             for n in sorted(artifact.students.stochastic):
                 found.update(self._stochastic(artifact, n, bench, split))
         items["endpoint_mse"] = torch.stack(list(items.values())).mean(0)
-        return Scores({name: sum(v) / len(v) for name, v in cells.items()} | found, items)
+        return Scores({name: sum(v) / len(v) for name, v in cells.items() if v} | found, items)
 
     def _stochastic(self, sampler: SamplerArtifact, steps: int, bench: Bench, split: str) -> dict[str, float]:
         """The stochastic sampler's Fréchet distance and class accuracy (it has no endpoint to be compared with)."""
@@ -240,7 +241,11 @@ class Sampler(Evaluator):
         z, labels = self.probe(bench, split)
 
         def made() -> dict[str, Any]:
-            return {"x": sample_guided(module, z, labels, w, steps, task.schedule, task.clip, task.eval_batch).cpu()}
+            return {
+                "x": sample_guided(
+                    module, z, labels, w, steps, task.schedule, task.clip, task.eval_batch, task.bounded
+                ).cpu()
+            }
 
         parts = {
             "teacher": identity.answers(module, bench.teacher.contract, bench.teacher.model),

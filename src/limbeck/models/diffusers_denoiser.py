@@ -28,6 +28,7 @@ from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
 from limbeck.storage.weights import load_state_dict, load_strict, save_state_dict
 from limbeck.tasks.generation import Generation
+from limbeck.tasks.sampler import null_said
 from limbeck.tasks.schedules import (
     TIMESTEPS,
     read_schedule,
@@ -79,7 +80,8 @@ class DiffusersDenoiser(nn.Module):
         net: the network, unedited; ``net.save_pretrained`` writes it alone.
         schedule: of the task; says which timestep a log-SNR is.
         mean_type: what the output means.
-        null_condition: the label that stands for 'no condition'.
+        null_condition: the label that stands for 'no condition', or the embedding of the empty prompt [L, D]: then every
+            condition is an embedding.
         guidance: ``time_cond``, ``module`` or ``none``.
         prompts: for networks with cross-attention: what each class (and the null condition, last) is told as,
             [K + 1, L, D].
@@ -94,7 +96,7 @@ class DiffusersDenoiser(nn.Module):
         net: nn.Module,
         schedule: Schedule,
         mean_type: Kind,
-        null_condition: int | None,
+        null_condition: int | Tensor | None,
         guidance: Literal["time_cond", "module", "none"] = "none",
         prompts: Tensor | None = None,
         learn_prompts: bool = False,
@@ -103,7 +105,10 @@ class DiffusersDenoiser(nn.Module):
         self.net = net
         self.schedule = schedule
         self.mean_type: Kind = mean_type
-        self.null_condition = null_condition
+        if isinstance(null_condition, Tensor):
+            self.register_buffer("null_condition", null_condition.clone())
+        else:
+            self.null_condition = null_condition
         self.guided = guidance != "none"
         self.way = guidance
         self.guidance: GuidanceEmbedding | None = None
@@ -152,12 +157,14 @@ class DiffusersDenoiser(nn.Module):
         return (u * count - 1.0).clamp_min(0.0).float()
 
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor, w: Tensor | None = None) -> Tensor:
-        """z [N, C, H, W], logsnr [N], labels [N], w [N] -> [N, C, H, W]."""
+        """z [N, C, H, W], logsnr [N], labels [N] (or embeddings [N, L, D]), w [N] -> [N, C, H, W]."""
         t = self.timestep(logsnr)
         more: dict[str, Any] = {}
         if self.way == "time_cond" and w is not None:
             more["timestep_cond"] = embed_w(w, self.net.config.time_cond_proj_dim).to(z.dtype)  # type: ignore[union-attr, arg-type]
-        if self.prompts is not None:
+        if labels.is_floating_point():
+            more["encoder_hidden_states"] = labels.to(z.dtype)
+        elif self.prompts is not None:
             more["encoder_hidden_states"] = self.prompts[labels].to(z.dtype)
         elif getattr(self.net.config, "num_class_embeds", 0) or type(self.net).__name__ == "DiTTransformer2DModel":
             more["class_labels"] = labels
@@ -284,8 +291,13 @@ class Diffusers(Model):
         kind = self.mean_type or (files.meaning() if where is not None else self._meaning())
         if where is not None:
             notes += files.check_schedule(task.schedule)
-        null, assumed = self._null(net, task, found)
-        prompts, learnt = self._prompts(net, task, where)
+        words: Tensor | None = getattr(task, "null_prompt", None)
+        null: int | Tensor | None
+        if words is None:
+            (null, assumed), (prompts, learnt) = self._null(net, task, found), self._prompts(net, task, where)
+        else:
+            check_width(net, words, self.setting("name"))
+            null, assumed, prompts, learnt = words, [], None, False
         module = DiffusersDenoiser(net, task.schedule, kind, null, way, prompts, learnt)
         extra = self._load_extra(module, where) if where is not None else set()
         if where is not None and learnt and "prompts" not in extra:
@@ -353,6 +365,8 @@ class Diffusers(Model):
         import diffusers
 
         config = {**small_config(self.architecture, task.shape, task.classes), **self.options}
+        if getattr(task, "null_prompt", None) is not None:
+            config["cross_attention_dim"] = self.options.get("cross_attention_dim", task.null_prompt.shape[-1])
         if way == "time_cond" and self.architecture == "UNet2DConditionModel":
             config.setdefault("time_cond_proj_dim", 64)
         try:
@@ -365,6 +379,7 @@ class Diffusers(Model):
         """The label that stands for 'no condition', and what is assumed of it."""
         count = condition_count(net, task.classes)
         null = self.null_condition if self.null_condition is not None else found.get("null_condition")
+        null = None if isinstance(null, dict) else null  # that of a network that was told embeddings
         if null is None:
             # a network made for more classes than the task has may still keep its null condition last
             null = count - 1 if count is not None and count == task.classes + 1 else None
@@ -427,7 +442,7 @@ class Diffusers(Model):
             save_state_dict(place / "guidance.safetensors", extra)
         about = {
             "mean_type": module.mean_type,
-            "null_condition": module.null_condition,
+            "null_condition": null_said(module.null_condition),
             "guidance": module.way,
             "labels": labels,
         }
@@ -457,11 +472,13 @@ def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
     check_folder(place, "student")
     net = getattr(diffusers, model["architecture"]).from_pretrained(str(place), use_safetensors=True)
     prompts = None if model["prompts"] is None else torch.zeros(model["prompts"])
+    null = about["null_condition"]
+    null = torch.zeros(null["shape"]) if isinstance(null, dict) else null
     module = DiffusersDenoiser(
         net,
         read_schedule(about["schedule"]),
         about["mean_type"],
-        about["null_condition"],
+        null,
         model["guidance"],
         prompts,
         model["learn_prompts"],
@@ -475,6 +492,30 @@ def open_diffusers(folder: Path, about: dict[str, Any]) -> nn.Module:
 
 
 # ----------------------------------------------------------------------------------------------------------- libraries
+
+
+def check_width(net: nn.Module, words: Tensor, setting: str) -> None:
+    """Refuse a network that cannot be told these embeddings [L, D].
+
+    Raises:
+        ConfigError: it takes none, or those of another text encoder; both widths are named.
+    """
+    config: Any = net.config
+    width = getattr(config, "cross_attention_dim", None)
+    if type(net).__name__ != "UNet2DConditionModel" or width is None:
+        raise ConfigError(
+            setting,
+            "it cannot be told prompts",
+            given=type(net).__name__,
+            expected="architecture: UNet2DConditionModel",
+        )
+    width = width if isinstance(width, int) else width[0]
+    if width != words.shape[-1]:
+        raise ConfigError(
+            setting,
+            f"it is told embeddings of width {width}, and those of the prompts have {words.shape[-1]}",
+            expected="embeddings of the network's own text encoder",
+        )
 
 
 def condition_count(net: nn.Module, classes: int) -> int | None:

@@ -345,7 +345,9 @@ def sampler(
     if first is not built.module:  # an average, or a student of its own
         built = replace(built, module=first)
     students = Students(made, random, back, many)
-    return SamplerArtifact(task, built, students, task.schedule, w_range, task.shape, task.labels, task.clip)
+    return SamplerArtifact(
+        task, built, students, task.schedule, w_range, task.shape, task.labels, task.clip, task.bounded
+    )
 
 
 __all__ = ["Asked", "Denoiser", "check_adapters", "halvings", "inherit", "parameters_named", "sampler", "train_only"]

@@ -77,6 +77,7 @@ class Generation(SourceTask):
     onnx_names = ("z", "logsnr", "y", "w")
     judging = ("clip", "eval_batch")
     takes_unlabelled = False
+    bounded = True
 
     def __init__(
         self,
@@ -322,6 +323,7 @@ def sample_guided(
     schedule: Schedule,
     clip: bool = False,
     batch: int = 256,
+    bounded: bool = True,
 ) -> Tensor:
     """DDIM of a conditional denoiser under classifier-free guidance.
 
@@ -334,9 +336,10 @@ def sample_guided(
         schedule: the noise schedule.
         clip: clamp every predicted (guided) x.
         batch: samples at a time.
+        bounded: samples are pictures in [-1, 1], which are brought to [0, 1].
 
     Returns:
-        [N, C, H, W] in [0, 1].
+        [N, C, H, W] in [0, 1], where they are bounded.
 
     Raises:
         ConfigError: guidance without a null condition.
@@ -360,4 +363,5 @@ def sample_guided(
                 predict = classifier_free(module, y, said.null_condition, weight)
             parts.append(diffusion.ddim_sample(predict, start, steps, schedule, said.mean_type, clip_x=clip))
     module.train(was)
-    return ((torch.cat(parts) + 1.0) * 0.5).clamp(0.0, 1.0)
+    made = torch.cat(parts)
+    return ((made + 1.0) * 0.5).clamp(0.0, 1.0) if bounded else made

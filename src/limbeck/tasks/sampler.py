@@ -89,6 +89,11 @@ def nothing(labels: Tensor, null: int | Tensor) -> Tensor:
     return null.to(labels).expand_as(labels)
 
 
+def null_said(null: int | Tensor | None) -> int | dict[str, list[int]] | None:
+    """A null condition as a plain value: of an embedding, which lies beside the weights, its shape."""
+    return {"shape": list(null.shape)} if isinstance(null, Tensor) else null
+
+
 def conditional(call: Callable[..., Tensor], labels: Tensor, w: Tensor | None = None) -> Predict:
     """A denoiser with its condition, and its guidance weight where it takes one, closed over."""
 
@@ -147,6 +152,7 @@ class SamplerArtifact(NetworkArtifact):
         shape: shape of one sample, (channels, height, width).
         labels: class names.
         clip: clamp every predicted x to the data's range while sampling.
+        bounded: samples are pictures, from [-1, 1] brought to [0, 1]; off for latents, which are left as they are.
 
     Example:
         >>> sampler = SamplerArtifact.load("runs/guided-diffusion-seed0")  # doctest: +SKIP
@@ -166,10 +172,11 @@ class SamplerArtifact(NetworkArtifact):
         shape: Sequence[int],
         labels: Sequence[str] | None = None,
         clip: bool = False,
+        bounded: bool = True,
     ) -> None:
         super().__init__(task, built)  # type: ignore[arg-type]
         self.students, self.schedule = students, schedule
-        self.w_range, self.shape, self.clip = w_range, tuple(shape), clip
+        self.w_range, self.shape, self.clip, self.bounded = w_range, tuple(shape), clip, bounded
         self.labels = list(labels or [])
 
     # -- which network ------------------------------------------------------------------------------------------------
@@ -224,7 +231,8 @@ class SamplerArtifact(NetworkArtifact):
 
         Args:
             n: how many.
-            labels: the class of each [n], or one for all; ``None`` goes through the classes in turn.
+            labels: the class of each [n], or one for all; ``None`` goes through the classes in turn. Of a sampler that is
+                asked in words: embeddings of prompts [n, L, D], or of one for all [1, L, D].
             w: guidance weight (0 is plain conditional; the libraries' scale is 1 + w), a number or [n].
             steps: network calls a sample; the fewest there are when ``None``.
             seed: of the noise; the i-th sample of a seed is the same whatever n and batch are.
@@ -406,8 +414,14 @@ class SamplerArtifact(NetworkArtifact):
     def _condition(self, n: int, labels: Any, w: float | Tensor) -> tuple[Tensor, Tensor]:
         if n < 1:
             raise ConfigError("n", given=n, expected="at least one sample")
-        count = len(self.labels)
-        if labels is None:
+        count, null = len(self.labels), reading(self.built.module).null_condition
+        if isinstance(null, Tensor):
+            y = labels if isinstance(labels, Tensor) else torch.empty(0)
+            if y.ndim != 3 or y.shape[1:] != null.shape or len(y) not in (1, n):
+                expected = f"embeddings of prompts, a tensor [{n}, {', '.join(map(str, null.shape))}]"
+                raise ConfigError("labels", given=list(y.shape), expected=expected)
+            y, count = y.expand(n, *null.shape), 0
+        elif labels is None:
             y = torch.arange(n) % max(1, count)
         else:
             y = torch.as_tensor(labels, dtype=torch.int64).reshape(-1)
@@ -434,10 +448,10 @@ class SamplerArtifact(NetworkArtifact):
         return lambda j, shape: draws.randn(f"noise{j}", part, tuple(shape[1:]))
 
     def _signed(self, x: Tensor) -> Tensor:
-        return x * 2.0 - 1.0
+        return x * 2.0 - 1.0 if self.bounded else x
 
     def _unsigned(self, x: Tensor) -> Tensor:
-        return ((x + 1.0) * 0.5).clamp(0.0, 1.0)
+        return ((x + 1.0) * 0.5).clamp(0.0, 1.0) if self.bounded else x
 
     # -- keeping ------------------------------------------------------------------------------------------------------
 
@@ -466,11 +480,11 @@ class SamplerArtifact(NetworkArtifact):
             "format": 1,
             "schedule": describe_schedule(self.schedule),
             "mean_type": said.mean_type,
-            "null_condition": said.null_condition,
+            "null_condition": null_said(said.null_condition),
             "guided": said.guided,
             "w": {"convention": "w, where 0 is plain conditional and scale = 1 + w", "range": list(self.w_range)},
             "shape": list(self.shape),
-            "range": [-1.0, 1.0],
+            "range": [-1.0, 1.0] if self.bounded else None,
             "clip": self.clip,
             "labels": self.labels,
             "students": where,
@@ -508,6 +522,7 @@ class SamplerArtifact(NetworkArtifact):
                 about["shape"],
                 about["labels"],
                 bool(about["clip"]),
+                about["range"] is not None,
             )
         except FileNotFoundError as error:
             raise CheckpointCorrupt(

@@ -156,6 +156,7 @@ def scheduler_for(schedule: Schedule, mean_type: Kind) -> Any:
         trained_betas=betas.tolist(),
         prediction_type=kind,
         timestep_spacing="trailing",
+        steps_offset=1,  # trailing steps do not look at it; pipelines of Stable Diffusion insist on it
         clip_sample=False,
         set_alpha_to_one=True,
     )

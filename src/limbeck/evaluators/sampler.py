@@ -274,7 +274,7 @@ class Sampler(Evaluator):
         rows: list[tuple[str, Tensor]] = []
         if bench.teacher is not None:
             for n in [max(self.steps) * self.times_more, *own]:
-                rows.append((f"teacher, {n} steps", self.teacher(bench, w, n)[0][pick]))
+                rows.append((f"teacher, {n} step{'s' if n > 1 else ''}", self.teacher(bench, w, n)[0][pick]))
         rows += [(f"student, {n} step{'s' if n > 1 else ''}", x) for n, x in own.items()]
         write_grid([x for _, x in rows], bench.folder / "samples.png")
         return {"pictures": [{"file": "samples.png", "title": f"samples at w = {w:g}", "rows": [t for t, _ in rows]}]}

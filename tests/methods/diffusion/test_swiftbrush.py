@@ -223,7 +223,7 @@ def test_what_cannot_be_is_refused(task: Generation) -> None:
         bound(task, variant="released")
     with pytest.raises(TeacherMismatch, match="do not fit"):
         bound(task, student=network(width=24))
-    with pytest.raises(ConfigError, match=r"adapter\.targets"):
+    with pytest.raises(ConfigError, match=r"method\.targets"):
         bound(task, targets=["to_q"])
     lone = network()
     lone.null_condition = None  # type: ignore[assignment]

@@ -124,12 +124,21 @@ class SwiftBrush(Method[Generation]):
         if self.init == "teacher":
             inherit(self.roles["teacher"].module, self.roles["student"].module, dry=True)
         if self.fake == "lora":
-            self.new("fake", like="teacher", adapter=Lora(rank=self.rank, alpha=self.alpha, targets=self.targets))
+            self.new("fake", like="teacher", adapter=self._adapter())
         elif self.fake == "full":
             self.new("fake", like="teacher")
         self.score = Denoiser("fake", self.teacher.said, free=guided)
         if self.ema is not None:
             self.new("ema", like="student", decay=self.decay)
+
+    def _adapter(self) -> Lora:
+        made = Lora(rank=self.rank, alpha=self.alpha, targets=self.targets)
+        try:
+            made.paths(self.roles["teacher"].module)
+        except ConfigError as error:
+            expected, remedy = error.expected, "method.targets=all, or the names of its layers"
+            raise ConfigError("method.targets", given=self.targets, expected=expected, remedy=remedy) from None
+        return made
 
     def _check(self) -> None:
         alpha = float(self.task.schedule.alpha(1.0))

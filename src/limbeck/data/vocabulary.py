@@ -129,9 +129,7 @@ def _table(path: Path) -> tuple[Tensor, list[str] | None]:
 def _clip(folder: Path, labels: Sequence[str], prompts: Sequence[str]) -> Tensor:
     transformers = require("transformers", "language", "the text tower of a CLIP")
     try:
-        model: Any = transformers.CLIPTextModelWithProjection.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True
-        )
+        model: Any = transformers.CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
@@ -140,7 +138,8 @@ def _clip(folder: Path, labels: Sequence[str], prompts: Sequence[str]) -> Tensor
     with torch.no_grad():
         for name in labels:
             said = tokenizer([p.format(name) for p in prompts], padding=True, truncation=True, return_tensors="pt")
-            found.append(unit(model.eval()(**said).text_embeds.float()).mean(0))
+            pooled = model.eval().text_model(said.input_ids, said.attention_mask).pooler_output
+            found.append(unit(model.text_projection(pooled).float()).mean(0))
     return torch.stack(found)
 
 

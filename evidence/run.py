@@ -42,6 +42,7 @@ DATA = "{data}"
 KEPT = (
     "seed",
     "metrics",
+    "measures",
     "sizes",
     "latency_ms",
     "cost",

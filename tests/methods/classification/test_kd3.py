@@ -152,7 +152,8 @@ def test_what_is_delivered_opens_again_with_the_same_answers(tmp_path: Path) -> 
     assert isinstance(opened.module, Chain)
     assert task.evaluate(opened, task.test)["accuracy"] == result["metrics"]["student"]["accuracy"]
     assert result["measures"]["pool_purity"] == pytest.approx(0.3)
-    assert [p["title"] for p in result["pictures"]] == ["What was selected of the pool"]
+    (picture,) = result["pictures"]
+    assert picture["title"] == "What was selected of the pool" and "of the whole pool 30%" in picture["caption"]
 
 
 def test_the_teacher_answers_in_its_own_order_of_classes(tmp_path: Path) -> None:
@@ -178,6 +179,7 @@ def test_the_teacher_answers_in_its_own_order_of_classes(tmp_path: Path) -> None
         (["method.teacher_classifier=fc1"], "task's classes"),
         (["method.student_classifier=nose"], "nose"),
         (["train.batch_size=1"], "batch_size"),
+        (["student.hidden=[]"], "student.*backbone"),
         (["method.mix=feature"], r"method\.mix_at"),
         (["method.mix=feature", "method.mix_at=act1"], r"method\.mix_at.*maps"),
         (["method.kd=0", "method.align=0"], "kd"),

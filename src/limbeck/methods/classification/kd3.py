@@ -197,6 +197,16 @@ class Kd3(Method[Classification]):
                 ("teacher", self.dry("teacher", [self.t_tap]).acts[self.t_tap]),
             )
         )
+        head = set(module_at(setup.student.module, s_at).parameters())
+        if self.classifier != "own" and not any(
+            p.requires_grad and p not in head for p in setup.student.module.parameters()
+        ):
+            raise ConfigError(
+                "student",
+                "nothing learns before its classifier",
+                expected="a backbone",
+                remedy="set method.classifier=own",
+            )
         d_s, d_t = self.widths
         learners = ["student"]
         if d_s != d_t and (self.classifier != "own" or self.align):
@@ -507,4 +517,10 @@ class Kd3(Method[Classification]):
         caption = "Upper row: the surest items of the last epoch's selection" + (
             "; lower row: the surest of those that were left out." if len(rows) > 1 else "; nothing was left out."
         )
+        seen = self.state["seen"]
+        if "purity" in seen:
+            caption += (
+                f" Of the selected items {seen['purity']:.0%} are of the task's classes, of the whole pool "
+                f"{seen['pool_purity']:.0%}."
+            )
         return {"pictures": [{"title": "What was selected of the pool", "caption": caption, "pixels": rows}]}

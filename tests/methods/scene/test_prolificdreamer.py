@@ -329,7 +329,7 @@ def pipeline(folder: Path, kind: str) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("kind", ["epsilon", pytest.param("v_prediction", marks=pytest.mark.expensive)])
 def test_a_pipeline_of_texts_teaches_in_its_latents(kind: str, tmp_path: Path) -> None:
     folder = pipeline(tmp_path / "pipe", kind)
     made = tiny(

@@ -253,19 +253,30 @@ def names_table(kind: str, *only: str) -> str:
 
 
 def inherited(where: str) -> dict[str, tuple[str, str]]:
-    """Arguments that a class without a constructor of its own takes from its base in the same file."""
-    module, _, _ = where.partition(":")
+    """Arguments that a class without a constructor of its own takes from its bases, wherever in limbeck these are."""
     node = definition(where)
     if not isinstance(node, ast.ClassDef) or any(
         isinstance(n, ast.FunctionDef) and n.name == "__init__" for n in node.body
     ):
         return {}
-    for base in node.bases:
-        try:
-            return arguments(definition(f"{module}:{ast.unparse(base)}"))
-        except LookupError:
-            continue
-    return {}
+    found: dict[str, tuple[str, str]] = {}
+    for base in reversed(node.bases):
+        place = defined(where.partition(":")[0], ast.unparse(base).partition("[")[0])
+        if place is not None:
+            found |= {**inherited(place), **arguments(definition(place))}
+    return found
+
+
+def defined(module: str, name: str) -> str | None:
+    """Where a module has a class of limbeck's from, as `module:Name`: itself, or what it imports."""
+    for node in parsed(module).body:
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            return f"{module}:{name}"
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("limbeck."):
+            for given in node.names:
+                if (given.asname or given.name) == name:
+                    return defined(str(node.module), given.name)
+    return None
 
 
 def settings_table(where: str, *_: str) -> str:

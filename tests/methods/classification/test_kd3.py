@@ -19,7 +19,8 @@ from limbeck.models.from_run import FromRun
 from limbeck.networks.chain import Chain
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run.running import run
-from tests.tiny import Tiny, tiny, tree_of
+from tests.tiny import Tiny, tree_of
+from tests.tiny import shared_tiny as tiny
 
 CONV = ("teacher={use: convnet, width: 6, depth: 1}", "student={use: convnet, width: 4, depth: 1}")
 
@@ -126,13 +127,27 @@ def test_the_selection_is_made_anew_and_measured(tmp_path: Path) -> None:
             "method.contrast=0",
             "method.weighted=false",
         ],
-        ["method.selection=random", "method.classifier=init", "method.normalise_weights=false"],
-        ["method.selection=teacher", "method.rule=topk_per_class", "method.per_class=2", "method.projector=norm"],
-        ["method.rule=threshold", "method.threshold=0.11", "method.invariance=consistency", "method.symmetric=false"],
+        pytest.param(
+            ["method.selection=random", "method.classifier=init", "method.normalise_weights=false"],
+            marks=pytest.mark.expensive,
+        ),
+        pytest.param(
+            ["method.selection=teacher", "method.rule=topk_per_class", "method.per_class=2", "method.projector=norm"],
+            marks=pytest.mark.expensive,
+        ),
+        pytest.param(
+            [
+                "method.rule=threshold",
+                "method.threshold=0.11",
+                "method.invariance=consistency",
+                "method.symmetric=false",
+            ],
+            marks=pytest.mark.expensive,
+        ),
         ["method.score=energy", "method.rule=threshold", "method.threshold=-10", "method.pool_share=0.5"],
         [*CONV, "method.mix=feature", "method.mix_at=features.2", "method.ways=3", "method.selection=none"],
-        ["method.score=entropy", "method.mix=off", "method.ramp=0"],
-        ["queries={view: {use: flip}}", "method.kd=0"],
+        pytest.param(["method.score=entropy", "method.mix=off", "method.ramp=0"], marks=pytest.mark.expensive),
+        pytest.param(["queries={view: {use: flip}}", "method.kd=0"], marks=pytest.mark.expensive),
     ],
 )
 def test_every_switch_runs(words: list[str], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.diffusers_files import Files, check_shape, read_about
 from limbeck.models.forms import meet
+from limbeck.networks.prompt_encoder import encode_prompts
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
@@ -531,18 +532,6 @@ def condition_count(net: nn.Module, classes: int) -> int | None:
         return classes + 1
     count = getattr(config, "num_class_embeds", None)
     return int(count) if count else 0
-
-
-def encode_prompts(where: Path, texts: list[str]) -> Tensor:
-    """Hidden states [K, L, D] of a pipeline's own frozen text encoder."""
-    transformers = require("transformers", "diffusion", "a pipeline's text encoder")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(where / "tokenizer"), trust_remote_code=False)
-    encoder = transformers.CLIPTextModel.from_pretrained(str(where / "text_encoder"), use_safetensors=True).eval()
-    length = min(tokenizer.model_max_length, encoder.config.max_position_embeddings)
-    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-    with torch.no_grad():
-        states: Tensor = encoder(tokens.input_ids).last_hidden_state
-    return states.float()
 
 
 def small_config(architecture: str, shape: tuple[int, ...], classes: int) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
 from limbeck.grammar.signal import Signal
+from limbeck.networks.prompt_encoder import encode_prompts
 from limbeck.storage.disk import expanded
 from limbeck.storage.memory import need
 from limbeck.storage.weights import fingerprint
@@ -151,8 +152,6 @@ class Prompts(Generation):
         return found[0], torch.from_numpy(np.array(found[1], dtype=np.float32))
 
     def _encoded(self, path: Path) -> tuple[Any, Tensor]:
-        from limbeck.models.diffusers_denoiser import encode_prompts
-
         try:
             texts = [t for t in path.read_text(encoding="utf-8").splitlines() if t.strip()]
         except (OSError, UnicodeDecodeError) as error:

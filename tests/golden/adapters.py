@@ -45,6 +45,10 @@ class Read(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self._values)
 
+    def peek(self, name: str) -> Any:
+        """An entry, without counting as read: to see whether it is of a kind that is known."""
+        return self._values.get(name)
+
     def prose(self, *names: str) -> None:
         """Entries that say how a case came about and change nothing."""
         self._seen.update(names)

@@ -69,7 +69,7 @@ def npair(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
 def cosine_schedules(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
     found = {}
     for name in hyper:
-        if name in ("note", "description"):
+        if not isinstance(hyper.peek(name), (list, tuple)):
             continue
         base, final, epochs, steps, warm, *first = hyper[name]
         total = int(epochs) * int(steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ def rates(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
     optim = Optim(steps=total, lr=float(hyper["base_lr"]), schedule="cosine", warmup=warm)
     z = torch.from_numpy(arrays["z"])
     out = {"lr": np.array([optim.rate(int(t)) for t in arrays["iters"]])}
-    for name in [n for n in hyper if n not in ("base_lr", "total", "warmup", "note", "description")]:
+    for name in [n for n in hyper if isinstance(hyper.peek(n), Mapping) and "mean" in hyper.peek(n)]:
         space = Space(tuple(hyper[name]["mean"]), tuple(hyper[name]["std"]))
         low, high = (v.to(z.dtype) for v in space.limits(z.dtype))
         out[f"clip_{name}"] = z.clamp(low, high).numpy()

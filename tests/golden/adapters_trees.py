@@ -39,8 +39,8 @@ def mirage(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
 
 def _texts(rows: np.ndarray, bonds: np.ndarray, hyper: Any) -> tuple[list[str], list[str]]:
     """What the recorded canonical labels call node and edge labels: numbers in the order of a Python set."""
-    side = hyper.get("side", {})
-    if side:
+    if "node_label_map" in (hyper.peek("side") or {}):
+        side = hyper["side"]
         short, full, bond = (side[n] for n in ("node_label_map", "node_label_map_full", "edge_label_map"))
     else:
         whole = [tuple(r) for r in rows.tolist()]
@@ -59,11 +59,11 @@ def _compare(
     for name in thresholds:
         mine = torch.from_numpy(y[owner] == int(name))
         sets = frequent_sets(torch.from_numpy(owner)[mine], code[mine], int(thresholds[name]))
-        if "side" in hyper:
+        if "exact_patterns" in (hyper.peek("side") or {}):
             known = sorted((tuple(s), n) for s, n in hyper["side"]["exact_patterns"][name])
             if known != sorted(sets.listed()):
                 hyper.doubt(f"other sets are frequent in class {name}")
-    if "side" not in hyper:
+    if "canonical" not in (hyper.peek("side") or {}):
         return
     side = hyper["side"]
     side.prose("pretty", "tree_ids", "official_patterns")  # the last is known to lack sets

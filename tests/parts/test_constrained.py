@@ -18,6 +18,7 @@ from limbeck.parts.constrained import (  # noqa: E402
     CONNECTIVES,
     FUNCTION_WORDS,
     Constraints,
+    Forbid,
     constrained_beams,
     constrained_samples,
     end_tokens,
@@ -79,7 +80,7 @@ def test_bans_and_counts_hold_in_a_thousand_drawn_texts() -> None:
         )
 
     made = write(constraints)
-    free = [words_of(row) for row in write(Constraints())]
+    free = [words_of(row) for row in write(Constraints(), slice(150))]
     assert any("bird" in w for w in free) and any(sum(x in FUNCTION_WORDS for x in w) > 1 for w in free)
     for row in made:
         found = words_of(row)
@@ -149,6 +150,9 @@ def test_what_cannot_be_is_refused_before_writing() -> None:
     closed = Constraints(compile_clauses([[([e], False)] for e in ENDS]))
     with pytest.raises(ConfigError, match="not banned"):
         constrained_beams(model(), prompt, closed, ends=ENDS)
+    forbid = Forbid(Constraints(compile_clauses([[([i], False)] for i in range(2, len(WORDS))])), 1, ENDS, 2)
+    with pytest.raises(ConfigError, match="no token"):
+        forbid(torch.zeros(2, 1, dtype=torch.long), torch.zeros(2, len(WORDS)))
     with pytest.raises(ConfigError, match="no token"):
         constrained_beams(
             model(), prompt, Constraints(compile_clauses([[([i], False)] for i in range(2, len(WORDS))])), ends=ENDS

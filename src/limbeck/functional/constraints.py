@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -405,6 +406,7 @@ class WordTable(NamedTuple):
 
 
 _WORD = re.compile(r"[\w']+")
+_Places = dict[str, list[int]]
 
 
 def word_table(texts: Sequence[str], words: Sequence[str]) -> WordTable:
@@ -436,38 +438,52 @@ def word_table(texts: Sequence[str], words: Sequence[str]) -> WordTable:
     for w in sorted(known):
         for k in range(1, len(w) + 1):
             nodes.setdefault(w[:k], len(nodes))
-    to_end: dict[str, list[int]] = {}  # tokens of letters only, by these
-    bounded: dict[str, list[int]] = {}  # tokens with an end of a word in them, by the letters before it
+    spelt, heads, tails, inside, empty = _split(tuple(texts))
     after = torch.ones(len(texts), dtype=torch.long)
+    for v, at in nodes.items():
+        after[tails.get(v, [])] = at
     inner = torch.zeros(len(texts), dtype=torch.long)
-    still: list[int] = []
-    for i, text in enumerate(texts):
-        s = text.lower()
-        found = list(_WORD.finditer(s))
-        if not s:
-            still.append(i)
-        elif found and len(found[0][0]) == len(s):
-            to_end.setdefault(s, []).append(i)
-        else:
-            head = found[0][0] if found and found[0].start() == 0 else ""
-            tail = found[-1][0] if found and found[-1].end() == len(s) else ""
-            bounded.setdefault(head, []).append(i)
-            whole = found[bool(head) : len(found) - bool(tail)]
-            inner[i] = sum(m[0] in known for m in whole)
-            after[i] = nodes.get(tail, 1)
+    for w in known & inside.keys():
+        inner += torch.bincount(torch.tensor(inside[w]), minlength=len(texts))
     step = after.expand(len(nodes), -1).clone()  # [K, V]: a token of letters leads out of the class unless said below
     count = inner.expand(len(nodes), -1).clone()
     for v, at in nodes.items():
         for k in range(len(v)):
             if at != 1:
-                step[nodes[v[:k]], to_end.get(v[k:], [])] = at
+                step[nodes[v[:k]], spelt.get(v[k:], [])] = at
     for w in known:
         for k in range(len(w) + 1):
-            count[nodes[w[:k]], bounded.get(w[k:], [])] += 1
-    for i in still:
+            count[nodes[w[:k]], heads.get(w[k:], [])] += 1
+    for i in empty:
         step[:, i] = torch.arange(len(nodes))
     standing = torch.tensor([v in known for v in nodes])
     return WordTable(step.int(), count.to(torch.int16), standing)
+
+
+@lru_cache(maxsize=2)  # a vocabulary has many classes of words
+def _split(texts: tuple[str, ...]) -> tuple[_Places, _Places, _Places, _Places, list[int]]:
+    """Tokens of letters only by these; of the others by letters before the first end of a word, after the last, and by
+    whole words inside (a token once for each); and tokens without text."""
+    spelt: _Places = {}
+    heads: _Places = {}
+    tails: _Places = {}
+    inside: _Places = {}
+    empty: list[int] = []
+    for i, text in enumerate(texts):
+        s = text.lower()
+        found = list(_WORD.finditer(s))
+        if not s:
+            empty.append(i)
+        elif found and len(found[0][0]) == len(s):
+            spelt.setdefault(s, []).append(i)
+        else:
+            head = found[0][0] if found and found[0].start() == 0 else ""
+            tail = found[-1][0] if found and found[-1].end() == len(s) else ""
+            heads.setdefault(head, []).append(i)
+            tails.setdefault(tail, []).append(i)
+            for m in found[bool(head) : len(found) - bool(tail)]:
+                inside.setdefault(m[0], []).append(i)
+    return spelt, heads, tails, inside, empty
 
 
 def count_words(table: WordTable, ids: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ class Constraints:
 
         Args:
             tokenizer: as for ``token_texts``.
-            must: for each clause the phrases of which one must appear, as tokens: also at the end of a longer word.
+            must: for each clause the phrases of which one must appear, as tokens: also inside a longer word.
             ban: words (whole ones, in any spelling of tokens and capitals) and phrases of several words that must not.
             at_most: classes of words with the number a text may have, such as ``{"function_words": (words, 1)}``.
             texts: of the tokens, where they are known.
@@ -201,6 +201,8 @@ class Forbid:
         never = self.constraints.forbidden(ids, state, scores.shape[1])
         if ids.shape[1] < self.shortest:
             never[:, self.ends] = True
+        if bool(never.all(1).any()):  # the text would go on with some banned word
+            raise ConfigError("constraints", "no token may be written", remedy="ban fewer words, or end texts earlier")
         return scores.masked_fill(never, float("-inf"))
 
 

@@ -83,7 +83,7 @@ def test_what_is_to_do_fits_into_twenty_hours_and_every_claim_stands_on_two_data
     assert sum(h for h, how in hours if how == "planned") <= 20
     assert all(h > 0 for h, _ in hours), "a row without a plan of what it costs"
     data = {
-        name: frozenset(w for w in rows_of(rows, name) if w.startswith("task.data=")) for name in listed["comparisons"]
+        name: frozenset(w for w in rows_of(rows, name) if w.startswith("task.data")) for name in listed["comparisons"]
     }
     for slug, claim in listed["claims"].items():
         nodes = [node for clause in claim["clauses"] for node in clause.get("checks", [])]

@@ -75,5 +75,5 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
                 cells["of dense"] = spread(over)
                 if at == 0:
                     report.checks.append(Check(f"tiles over dense, {name}", statistics.median(over), 0.5))
-            report.rows.append(Row(f"{who}, {name}", cells))
+            report.rows.append(Row(f"limbeck's {who}, {name}", cells))
     return report

@@ -33,6 +33,7 @@ class ToyTask(Task):
 
     primary = "accuracy"
     higher_is_better = True
+    shape = (6,)
 
     def __init__(self, n: int = 40) -> None:
         self.train = self.teacher_train = data(n)

@@ -207,7 +207,7 @@ def case_clock() -> Any:
     run = engine(root / "clock-run", save_minutes=1e-9 if dist.rank() else 1e9)
     saved: list[int] = []
     save = run._save
-    run._save = lambda m, i, s, begun=False: (saved.append(s), save(m, i, s, begun))[1]  # type: ignore[method-assign, assignment, func-returns-value]
+    run._save = lambda m, i, s, *more: (saved.append(s), save(m, i, s, *more))[1]  # type: ignore[method-assign, assignment, func-returns-value]
     run.run(method)
     assert saved == [1, 2, 3, 4, 5, 6, 7, 0], saved
     return {}

@@ -115,7 +115,7 @@ def test_a_synthetic_set_is_an_image_folder_and_parquet(tmp_path: Path) -> None:
 def test_soft_labels_go_with_the_images(tmp_path: Path) -> None:
     class Task:
         labels: ClassVar[list[str]] = ["b", "a"]
-        per_class, zca, space = 1, False, Space([0.5], [0.25])
+        per_class, zca, space, strategy = 1, False, Space([0.5], [0.25]), ""
 
     soft = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
     made = SetArtifact(Task(), torch.zeros(2, 1, 4, 4), soft, torch.tensor([0, 1]), None)  # type: ignore[arg-type]
@@ -202,7 +202,7 @@ def test_class_names_survive_parquet(tmp_path: Path) -> None:
 
     class Task:
         labels: ClassVar[list[str]] = ["10", "9", "rouge"]
-        per_class, zca, space = 1, False, Space([0.5] * 3, [0.25] * 3)
+        per_class, zca, space, strategy = 1, False, Space([0.5] * 3, [0.25] * 3), ""
 
     ids = torch.tensor([2, 0, 1])
     soft = torch.tensor([[0.0, 0.25, 0.75], [1.0, 0.0, 0.0], [0.5, 0.5, 0.0]])

@@ -22,6 +22,7 @@ _D, _C, _S = "functional/divergence.py", "functional/chunked.py", "functional/sc
 _M = "functional/matching.py"
 _FORMS = "functional/_closed_forms.py"
 _PAIR = "functional/_pair.py"
+_EXPERTS = "parts/trajectories.py"
 _LABELS = "functional/labels.py"
 _NONTARGET = "functional/nontarget.py"
 _SELF = "functional/self_knowledge.py"
@@ -46,8 +47,8 @@ MUTANTS: list[Mutant] = [
     # ------------------------------------------------------------------------------------------------- divergences
     Mutant(
         _PAIR,
-        "relative_finite(log_p, log_q) if forward else relative_finite(log_q, log_p)",
-        "relative_finite(log_q, log_p) if forward else relative_finite(log_p, log_q)",
+        "relative_finite(log_p, log_q, dim) if forward else relative_finite(log_q, log_p, dim)",
+        "relative_finite(log_q, log_p, dim) if forward else relative_finite(log_p, log_q, dim)",
         DIVERGENCE,
         "kl: p and q swapped",
     ),
@@ -570,21 +571,21 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _DENOISERS,
-        "torch.cat([lam, lam]), torch.cat([c, null]), grad=grad)",
-        "torch.cat([lam, lam]), torch.cat([null, c]), grad=grad)",
+        "c = torch.cat([c, nothing(c, self.said.null_condition)])",
+        "c = torch.cat([nothing(c, self.said.null_condition), c])",
         GUIDED,
         "guided diffusion: condition and none swapped",
     ),
     Mutant(
-        _MTT,
-        "return path[t], path[t + self.ahead]",
-        "return path[t], path[t + self.ahead - 1]",
+        _EXPERTS,
+        "return path[t], path[t + ahead]",
+        "return path[t], path[t + ahead - 1]",
         SETS,
         "MTT: the target an epoch too early",
     ),
     Mutant(
-        _MTT,
-        't = int(ctx.draws.randint("start", item[None], self.latest_start))',
+        _EXPERTS,
+        't = int(ctx.draws.randint("start", item[None], latest_start))',
         't = int(ctx.draws.randint("start", item[None], 1))',
         SETS,
         "MTT: always the first epoch",

@@ -130,7 +130,7 @@ def _clip(folder: Path, labels: Sequence[str], prompts: Sequence[str]) -> Tensor
     transformers = require("transformers", "language", "the text tower of a CLIP")
     try:
         model: Any = transformers.CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
         text = " ".join(str(error).split())[:200]
         raise DataError("task.text", f"is no folder of a CLIP: {text}", given=str(folder)) from None

@@ -20,7 +20,7 @@ class Direct(Evaluator):
 
     def accept(self, task: Any) -> None:
         """Refuse a task that makes data sets."""
-        if hasattr(task, "pool"):
+        if hasattr(task, "pool") and not getattr(task, "scores_networks", False):
             raise ConfigError(
                 "evaluator",
                 f"networks are judged directly, and {type(task).__name__} makes data sets",

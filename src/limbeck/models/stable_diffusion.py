@@ -74,7 +74,9 @@ class StableDiffusion(Diffusers):
         diffusers = require("diffusers", "diffusion", "a latent diffusion pipeline")
         self.prompt, self.architecture = "{}", "UNet2DConditionModel"
         built = super().build(task)
-        vae = diffusers.AutoencoderKL.from_pretrained(str(folder / "vae"), use_safetensors=True).eval()
+        vae = diffusers.AutoencoderKL.from_pretrained(
+            str(folder / "vae"), use_safetensors=True, trust_remote_code=False
+        ).eval()
         config: Any = vae.config
         factor = 2 ** (len(config.block_out_channels) - 1)
         if config.latent_channels != task.shape[0]:

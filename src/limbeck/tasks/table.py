@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -63,6 +63,8 @@ class Table(Labelled):
         aware: whether estimators that judge a table see the protected attribute.
         student_items, valid_fraction, test_fraction, eval_batch, deal: as in classification.
     """
+
+    scores_networks: ClassVar[bool] = True  # beside the tables that are made
 
     data: Source = ScikitTable(halves="mean texture")
     target: str = "class"

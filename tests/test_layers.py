@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
 from pathlib import Path
 
 import pytest
 
 import limbeck
+from limbeck.grammar.task import Task
 
 ROOT = Path(limbeck.__file__).parent
 
@@ -74,3 +76,30 @@ def test_imports_point_down(package: str) -> None:
 def test_exceptions_are_needed() -> None:
     for place, package in EXCEPTIONS:
         assert any(name.split(".")[0] == package for name in imports(ROOT / place)), place
+
+
+def test_models_meet_needs_and_no_task_by_its_class() -> None:
+    """What a model must know of a task stands in `Needs`: no file of models imports a task, or asks for a task's class."""
+    tasks = {
+        node.name
+        for path in (ROOT / "tasks").glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ClassDef) and _is_task(path, node.name)
+    }
+    assert {"Classification", "Language", "MaskedWords", "SourceTask", "Labelled", "Prompted", "Tokenized"} <= tasks
+    found = []
+    for path in (ROOT / "models").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("limbeck.tasks"):
+                found += [f"{path.name}: {alias.name}" for alias in node.names if alias.name in tasks]
+            elif isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("isinstance", "cast"):
+                asked = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)} | {
+                    n.attr for n in ast.walk(node) if isinstance(n, ast.Attribute)
+                }
+                found += [f"{path.name}: {name}" for name in asked & tasks]
+    assert not found
+
+
+def _is_task(path: Path, name: str) -> bool:
+    made = getattr(importlib.import_module(f"limbeck.tasks.{path.stem}"), name)
+    return isinstance(made, type) and (issubclass(made, Task) or name == "Tokenized")

@@ -78,7 +78,7 @@ def test_low_rank_adapters(tmp_path: Path) -> None:
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "student")
     assert torch.allclose(fresh.feed(again.eval(), batch), want, atol=1e-5)
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-    assert output_size(built.module) == fresh.size
+    assert output_size(built.module) == fresh.vocabulary
 
 
 def test_gguf_files_are_unpacked(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_gguf_files_are_unpacked(tmp_path: Path) -> None:
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(module.config.rms_norm_eps)
     writer.add_rope_dimension_count(16)
-    writer.add_vocab_size(task.size)
+    writer.add_vocab_size(task.vocabulary)
     writer.add_tokenizer_model("gpt2")
     names = [t for t, _ in sorted(core["vocab"].items(), key=lambda pair: pair[1])]
     writer.add_token_list(names)
@@ -201,7 +201,7 @@ def test_a_real_model_of_the_shared_data() -> None:
         pytest.skip("the shared weights are not here")
     task = small(data=Some(count=40), length=24)
     built = HuggingFace(str(folder)).build(task)
-    assert task.size == 32000 == output_size(built.module)
+    assert task.vocabulary == 32000 == output_size(built.module)
     assert (
         task.train.fetch(torch.tensor([0]))["input_ids"][0, 0] == 1
     )  # its start token stands before the first document

@@ -16,6 +16,7 @@ from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import classes_last
 from limbeck.grammar.task import Model, Task
 from limbeck.models.causal_lm import CausalLm
+from limbeck.models.encoder import Encoder
 from limbeck.models.ensemble import Ensemble
 from limbeck.models.forms import having, meet
 from limbeck.models.huggingface import HuggingFace
@@ -25,6 +26,9 @@ from limbeck.models.unet import UNetModel
 from limbeck.networks.maps import Pyramid
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.generation import Generation
+from limbeck.tasks.language import Language
+from limbeck.tasks.masked_words import MaskedWords
+from limbeck.tasks.text_classes import TextClasses
 
 
 def test_a_form_that_a_model_does_not_have_is_refused_with_the_models_that_have_it() -> None:
@@ -37,7 +41,9 @@ def test_a_form_that_a_model_does_not_have_is_refused_with_the_models_that_have_
         CausalLm().build(Classification())
 
 
-@pytest.mark.parametrize("form", ["classes", "map", "tokens", "denoiser", "pyramid", "vector", "boxes"])
+@pytest.mark.parametrize(
+    "form", ["classes", "map", "tokens", "hidden-tokens", "denoiser", "pyramid", "vector", "boxes"]
+)
 def test_every_form_has_models(form: str) -> None:
     assert form in FORMS
     assert having(form), form  # type: ignore[arg-type]
@@ -133,3 +139,18 @@ def test_pyramids_and_features() -> None:
 def test_detectors() -> None:
     found = fed(Torchvision("ssdlite320_mobilenet_v3_large"), "boxes")
     assert len(found) == 2 and set(found[0]) == {"boxes", "scores", "labels"}
+
+
+def test_what_goes_in_is_asked_too() -> None:
+    """An encoder of text for pictures, a perceptron for texts, a decoder for hidden words: one line, with models that do."""
+    with pytest.raises(ConfigError, match=r"Encoder reads texts, and the items of Classification are pictures.*mlp"):
+        Encoder().build(Classification())
+    with pytest.raises(
+        ConfigError, match=r"MlpModel reads .*and the items of TextClasses are texts.*choose one of"
+    ) as e:
+        MlpModel().build(TextClasses())
+    assert "encoder" in str(e.value).partition("choose one of")[2] and "timm" not in str(e.value)
+    with pytest.raises(ConfigError, match=r"MaskedWords needs encoders of text.*choose one of .*encoder.*hf"):
+        CausalLm().build(MaskedWords())
+    with pytest.raises(ConfigError, match=r"Language needs language models.*causal-lm"):
+        Encoder().build(Language())

@@ -50,7 +50,7 @@ def test_chunks_with_a_cut_vocabulary_and_a_dense_teacher() -> None:
             setup = setup_of()
             torch.manual_seed(1)
             if dense_teacher:
-                setup.teacher = Built(Cell(setup.task.size, 8))  # type: ignore[attr-defined]
+                setup.teacher = Built(Cell(setup.task.vocabulary, 8))  # type: ignore[attr-defined]
             setup.task.columns = 260  # type: ignore[attr-defined]
             method, ctx, _ = bound(setup, chunk=chunk)
             _, terms = first(method, ctx)

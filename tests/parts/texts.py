@@ -51,7 +51,7 @@ def setup_of(steps: int = 8, pairs: bool = False, plain: bool = False, batch: in
     task.load(0)
     torch.manual_seed(0)
     if plain:
-        student, teacher = (Built(Cell(task.size, width)) for width in (4, 8))
+        student, teacher = (Built(Cell(task.vocabulary, width)) for width in (4, 8))
     else:
         student = CausalLm(layers=1, width=8, heads=2).build(task)
         teacher = CausalLm(layers=1, width=16, heads=2).build(task)

@@ -65,19 +65,19 @@ class Flat(nn.Module):
 
 def test_padded_vocabularies_are_cut_to_the_overlap_and_it_is_said() -> None:
     task = small()
-    student, teacher = Built(Flat(task.size + 8)), Built(Flat(task.size + 40))
+    student, teacher = Built(Flat(task.vocabulary + 8)), Built(Flat(task.vocabulary + 40))
     task.match(student, teacher)
     batch = task.example(2)
     for built in (student, teacher):
-        assert task.feed(built.module, batch).shape[-1] == task.size + 8
-    assert "cut to the" in task.notes[-1] and str(task.size + 40) in task.notes[-1]
+        assert task.feed(built.module, batch).shape[-1] == task.vocabulary + 8
+    assert "cut to the" in task.notes[-1] and str(task.vocabulary + 40) in task.notes[-1]
     found = task.evaluate(student, task.valid, teacher)
     assert math.isfinite(found["kl"]) and found["kl"] > 0
 
 
 def test_equal_sizes_are_left_alone() -> None:
     task = small()
-    task.match(Built(Flat(task.size + 8)), Built(Flat(task.size + 8)))
+    task.match(Built(Flat(task.vocabulary + 8)), Built(Flat(task.vocabulary + 8)))
     assert task.columns is None and not any("vocabular" in n for n in task.notes)
 
 
@@ -90,15 +90,15 @@ def test_tokens_that_one_side_lacks_are_cut() -> None:
         def __init__(self, tokenizer: Any) -> None:
             self.tokenizer = tokenizer
 
-    student = Built(Flat(task.size), model=Holder(task.tokenizer))
-    task.match(student, Built(Flat(task.size + 1), model=Holder(larger)))
-    assert task.columns == task.size and "only one of them has" in task.notes[-1]
+    student = Built(Flat(task.vocabulary), model=Holder(task.tokenizer))
+    task.match(student, Built(Flat(task.vocabulary + 1), model=Holder(larger)))
+    assert task.columns == task.vocabulary and "only one of them has" in task.notes[-1]
 
 
 def test_tokens_beyond_the_models_matter_only_in_the_text() -> None:
     task = small()
     task.tokenizer.add_tokens(["<|never seen|>"], special_tokens=True)
-    both = Built(Flat(task.size - 1)), Built(Flat(task.size - 1))
+    both = Built(Flat(task.vocabulary - 1)), Built(Flat(task.vocabulary - 1))
     task.match(*both)
     assert task.columns is None
     assert math.isfinite(task.evaluate(both[0], task.valid, both[1])["kl"])
@@ -107,7 +107,7 @@ def test_tokens_beyond_the_models_matter_only_in_the_text() -> None:
 def test_too_few_outputs_are_refused() -> None:
     task = small()
     with pytest.raises(TeacherMismatch, match="resize_token_embeddings"):
-        task.match(Built(Flat(task.size)), Built(Flat(100)))
+        task.match(Built(Flat(task.vocabulary)), Built(Flat(100)))
 
 
 def test_a_foreign_pretrained_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_student_from_scratch_on_a_named_tokenizer(tmp_path: Path) -> None:
     student = CausalLm(layers=1, width=8, heads=2).build(task)
     teacher = HuggingFace(str(tmp_path)).build(task)
     task.match(student, teacher)
-    assert task.columns is None and output_size(student.module) == output_size(teacher.module) == other.size
+    assert task.columns is None and output_size(student.module) == output_size(teacher.module) == other.vocabulary
 
 
 def test_judging_some_sequences() -> None:
@@ -158,13 +158,13 @@ def test_supervised_equals_transformers_own_loss() -> None:
 def test_what_is_masked_changes_nothing_bit_for_bit() -> None:
     task = small(data=Some(pairs=True), length=40, loss_on="response")
     batch = task.train.fetch(torch.arange(3))
-    logits = torch.randn(3, 40, task.size)
+    logits = torch.randn(3, 40, task.vocabulary)
     term = task.supervised(Signal(logits), batch)
     spoilt = torch.where(batch["where"].unsqueeze(-1), logits, torch.tensor(float("nan")))
     assert torch.equal(task.supervised(Signal(spoilt), batch).total(), term.total())
     at = tuple(batch["where"].nonzero()[0].tolist())
     moved = logits.clone()
-    moved[at] = torch.randn(task.size)
+    moved[at] = torch.randn(task.vocabulary)
     assert not torch.equal(task.supervised(Signal(moved), batch).total(), term.total())
 
 
@@ -176,12 +176,12 @@ def test_an_image_model_is_refused() -> None:
 
 def test_metrics_of_a_uniform_model() -> None:
     task = small()
-    flat = Flat(task.size)
+    flat = Flat(task.vocabulary)
     flat.row.data.zero_()
     found = task.evaluate(Built(flat), task.test, Built(flat))
-    nats = math.log(task.size)
+    nats = math.log(task.vocabulary)
     assert found["cross_entropy"] == pytest.approx(nats, rel=1e-6) == found["entropy"]
-    assert found["perplexity"] == pytest.approx(task.size, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(task.vocabulary, rel=1e-5)
     assert found["bits_per_byte"] == pytest.approx(nats / math.log(2) * task.test.tokens_per_byte, rel=1e-6)
     assert found["kl"] == 0 and found["agreement"] == 1
 

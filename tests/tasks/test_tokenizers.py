@@ -31,14 +31,14 @@ def test_the_trained_tokenizer_spells_everything_and_is_remembered(shared_worksp
 
 def test_equal_tokenizers_agree() -> None:
     task = small()
-    assert shared_ids(task.tokenizer, copy.deepcopy(task.tokenizer), "a", "b") == task.size
+    assert shared_ids(task.tokenizer, copy.deepcopy(task.tokenizer), "a", "b") == task.vocabulary
 
 
 def test_a_tokenizer_with_more_tokens_shares_the_rest() -> None:
     task = small()
     larger = copy.deepcopy(task.tokenizer)
     larger.add_tokens(["<|extra|>"], special_tokens=True)
-    assert shared_ids(task.tokenizer, larger, "a", "b") == task.size == len(larger.get_vocab()) - 1
+    assert shared_ids(task.tokenizer, larger, "a", "b") == task.vocabulary == len(larger.get_vocab()) - 1
 
 
 def test_other_ids_are_refused_with_a_way_out() -> None:

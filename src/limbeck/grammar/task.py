@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from limbeck.errors import ConfigError
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Batch, Built, Data, Term
-from limbeck.grammar.needs import Form, Needs
+from limbeck.grammar.needs import Form, Items, Needs
 from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
@@ -188,6 +188,7 @@ class Model(Component):
 
     Attributes:
         forms: what its networks can answer with; tasks that need another form are refused (`limbeck.models.forms.meet`).
+        takes: what can go into them; empty where that is not told.
         checkpoint: weights to load, or ``None``.
         role: who it is to be (``teacher``, ``student``), set before it is built; empty when it is built by hand.
         check: whether it is tried on labelled items before it teaches, where its weights are ready (`Task.check_teacher`).
@@ -197,6 +198,7 @@ class Model(Component):
 
     kind: ClassVar[str] = "model"
     forms: ClassVar[tuple[Form, ...]] = ()
+    takes: ClassVar[tuple[Items, ...]] = ()
     paths: ClassVar[tuple[str, ...]] = ("path", "checkpoint", "labels")
     checkpoint: str | None = None
     role: str = ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +15,6 @@ from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.language import Language
 
 NAMES = {"model": {"causal-lm": "CausalLm"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -72,19 +71,19 @@ class CausalLm(Model):
 
     def build(self, task: Task) -> Built:
         """The network, with an output for every token of the task's tokenizer."""
-        meet(self, task)
+        text = meet(self, task).tokens
+        assert text is not None
         task.load()
-        task = cast(Language, task)
         transformers = transformers_library("language models")
-        self.tokenizer = task.tokenizer
+        self.tokenizer = text.tokenizer
         config = transformers.LlamaConfig(
-            vocab_size=task.size,
+            vocab_size=text.vocabulary,
             hidden_size=self.width,
             intermediate_size=self.mlp,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             num_key_value_heads=self.kv_heads,
-            max_position_embeddings=max(task.length, 512),
+            max_position_embeddings=max(text.length, 512),
             tie_word_embeddings=self.tied,
             attention_dropout=self.dropout,
             bos_token_id=self.tokenizer.bos_token_id,

@@ -232,11 +232,3 @@ class Classifier(Model):
         if about:
             return contract_from(about, needs)
         return contract
-
-
-def needs_pictures(needs: Needs, name: str) -> None:
-    """Refuse rows of numbers where a network takes pictures."""
-    if not needs.pictures:
-        raise ConfigError(
-            "model", f"{name} takes pictures, and the data are rows of {needs.inputs[0]} numbers", remedy="use mlp"
-        )

@@ -10,7 +10,7 @@ from limbeck.errors import ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 from limbeck.networks.regions import Norm, RegionHead
 from limbeck.networks.two_stage import OpenDetector, is_two_stage, small_detector
 
@@ -29,6 +29,7 @@ class SmallDetector(Classifier):
     """
 
     forms = ("boxes",)
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -49,7 +50,6 @@ class SmallDetector(Classifier):
 
     def make(self, needs: Needs) -> nn.Module:
         """The detector; its weights are its own, so that ``state_dict`` is torchvision's."""
-        needs_pictures(needs, "small-detector")
         channels, high, wide = needs.inputs
         given = {"width": self.width, "proposals": self.proposals, "pool": self.pool, "masks": self.masks}
         return small_detector(channels, needs.outputs, (high, wide), **given)  # type: ignore[arg-type]
@@ -111,7 +111,6 @@ class OpenDetectorModel(SmallDetector):
 
     def make(self, needs: Needs) -> nn.Module:
         """Body and region head."""
-        needs_pictures(needs, "open-detector")
         body: Any = super().make(needs) if self.body == "small" else self._library(needs)
         if self.detections is not None:
             body.roi_heads.detections_per_img = self.detections

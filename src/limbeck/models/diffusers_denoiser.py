@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,7 @@ from limbeck.errors import CheckpointCorrupt, ConfigError, require
 from limbeck.functional import diffusion
 from limbeck.functional.diffusion import DiscreteSchedule, Kind, Schedule
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.diffusers_files import Files, check_shape, read_about
 from limbeck.models.forms import meet
@@ -28,7 +29,6 @@ from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.plain import check_folder
 from limbeck.storage.weights import load_state_dict, load_strict, save_state_dict
-from limbeck.tasks.generation import Generation
 from limbeck.tasks.sampler import null_said
 from limbeck.tasks.schedules import (
     TIMESTEPS,
@@ -273,9 +273,9 @@ class Diffusers(Model):
         Raises:
             ConfigError: nothing to load; a schedule other than the task's; no null condition; no guidance input.
         """
-        meet(self, task)
+        needs = meet(self, task)
         task.load()
-        task = cast(Generation, task)
+        assert needs.schedule is not None
         require("diffusers", "diffusion", "a denoiser of diffusers")
         where = Path(self.name) if self.name else None
         files = Files(self.name, self.subfolder, self.architecture, role=self.role)
@@ -285,21 +285,21 @@ class Diffusers(Model):
         way = self._way(found)
         notes: list[str] = []
         if where is None:
-            net = self._make(task, way)
+            net = self._make(needs, way)
         else:
             net, notes = files.load(self.options, way == "time_cond")
-            check_shape(net, task.shape, files)
+            check_shape(net, needs.inputs, files)
         kind = self.mean_type or (files.meaning() if where is not None else self._meaning())
         if where is not None:
-            notes += files.check_schedule(task.schedule)
-        words: Tensor | None = getattr(task, "null_prompt", None)
+            notes += files.check_schedule(needs.schedule)
+        words = needs.null
         null: int | Tensor | None
         if words is None:
-            (null, assumed), (prompts, learnt) = self._null(net, task, found), self._prompts(net, task, where)
+            (null, assumed), (prompts, learnt) = self._null(net, needs, found), self._prompts(net, needs, where)
         else:
             check_width(net, words, self.setting("name"))
             null, assumed, prompts, learnt = words, [], None, False
-        module = DiffusersDenoiser(net, task.schedule, kind, null, way, prompts, learnt)
+        module = DiffusersDenoiser(net, needs.schedule, kind, null, way, prompts, learnt)
         extra = self._load_extra(module, where) if where is not None else set()
         if where is not None and learnt and "prompts" not in extra:
             notes.append(self._new_prompts())
@@ -362,12 +362,12 @@ class Diffusers(Model):
             return "none"
         return "time_cond" if self.architecture == "UNet2DConditionModel" else "module"
 
-    def _make(self, task: Any, way: str) -> nn.Module:
+    def _make(self, needs: Needs, way: str) -> nn.Module:
         import diffusers
 
-        config = {**small_config(self.architecture, task.shape, task.classes), **self.options}
-        if getattr(task, "null_prompt", None) is not None:
-            config["cross_attention_dim"] = self.options.get("cross_attention_dim", task.null_prompt.shape[-1])
+        config = {**small_config(self.architecture, needs.inputs, needs.outputs), **self.options}
+        if needs.null is not None:
+            config["cross_attention_dim"] = self.options.get("cross_attention_dim", needs.null.shape[-1])
         if way == "time_cond" and self.architecture == "UNet2DConditionModel":
             config.setdefault("time_cond_proj_dim", 64)
         try:
@@ -376,14 +376,14 @@ class Diffusers(Model):
         except (TypeError, ValueError, NotImplementedError) as error:
             raise ConfigError("config", f"{self.architecture} refuses it: {error}", given=self.options) from None
 
-    def _null(self, net: nn.Module, task: Any, found: dict[str, Any]) -> tuple[int | None, list[str]]:
+    def _null(self, net: nn.Module, needs: Needs, found: dict[str, Any]) -> tuple[int | None, list[str]]:
         """The label that stands for 'no condition', and what is assumed of it."""
-        count = condition_count(net, task.classes)
+        count = condition_count(net, needs.outputs)
         null = self.null_condition if self.null_condition is not None else found.get("null_condition")
         null = None if isinstance(null, dict) else null  # that of a network that was told embeddings
         if null is None:
             # a network made for more classes than the task has may still keep its null condition last
-            null = count - 1 if count is not None and count == task.classes + 1 else None
+            null = count - 1 if count is not None and count == needs.outputs + 1 else None
             if null is None and type(net).__name__ == "DiTTransformer2DModel":
                 null = count - 1 if count is not None and count > net.config.num_embeds_ada_norm else None  # type: ignore[union-attr, operator]
         assumed = []
@@ -398,21 +398,21 @@ class Diffusers(Model):
             assumed.append(f"its last condition ({null}) is taken to stand for 'no condition'")
         if null is not None and count is not None and null >= count:
             raise ConfigError("null_condition", given=null, expected=f"an index below the network's {count} conditions")
-        if count is not None and count < task.classes:
-            raise ConfigError("model", f"the network knows {count} conditions and the task has {task.classes} classes")
+        if count is not None and count < needs.outputs:
+            raise ConfigError("model", f"the network knows {count} conditions and the task has {needs.outputs} classes")
         return null, assumed
 
-    def _prompts(self, net: nn.Module, task: Any, where: Path | None) -> tuple[Tensor | None, bool]:
+    def _prompts(self, net: nn.Module, needs: Needs, where: Path | None) -> tuple[Tensor | None, bool]:
         if type(net).__name__ != "UNet2DConditionModel":
             return None, False
         config: Any = net.config
         if where is not None and (where / "text_encoder").is_dir() and (where / "tokenizer").is_dir():
-            names = [self.prompt.format(n) for n in task.labels] + [""]
+            names = [self.prompt.format(n) for n in needs.names] + [""]
             return encode_prompts(where, names), False
         width = config.cross_attention_dim
         width = width if isinstance(width, int) else width[0]
         generator = torch.Generator().manual_seed(0)
-        return torch.randn(task.classes + 1, 1, width, generator=generator), True
+        return torch.randn(needs.outputs + 1, 1, width, generator=generator), True
 
     def _load_extra(self, module: DiffusersDenoiser, where: Path) -> set[str]:
         """The guidance embedding and the prompts that limbeck keeps beside a network; which there were."""

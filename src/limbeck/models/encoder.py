@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import DEEPEST, Check, Model, Task
@@ -18,8 +17,6 @@ from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.masked_words import MaskedWords
-from limbeck.tasks.text_classes import TextClasses
 from limbeck.tasks.tokenizers import pad_id
 
 NAMES = {"model": {"encoder": "Encoder"}}
@@ -46,7 +43,8 @@ class Encoder(Model):
 
     paths: ClassVar[tuple[str, ...]] = ("checkpoint",)
     rehearsed = True
-    forms = ("classes", "tokens")
+    forms = ("classes", "hidden-tokens")
+    takes = ("tokens",)
 
     def __init__(
         self,
@@ -78,31 +76,27 @@ class Encoder(Model):
     def build(self, task: Task) -> Built:
         """The network, with an embedding for every token of the task's tokenizer."""
         needs = meet(self, task)
-        if not isinstance(task, (MaskedWords, TextClasses)):
-            raise ConfigError(
-                "model",
-                f"an encoder of text cannot serve the task {type(task).__name__}",
-                remedy="set task=text-classes or task=masked-words, or choose a model of that task",
-            )
+        text = needs.tokens
+        assert text is not None
         transformers = transformers_library("encoders")
         task.load()
-        self.tokenizer = task.tokenizer
+        self.tokenizer = text.tokenizer
         if self.positions is not None:
-            task.limit(self.positions, "the encoder")
+            text.limit(self.positions, "the encoder")
         config = transformers.BertConfig(
-            vocab_size=task.vocabulary,
+            vocab_size=text.vocabulary,
             hidden_size=self.width,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
             intermediate_size=self.mlp,
-            max_position_embeddings=self.positions or max(task.length, 128),
+            max_position_embeddings=self.positions or max(text.length, 128),
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,
             pad_token_id=pad_id(self.tokenizer),
         )
         kind = "BertForMaskedLM"
-        if isinstance(task, TextClasses):
-            kind, config.num_labels = "BertForSequenceClassification", task.outputs
+        if needs.form == "classes":
+            kind, config.num_labels = "BertForSequenceClassification", needs.outputs
         module = getattr(transformers, kind)(config)
         notes = []
         if self.checkpoint is not None:
@@ -112,8 +106,8 @@ class Encoder(Model):
             load_strict(module, found.state, str(path), self.role)
             notes.append(str(found))
         built = Built(module, Contract(), self.labels, self, notes)
-        if isinstance(task, TextClasses):
-            adapt(built, needs, task.outputs, {}, type(self).__name__)
+        if needs.form == "classes":
+            adapt(built, needs, needs.outputs, {}, type(self).__name__)
             task.rehearse(built)
         return built
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 
 from limbeck.errors import ConfigError
-from limbeck.grammar.needs import Form, Needs
+from limbeck.grammar.needs import Form, Items, Needs
 from limbeck.grammar.task import Model, Task
 from limbeck.recipe.names import table
 
@@ -17,9 +17,18 @@ def meet(model: Model, task: Task) -> Needs:
         ConfigError: they do not; the models that have it are named.
     """
     needs = task.needs
-    if needs.form in model.forms:
+    if needs.form in model.forms and (not model.takes or needs.items in model.takes):
         return needs
-    known = having(needs.form)
+    known = having(needs.form, needs.items)
+    if needs.form in model.forms:
+        raise ConfigError(
+            "model",
+            f"{type(model).__name__} reads {' or '.join(_ITEMS[i] for i in model.takes)}, and the items of "
+            f"{type(task).__name__} are "
+            + (f"rows of {needs.inputs[0]} numbers" if needs.items == "rows" else _ITEMS[needs.items]),
+            given=_named(model),
+            remedy=f"choose one of {', '.join(known)}" if known else "",
+        )
     raise ConfigError(
         "model",
         f"{type(task).__name__} needs {_WORDS[needs.form]}, and {type(model).__name__} makes "
@@ -30,8 +39,8 @@ def meet(model: Model, task: Task) -> Needs:
     )
 
 
-def having(form: Form) -> list[str]:
-    """The names of the models that have a form, of installed packages too."""
+def having(form: Form, items: Items | None = None) -> list[str]:
+    """The names of the models that have a form, and take such items; of installed packages too."""
     found = []
     for name, where in table("model").items():
         module, _, cls = where.partition(":")
@@ -39,7 +48,7 @@ def having(form: Form) -> list[str]:
             made = getattr(importlib.import_module(module), cls)
         except Exception:  # a package that is not installed has no model to offer
             continue
-        if form in made.forms:
+        if form in made.forms and (items is None or not made.takes or items in made.takes):
             found.append(name)
     return sorted(found)
 
@@ -57,7 +66,15 @@ _WORDS: dict[Form, str] = {
     "vector": "features (one vector an item)",
     "boxes": "detectors",
     "tokens": "language models",
+    "hidden-tokens": "encoders of text (a row of values at hidden tokens)",
     "denoiser": "denoisers",
     "scene": "scenes (pictures from cameras)",
     "graphs": "networks for graphs (one row of values a graph)",
+}
+
+_ITEMS: dict[Items, str] = {
+    "pictures": "pictures",
+    "rows": "rows of numbers",
+    "tokens": "texts",
+    "table": "rows of a table",
 }

@@ -24,7 +24,9 @@ class FromRun(Classifier):
         path: the run folder.
     """
 
-    forms = tuple(f for f in FORMS if f not in ("tokens", "denoiser"))  # which are opened by kinds of their own
+    forms = tuple(
+        f for f in FORMS if f not in ("tokens", "hidden-tokens", "denoiser")
+    )  # which are opened by kinds of their own
 
     def __init__(self, path: str, check: Check = "on") -> None:
         self._source(path, check=check)

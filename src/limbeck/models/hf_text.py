@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from limbeck.grammar.method import Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
+from limbeck.grammar.task import Task
 from limbeck.models.adapting import adapt, names_by_id
 from limbeck.models.pretrained import low_rank
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.masked_words import MaskedWords
-from limbeck.tasks.text_classes import TextClasses
 from limbeck.tasks.tokenized import positions_of
 from limbeck.tasks.tokenizers import load_tokenizer
 
@@ -21,26 +21,27 @@ if TYPE_CHECKING:
     from limbeck.models.huggingface import HuggingFace
 
 
-def text_model(model: HuggingFace, task: MaskedWords | TextClasses) -> Built:
+def text_model(model: HuggingFace, task: Task, needs: Needs) -> Built:
     """The network for a task on tokens; its tokenizer becomes the task's, or must agree with it.
 
     For masked words a folder that holds no head for words gives its encoder alone: enough for methods that compare what
     is inside. For classes a head that knows every class of the task is kept, and any other replaced.
     """
     transformers = transformers_library("an encoder of transformers")
-    task.load()
+    text = needs.tokens
+    assert text is not None
     model.notes = []
     place = model._place()
     config: Any = _config(model, transformers, place)
     model.tokenizer = load_tokenizer(place, **model._options())
-    task.adopt(model.tokenizer, f"hf:{model.name}")
+    text.adopt(model.tokenizer, f"hf:{model.name}")
     longest = positions_of(config)
     if longest is not None:
-        task.limit(longest, f"hf:{model.name}")
+        text.limit(longest, f"hf:{model.name}")
     named = [str(name) for name in config.architectures or ()]
     module: Any
     more: dict[str, Any]
-    if isinstance(task, MaskedWords):
+    if needs.form == "hidden-tokens":
         whole = any(name.endswith(("ForMaskedLM", "ForPreTraining")) for name in named)
         learns = model.role == "student" and not whole  # whoever is trained alone must tell words
         auto = "AutoModelForMaskedLM" if whole or learns else "AutoModel"
@@ -56,11 +57,10 @@ def text_model(model: HuggingFace, task: MaskedWords | TextClasses) -> Built:
         if model.lora is not None:
             module = low_rank(module, model.lora, model.lora_alpha)
         return Built(module, Contract(), None, model, model.notes)
-    assert task.labels is not None
-    outputs = task.outputs
+    outputs = needs.outputs
     given = model._given() or names_by_id(config.id2label)
     has_head = model.pretrained and any("ForSequenceClassification" in name for name in named)
-    own = model._keeps([given] if given else [], task.labels) if has_head else None
+    own = model._keeps([given] if given else [], list(needs.names)) if has_head else None
     unnamed = has_head and given is None and model.head == "auto" and config.num_labels == outputs
     kept = own is not None or unnamed
     model._ready = kept or model.checkpoint is not None
@@ -72,7 +72,7 @@ def text_model(model: HuggingFace, task: MaskedWords | TextClasses) -> Built:
         model._new_head(config.num_labels if has_head else 0, outputs)
     model._checkpoint(module)
     built = Built(module, Contract(), own, model, model.notes)
-    adapt(built, task.needs, int(module.config.num_labels), {}, f"hf:{model.name}")
+    adapt(built, needs, int(module.config.num_labels), {}, f"hf:{model.name}")
     if model.lora is not None:
         built.module = low_rank(module, model.lora, model.lora_alpha, task_type="SEQ_CLS")
     task.rehearse(built)

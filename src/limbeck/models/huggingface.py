@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -15,7 +15,6 @@ from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import names_by_id
-from limbeck.models.classifier import needs_pictures
 from limbeck.models.forms import meet
 from limbeck.models.hf_text import text_model
 from limbeck.models.libraries import Head, LibraryModel
@@ -35,9 +34,6 @@ from limbeck.storage.plain import check_folder
 from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.language import Language
-from limbeck.tasks.masked_words import MaskedWords
-from limbeck.tasks.text_classes import TextClasses
 from limbeck.tasks.tokenizers import load_tokenizer
 
 NAMES = {"model": {"hf": "HuggingFace"}}
@@ -70,7 +66,8 @@ class HuggingFace(LibraryModel):
         size: side length that pictures are resized to; by default what the model insists on, else the data's own.
     """
 
-    forms = ("classes", "map", "tokens")
+    forms = ("classes", "map", "tokens", "hidden-tokens")
+    takes = ("pictures", "tokens")
     paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "labels")
 
     def __init__(
@@ -116,10 +113,10 @@ class HuggingFace(LibraryModel):
         self._ready = self.pretrained or self.checkpoint is not None
         needs = meet(self, task)
         task.load()
-        if isinstance(task, (MaskedWords, TextClasses)):
-            return text_model(self, task)
         if needs.form == "tokens":
-            return self._language(cast(Language, task))
+            return self._language(needs)
+        if needs.tokens is not None:
+            return text_model(self, task, needs)
         built = super().build(task)
         self._inputs = built.contract, needs.inputs
         if self.lora is not None:
@@ -175,9 +172,11 @@ class HuggingFace(LibraryModel):
         return with_adapter(module, place, self.role)
 
     # --------------------------------------------------------------------------------------------------------- language
-    def _language(self, task: Language) -> Built:
+    def _language(self, needs: Needs) -> Built:
         """The network and its tokenizer, which becomes the task's or must agree with it."""
         transformers = transformers_library("models of the Hugging Face Hub")
+        text = needs.tokens
+        assert text is not None
         if self.gguf_file is not None and importlib.util.find_spec("gguf") is None:
             raise ConfigError(
                 "gguf_file",
@@ -192,12 +191,12 @@ class HuggingFace(LibraryModel):
         texts = place
         if about is not None and not any(Path(place).glob("tokenizer*")):
             texts = base_of(place, about)
-        if task.tokenizer_name is not None and Path(texts).is_dir() and not any(Path(texts).glob("*token*")):
-            self.tokenizer = task.tokenizer  # weights alone: they are taken to be made with the tokenizer that is named
+        if text.tokenizer_name is not None and Path(texts).is_dir() and not any(Path(texts).glob("*token*")):
+            self.tokenizer = text.tokenizer  # weights alone: they are taken to be made with the tokenizer that is named
             self.notes.append(f"no tokenizer lies in {texts}: it is taken to know that of task.tokenizer")
         else:
             self.tokenizer = load_tokenizer(texts, **self._options())
-            task.adopt(self.tokenizer, self.name)
+            text.adopt(self.tokenizer, self.name)
         module: Any
         if self.pretrained:
             module = self._loaded(place, wanted)
@@ -215,7 +214,7 @@ class HuggingFace(LibraryModel):
                 del module.config.quantization_config
         longest = getattr(module.config, "max_position_embeddings", None)
         if longest is not None:
-            task.limit(longest, f"hf:{self.name}")
+            text.limit(longest, f"hf:{self.name}")
         self._checkpoint(module)
         if self.lora is not None:
             module = low_rank(module, self.lora, self.lora_alpha, task_type="CAUSAL_LM")
@@ -226,7 +225,6 @@ class HuggingFace(LibraryModel):
         """A network of pictures with so many outputs, or with those of its own head where that is kept."""
         transformers = transformers_library("a network of transformers")
         self._auto, suffix, what = PICTURES[needs.form]
-        needs_pictures(needs, f"hf:{self.name}")
         if self.gguf_file is not None:
             raise ConfigError(
                 "gguf_file", "GGUF files hold language models", given=self.gguf_file, remedy="leave it out"

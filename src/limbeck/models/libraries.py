@@ -15,7 +15,7 @@ from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
 from limbeck.models.adapting import own_sizes
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 from limbeck.storage.weights import load_strict
 
 NAMES = {"model": {"timm": "Timm", "torchvision": "Torchvision"}}
@@ -118,6 +118,7 @@ class Timm(LibraryModel):
     """
 
     forms = ("classes", "map", "pyramid", "vector")
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -141,7 +142,6 @@ class Timm(LibraryModel):
     def make(self, needs: Needs) -> nn.Module:
         """The timm model."""
         timm = require("timm", "dev", "a timm model")
-        needs_pictures(needs, f"timm:{self.name}")
         outputs = needs.outputs
         if not timm.is_model(self.name):
             raise ConfigError.unknown("name", self.name, timm.list_models(), "timm model")
@@ -234,6 +234,7 @@ class Torchvision(LibraryModel):
     """
 
     forms = ("classes", "map", "vector", "boxes")
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -270,7 +271,6 @@ class Torchvision(LibraryModel):
         """The torchvision model."""
         from torchvision import models
 
-        needs_pictures(needs, f"torchvision:{self.name}")
         outputs = needs.outputs
         place, word = {
             "map": (models.segmentation, "segmentation network"),

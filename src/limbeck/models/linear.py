@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from limbeck.grammar.needs import Form, Needs
+from limbeck.grammar.needs import Needs
 from limbeck.models.classifier import Classifier
 
 NAMES = {"model": {"linear": "LinearModel"}}
@@ -20,7 +20,8 @@ class LinearModel(Classifier):
         norm: a batch normalisation after it.
     """
 
-    forms: tuple[Form, ...] = ("classes", "vector")  # type: ignore[misc]
+    forms = ("classes", "vector")
+    takes = ("pictures", "rows", "table")
 
     def __init__(
         self,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,15 +21,11 @@ from limbeck.data.items import as_path
 from limbeck.data.names import some
 from limbeck.errors import ConfigError, DataError, TeacherMismatch, first_line, require
 from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.settings import settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.networks.estimators import EstimatorName, estimator
-from limbeck.tasks.classification import Labelled
-from limbeck.tasks.table import Table
-
-if TYPE_CHECKING:
-    pass
 
 NAMES = {"model": {"predictor": "PredictorModel", "sklearn": "SklearnModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -54,11 +50,11 @@ class Predictor:
     """
 
     def __init__(
-        self, estimator: Any, task: Labelled, argument: str = "teacher", labels: Sequence[str] | None = None
+        self, estimator: Any, task: Task, argument: str = "teacher", labels: Sequence[str] | None = None
     ) -> None:
-        task.load()
-        self.estimator, self.task, self.argument = estimator, task, argument
-        self.kind = task.kind_of_target
+        self.needs = needs = _answers(task)
+        self.estimator, self.argument = estimator, argument
+        self.kind = needs.target
         self.device = torch.device("cpu")
         wanted = "predict" if self.kind == "number" else "predict_proba"
         if not callable(getattr(estimator, wanted, None)):
@@ -72,17 +68,17 @@ class Predictor:
             )
         self.names = [str(n) for n in getattr(estimator, "feature_names_in_", ())]
         width = getattr(estimator, "n_features_in_", None)
-        self._rows: Callable[[Batch], Any] = self._raw if isinstance(task, Table) else self._plain
-        if not isinstance(task, Table) and isinstance(width, (int, np.integer)) and width != np.prod(task.shape):
+        self._rows: Callable[[Batch], Any] = self._raw if needs.table is not None else self._plain
+        if needs.table is None and isinstance(width, (int, np.integer)) and width != np.prod(needs.inputs):
             raise TeacherMismatch(
                 argument,
-                f"{type(estimator).__name__} was fitted on {width} features, and the items have {np.prod(task.shape)}",
+                f"{type(estimator).__name__} was fitted on {width} features, and the items have {np.prod(needs.inputs)}",
                 remedy="fit it on the same columns, or choose them with task.data.features=[...]",
             )
         self.order: list[int] | None = None
         if self.kind == "label":
             own = list(labels) if labels is not None else [text_of(c) for c in getattr(estimator, "classes_", ())]
-            found = match_classes(own, task.labels or []) if own else None
+            found = match_classes(own, needs.names) if own else None
             self.order = None if found is None else list(found)
         try:
             self.answer(task.example(2))
@@ -110,12 +106,13 @@ class Predictor:
 
     def _raw(self, batch: Batch) -> Any:
         """Rows of a table as DataFrame of the columns that the estimator was fitted on; of numbers alone as an array."""
-        assert isinstance(self.task, Table)
-        if not self.names and not all(c.number for c in self.task.columns):
+        table = self.needs.table
+        assert table is not None
+        if not self.names and not all(c.number for c in table.columns):
             return batch["x"].cpu().numpy()  # fitted on rows as networks see them: one-hot
-        frame = self.task.raw(batch)
+        frame = table.raw(batch)
         if not self.names:
-            return frame[[c.name for c in self.task.columns]].to_numpy()
+            return frame[[c.name for c in table.columns]].to_numpy()
         missing = [n for n in self.names if n not in frame.columns]
         if missing:
             raise TeacherMismatch(
@@ -139,7 +136,8 @@ class Predictor:
             found = torch.from_numpy(np.asarray(self.estimator.predict(rows), dtype=np.float64)).reshape(
                 len(batch["x"]), -1
             )
-            return self._shown(self.task.standardise(found).float())
+            mean, std = torch.tensor(self.needs.mean), torch.tensor(self.needs.std)
+            return self._shown(((found - mean) / std).float())
         told = self.estimator.predict_proba(rows)
         if self.kind == "labels":
             # of several labels scikit-learn gives a list of [N, 2], or [N, C] of yes
@@ -153,11 +151,11 @@ class Predictor:
         return self._shown(p.clamp_min(SMALLEST).log().float())
 
     def _shown(self, z: Tensor) -> Signal:
-        if z.shape[1] != self.task.outputs:
+        if z.shape[1] != self.needs.outputs:
             raise TeacherMismatch(
                 self.argument,
-                f"it answers with {z.shape[1]} values, and the task has {self.task.outputs}",
-                expected=some([str(n) for n in self.task.labels or []]),
+                f"it answers with {z.shape[1]} values, and the task has {self.needs.outputs}",
+                expected=some(list(self.needs.names)),
             )
         return Signal(z.to(self.device))
 
@@ -188,7 +186,7 @@ class GivenEstimator(Model):
     def build(self, task: Task) -> Built:
         """The estimator, asked for an answer to two items."""
         return Built(
-            Predictor(self.estimator, _labelled(task), self.role or "teacher", self.names),
+            Predictor(self.estimator, task, self.role or "teacher", self.names),
             labels=task.labels,
             model=self,
         )
@@ -224,7 +222,7 @@ class PredictorModel(Model):
         argument = self.setting("path")
         names = read_names(as_path(self.labels, "labels")) if isinstance(self.labels, str) else self.labels
         found = open_estimator(as_path(self.path, argument), argument)
-        return Built(Predictor(found, _labelled(task), self.role or "teacher", names), labels=task.labels, model=self)
+        return Built(Predictor(found, task, self.role or "teacher", names), labels=task.labels, model=self)
 
 
 @settings
@@ -248,39 +246,42 @@ class SklearnModel(Model):
 
     def build(self, task: Task) -> Built:
         """The estimator, fitted on all training items."""
-        task = _labelled(task)
-        task.load()
+        needs = _answers(task)
         data: Any = task.teacher_train
         batch = data.fetch(torch.arange(len(data)))
-        number = task.kind_of_target == "number"
-        if isinstance(task, Table):
-            rows = task.raw(batch)[[c.name for c in task.columns]]
-            kinds = [k for k, c in enumerate(task.columns) if not c.number]
+        number = needs.target == "number"
+        if needs.table is not None:
+            columns = needs.table.columns
+            rows = needs.table.raw(batch)[[c.name for c in columns]]
+            kinds = [k for k, c in enumerate(columns) if not c.number]
             from sklearn.compose import make_column_transformer
             from sklearn.pipeline import make_pipeline
             from sklearn.preprocessing import OrdinalEncoder
 
             codes = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1)
-            order = make_column_transformer((codes, [task.columns[k].name for k in kinds]), remainder="passthrough")
+            order = make_column_transformer((codes, [columns[k].name for k in kinds]), remainder="passthrough")
             made = make_pipeline(order, estimator(self.name, 0, number, range(len(kinds)), **self.options))
         else:
             rows = batch["x"].flatten(1).numpy()
             made = estimator(self.name, 0, number, **self.options)
         y = batch["y"].numpy()
         made.fit(rows, y.squeeze(1) if number and y.shape[1] == 1 else y)
-        labels = [(task.labels or [])[int(c)] for c in made.classes_] if task.kind_of_target == "label" else None
+        labels = [needs.names[int(c)] for c in made.classes_] if needs.target == "label" else None
         return Built(Predictor(made, task, self.role or "teacher", labels), labels=task.labels, model=self)
 
 
-def _labelled(task: Task) -> Labelled:
-    if not isinstance(task, Labelled):
+def _answers(task: Task) -> Needs:
+    """What a task of classes or numbers needs."""
+    task.load()
+    needs = task.needs
+    if needs.form != "classes" or needs.tokens is not None:
         raise ConfigError(
             "teacher",
             "estimators answer with classes or numbers",
             given=type(task).__name__,
             expected="task=classification or task=table",
         )
-    return task
+    return needs
 
 
 # ------------------------------------------------------------------------------------------------------------- files

@@ -11,7 +11,7 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import Check, Task
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 from limbeck.models.forms import meet
 
 NAMES = {"model": {"conv-pyramid": "ConvPyramidModel", "reverse-decoder": "ReverseDecoderModel"}}
@@ -53,6 +53,7 @@ class ConvPyramidModel(Classifier):
     """
 
     forms = ("pyramid",)
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -71,7 +72,6 @@ class ConvPyramidModel(Classifier):
 
     def make(self, needs: Needs) -> nn.Module:
         """A `ConvPyramid`."""
-        needs_pictures(needs, "conv-pyramid")
         return ConvPyramid(needs.inputs[0], self.widths)
 
 
@@ -93,6 +93,7 @@ class ReverseDecoderModel(Classifier):
     """
 
     forms = ("pyramid",)
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -123,7 +124,6 @@ class ReverseDecoderModel(Classifier):
         """A ``limbeck.networks.reverse.PyramidStudent``."""
         from limbeck.networks.reverse import PyramidStudent
 
-        needs_pictures(needs, "reverse-decoder")
         return PyramidStudent(
             (needs.inputs[1], needs.inputs[2]),
             self.widths,

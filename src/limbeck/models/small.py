@@ -10,7 +10,7 @@ from torch import nn
 
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.task import DEEPEST, Check
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 
 NAMES = {"model": {"mlp": "MlpModel", "convnet": "ConvNetModel", "cifar-resnet": "CifarResNetModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -28,6 +28,7 @@ class MlpModel(Classifier):
     """
 
     forms = ("classes", "vector")
+    takes = ("pictures", "rows", "table")
 
     def __init__(
         self,
@@ -76,6 +77,7 @@ class ConvNetModel(Classifier):
     """
 
     forms = ("classes", "vector")
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -103,7 +105,6 @@ class ConvNetModel(Classifier):
         """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
         from limbeck.networks.convnet import ConvNet
 
-        needs_pictures(needs, "convnet")
         shape = needs.inputs
         depth = self.depth or max(1, round(math.log2(min(shape[1:]))) - 2)
         return ConvNet(
@@ -127,6 +128,7 @@ class CifarResNetModel(Classifier):
     """
 
     forms = ("classes", "vector")
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -151,5 +153,4 @@ class CifarResNetModel(Classifier):
         """A ``limbeck.networks.cifar_resnet.CifarResNet``."""
         from limbeck.networks.cifar_resnet import CifarResNet
 
-        needs_pictures(needs, "cifar-resnet")
         return CifarResNet(self.depth, needs.outputs, needs.inputs[0], self.width)

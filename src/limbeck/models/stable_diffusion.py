@@ -11,7 +11,7 @@ from limbeck.errors import ConfigError, ShapeError, require
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Task
 from limbeck.models.diffusers_denoiser import Diffusers
-from limbeck.tasks.prompted import Prompted
+from limbeck.models.forms import meet
 
 NAMES = {"model": {"stable-diffusion": "StableDiffusion"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -64,7 +64,8 @@ class StableDiffusion(Diffusers):
         Raises:
             ConfigError: no prompt; no autoencoder in the folder; latents of another shape.
         """
-        if not isinstance(task, Prompted):
+        needs = meet(self, task)
+        if needs.target != "prompt" or not needs.names:
             raise ConfigError(
                 "task.prompt", "a model of texts must be told what to draw", remedy="set task.prompt='a red cup'"
             )
@@ -79,11 +80,11 @@ class StableDiffusion(Diffusers):
         ).eval()
         config: Any = vae.config
         factor = 2 ** (len(config.block_out_channels) - 1)
-        if config.latent_channels != task.shape[0]:
+        if config.latent_channels != needs.inputs[0]:
             raise ConfigError(
                 "task.latents",
                 "its autoencoder makes others",
-                given=task.shape[0],
+                given=needs.inputs[0],
                 expected=f"{config.latent_channels} channels, a side {factor} times smaller",
                 remedy=f"set task.latents=[{config.latent_channels}, {factor}]",
             )

@@ -9,7 +9,6 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.task import Model, Task
 from limbeck.networks.table_vae import TableEncoder
-from limbeck.tasks.table import Table
 
 NAMES = {"model": {"table-encoder": "TableEncoderModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -37,11 +36,12 @@ class TableEncoderModel(Model):
         Raises:
             ConfigError: the task is no table.
         """
-        if not isinstance(task, Table):
-            raise ConfigError("model", "encodes rows of tables", given=type(task).__name__, expected="task=table")
         task.load()
-        groups = len(task.groups) if self.sees_protected else 0
-        return Built(TableEncoder(task.shape[0] + task.outputs, self.latent, groups, self.hidden), model=self)
+        needs = task.needs
+        if needs.table is None:
+            raise ConfigError("model", "encodes rows of tables", given=type(task).__name__, expected="task=table")
+        groups = len(needs.table.groups) if self.sees_protected else 0
+        return Built(TableEncoder(needs.inputs[0] + needs.outputs, self.latent, groups, self.hidden), model=self)
 
 
 __all__ = ["TableEncoderModel"]

@@ -8,7 +8,7 @@ from torch import nn
 
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.task import Check
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 
 NAMES = {"model": {"unet": "UNetModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -25,6 +25,7 @@ class UNetModel(Classifier):
     """
 
     forms = ("map",)
+    takes = ("pictures",)
 
     def __init__(
         self,
@@ -53,5 +54,4 @@ class UNetModel(Classifier):
         """A ``limbeck.networks.maps.UNet``."""
         from limbeck.networks.maps import UNet
 
-        needs_pictures(needs, "unet")
         return UNet(needs.inputs[0], needs.outputs, self.width, self.depth, self.stride, self.norm)

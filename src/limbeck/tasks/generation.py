@@ -111,7 +111,7 @@ class Generation(SourceTask):
     @property
     def needs(self) -> Needs:
         """A denoiser of the task's pictures that knows their classes."""
-        return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()))
+        return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()), schedule=self.schedule)
 
     def load(self, seed: int | None = None) -> None:
         """Read and check the data and the schedule.

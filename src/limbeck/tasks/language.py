@@ -127,7 +127,7 @@ class Language(Task):
     @property
     def needs(self) -> Needs:
         """A row of values at every token; how many is known with the tokenizer, which is a model's or the task's."""
-        return Needs((self.length,), 0, "tokens", target="token")
+        return Needs((self.length,), 0, "tokens", target="token", tokens=self)
 
     def load(self, seed: int | None = None) -> None:
         """Read the text, deal it, choose the student's documents by ``seed``. Tokens are made when first asked for.
@@ -254,7 +254,7 @@ class Language(Task):
         return [document.text[:300] for document in self.texts.train[:10]]
 
     @property
-    def size(self) -> int:
+    def vocabulary(self) -> int:
         """How many token ids there are (the largest and one)."""
         return vocabulary_size(self.tokenizer)
 
@@ -372,7 +372,7 @@ class Language(Task):
 
     def cache_bytes(self) -> float:
         """Of a large vocabulary a position keeps 50 likeliest tokens (id and half precision logit) and the tail."""
-        return self.length * (50 * 6.0 + 4.0 if self.size > DENSE_OUTPUTS else 2.0 * self.size)
+        return self.length * (50 * 6.0 + 4.0 if self.vocabulary > DENSE_OUTPUTS else 2.0 * self.vocabulary)
 
 
 def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> tuple[dict[str, float], Tensor]:

@@ -139,7 +139,7 @@ class MaskedWords(Tokenized, Task):
     @property
     def needs(self) -> Needs:
         """A row of values over the vocabulary at every token."""
-        return Needs((), 0, "tokens", (), "label")
+        return Needs((self.length,), 0, "hidden-tokens", target="token", tokens=self)
 
     # ------------------------------------------------------------------------------------------------ training
 

@@ -97,7 +97,7 @@ class Prompted(Generation):
     @property
     def needs(self) -> Needs:
         """A denoiser of latents."""
-        return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()))
+        return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()), "prompt", schedule=self.schedule)
 
     def example(self, n: int = 2) -> Batch:
         """Noise for the first texts."""

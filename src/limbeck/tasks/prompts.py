@@ -191,7 +191,7 @@ class Prompts(Generation):
     @property
     def needs(self) -> Needs:
         """A denoiser that is told embeddings."""
-        return Needs(self.shape, 0, "denoiser")
+        return Needs(self.shape, 0, "denoiser", target="prompt", schedule=self.schedule, null=self.null_prompt)
 
     @property
     def conditions(self) -> Data:

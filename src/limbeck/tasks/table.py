@@ -22,6 +22,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.functional.tables import alpha_precision, density_coverage, group_rates, parity
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Batch, Built, Data
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
@@ -269,6 +270,11 @@ class Table(Labelled):
     def seen(self, batch: Batch) -> Tensor:
         """What encoders of rows see: columns and class, one-hot [N, width]."""
         return torch.cat([batch["x"], torch.nn.functional.one_hot(batch["y"], self.outputs).to(batch["x"].dtype)], -1)
+
+    @property
+    def needs(self) -> Needs:
+        """One row of values a row of the table."""
+        return super().needs.with_(table=self)
 
     def feed(self, module: Any, batch: Batch) -> Any:
         """Columns go into networks for classes; encoders see class and protected attribute too."""

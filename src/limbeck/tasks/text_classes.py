@@ -15,6 +15,7 @@ from limbeck.data.splits import EmptyClasses, ready
 from limbeck.data.text import Document, places_of
 from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.method import Batch
+from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, Natural
 from limbeck.tasks.classification import Classification
@@ -130,6 +131,11 @@ class TextClasses(Tokenized, Classification):
         """A row of so many tokens, at most."""
         self.loaded()
         return (self.length,)
+
+    @property
+    def needs(self) -> Needs:
+        """One row of values a text."""
+        return super().needs.with_(tokens=self)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """None: token ids are not normalised."""

@@ -36,8 +36,8 @@ def imported(code: str) -> set[str]:
     return names
 
 
-def test_the_readme_shows_each_door() -> None:
-    code = "\n".join(code for place, code in BLOCKS if place.startswith("README"))
+def test_every_way_to_use_limbeck_has_an_example() -> None:
+    code = "\n".join(code for place, code in BLOCKS if place.startswith(("README", "docs/python.md")))
     for word in ("limbeck.distill(", "limbeck.functional", "Criterion(", "LightningModule", "\nTrainer("):
         assert word in code
 

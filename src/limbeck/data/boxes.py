@@ -212,7 +212,7 @@ def assembled(
     return judge_by_valid(parted(items, split), list(labels), "labels", notes)
 
 
-def _file_by_stem(root: Path) -> dict[str, Path]:
+def file_by_name(root: Path) -> dict[str, Path]:
     return {Path(f.name).name: Path(f.path) for f in list_pictures(root).found}
 
 
@@ -264,7 +264,7 @@ class CocoBoxes(BoxSource):
                 "task.data.path", given=self.path, expected="COCO's JSON with images, annotations and categories"
             )
         folder = as_path(self.images, "task.data.images") if self.images else root if root.is_dir() else root.parent
-        pictures = _file_by_stem(folder)
+        pictures = file_by_name(folder)
         names: dict[int, str] = {}
         for _, r in read:
             names |= {int(c["id"]): str(c["name"]) for c in r.get("categories", [])}
@@ -447,7 +447,7 @@ class Voc(BoxSource):
                 for line in listing.read_text(encoding="utf-8").split("\n"):
                     if line.strip():
                         split.setdefault(line.split()[0], s)
-        pictures = {Path(n).stem: p for n, p in _file_by_stem(root / "JPEGImages").items()}
+        pictures = {Path(n).stem: p for n, p in file_by_name(root / "JPEGImages").items()}
         read, bad = [], []
         for file in files:
             if split and file.stem not in split:

@@ -10,7 +10,20 @@ from torch import Tensor
 
 from limbeck.functional.diffusion import Schedule
 
-Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "hidden-tokens", "denoiser", "graphs", "scene"]
+Form = Literal[
+    "classes",
+    "map",
+    "pyramid",
+    "vector",
+    "boxes",
+    "tokens",
+    "hidden-tokens",
+    "denoiser",
+    "graphs",
+    "scene",
+    "keypoints",
+    "poses",
+]
 """What a network answers an item with.
 
 - ``classes``: a row of values, ``[N, outputs]``: logits of classes, or numbers.
@@ -23,12 +36,14 @@ Form = Literal["classes", "map", "pyramid", "vector", "boxes", "tokens", "hidden
 - ``hidden-tokens``: the same at tokens that are hidden, told from the tokens on both sides.
 - ``denoiser``: noise, or what it hides, in the shape of the input.
 - ``scene``: pictures ``[N, C, h, w]`` of what it is itself, from the cameras that go in. It has no inputs beside them.
+- ``keypoints``: x and y of points as shares of the picture about its middle, ``[N, outputs]`` or ``[N, outputs / 2, 2]``.
+- ``poses``: instances of parts with their joints, in the plane and in space, see `limbeck.networks.part_detector`.
 - ``graphs``: a row of values a graph, ``[N, outputs]``. Graphs are ragged: nodes ``[R, features]`` beside their edges.
 """
 
 FORMS: tuple[Form, ...] = get_args(Form)
 
-IN_PIXELS = ("map", "boxes")
+IN_PIXELS = ("map", "boxes", "poses")
 """Forms whose targets lie in the pixels of the input: one that is resized no longer fits them."""
 
 

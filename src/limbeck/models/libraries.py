@@ -117,7 +117,7 @@ class Timm(LibraryModel):
         pretrained: load timm's pretrained weights (downloaded where they are not cached).
     """
 
-    forms = ("classes", "map", "pyramid", "vector")
+    forms = ("classes", "map", "pyramid", "vector", "keypoints")
     takes = ("pictures",)
 
     def __init__(
@@ -233,7 +233,7 @@ class Torchvision(LibraryModel):
         weights: pretrained weights: ``DEFAULT``, or a name such as ``IMAGENET1K_V2`` (downloaded where not cached).
     """
 
-    forms = ("classes", "map", "vector", "boxes")
+    forms = ("classes", "map", "vector", "keypoints", "boxes")
     takes = ("pictures",)
 
     def __init__(

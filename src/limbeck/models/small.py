@@ -27,7 +27,7 @@ class MlpModel(Classifier):
         dropout: share of hidden values dropped while training.
     """
 
-    forms = ("classes", "vector")
+    forms = ("classes", "vector", "keypoints")
     takes = ("pictures", "rows", "table")
 
     def __init__(
@@ -76,7 +76,7 @@ class ConvNetModel(Classifier):
         pooling: ``avg``, ``max`` or ``none``.
     """
 
-    forms = ("classes", "vector")
+    forms = ("classes", "vector", "keypoints")
     takes = ("pictures",)
 
     def __init__(
@@ -127,7 +127,7 @@ class CifarResNetModel(Classifier):
         width: channels of the first stage.
     """
 
-    forms = ("classes", "vector")
+    forms = ("classes", "vector", "keypoints")
     takes = ("pictures",)
 
     def __init__(

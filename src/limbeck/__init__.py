@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from limbeck.grammar.signal import Signal, Tap
     from limbeck.grammar.task import Model, Task
     from limbeck.objectives.criterion import Criterion
+    from limbeck.predict import Loaded, load
     from limbeck.recipe.recipe import Recipe
     from limbeck.recipe.trust import trusting
 
@@ -35,6 +36,7 @@ _WHERE = {
     "EngineSettings": "limbeck.engine.engine",
     "FairSynthesizer": "limbeck.estimators",
     "LimbeckError": "limbeck.errors",
+    "Loaded": "limbeck.predict",
     "Method": "limbeck.grammar.method",
     "Model": "limbeck.grammar.task",
     "Objective": "limbeck.grammar.method",
@@ -52,6 +54,7 @@ _WHERE = {
     "distill": "limbeck.api",
     "fit": "limbeck.engine.inner",
     "functional": "limbeck.functional",
+    "load": "limbeck.predict",
     "trusting": "limbeck.recipe.trust",
 }
 
@@ -64,6 +67,7 @@ __all__ = [
     "EngineSettings",
     "FairSynthesizer",
     "LimbeckError",
+    "Loaded",
     "Method",
     "Model",
     "Objective",
@@ -82,6 +86,7 @@ __all__ = [
     "distill",
     "fit",
     "functional",
+    "load",
     "trusting",
 ]
 

@@ -43,6 +43,8 @@ COMMANDS: Final[dict[str, str]] = {
     "show": "one method: facts, claim, recipe, source",
     "cache": "record a teacher's answers once",
     "report": "write a run's report again",
+    "predict": "ask what was distilled about your own files",
+    "evaluate": "judge what was distilled on labelled data",
     "export": "write a run's student in another format",
     "doctor": "versions, devices, extras, folders",
     "demo": "the main job in three minutes on embedded data",

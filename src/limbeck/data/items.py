@@ -211,6 +211,89 @@ class Joined:
         return digest(*(s.fingerprint for s in self.sets))
 
 
+class Nothing:
+    """No items, of a known shape: the data of a task that is only asked for answers.
+
+    Args:
+        shape: of an input.
+        y: targets of no item, [0] or [0, C].
+    """
+
+    fingerprint = ""
+
+    def __init__(self, shape: tuple[int, ...], y: Tensor) -> None:
+        self.shape, self.y = shape, y
+
+    def __len__(self) -> int:
+        return 0
+
+    def fetch(self, items: Tensor) -> Batch:
+        """There are none."""
+        raise DataError("data", "no data are read where a network is only asked for answers")
+
+
+class Renumbered:
+    """Items whose classes have other numbers: those of a network that knows more of them, or in another order.
+
+    Args:
+        items: as a source gives them.
+        place: the number of each of their classes [C].
+        classes: how many there are now.
+    """
+
+    def __init__(self, items: Items, place: Tensor, classes: int) -> None:
+        self.items, self.place, self.classes = items, place, classes
+        self.shape, self.y = items.shape, self._moved(items.y)
+
+    def _moved(self, y: Tensor) -> Tensor:
+        if not y.is_floating_point() and y.ndim != 2:
+            return self.place[y]
+        return y.new_zeros(len(y), self.classes).index_copy(1, self.place, y)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The items as one batch."""
+        batch = self.items.fetch(items)
+        for name in ("y", "labels"):
+            if name in batch:
+                y = batch[name]
+                plain = not y.is_floating_point()
+                batch[name] = self.place[y] if plain else self._moved(y)
+        return batch
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the items and of the numbers."""
+        return digest(self.items.fingerprint, self.place, self.classes)
+
+
+def renumbered(splits: Splits, names: Sequence[str]) -> Splits:
+    """Splits whose classes are numbered as a network knows them.
+
+    Raises:
+        DataError: classes that the network does not know.
+    """
+    if list(splits.labels) == list(names) or splits.kind == "number":
+        return splits
+    fold = {n.casefold(): i for i, n in enumerate(names)}
+    odd = [n for n in splits.labels if n.casefold() not in fold]
+    if odd:
+        shown = ", ".join(map(repr, odd[:8])) + (", ..." if len(odd) > 8 else "")
+        raise DataError(
+            "task.data",
+            f"{len(odd)} classes that the network does not know: {shown}",
+            expected=", ".join(map(str, list(names)[:12])),
+            remedy="leave these items out, or name the network's own classes",
+        )
+    place = torch.tensor([fold[n.casefold()] for n in splits.labels], dtype=torch.int64)
+    lost = len(names) - len(splits.labels)
+    made = [None if s is None else Renumbered(s, place, len(names)) for s in (splits.train, splits.valid, splits.test)]
+    notes = [*splits.notes, *([f"{lost} of the network's {len(names)} classes have no items here"] if lost else [])]
+    return Splits(made[0], made[1], made[2], list(names), splits.kind, notes, splits.declared)  # type: ignore[arg-type]
+
+
 def choose(y: Tensor, count: int, *key: Any, leave: int = 0) -> Tensor:
     """``count`` items drawn without replacement, each class in proportion (stratified). Sorted ids, int64 [count].
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -17,6 +19,31 @@ FEW = 12
 
 
 EmptyClasses = Literal["error", "keep"]
+
+_WHOLE: ContextVar[list[str] | None] = ContextVar("limbeck_judged_whole", default=None)
+
+
+@contextmanager
+def judged_whole(yes: bool = True) -> Iterator[list[str]]:
+    """Inside, data without a test split are read as one: all of their items are the test split, and none is set aside.
+
+    Yields a list, in which stands afterwards what was read so.
+    """
+    found: list[str] = []
+    token = _WHOLE.set(found if yes else None)
+    try:
+        yield found
+    finally:
+        _WHOLE.reset(token)
+
+
+def whole_wanted(what: str) -> bool:
+    """Whether data without a test split are judged as a whole; noted where they are."""
+    found = _WHOLE.get()
+    if found is None:
+        return False
+    found.append(what)
+    return True
 
 
 def check_shares(valid_fraction: float, test_fraction: float, size: int | None) -> None:
@@ -53,6 +80,12 @@ def ready(
     """
     if len(splits.train) == 0:
         raise DataError("data", "there are no training items", expected="at least one item of each class")
+    if splits.test is None and whole_wanted("items"):
+        everything = splits.train if splits.valid is None else _joined([splits.train, splits.valid])
+        check_items(everything, "test", splits.kind, splits.labels)
+        notes = [*splits.notes, f"no test split: all {len(everything)} items are judged"]
+        made = Splits(everything, everything, everything, splits.labels, splits.kind, notes)
+        return made
     _check_classes(splits, empty_classes)
     key = ("deal", deal) if deal else ()
     if deal:

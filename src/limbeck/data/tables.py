@@ -808,10 +808,10 @@ class FrameTable(_Tabular):
         return len(self.frames["train"])
 
     def _tables(self) -> tuple[list[_Part], Path, list[str]]:
-        return [_Part(split, f"{split} frame", _rows_of_frame(f)) for split, f in self.frames.items()], Path(), []
+        return [_Part(split, f"{split} frame", rows_of_frame(f)) for split, f in self.frames.items()], Path(), []
 
 
-def _rows_of_frame(frame: Any) -> Rows:
+def rows_of_frame(frame: Any) -> Rows:
     """The columns of a DataFrame; a place is the row's own index."""
     names = [str(c) for c in frame.columns]
     if len(set(names)) < len(names):

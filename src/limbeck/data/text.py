@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from limbeck.data.names import counted, is_blank, some
+from limbeck.data.splits import whole_wanted
 from limbeck.errors import DataError
 from limbeck.grammar.component import Component
 
@@ -150,6 +151,11 @@ def deal(
     """
     splits, notes = _sorted_out(found)
     pairs = any(d.prompt or d.turns for documents in splits.values() for d in documents)
+    if not splits["test"] and whole_wanted("documents"):
+        every = [d for documents in splits.values() for d in documents]
+        if not every:
+            raise DataError(where, "there is no text in it", remedy="name a file or folder with text, or another field")
+        return Texts(every, every, every, pairs, [*notes, f"no test split: all {len(every)} documents are judged"])
     if again:
         everything = [d for documents in splits.values() for d in documents]
         valid, test = (

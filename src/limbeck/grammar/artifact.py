@@ -53,6 +53,9 @@ class NetworkArtifact(Artifact):
         task: what it is for.
         built: the network with its contract and labels.
         part: the part of the task that it is for (`Task.part`); empty for the whole.
+
+    Attributes:
+        metrics: what it scored on the test split, once that is known: it travels with the network.
     """
 
     kind: ClassVar[str] = "network"
@@ -60,6 +63,7 @@ class NetworkArtifact(Artifact):
 
     def __init__(self, task: Task, built: Built, part: str = "") -> None:
         self.task, self.built, self.part = task, built, part
+        self.metrics: dict[str, float] = {}
 
     def judge(self, task: Task) -> Task:
         """What judges it: the task, or the part of it that it is for."""
@@ -75,10 +79,12 @@ class NetworkArtifact(Artifact):
     def about(self) -> dict[str, Any]:
         """What must be known to use the network elsewhere: class names, preprocessing, how it is built, its task."""
         return {
+            "kind": self.kind,
             "labels": self.built.labels,
             "preprocessing": self.built.contract.as_config(),
             "model": _node(self.built.model),
-            "task": self.task.describe(),
+            "task": {**_settings(self.task), "classes": self.task.labels, **self.task.describe()},
+            **({"metrics": dict(self.metrics)} if self.metrics else {}),
         }
 
     def state(self) -> dict[str, Any]:
@@ -105,3 +111,11 @@ def _node(model: Any) -> dict[str, Any] | None:
         return node_of(model)
     except (Mismatch, AttributeError):
         return None
+
+
+def _settings(task: Any) -> dict[str, Any]:
+    """A task's name in recipes and its settings, without its data and whatever names a place on this machine."""
+    given = task.config if isinstance(getattr(task, "config", None), dict) else {}
+    away = {"use", "data", "unlabelled", "photos", "path", *type(task).paths}
+    kept = {k: v for k, v in given.items() if k not in away and not isinstance(v, dict)}
+    return {"use": given["use"], "settings": kept} if given.get("use") else {}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Form, Items, Needs
@@ -141,6 +142,48 @@ class Task(Component):
     def describe(self) -> dict[str, Any]:
         """Plain facts that travel with a network (in ``student.json``), so that its answers can be read elsewhere."""
         return {}
+
+    # -- a trained network's answers for somebody's own items ------------------------------------------------------------
+
+    def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
+        """Know again what a network was made for, from what `describe` said of it.
+
+        Args:
+            about: ``student.json``, what it says of the task on the same level.
+            bare: no data are read at all; otherwise `load` still reads them, coded as those of the network were.
+
+        Raises:
+            ConfigError: networks of this task are not opened so.
+        """
+        raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """What somebody hands over (paths, arrays, texts, a DataFrame) as items without targets (`limbeck.data.asked.Asked`).
+
+        Args:
+            given: see `limbeck.predict.Loaded.predict`.
+            preprocessing: what ``student.json`` says of it.
+
+        Raises:
+            DataError: what cannot be read, or is of another kind than the network takes.
+        """
+        raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """What a network answers for a batch of such items, one each, without a graph and in evaluation mode.
+
+        Args:
+            built: the network, in its contract.
+            batch: of ``asked``, on the network's device.
+            asked: all of the items.
+            items: which of them the batch holds.
+            **options: what the task offers beside.
+        """
+        raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
+
+    def drawn(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
+        """An item with its answer as a picture, uint8 [3, H, W]; ``None`` where there is nothing to draw."""
+        return None
 
     def part(self, name: str) -> Task:
         """A part of the task that a participant may be for (the hands of a body, the validity of a sentence).

@@ -240,6 +240,8 @@ def _distil(
     result["cost"]["cpu_seconds"] = time.process_time() - began[1]
     result.update({**method.extras(), **task.extras(scored.rows, bench), **evaluator.extras(artifact, bench)})
     if main:
+        if isinstance(artifact, NetworkArtifact):
+            artifact.metrics = dict(metrics["student"])  # it travels with what it is worth
         artifact.save(folder)
         save_items(folder, scored.named())
         logs.summary(result)

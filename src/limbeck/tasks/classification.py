@@ -15,6 +15,7 @@ from limbeck.data.splits import EmptyClasses
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError
 from limbeck.functional.metrics import calibration_error, calibration_table
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
@@ -33,6 +34,59 @@ NAMES = {"task": {"classification": "Classification"}}
 
 class Labelled(OutputTask):
     """What `Classification` and `Condensation` share: items with one class, several classes, or numbers."""
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        if self.kind_of_target == "number":
+            self.number_mean = torch.tensor([float(v) for v in about["number_mean"]])
+            self.number_std = torch.tensor([float(v) for v in about["number_std"]])
+        self._look()
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """The likeliest class with its probability; every label above a half; or numbers in the data's units."""
+        z = self.signal(built, batch).logits.float().cpu()
+        names = self.labels or [str(i) for i in range(z.shape[1])]
+        if self.kind_of_target == "number":
+            real = (z.double() * self.number_std.double() + self.number_mean.double()).float()
+            return [
+                Answer({"values": dict(zip(names, row.tolist(), strict=True))}, {"values": row}) for row in real
+            ]
+        if self.kind_of_target == "labels":
+            p = z.sigmoid()
+            return [
+                Answer(
+                    {
+                        "labels": [n for n, yes in zip(names, (z[i] > 0).tolist(), strict=True) if yes],
+                        "scores": dict(zip(names, p[i].tolist(), strict=True)),
+                    },
+                    {"scores": p[i], "logits": z[i]},
+                )
+                for i in range(len(z))
+            ]
+        p, k = z.softmax(-1), min(int(options.get("top") or 1), z.shape[1])
+        best = z.topk(k, -1).indices
+        first = z.argmax(-1).tolist()
+        found = []
+        for i in range(len(z)):
+            row: dict[str, Any] = {"label": names[first[i]], "score": float(p[i, first[i]])}
+            if k > 1:
+                row["top"] = {names[c]: float(p[i, c]) for c in best[i].tolist()}
+            found.append(Answer(row, {"scores": p[i], "logits": z[i]}))
+        return found
+
+    def drawn(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
+        """The picture with the answer above it; nothing of rows."""
+        from limbeck.tasks.drawing import captioned
+
+        if not hasattr(asked, "original"):
+            return None
+        row = answer.row
+        said = (
+            f"{row['label']} {row['score']:.2f}" if "label" in row
+            else ", ".join(row["labels"]) or "none" if "labels" in row
+            else ", ".join(f"{n} {v:.4g}" for n, v in row["values"].items())
+        )  # fmt: skip
+        return captioned(asked.original(item), said)
 
     def check_splits(self, splits: Splits) -> None:
         """Refuse numbers that are all the same."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
+from limbeck.data.asked import AskedPictures, asked_rows
 from limbeck.data.classes import match_classes
-from limbeck.data.items import Items, Kind, Part, Splits, choose
+from limbeck.data.items import Items, Kind, Nothing, Part, Splits, choose, renumbered
 from limbeck.data.sources import Digits, Source
 from limbeck.data.splits import Sizes, sizes_of
 from limbeck.data.unlabelled import Unlabelled, overlap, read_unlabelled
@@ -78,6 +80,37 @@ class SourceTask(Task):
         self._pool: Items | None = None
         self._seed: int | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+        self.recalled: Mapping[str, Any] = {}
+
+    # ---------------------------------------------------------------------------------------- answers for other items
+    def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
+        """Class names, targets and shape of the items that a network was made for.
+
+        Raises:
+            DataError: ``about`` does not say them.
+        """
+        try:
+            shape = tuple(int(n) for n in about["input"])
+            names = about.get("classes") or about.get("labels")
+            self.recalled = {**about, "classes": [str(n) for n in names] if names else []}
+            self._recall(self.recalled)
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError("student.json", f"does not say what its network was made for: {error!r}") from None
+        if bare:
+            self.labels = list(self.recalled["classes"]) or None
+            none = Nothing(shape, torch.zeros(0, dtype=torch.int64))
+            self._pool = self.train = self.teacher_train = self.valid = self.test = none
+            self._seed = 0
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        """What else is to be known of it."""
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Pictures, or rows of numbers."""
+        shape = tuple(self.recalled.get("input") or self.shape)
+        if len(shape) == 3:
+            return AskedPictures(given, shape, preprocessing)
+        return asked_rows(given, shape[0], list(preprocessing.get("columns") or ()))
 
     def read(self) -> Splits:
         """The items in three splits. Override it to ask the source for others than items with one class each."""
@@ -114,6 +147,8 @@ class SourceTask(Task):
 
     def _read(self) -> None:
         splits = self.read()
+        if self.recalled.get("classes"):
+            splits = renumbered(splits, self.recalled["classes"])
         self.labels = list(splits.labels)
         self.notes, self.class_sizes = list(splits.notes), sizes_of(splits)
         self.check_splits(splits)
@@ -194,6 +229,9 @@ class OutputTask(SourceTask):
         super().__post_init__()
         self.kind_of_target: Kind = "label"
 
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        self.kind_of_target = about.get("target") or "label"
+
     def check_splits(self, splits: Splits) -> None:
         """Take what the items are answered with."""
         self.kind_of_target = splits.kind
@@ -258,6 +296,8 @@ class OutputTask(SourceTask):
             ConfigError: the network fails on them.
             TeacherMismatch, ShapeError: its outputs have another shape, or their classes do not stand last.
         """
+        if self.recalled and not len(self.train):
+            return  # a network that is only asked for answers
         held = built.model is None or getattr(built.model, "held", False)  # the caller's own module
         name = type(built.module if held else built.model).__name__
         ids = torch.arange(min(2, len(self.train)))

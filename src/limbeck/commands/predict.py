@@ -26,20 +26,30 @@ def main(words: list[str]) -> int:
     parser.add_argument("files", metavar="FILE", nargs="*", help="files or folders; of a sampler classes")
     parser.add_argument("--text", metavar="TEXT", action="append", default=[], help="a text itself; may be repeated")
     parser.add_argument(
-        "--out", metavar="FILE", type=common.folder_or_file("--out"), help="a .csv or .jsonl file (otherwise on the screen)"
+        "--out",
+        metavar="FILE",
+        type=common.folder_or_file("--out"),
+        help="a .csv or .jsonl file (otherwise on the screen)",
     )
     parser.add_argument("--draw", metavar="DIR", type=common.folder_or_file("--draw"), help="a folder for pictures")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="of a run: last (default), best (on validation), or a checkpoint's number"
     )
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps (the best there is)")
-    parser.add_argument("--batch", metavar="N", type=common.whole(1, "--batch"), default=64, help="items at a time (64)")
+    parser.add_argument(
+        "--batch", metavar="N", type=common.whole(1, "--batch"), default=64, help="items at a time (64)"
+    )
     parser.add_argument("--top", metavar="N", type=common.whole(1, "--top"), help="so many classes, with probabilities")
     parser.add_argument("--threshold", metavar="P", help="of the scores of boxes (0.3)")
     parser.add_argument(
-        "--tokens", metavar="N", type=common.whole(0, "--tokens"), help="a language model writes so many (0: it only judges)"
+        "--tokens",
+        metavar="N",
+        type=common.whole(0, "--tokens"),
+        help="a language model writes so many (0: it only judges)",
     )
-    parser.add_argument("--count", metavar="N", type=common.whole(1, "--count"), help="samples (of each class) or views")
+    parser.add_argument(
+        "--count", metavar="N", type=common.whole(1, "--count"), help="samples (of each class) or views"
+    )
     parser.add_argument("--steps", metavar="N", type=common.whole(1, "--steps"), help="a sampler's steps")
     parser.add_argument("--guidance", metavar="W", help="a sampler's guidance weight, 0 is none (scale = 1 + w)")
     parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="of samples (0)")
@@ -72,7 +82,7 @@ def main(words: list[str]) -> int:
         given = [*args.files, *args.text]
         makes = loaded.kind in ("sampler", "scene", "dataset", "table")
         if not given and not makes:
-            raise ConfigError("FILE", "is missing", expected="files or folders to be answered" )
+            raise ConfigError("FILE", "is missing", expected="files or folders to be answered")
         if makes and args.draw is None and loaded.kind in ("sampler", "scene"):
             raise ConfigError("--draw", f"a {loaded.kind} makes pictures", expected="a folder for them: --draw DIR")
         found = loaded.predict(

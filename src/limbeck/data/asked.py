@@ -79,6 +79,7 @@ class AskedPictures:
         if not self._read:
             raise DataError("inputs", "there are no pictures", expected="picture files, folders of them, or arrays")
         self._pool: ThreadPoolExecutor | None = None
+        self._sizes: dict[int, tuple[int, int]] = {}
 
     def _take(self, one: Any) -> None:
         if is_path(one):
@@ -127,6 +128,18 @@ class AskedPictures:
         except OSError as error:
             raise DataError(self.names[i], f"cannot be read: {error.strerror or error}") from None
 
+    def size_of(self, i: int) -> tuple[int, int]:
+        """(height, width) of a picture as it was given."""
+        if i not in self._sizes:
+            x = self.original(i)
+            self._sizes[i] = int(x.shape[-2]), int(x.shape[-1])
+        return self._sizes[i]
+
+    def _one(self, i: int) -> Tensor:
+        x = self.original(i)
+        self._sizes[i] = int(x.shape[-2]), int(x.shape[-1])
+        return self.brought(x)
+
     def brought(self, x: Tensor) -> Tensor:
         """A picture [C, H, W] with the task's size and channels, float32 in [0, 1]."""
         return to_unit(of_channels(fitted(x, (self.shape[1], self.shape[2]), self.how), self.shape[0]))
@@ -136,8 +149,8 @@ class AskedPictures:
         ids = items.tolist()
         if len(ids) > 4 and not isinstance(self._read[ids[0]], Tensor):
             self._pool = self._pool or ThreadPoolExecutor(4)
-            return {"x": torch.stack(list(self._pool.map(lambda i: self.brought(self.original(i)), ids)))}
-        return {"x": torch.stack([self.brought(self.original(i)) for i in ids])}
+            return {"x": torch.stack(list(self._pool.map(self._one, ids)))}
+        return {"x": torch.stack([self._one(i) for i in ids])}
 
 
 def as_pictures(given: Any) -> Tensor:
@@ -157,7 +170,9 @@ def as_pictures(given: Any) -> Tensor:
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
         x = x.movedim(-1, 1)
     if x.ndim != 4 or not x.numel():
-        raise DataError("inputs", "is no array of pictures", given=list(x.shape), expected="[N, C, H, W] or [N, H, W, C]")
+        raise DataError(
+            "inputs", "is no array of pictures", given=list(x.shape), expected="[N, C, H, W] or [N, H, W, C]"
+        )
     if x.dtype in (torch.uint8, torch.uint16):
         return x
     x = x.float()
@@ -316,7 +331,9 @@ def _finite(x: Tensor) -> Tensor:
     bad = (~torch.isfinite(x)).any(1).nonzero()[:, 0]
     if len(bad):
         shown = some([str(int(i)) for i in bad])
-        raise DataError("inputs", f"{len(bad)} rows hold NaN, infinity or no number: {shown}", expected="finite numbers")
+        raise DataError(
+            "inputs", f"{len(bad)} rows hold NaN, infinity or no number: {shown}", expected="finite numbers"
+        )
     return x
 
 
@@ -426,7 +443,9 @@ def _from_file(path: Path, documents: list[Document], names: list[str]) -> None:
 def _from_table(tables: Sequence[Rows], rows: list[str], documents: list[Document], names: list[str]) -> None:
     for table in tables:
         pair = next((p for p in PAIRS if all(n in table.columns for n in p)), None)
-        prompt = next((p for p in (("prompt", "completion"), ("question", "answer")) if set(p) <= set(table.names)), None)
+        prompt = next(
+            (p for p in (("prompt", "completion"), ("question", "answer")) if set(p) <= set(table.names)), None
+        )
         both = pair or prompt
         one = next((n for n in TEXTS if n in table.columns), None)
         if both is None and one is None:

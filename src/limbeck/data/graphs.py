@@ -64,6 +64,35 @@ class Alphabet:
         return None if self.edges is None else _one_hot(self.edges)
 
 
+def recoded(data: GraphData, alphabet: Alphabet, where: str = "inputs") -> GraphData:
+    """Graphs whose labels are told by another alphabet: that of the graphs that a network was trained on.
+
+    Raises:
+        DataError: labels that it does not have, columns more or less, or edge labels where the other has none.
+    """
+    label = _moved(data.alphabet.nodes, alphabet.nodes, data.label, "node", where)
+    edge = None
+    if alphabet.edges is not None:
+        if data.alphabet.edges is None or data.edge_label is None:
+            raise DataError(where, "edges have no labels, and those that the network was trained on have some")
+        edge = _moved(data.alphabet.edges, alphabet.edges, data.edge_label, "edge", where)
+    return GraphData(alphabet, data.ptr, label, data.edge_ptr, data.edges, edge, data.y, data.root)
+
+
+def _moved(given: Tensor, known: Tensor, label: Tensor, what: str, where: str) -> Tensor:
+    if given.shape[1] != known.shape[1]:
+        raise DataError(where, f"{what} labels have {given.shape[1]} columns", expected=f"{known.shape[1]}")
+    same = (given[:, None] == known[None]).all(-1)
+    new = (~same.any(1)).nonzero()[:, 0].tolist()
+    if new:
+        shown = ", ".join(str(given[i].tolist()) for i in new[:5])
+        raise DataError(
+            where, f"{counted(len(new), f'{what} label')} that the network was not trained on: {shown}",
+            expected="labels of the training graphs",
+        )  # fmt: skip
+    return same.int().argmax(1)[label]
+
+
 def _one_hot(table: Tensor) -> Tensor:
     columns = [column.unique(return_inverse=True)[1] for column in table.T]
     return torch.cat([torch.nn.functional.one_hot(c) for c in columns], 1).float()

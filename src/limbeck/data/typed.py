@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -100,6 +101,22 @@ class Typed:
         if not self.number:
             return np.array(self.values, dtype=object)[values.astype(np.int64)]
         return values if self.digits else values.astype(np.int64)
+
+    def as_config(self) -> dict[str, Any]:
+        """All that is known of the column, as plain values; `from_config` makes it again."""
+        return {
+            "name": self.name, "values": self.values, "edges": self.edges.tolist(), "inside": self.inside.tolist(),
+            "digits": self.digits, "common": self.common, "mean": self.mean, "std": self.std,
+        }  # fmt: skip
+
+    @classmethod
+    def from_config(cls, about: Mapping[str, Any]) -> Typed:
+        """What `as_config` gave."""
+        inside = np.array(about["inside"], dtype=np.float64).reshape(-1, INSIDE)
+        return cls(
+            str(about["name"]), [str(v) for v in about["values"]], np.array(about["edges"], dtype=np.float64), inside,
+            int(about["digits"]), int(about["common"]), float(about["mean"]), float(about["std"]),
+        )  # fmt: skip
 
     def describe(self) -> dict[str, Any]:
         """Plain facts, for a file beside the table."""

@@ -181,7 +181,7 @@ class Task(Component):
         """
         raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
 
-    def drawn(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
         """An item with its answer as a picture, uint8 [3, H, W]; ``None`` where there is nothing to draw."""
         return None
 

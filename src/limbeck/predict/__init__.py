@@ -134,7 +134,7 @@ class Loaded:
                 for i, answer in zip(ids.tolist(), found, strict=True):
                     answer.row = {"input": asked.names[i], **answer.row}
                     if drawings is not None:
-                        drawings.keep(asked.names[i], answer, self.task.drawn(answer, asked, i))
+                        drawings.keep(asked.names[i], answer, self.task.picture_of(answer, asked, i))
                 shown.advance(len(ids))
                 yield from found
 
@@ -207,7 +207,10 @@ def _load(
     number = _number(checkpoint)
     if number is not None and not place.run:
         raise ConfigError(
-            "--checkpoint", f"{place.folder} is an export, which holds one student", given=checkpoint, remedy="name the run"
+            "--checkpoint",
+            f"{place.folder} is an export, which holds one student",
+            given=checkpoint,
+            remedy="name the run",
         )
     if (isinstance(number, int) or (place.run and not place.about)) and number != "best":
         return _restored(place, number if isinstance(number, int) else None, device)
@@ -299,7 +302,6 @@ def evaluate(
     """`load` and `Loaded.evaluate` in one."""
     with trusting(trust):
         return load(path, checkpoint, device=device).evaluate(*overrides, split=split)
-
 
 
 __all__ = ["Loaded", "Predictions", "check_options", "evaluate", "load"]

@@ -106,8 +106,13 @@ def flat(row: dict[str, Any]) -> list[dict[str, Any]]:
     rest = {k: v for k, v in row.items() if k != "boxes"}
     cells: dict[str, Any] = {}
     for name, value in rest.items():
-        if isinstance(value, dict):
-            cells |= {(k if name == "values" else f"{name}:{k}"): v for k, v in value.items() if name != "top"}
+        if isinstance(value, dict) and name == "top":
+            for i, (k, v) in enumerate(value.items(), 1):
+                cells |= {f"label{i}": k, f"score{i}": v}
+        elif isinstance(value, dict):
+            cells |= {(k if name == "values" else f"{name}:{k}"): v for k, v in value.items()}
+        elif name == "fills":
+            cells[name] = " | ".join(", ".join(f"{k} {v:.3g}" for k, v in one.items()) for one in value)
         elif isinstance(value, (list, tuple)):
             cells[name] = ";".join(map(str, value))
         else:

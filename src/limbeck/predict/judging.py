@@ -21,7 +21,7 @@ def judge(loaded: Loaded, overrides: Sequence[str], split: str | None, progress:
     """See `limbeck.predict.Loaded.evaluate`."""
     if split is not None and split not in SPLITS:
         raise ConfigError.unknown("--split", split, SPLITS, "split")
-    if loaded.kind not in ("network", "detector") or loaded.task is None:
+    if loaded.kind not in ("network", "detector") or loaded.task is None or _judged_otherwise(loaded):
         return _by_run(loaded, overrides, split)
     about = loaded.about
     node = _node(loaded, overrides)
@@ -39,6 +39,14 @@ def judge(loaded: Loaded, overrides: Sequence[str], split: str | None, progress:
     metrics: Mapping[str, float] = task.evaluate(built, data, device=loaded.device)
     loaded.judged = {"items": len(data), "split": "all items" if whole else split or "test"}
     return dict(metrics)
+
+
+def _judged_otherwise(loaded: Loaded) -> bool:
+    """Whether a run's report tells what its evaluator makes of the student (a probe on its features), not what it answers."""
+    if not loaded._place.run:
+        return False
+    node = load_tree(loaded.path / "config.yaml").get("evaluator")
+    return (node.get("use") if isinstance(node, dict) else node) not in (None, "direct")
 
 
 def _seed(loaded: Loaded) -> int:

@@ -60,7 +60,9 @@ def find(path: str | Path) -> Place:
     try:
         at = as_path(path, "RUN")
     except DataError as error:
-        raise ConfigError("RUN", error.problem, given=str(path), expected="the folder of a run or of an export") from None
+        raise ConfigError(
+            "RUN", error.problem, given=str(path), expected="the folder of a run or of an export"
+        ) from None
     file = at if at.is_file() else None
     folder = at.parent if file is not None else at
     if file is not None and file.suffix not in (".onnx", ".json", ".safetensors", ".yaml"):
@@ -119,10 +121,10 @@ def task_of(place: Place) -> Task:
             node.pop(name, None)
     else:
         form = str(about.get("form") or "")
-        name = "text-classes" if about.get("length") and form == "classes" else BY_FORM.get(form)
-        if name is not None:
-            node = {"use": name}
-            place.notes.append(f"student.json does not name its task: it is taken to be {name}")
+        guess = "text-classes" if about.get("length") and form == "classes" else BY_FORM.get(form)
+        if guess is not None:
+            node = {"use": guess}
+            place.notes.append(f"student.json does not name its task: it is taken to be {guess}")
     if node is None:
         raise ConfigError(
             "RUN", "its student.json does not say what it was made for", given=str(place.folder),
@@ -187,13 +189,15 @@ def _model(place: Place) -> Any:
             given=str(place.folder),
             remedy="hand the module over: limbeck.load(RUN, module=NET)",
         )
-    bare = {"checkpoint": None, "labels": None, "pretrained": False, "weights": None}
+    bare: dict[str, Any] = {"checkpoint": None, "labels": None, "pretrained": False, "weights": None}
     plain = {k: bare.get(k, v) for k, v in node.items()}
     if node["use"] == "mesh":
         plain["source"] = str(place.folder / "student.safetensors")
     if node["use"] == "run":
         raise ConfigError(
-            "RUN", f"its student.json names another run's network ({shorten(node.get('path'))})", given=str(place.folder)
+            "RUN",
+            f"its student.json names another run's network ({shorten(node.get('path'))})",
+            given=str(place.folder),
         )
     return make(Model, plain, "model", place.folder / "student.json")
 

@@ -12,13 +12,14 @@ import torch
 from annotated_types import Gt, Le
 from torch import Tensor, nn
 
-from limbeck.data.anomalies import AnomalySource, Textures
+from limbeck.data.anomalies import LABELS, AnomalySource, Textures
 from limbeck.data.items import Splits, divide
 from limbeck.data.sources import Source
 from limbeck.data.splits import sizes_of, tell_classes
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.anomaly import gaussian_smooth
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data
 from limbeck.grammar.needs import Needs
@@ -26,6 +27,7 @@ from limbeck.grammar.role import Contract
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
+from limbeck.tasks.drawing import heated
 from limbeck.tasks.items import SourceTask
 
 if TYPE_CHECKING:
@@ -152,10 +154,35 @@ class Anomaly(SourceTask):
         if not levels or not all(isinstance(f, Tensor) and f.ndim == 4 for f in levels):
             raise ConfigError(role, given=type(out).__name__, expected="a list of maps [N, C, h, w], the finest first")
 
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        known = (about.get("metrics") or {}).get("threshold")
+        self.threshold: float | None = float(known) if known is not None else None
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """The largest value of each map, and whether it lies above the threshold of normal validation items, where known."""
+        maps = self.signal(built, batch).logits[:, 0].float().cpu()
+        found = []
+        for map_ in maps:
+            row: dict[str, Any] = {"score": float(map_.amax())}
+            if self.threshold is not None:
+                row |= {"label": LABELS[int(row["score"] > self.threshold)], "threshold": self.threshold}
+            found.append(Answer(row, {"map": map_}))
+        return found
+
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
+        """The picture beside its map: half as bright as can be at the threshold, or at its own largest value."""
+        map_ = answer.tensors["map"]
+        most = 2 * self.threshold if self.threshold else float(map_.amax())
+        return heated(asked.brought(asked.original(item)), map_ / max(most, 1e-12))
+
     # ------------------------------------------------------------------------------------------------------- judging
 
     def signal(self, built: Built, batch: Batch) -> Signal:
         """What a network shows for a batch, through its contract."""
+        if hasattr(built.module, "answer"):
+            return built.module.answer(batch, ())
         return Signal(self.feed(built.module, built.contract.feed(batch)))
 
     def maps(self, built: Built, data: Data, device: torch.device | None = None) -> Tensor:

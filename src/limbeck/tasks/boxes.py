@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
+from limbeck.data.asked import AskedPictures
 from limbeck.data.boxes import ObjectsOnPhotos
-from limbeck.data.items import Items, Splits, choose, digest
+from limbeck.data.items import Items, Splits, choose, digest, renumbered
 from limbeck.data.names import some
 from limbeck.data.sources import Source
 from limbeck.data.splits import ready
@@ -20,6 +21,7 @@ from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError
 from limbeck.functional.labels import cross_entropy
 from limbeck.functional.regions import region_logits, unit
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Bundle, Data, Term
 from limbeck.grammar.needs import Needs
@@ -29,6 +31,7 @@ from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.networks.two_stage import OpenDetector, is_two_stage, run_plain
 from limbeck.tasks.average_precision import Truth, average_precision, pasted
+from limbeck.tasks.drawing import boxed
 from limbeck.tasks.items import SourceTask
 
 if TYPE_CHECKING:
@@ -134,6 +137,8 @@ class Boxes(SourceTask):
                 expected="a source of boxes: coco-boxes, yolo, voc or objects-on-photos",
             )
         splits = ready(boxes(self.size), self.valid_fraction, self.test_fraction, "keep", self.deal)
+        if self.recalled.get("classes"):
+            splits = renumbered(splits, self.recalled["classes"])
         if lacking := [n for n in self.novel if n not in splits.labels]:
             raise ConfigError("task.novel", f"there is no class {some(lacking)}", expected=some(splits.labels, 20))
         self.base = torch.tensor([n not in self.novel for n in splits.labels])
@@ -229,6 +234,49 @@ class Boxes(SourceTask):
             ) from None
         if not isinstance(out, Mapping) or not {"boxes", "scores", "labels", "where"} <= set(out):
             raise ShapeError(role, "answers with no detections", expected="boxes, labels and scores")
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        novel = {str(n) for n in about.get("novel") or ()}
+        self.base = torch.tensor([n not in novel for n in about["classes"]], dtype=torch.bool)
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """Boxes (left, top, right, bottom) in the pixels of each picture as it was given, with class and score, the surest
+        first; those below ``threshold`` (0.3) left out."""
+        out = {n: v.cpu() for n, v in self.detections(built, batch).items()}
+        least = float(DRAWN_FROM if options.get("threshold") is None else options["threshold"])
+        names = self.labels or []
+        found = []
+        for i, item in enumerate(items.tolist()):
+            kept = (out["where"][i] & (out["scores"][i] >= least)).nonzero()[:, 0]
+            kept = kept[out["scores"][i][kept].argsort(descending=True, stable=True)]
+            boxes = self._back(out["boxes"][i][kept].float(), asked.size_of(item))
+            scores, labels = out["scores"][i][kept], out["labels"][i][kept]
+            listed = [
+                {"label": names[c] if c < len(names) else str(c), "score": s, "box": b}
+                for c, s, b in zip(labels.tolist(), scores.tolist(), boxes.tolist(), strict=True)
+            ]
+            found.append(Answer({"boxes": listed}, {"boxes": boxes, "scores": scores, "labels": labels}))
+        return found
+
+    def _back(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
+        """Boxes from the square that the network saw into a picture of (height, width)."""
+        high, wide = self.shape[1:]
+        if size != (high, wide):
+            scale = min(high / size[0], wide / size[1])
+            new = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+            boxes = boxes / torch.tensor([new[1] / size[1], new[0] / size[0]] * 2)
+        most = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
+        return torch.minimum(boxes.clamp_min(0), most)
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Pictures, brought into the square that the network was trained on, the rest of which is black."""
+        return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
+
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
+        """The picture with its boxes."""
+        return boxed(asked.original(item), answer.row["boxes"])
 
     # ------------------------------------------------------------------------------------------------------- judging
 

@@ -48,9 +48,7 @@ class Labelled(OutputTask):
         names = self.labels or [str(i) for i in range(z.shape[1])]
         if self.kind_of_target == "number":
             real = (z.double() * self.number_std.double() + self.number_mean.double()).float()
-            return [
-                Answer({"values": dict(zip(names, row.tolist(), strict=True))}, {"values": row}) for row in real
-            ]
+            return [Answer({"values": dict(zip(names, row.tolist(), strict=True))}, {"values": row}) for row in real]
         if self.kind_of_target == "labels":
             p = z.sigmoid()
             return [
@@ -74,7 +72,7 @@ class Labelled(OutputTask):
             found.append(Answer(row, {"scores": p[i], "logits": z[i]}))
         return found
 
-    def drawn(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
         """The picture with the answer above it; nothing of rows."""
         from limbeck.tasks.drawing import captioned
 

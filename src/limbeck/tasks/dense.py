@@ -20,6 +20,7 @@ from limbeck.data.splits import ready
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional import dense
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
@@ -27,6 +28,7 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, classes_last, device_of, evaluating
 from limbeck.tasks import guessing
+from limbeck.tasks.drawing import overlaid
 from limbeck.tasks.items import OutputTask
 
 if TYPE_CHECKING:
@@ -174,6 +176,25 @@ class Dense(OutputTask):
         """[N, h, w, C]."""
         want = [items, *self.grid, self.outputs]
         return "" if list(z.shape) == want else f"{want}, the classes last"
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """The class at every pixel (``mask`` [H, W], as large as the network was fed), and each class's share of them."""
+        shape = (batch["x"].shape[-2], batch["x"].shape[-1])
+        guess = dense.resized(self.signal(built, batch).logits.float(), shape).argmax(-1).cpu()
+        names = self.labels or [str(i) for i in range(self.outputs)]
+        found = []
+        for mask in guess:
+            share = torch.bincount(mask.flatten(), minlength=len(names)).double() / mask.numel()
+            row = {"classes": {n: float(v) for n, v in zip(names, share.tolist(), strict=True) if v > 0}}
+            found.append(Answer(row, {"mask": mask}))
+        return found
+
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
+        """The picture as it was fed, under the colours of its classes."""
+        colours = palette(self.outputs)[answer.tensors["mask"]].movedim(-1, 0)
+        return overlaid(asked.brought(asked.original(item)), colours)
 
     # ------------------------------------------------------------------------------------------------------- judging
 

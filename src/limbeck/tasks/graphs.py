@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from limbeck.data.graphs import DrawnGraphs, GraphData
+from limbeck.data.asked import is_path
+from limbeck.data.graphs import Alphabet, DrawnGraphs, GraphData, GraphSource, from_pyg, recoded
 from limbeck.data.items import Items, Part, Splits
 from limbeck.data.sources import Source
-from limbeck.errors import DataError
+from limbeck.errors import DataError, shorten
 from limbeck.functional.trees import computation_trees
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Batch
@@ -80,6 +81,7 @@ class _Graphs(Labelled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.alphabet: Alphabet | None = None
         self._look()
 
     def validate(self) -> None:
@@ -111,12 +113,67 @@ class _Graphs(Labelled):
                 given=self.data.config.get("use", type(self.data).__name__),
                 expected="drawn-graphs, tu, graph-arrays, pyg, pyg-import or smiles",
             )
+        if self.alphabet is not None:
+            told = recoded(whole if self.edge_labels else whole.without_edge_labels(), self.alphabet, "task.data")
+            splits.train, splits.valid, splits.test = (
+                _moved(s, told) for s in (splits.train, splits.valid, splits.test)
+            )
+            return splits
         if not self.edge_labels and whole.edge_label is not None:
             bare = whole.without_edge_labels()
             splits.train, splits.valid, splits.test = (
                 _moved(s, bare) for s in (splits.train, splits.valid, splits.test)
             )
         return splits
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        known = about["alphabet"]
+        edges = known.get("edges")
+        self.alphabet = Alphabet(torch.tensor(known["nodes"]), None if edges is None else torch.tensor(edges))
+
+    def describe(self) -> dict[str, Any]:
+        """What must travel with a network: the labels of nodes and edges, in the order in which it sees them."""
+        whole: Any = self.loaded()
+        whole = whole.data if isinstance(whole, Part) else whole
+        known = getattr(whole, "alphabet", self.alphabet)
+        assert known is not None
+        edges = None if known.edges is None else known.edges.tolist()
+        return {**super().describe(), "alphabet": {"nodes": known.nodes.tolist(), "edges": edges}}
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Graphs: torch_geometric's ``Data`` objects, or the name of a source of graphs (``graph-arrays:FILE``, ``tu:FOLDER``,
+        ``smiles:FILE``), of which a ``.npz`` file needs none."""
+        listed = list(given) if isinstance(given, (list, tuple)) else [given]
+        if listed and all(is_path(one) for one in listed):
+            found = [self._source(str(one)) for one in listed]
+        else:
+            odd = [one for one in listed if not hasattr(one, "edge_index")]
+            if odd or not listed:
+                raise DataError(
+                    "inputs", given=shorten(odd[0] if odd else given),
+                    expected="torch_geometric Data objects, or graph-arrays:FILE, tu:FOLDER, smiles:FILE",
+                )  # fmt: skip
+            found = [from_pyg(map(_classed, listed), "mirror", "inputs")[0]]
+        assert self.alphabet is not None
+        data = [recoded(d if self.edge_labels else d.without_edge_labels(), self.alphabet) for d in found]
+        names = [f"{one}#{i}" for one, d in zip(listed, data, strict=False) for i in range(len(d))]
+        whole: Any = data[0] if len(data) == 1 else joined_graphs(data)
+        return AskedGraphs(whole, [str(i) for i in range(len(whole))] if len(data) != len(listed) else names)
+
+    def _source(self, text: str) -> GraphData:
+        from limbeck.recipe.recipe import make
+
+        name = text if ":" in text and not text.endswith(".npz") else f"graph-arrays:{text}"
+        if text.endswith(".npz") and text.partition(":")[0] in ("graph-arrays",):
+            name = text
+        source = make(Source, name, "inputs")
+        if not isinstance(source, GraphSource):
+            raise DataError(
+                "inputs", "holds no graphs", given=text, expected="graph-arrays:FILE, tu:FOLDER, smiles:FILE"
+            )
+        data: GraphData = source.graphs()[0]
+        return data
 
     def graphs(self, items: Items | None = None) -> GraphData:
         """Training graphs (or those of another split) as graphs of their own."""
@@ -130,6 +187,9 @@ class _Graphs(Labelled):
         """Width of edge features; 0 where edges have none."""
         items: Any = self.loaded()
         whole: Any = items.data if isinstance(items, Part) else items
+        if self.alphabet is not None and not hasattr(whole, "edge_width"):
+            seen = self.alphabet.edge_features()
+            return 0 if seen is None else int(seen.shape[1])
         return int(whole.edge_width)
 
     def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -164,6 +224,59 @@ class Graphs(_Graphs):
     judging = ("student_items", "eval_batch")
 
     student_items: Count | None = None
+
+
+class AskedGraphs:
+    """Graphs that somebody asks about.
+
+    Args:
+        data: the graphs; their classes are nothing.
+        names: how they are called.
+    """
+
+    def __init__(self, data: Any, names: list[str]) -> None:
+        self.data, self.names = data, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The graphs, one after another."""
+        batch: Batch = self.data.fetch(items)
+        return batch
+
+
+def joined_graphs(sets: Sequence[GraphData]) -> GraphData:
+    """Graphs of one alphabet as one set, one after another."""
+    first = sets[0]
+
+    def pointers(name: str) -> Tensor:
+        parts, begun = [torch.zeros(1, dtype=torch.int64)], 0
+        for s in sets:
+            ptr = getattr(s, name)
+            parts.append(ptr[1:] + begun)
+            begun += int(ptr[-1])
+        return torch.cat(parts)
+
+    kinds = [s.edge_label for s in sets if s.edge_label is not None]
+    return GraphData(
+        first.alphabet,
+        pointers("ptr"),
+        torch.cat([s.label for s in sets]),
+        pointers("edge_ptr"),
+        torch.cat([s.edges for s in sets]),
+        torch.cat(kinds) if len(kinds) == len(sets) else None,
+        torch.cat([s.y for s in sets]),
+    )
+
+
+class _classed:
+    """A graph without a class as one that has some."""
+
+    def __init__(self, graph: Any) -> None:
+        self.x, self.edge_index, self.num_nodes = getattr(graph, "x", None), graph.edge_index, graph.num_nodes
+        self.edge_attr = getattr(graph, "edge_attr", None)
+        self.y = [0]
 
 
 def _moved(items: Any, whole: GraphData) -> Any:

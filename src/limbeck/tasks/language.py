@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from limbeck import functional as F
+from limbeck.data.asked import asked_texts
 from limbeck.data.text import PythonHelp, Texts, TextSource
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
@@ -121,6 +125,103 @@ class Language(Task):
         self._tokenizer: Any = None
         self._whose = ""
         self._seed: int | None = None
+
+    # ------------------------------------------------------------------------------------------------ answers
+
+    def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
+        """The length of rows, what counts in them, and how many outputs are read."""
+        if about.get("length"):
+            self.length = int(about["length"])
+        self.columns = int(about["outputs"]) if about.get("outputs") else None
+        if bare:
+            self.loss_on = "all" if about.get("counts_prompts", True) else "response"
+            self._texts = Texts([], [], [], bool(about.get("pairs")), [])
+            none = TokenData(self, [], "asked")
+            self.train = self.teacher_train = self.valid = self.test = none
+            self._seed = 0
+            self.asked_length = None
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to feed a network elsewhere."""
+        return {
+            "form": "tokens",
+            "target": "token",
+            "length": self.length,
+            "outputs": self.columns,
+            "counts_prompts": self.counts_prompts,
+            "pairs": self.texts.pairs,
+        }
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Texts, or prompts with what follows them, one a row; what is longer than a row is cut off at its end."""
+        documents, names = asked_texts(given)
+        twin = copy.copy(self)
+        twin.packing, twin._texts, twin.notes = "pad", Texts(documents, [], [], self.texts.pairs, []), []
+        twin.long_prompts = "cut"
+        data = AskedTokens(twin, documents, "given")
+        data.names = names
+        if len(data) < len(documents):
+            raise DataError(
+                "inputs",
+                f"{len(documents) - len(data)} texts are shorter than two tokens, or their prompt alone fills {self.length}",
+                expected=f"texts of 2 to {self.length} tokens",
+            )
+        return data
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """How likely each text is (nats a token, as the report counts them), and how the network goes on, where it is to.
+
+        With ``tokens=N`` it writes N tokens greedily after the text (after the prompt of a pair).
+        """
+        logits, labels, where = shifted(self._show(built, batch), batch)
+        loss = torch.zeros(where.shape, dtype=torch.float64)
+        right = torch.zeros(where.shape, dtype=torch.bool)
+        for i in range(len(items)):  # one row at a time: a batch of logits in float32 would be twice as large
+            log_q = logits[i].float().log_softmax(-1)
+            loss[i] = -log_q.gather(-1, labels[i].clamp_min(0)[:, None])[:, 0].double().cpu()
+            right[i] = (log_q.argmax(-1) == labels[i]).cpu()
+        counts = where.cpu()
+        total, n = (loss * counts).sum(1), counts.sum(1)
+        written = self._written(built, batch, asked, items, int(options.get("tokens") or 0))
+        found = []
+        for i, item in enumerate(items.tolist()):
+            tokens = int(n[i])
+            mean = float(total[i]) / max(1, tokens)
+            document = asked.documents[item]
+            row: dict[str, Any] = {"text": document.prompt or document.text}
+            if written:
+                row["completion"] = written[i]
+            row |= {
+                "tokens": tokens,
+                "cross_entropy": mean,
+                "perplexity": math.exp(min(mean, 700.0)),
+                "accuracy": float((right[i] & counts[i]).sum()) / max(1, tokens),
+            }
+            found.append(Answer(row))
+        return found
+
+    def _written(self, built: Built, batch: Batch, asked: Any, items: Tensor, tokens: int) -> list[str]:
+        """What the network writes after each text, greedily."""
+        if not tokens:
+            return []
+        tokenizer, made = self.tokenizer, []
+        end = tokenizer.eos_token_id
+        sizes = batch["attention_mask"].sum(1)
+        for i, item in enumerate(items.tolist()):
+            size = int(batch["prompt"][i]) if asked.documents[item].prompt else int(sizes[i])
+            row = batch["input_ids"][i, :size].tolist()
+            if not asked.documents[item].prompt and end is not None and row and row[-1] == end:
+                row = row[:-1]  # a text that is to go on has not ended
+            begun = len(row)
+            for _ in range(tokens):
+                ids = torch.tensor([row[-self.length :]], device=batch["input_ids"].device)
+                fed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+                best = int(self._show(built, fed)[0, -1].argmax())
+                if best == end:
+                    break
+                row.append(best)
+            made.append(tokenizer.decode(row[begun:], skip_special_tokens=True))
+        return made
 
     # ------------------------------------------------------------------------------------------------ data
 
@@ -373,6 +474,16 @@ class Language(Task):
     def cache_bytes(self) -> float:
         """Of a large vocabulary a position keeps 50 likeliest tokens (id and half precision logit) and the tail."""
         return self.length * (50 * 6.0 + 4.0 if self.vocabulary > DENSE_OUTPUTS else 2.0 * self.vocabulary)
+
+
+class AskedTokens(TokenData):
+    """Texts that somebody asks about, as rows.
+
+    Attributes:
+        names: how they are called.
+    """
+
+    names: list[str]
 
 
 def _judge(z: Tensor, y: Tensor, theirs: Tensor | None) -> tuple[dict[str, float], Tensor]:

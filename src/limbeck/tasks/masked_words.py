@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,10 +13,12 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from limbeck import functional as F
+from limbeck.data.asked import asked_texts
 from limbeck.data.items import digest
 from limbeck.data.text import Document, PythonHelp, Texts, TextSource, places_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, ShapeError, TeacherMismatch
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
@@ -22,7 +26,7 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.tasks.causal import output_size
-from limbeck.tasks.tokenized import Rows, Tokenized, encode
+from limbeck.tasks.tokenized import Rows, Tokenized, encode, hidden, trunk
 from limbeck.tasks.tokenizers import pad_id, shared_ids, vocabulary_size
 
 NAMES = {"task": {"masked-words": "MaskedWords"}}
@@ -91,6 +95,67 @@ class MaskedWords(Tokenized, Task):
         self.columns: int | None = None
         self._texts: Texts | None = None
         self._seed: int | None = None
+
+    # ------------------------------------------------------------------------------------------------ answers
+
+    def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
+        """The length of rows, and how many outputs are read."""
+        if about.get("length"):
+            self.length = int(about["length"])
+        self.columns = int(about["outputs"]) if about.get("outputs") else None
+        if bare:
+            self._texts = Texts([], [], [], False, [])
+            self.train = self.teacher_train = self.valid = self.test = TextRows(self, [], "asked")
+            self._seed = 0
+
+    def describe(self) -> dict[str, Any]:
+        """What must be known to feed a network elsewhere."""
+        return {"form": "tokens", "target": "token", "length": self.length, "outputs": self.columns}
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Texts, a row each; what is longer is cut off at the end."""
+        documents, names = asked_texts(given)
+        twin = copy.copy(self)
+        twin.packing, twin.notes = "pad", []
+        rows = AskedText(twin, documents, "given")
+        rows.names = names
+        return rows
+
+    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """The likeliest words in the place of every mask; of a text without a mask its embedding, the mean over its tokens."""
+        ids, mask = batch["input_ids"], self.tokenizer.mask_token_id
+        out = self._ask(built, ids, batch)
+        inner = hidden_states(built, ids, batch) if not _answers(out) else None
+        top, found = int(options.get("top") or 5), []
+        for i, item in enumerate(items.tolist()):
+            at = (ids[i] == mask).nonzero()[:, 0].tolist() if mask is not None else []
+            row: dict[str, Any] = {"text": _text(asked.documents[item])}
+            if at and not _answers(out):
+                raise _headless()
+            if at:
+                p = Signal(out).logits[i, at].float().softmax(-1).cpu()
+                best = p.topk(min(top, p.shape[-1]), -1)
+                row["fills"] = [
+                    {self.tokenizer.decode([t]).strip(): float(v) for t, v in zip(ts, vs, strict=True)}
+                    for ts, vs in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+                ]
+                row["label"], row["score"] = next(iter(row["fills"][0].items()))
+                found.append(Answer(row, {"fills": p}))
+                continue
+            states = inner if inner is not None else hidden_states(built, ids, batch)
+            real = batch["attention_mask"][i].bool()
+            vector = states[i][real].float().mean(0).cpu()
+            found.append(Answer({**row, "vector": vector.tolist()}, {"vector": vector}))
+        return found
+
+    def _ask(self, built: Built, ids: Tensor, batch: Batch) -> Any:
+        """A network, or a graph of one, on rows of ids as they are."""
+        if hasattr(built.module, "answer"):
+            return built.module.answer({**batch, "input_ids": ids}, ()).out
+        out = encode(built.module, ids, batch)
+        if self.columns is None or not _answers(out):
+            return out
+        return Signal(out).logits[..., : self.columns]
 
     # ------------------------------------------------------------------------------------------------ data
 
@@ -225,7 +290,7 @@ class MaskedWords(Tokenized, Task):
             for ids in torch.arange(len(data)).split(self.eval_batch):
                 batch = to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
                 where = self.hide(batch)[1]
-                out = self.feed(built.module, batch)
+                out = self._ask(built, self.hide(batch)[0], batch)
                 if not _answers(out):
                     raise _headless()
                 log_q = Signal(out).logits[where].float().log_softmax(-1)
@@ -297,6 +362,20 @@ def _headless() -> ConfigError:
     )
 
 
+def hidden_states(built: Built, ids: Tensor, batch: Batch) -> Tensor:
+    """Last hidden states [N, T, D] of an encoder, with or without a head.
+
+    Raises:
+        ConfigError: it is a graph, which shows its outputs alone.
+    """
+    if hasattr(built.module, "answer"):
+        raise ConfigError(
+            "inputs", "a text without a mask is answered by its embedding, which an ONNX file of words does not show",
+            remedy="put the tokenizer's mask where a word is to be told, or name the run",
+        )  # fmt: skip
+    return hidden(encode(trunk(built.module), ids, batch))
+
+
 def _text(document: Document) -> str:
     return f"{document.prompt}\n{document.text}" if document.prompt else document.text
 
@@ -355,3 +434,22 @@ class TextRows:
         """A content hash of the rows."""
         made = self._rows()
         return digest(made.ids, made.sizes)
+
+
+class AskedText(TextRows):
+    """Texts that somebody asks about, a row each.
+
+    Attributes:
+        names: how they are called.
+    """
+
+    names: list[str]
+
+    def _rows(self) -> Rows:
+        if self._made is None:
+            assert self.task is not None
+            tokenizer = self.task.tokenizer
+            texts = [_text(d) for d in self.documents]
+            cut = tokenizer(texts, truncation=True, max_length=self.task.length, verbose=False)
+            self._made = Rows(cut["input_ids"], None, pad_id(tokenizer))
+        return self._made

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from limbeck.data.asked import columns_of
 from limbeck.data.items import ArrayData, Part, Splits, digest
 from limbeck.data.names import counted, same_letters, some
 from limbeck.data.sources import Source
@@ -98,7 +99,35 @@ class Table(Labelled):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.fixed = False  # columns are coded as those of a network that is known
+        self.columns: list[Typed] = []
         self._look()
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        known = about["table"]
+        self.columns = [Typed.from_config(c) for c in known["columns"]]
+        self.target_column = Typed.from_config(known["target"])
+        self.fixed = True
+
+    def describe(self) -> dict[str, Any]:
+        """What must travel with a network: how every column is coded."""
+        coded = {"columns": [c.as_config() for c in self.columns], "target": self.target_column.as_config()}
+        return {**super().describe(), "table": coded}
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Rows of a table, by the names of its columns, coded as those that were trained on; target and protected attribute
+        need not be there."""
+        cells, names = columns_of(given, [c.name for c in self.columns])
+
+        def place(row: int) -> str:
+            return names[row]
+
+        values = np.stack([c.read(cells[c.name], place, self.unseen) for c in self.columns], 1)
+        none = torch.zeros(len(names), dtype=torch.int64)
+        rows = TableRows(self, values, none, none)
+        rows.names = names
+        return rows
 
     @property
     def groupers(self) -> list[str]:
@@ -145,7 +174,10 @@ class Table(Labelled):
         if target in dropped or set(groupers) & set(dropped):
             raise ConfigError("task.drop", "the target and the protected column are needed", given=self.drop)
         everyone = np.arange(len(found.splits))
-        fitted = fit_category(target, found.columns[target], everyone, empty=False)
+        fitted = (
+            self.target_column if self.fixed else fit_category(target, found.columns[target], everyone, empty=False)
+        )
+        known_columns = self.columns if self.fixed else []
         if len(fitted.values) > 50:
             raise DataError(
                 "task.target",
@@ -172,9 +204,11 @@ class Table(Labelled):
         assert splits.valid is not None and splits.test is not None
         ids = {k: getattr(splits, k).ids for k in ("train", "valid", "test")}
         train = ids["train"].numpy()
-        self.columns: list[Typed] = []
+        self.columns = list(known_columns) if self.fixed else []
         values: list[np.ndarray[Any, Any]] = []
-        for name in self.order:
+        for column in self.columns:
+            values.append(column.read(found.columns[known(column.name, "task.data")], found.place, self.unseen))
+        for name in self.order if not self.fixed else ():
             if name == target or name in groupers:
                 continue
             cells = found.columns[name]
@@ -456,6 +490,7 @@ class TableRows:
 
     def __init__(self, task: Table, values: np.ndarray[Any, Any], s: Tensor, y: Tensor) -> None:
         self.values, self.s, self.y = values, s, y
+        self.names: list[str] = []  # of rows without a class, how they are called
         self.code = torch.from_numpy(np.stack([c.codes(values[:, k]) for k, c in enumerate(task.columns)], 1))
         hot = [k for k, c in enumerate(task.columns) if task.bins or not c.number]
         widths = torch.tensor([task.columns[k].width for k in hot], dtype=torch.int64)

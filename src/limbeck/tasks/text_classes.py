@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from limbeck.data.asked import asked_texts
 from limbeck.data.columns import Target
 from limbeck.data.items import Items, Part, Splits, digest
 from limbeck.data.labelled_text import Chapters, LabelledSource
@@ -78,6 +79,18 @@ class TextClasses(Tokenized, Classification):
         self.size, self.eval_batch, self.deal = None, eval_batch, deal
         self._all: list[LabelledRows] = []
         self.__post_init__()
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        if about.get("length"):
+            self.asked_length = self.length = int(about["length"])
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Texts, pairs of texts, files of them."""
+        documents, names = asked_texts(given)
+        rows = LabelledRows(self, documents, torch.zeros(len(documents), dtype=torch.int64))
+        rows.names = names
+        return rows
 
     def _look(self) -> None:
         super()._look()
@@ -178,6 +191,7 @@ class LabelledRows:
     def __init__(self, task: TextClasses, documents: Sequence[Document], y: Tensor) -> None:
         self.task: TextClasses | None = task
         self.documents, self.y = list(documents), y
+        self.names: list[str] = []  # of texts without targets, how they are called
         self.shape: tuple[int, ...] = ()  # batches are as wide as their longest row
         self._made: Rows | None = None
 

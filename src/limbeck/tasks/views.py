@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -230,6 +231,12 @@ class Views(Task):
         if name == "pictures":
             return self.pictures
         return super().part(name)
+
+    def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
+        """The shape of pictures; cameras are those of the settings."""
+        if bare:
+            self.shape, self.wanted, self.notes = tuple(int(n) for n in about["shape"]), 0, []
+            self.has_photos, self._loaded = True, True
 
     def load(self, seed: int | None = None) -> None:
         """Read pictures or photographs, and place the cameras.

@@ -26,6 +26,7 @@ BY_FORM = {
     "boxes": "boxes",
     "graphs": "graphs",
     "tokens": "language",
+    "hidden-tokens": "masked-words",
 }
 """Task by the form of its networks, for folders that were written before the task's own name was."""
 
@@ -153,7 +154,7 @@ def network(place: Place, task: Task, given: nn.Module | None = None) -> Built:
     if place.onnx is not None:
         return _onnx(place, task, names)
     needs = task.needs
-    if needs.form == "tokens" or type(task).__name__ == "TextClasses":
+    if needs.tokens is not None:
         return _text(place, task)
     contract = contract_from(about, needs).with_(key=needs.key)
     if given is not None:

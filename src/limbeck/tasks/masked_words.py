@@ -110,7 +110,7 @@ class MaskedWords(Tokenized, Task):
 
     def describe(self) -> dict[str, Any]:
         """What must be known to feed a network elsewhere."""
-        return {"form": "tokens", "target": "token", "length": self.length, "outputs": self.columns}
+        return {"form": "hidden-tokens", "target": "token", "length": self.length, "outputs": self.columns}
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
         """Texts, a row each; what is longer is cut off at the end."""

@@ -169,7 +169,7 @@ class Task(Component):
         """
         raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """What a network answers for a batch of such items, one each, without a graph and in evaluation mode.
 
         Args:

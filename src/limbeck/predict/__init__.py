@@ -128,9 +128,7 @@ class Loaded:
             for ids in torch.arange(len(asked)).split(batch):
                 # a caller may train between two answers: modes are set for a batch alone
                 with torch.no_grad(), evaluating([self.module]):
-                    found = self.task.answers(
-                        self.built, to_device(asked.fetch(ids), self.device), asked, ids, **options
-                    )
+                    found = self.task.reply(self.built, to_device(asked.fetch(ids), self.device), asked, ids, **options)
                 for i, answer in zip(ids.tolist(), found, strict=True):
                     answer.row = {"input": asked.names[i], **answer.row}
                     if drawings is not None:

@@ -160,7 +160,7 @@ class Anomaly(SourceTask):
         known = (about.get("metrics") or {}).get("threshold")
         self.threshold: float | None = float(known) if known is not None else None
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """The largest value of each map, and whether it lies above the threshold of normal validation items, where known."""
         maps = self.signal(built, batch).logits[:, 0].float().cpu()
         found = []

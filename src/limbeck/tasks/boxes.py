@@ -241,7 +241,7 @@ class Boxes(SourceTask):
         novel = {str(n) for n in about.get("novel") or ()}
         self.base = torch.tensor([n not in novel for n in about["classes"]], dtype=torch.bool)
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """Boxes (left, top, right, bottom) in the pixels of each picture as it was given, with class and score, the surest
         first; those below ``threshold`` (0.3) left out."""
         out = {n: v.cpu() for n, v in self.detections(built, batch).items()}

@@ -42,7 +42,7 @@ class Labelled(OutputTask):
             self.number_std = torch.tensor([float(v) for v in about["number_std"]])
         self._look()
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """The likeliest class with its probability; every label above a half; or numbers in the data's units."""
         z = self.signal(built, batch).logits.float().cpu()
         names = self.labels or [str(i) for i in range(z.shape[1])]

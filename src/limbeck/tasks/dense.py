@@ -179,7 +179,7 @@ class Dense(OutputTask):
 
     # ------------------------------------------------------------------------------------------------------- answers
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """The class at every pixel (``mask`` [H, W], as large as the network was fed), and each class's share of them."""
         shape = (batch["x"].shape[-2], batch["x"].shape[-1])
         guess = dense.resized(self.signal(built, batch).logits.float(), shape).argmax(-1).cpu()

@@ -168,7 +168,7 @@ class Language(Task):
             )
         return data
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """How likely each text is (nats a token, as the report counts them), and how the network goes on, where it is to.
 
         With ``tokens=N`` it writes N tokens greedily after the text (after the prompt of a pair).

@@ -121,7 +121,7 @@ class MaskedWords(Tokenized, Task):
         rows.names = names
         return rows
 
-    def answers(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """The likeliest words in the place of every mask; of a text without a mask its embedding, the mean over its tokens."""
         ids, mask = batch["input_ids"], self.tokenizer.mask_token_id
         out = self._ask(built, ids, batch)

@@ -7,7 +7,8 @@ import torch
 
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional.pretraining import random_masking
-from limbeck.networks.masked_autoencoder import MaskedAutoencoder, sine_cosine_positions
+from limbeck.networks.masked_autoencoder import MaskedAutoencoder
+from limbeck.networks.vision_transformer import sine_cosine_positions
 
 
 def network(**options: int) -> MaskedAutoencoder:

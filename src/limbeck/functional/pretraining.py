@@ -286,6 +286,53 @@ def hidden_state_distance(
     return keep(gap.mean(-1), mask)
 
 
+def patches_of(x: Tensor, patch: int) -> Tensor:
+    """Pictures cut into square patches, row by row: ``[N, C, H, W]`` to ``[N, L, patch * patch * C]``, channels last.
+
+    Raises:
+        ShapeError: the patch does not divide the sides.
+
+    Example:
+        >>> patches_of(torch.arange(4.0).view(1, 1, 2, 2), 1).flatten().tolist()
+        [0.0, 1.0, 2.0, 3.0]
+    """
+    if x.ndim != 4 or patch < 1 or x.shape[2] % patch or x.shape[3] % patch:
+        raise ShapeError("x", given=list(x.shape), expected=f"pictures [N, C, H, W] whose sides {patch} divides")
+    rows, columns = x.shape[2] // patch, x.shape[3] // patch
+    cut = x.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))  # [N, C, rows, p, columns, p]
+    return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
+
+
+def patch_distance(
+    prediction: Tensor, x: Tensor, patch: int, *, normalise: bool = True, eps: float = 1e-6, where: Tensor | None = None
+) -> Tensor:
+    """Mean squared error of rebuilt patches, one value a patch ``[N, L]``; MAE's loss is its mean over hidden patches.
+
+    Source: He et al. 2022 (MAE, arXiv 2111.06377), section 3 and table 1d.
+
+    Args:
+        prediction: ``[N, L, patch * patch * C]``, as `patches_of` lays pixels out.
+        x: pictures ``[N, C, H, W]``.
+        patch: side of a patch.
+        normalise: each patch is brought to mean 0 and (unbiased) variance 1 first.
+        eps: added to that variance.
+        where: patches that count ``[N, L]``; the others count 0.
+
+    Example:
+        >>> patch_distance(torch.zeros(1, 1, 4), torch.tensor([[[[0.0, 0.0], [2.0, 2.0]]]]), 2, normalise=False)
+        tensor([[2.]])
+    """
+    dtype = statistics_dtype(prediction, x)
+    target = patches_of(x.detach(), patch).to(dtype)
+    if target.shape != prediction.shape:
+        raise ShapeError("prediction", given=list(prediction.shape), expected=f"patches {list(target.shape)}")
+    mask = as_mask(where, prediction.shape[:-1])
+    if normalise:
+        var, mean = torch.var_mean(target, -1, keepdim=True)
+        target = (target - mean) / (var + eps).sqrt()
+    return keep((prediction.to(dtype) - target).square().mean(-1), mask)
+
+
 def qkv_relation_divergence(student: Tensor, teacher: Tensor, heads: int, *, where: Tensor | None = None) -> Tensor:
     """KL between all nine relations of queries, keys and values: per item ``[N]``, the mean over pairs, heads and tokens.
 
@@ -354,6 +401,8 @@ __all__ = [
     "moved_centre",
     "multicrop_cross_entropy",
     "n_pair",
+    "patch_distance",
+    "patches_of",
     "qkv_relation_divergence",
     "queued",
     "random_masking",

@@ -432,6 +432,39 @@ def small_detector(
         pool: side of pooled features.
         masks: with a mask head.
     """
+    given = {"width": width, "proposals": proposals, "pool": pool, "masks": masks}
+    normalise = ([0.5] * channels, [0.25] * channels)
+    return pyramid_detector(SmallPyramid(channels, width), classes, side, normalise=normalise, **given)  # type: ignore[arg-type]
+
+
+def pyramid_detector(
+    body: nn.Module,
+    classes: int,
+    side: tuple[int, int],
+    *,
+    width: int,
+    proposals: int,
+    pool: int,
+    masks: bool,
+    levels: int = 2,
+    channels: int = 0,
+    normalise: tuple[list[float], list[float]] | None = None,
+) -> nn.Module:
+    """torchvision's Faster R-CNN (Mask R-CNN) on any pyramid of strides 4, 8, ..., for pictures of their own size.
+
+    Args:
+        body: gives its levels by name, ``0`` the finest, and has ``out_channels``.
+        classes: without the background.
+        side: (height, width) of the pictures.
+        width: of the pyramid and of the box head.
+        proposals: that the first stage hands on.
+        pool: side of pooled features.
+        masks: with a mask head.
+        levels: of the pyramid. Two have anchors of an eighth to a half of the picture's short side; of any other number
+            each has those of eight times its stride.
+        channels: of the pictures, where they come normalised.
+        normalise: mean and deviation of each channel, by which the detector normalises itself.
+    """
     from torchvision.models.detection import FasterRCNN, MaskRCNN
     from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
     from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
@@ -439,19 +472,24 @@ def small_detector(
     from torchvision.ops import MultiScaleRoIAlign
 
     short = min(side)
-    sizes = ((short // 8, short // 5), (short // 4, short // 2))
+    sizes: tuple[tuple[int, ...], ...] = ((short // 8, short // 5), (short // 4, short // 2))
+    ratios: tuple[float, ...] = (0.7, 1.4)
+    if levels != 2:
+        sizes, ratios = tuple((32 * 2**i,) for i in range(levels)), (0.5, 1.0, 2.0)
+    mean, std = normalise or ([0.0] * channels, [1.0] * channels)
+    names = [str(i) for i in range(levels)]
     given: dict[str, Any] = {
         "min_size": short,
         "max_size": max(side),
-        "image_mean": [0.5] * channels,
-        "image_std": [0.25] * channels,
-        "rpn_anchor_generator": AnchorGenerator(sizes, ((0.7, 1.4),) * 2),
+        "image_mean": mean,
+        "image_std": std,
+        "rpn_anchor_generator": AnchorGenerator(sizes, (ratios,) * levels),
         "rpn_pre_nms_top_n_train": 4 * proposals,
         "rpn_pre_nms_top_n_test": 4 * proposals,
         "rpn_post_nms_top_n_train": proposals,
         "rpn_post_nms_top_n_test": proposals,
         "rpn_batch_size_per_image": 64,
-        "box_roi_pool": MultiScaleRoIAlign(["0", "1"], pool, 1),
+        "box_roi_pool": MultiScaleRoIAlign(names, pool, 1),
         "box_head": TwoMLPHead(width * pool * pool, 2 * width),
         "box_predictor": FastRCNNPredictor(2 * width, classes + 1),
         "box_batch_size_per_image": proposals,
@@ -460,10 +498,10 @@ def small_detector(
     }
     if masks:
         given |= {
-            "mask_roi_pool": MultiScaleRoIAlign(["0", "1"], 2 * pool, 1),
+            "mask_roi_pool": MultiScaleRoIAlign(names, 2 * pool, 1),
             "mask_head": MaskRCNNHeads(width, (width,) * 2, 1),
             "mask_predictor": MaskRCNNPredictor(width, width, classes + 1),
         }
-    made: nn.Module = (MaskRCNN if masks else FasterRCNN)(SmallPyramid(channels, width), **given)
-    made.transform.size_divisible = 8  # type: ignore[union-attr]
+    made: nn.Module = (MaskRCNN if masks else FasterRCNN)(body, **given)
+    made.transform.size_divisible = 4 * 2 ** (levels - 1)  # type: ignore[union-attr]
     return made

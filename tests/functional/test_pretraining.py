@@ -15,6 +15,8 @@ from limbeck.functional.pretraining import (
     moved_centre,
     multicrop_cross_entropy,
     n_pair,
+    patch_distance,
+    patches_of,
     queued,
 )
 from limbeck.functional.schedule import ramp, warm_cosine
@@ -131,3 +133,26 @@ def test_what_does_not_fit_is_refused() -> None:
         cross_view_contrast(s, s)
     with pytest.raises(ShapeError, match="teacher"):
         n_pair(s, torch.zeros(2, 5))
+
+
+def test_patches_are_cut_row_by_row_and_rebuilt_up_to_their_mean_and_deviation() -> None:
+    x, p = some(2, 3, 4, 6), some(2, 6, 12, seed=1).requires_grad_()
+    cut = patches_of(x, 2)
+    assert cut.shape == (2, 6, 12)
+    for n, (row, column) in itertools.product(range(2), itertools.product(range(2), range(3))):
+        part = x[n, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(cut[n, 3 * row + column], part.permute(1, 2, 0).flatten())
+    raw = patch_distance(p, x, 2, normalise=False)
+    torch.testing.assert_close(raw, (p - cut).square().mean(-1))
+    for a, b in ((2.0, 3.0), (0.5, -1.0)):  # brightness and contrast of a patch say nothing
+        torch.testing.assert_close(patch_distance(p, a * x + b, 2), patch_distance(p, x, 2), atol=1e-4, rtol=1e-4)
+    flat = patch_distance(torch.zeros(1, 1, 4), torch.ones(1, 1, 2, 2), 2)
+    assert float(flat) == 0  # a patch of one colour divides by no zero
+    where = torch.tensor([[1, 0, 1, 0, 1, 0], [0] * 6]).bool()
+    assert bool((patch_distance(p, x, 2, where=where)[~where] == 0).all())
+    assert torch.autograd.gradcheck(lambda z: patch_distance(z, x, 2), (p,))
+    for wrong in (p[:, :5], p[..., :3]):
+        with pytest.raises(ShapeError, match="patches"):
+            patch_distance(wrong, x, 2)
+    with pytest.raises(ShapeError, match="divides"):
+        patches_of(x, 4)

@@ -365,7 +365,7 @@ class Engine:
         """
         self.place(method)
         self._prepare_objectives(method)
-        self.stages = tuned(method.stages(), method.setup.stages)
+        self.stages = tuned(method.stages(), method.setup.stages, method.stage_names)
         names = [s.name for s in self.stages]
         if len(set(names)) != len(names):
             raise ValueError(f"stage names must be unique: {names}")

@@ -74,7 +74,9 @@ def check_patterns(method: Method, stage: Stage, role: str) -> None:
         )
 
 
-def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) -> list[Stage]:
+def tuned(
+    stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]], others: Sequence[str] = ()
+) -> list[Stage]:
     """A method's stages as a recipe tunes them.
 
     Args:
@@ -82,6 +84,7 @@ def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) ->
         settings: for stages by name, or by pattern (``halve*``, which a name goes before): ``steps`` or ``epochs``,
             ``batch_size``, and changes of the optimiser of a role that learns there. Of a stage of items: changes of the
             optimisers of what its work trains, their own ``steps`` and ``batch_size`` among them.
+        others: stages that the method has under other settings (`Method.stage_names`): nothing here is said of them.
 
     Raises:
         ConfigError: no such stage, or no such role in it.
@@ -90,8 +93,9 @@ def tuned(stages: Sequence[Stage], settings: Mapping[str, Mapping[str, Any]]) ->
     by_name = sorted(settings, key=lambda pattern: pattern in found)  # names last, so that they have the last word
     for pattern in by_name:
         names = [n for n in found if n == pattern or (pattern not in found and fnmatchcase(n, pattern))]
-        if not names:
-            raise ConfigError.unknown(f"stages.{pattern}", pattern, found, "stage of this method")
+        if not names and pattern not in others:
+            known = dict.fromkeys([*found, *others])
+            raise ConfigError.unknown(f"stages.{pattern}", pattern, known, "stage of this method")
         for name in names:
             found[name] = _changed(found[name], settings[pattern], f"stages.{pattern}")
     return list(found.values())

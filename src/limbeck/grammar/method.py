@@ -587,6 +587,7 @@ class Method(Component, Generic[T]):
         participants: who takes part beside the student: by default one teacher. An instance may have its own.
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
+        stage_names: stages that it has under some settings: what a recipe says of one that is left out is passed over.
         coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
             empty if nothing. A step that yields a `Share` or `Gather` of what it needs of the whole batch couples nothing.
     """
@@ -594,6 +595,7 @@ class Method(Component, Generic[T]):
     kind: ClassVar[str] = "method"
     participants: Mapping[str, Participant] = MappingProxyType({"teacher": Participant()})
     learners: Sequence[str] = ("student",)
+    stage_names: Sequence[str] = ()
     coupled: str = ""
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()

@@ -119,6 +119,8 @@ class G2sd(Method):
         variant: ``released`` shows the cross-entropy for ``cwd``, as the published code does; the gradient is that of KL.
     """
 
+    stage_names = ("pretrain", "tune", "generic", "specific")
+
     phases: Literal["both", "generic", "specific"] = "both"
     target: Target = "decoder"
     target_layer: Count | None = None

@@ -19,13 +19,12 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Gt, Le, Lt
-from torch import Tensor, nn
+from torch import nn
 
 import limbeck.functional as F
 from limbeck.errors import ConfigError
 from limbeck.functional.dense import channel_divergence
 from limbeck.functional.pretraining import Supervise, random_masking
-from limbeck.functional.richness import richness_terms
 from limbeck.functional.schedule import warmup
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Built, Context, Data, Method, Participant, Setup, Share, Stage, Term, Terms
@@ -35,8 +34,8 @@ from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Posi
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Task
 from limbeck.models.vit import Vit, begin_with
-from limbeck.networks.two_stage import is_two_stage
-from limbeck.networks.vision_transformer import Perceptron, VisionTransformer, VitClassifier, encoder_of, first_stage
+from limbeck.networks.vision_transformer import Perceptron, VisionTransformer, VitClassifier, encoder_of
+from limbeck.parts.first_stages import TAPS, Adapted, asked, fed, richly, widths_of
 from limbeck.parts.masked_pictures import (
     Target,
     compared,
@@ -237,32 +236,9 @@ class G2sd(Method):
                 seed_modules(key_of(0, "init", "teacher"), torch.device("cpu"))
                 teacher.module.load_state_dict(model.make(self.task.needs).state_dict())
         if self.matches == "frs":
-            self._bind_boxes(teacher)
-
-    def _bind_boxes(self, teacher: Built) -> None:
-        """Convolutions that bring the student's pyramid to the teacher's channels."""
-        if not is_two_stage(teacher.module):
-            raise ConfigError("teacher", "has no first stage", expected="a two-stage detector, as vit or torchvision's")
-        shown = []
-        for name in ("student", "teacher"):
-            role = self.roles[name]
-            x = self.task.example(2)["x"].to(next(role.module.parameters()).device)
-            with torch.no_grad():
-                shown.append(first_stage(role.module, role.contract.inputs(x)))
-        shapes = [
-            [(*f.shape[2:], z.shape[1]) for f, z in zip(s["features"], s["objectness"], strict=True)] for s in shown
-        ]
-        if shapes[0] != shapes[1]:
-            raise ConfigError(
-                "student",
-                "pyramids and anchors differ: rows, columns and anchors of each level",
-                given=shapes[0],
-                expected=f"the teacher's {shapes[1]}",
-                remedy="give both as many levels (levels), over the same pictures",
-            )
-        s, t = ([f.shape[1] for f in side["features"]] for side in shown)
-        self.new("adapt", lambda: Adapted(s, t))
-        self.roles["teacher"].feed = self._fed
+            before, after = widths_of(self.roles["student"], self.roles["teacher"], self.task.example(2)["x"])
+            self.new("adapt", lambda: Adapted(before, after))
+            self.roles["teacher"].feed = self.fed
 
     def _bind_teacher(self, setup: Setup) -> None:
         """The masked autoencoder: with the weights that are named, or to be pre-trained here."""
@@ -462,44 +438,32 @@ class G2sd(Method):
             x = self.more.fetch(ids)["x"].to(batch["x"].device)
             other = {"x": x, "item": ids.to(batch["item"]), "view": batch["view"]}
         z_t = ctx.signal("teacher", other).logits
-        asked = ctx.signal("student", other, taps) if self.more is not None else None
+        said = ctx.signal("student", other, taps) if self.more is not None else None
         student = ctx.signal("student", batch, taps)
-        asked = asked or student
+        said = said or student
         own = self.task.supervised(Signal(student.acts["head"].float()) if token else student, batch)
         own.weight = 0.5
         if token:
-            matched = F.cross_entropy(asked.acts["token_head"].float(), z_t.argmax(-1))
+            matched = F.cross_entropy(said.acts["token_head"].float(), z_t.argmax(-1))
         else:
-            matched = F.kl(asked.logits, z_t, temperature=self.temperature)
+            matched = F.kl(said.logits, z_t, temperature=self.temperature)
         return Terms(ce=own, **{"token" if token else "kl": Term(matched, weight=0.5)})
 
-    def _fed(self, module: Any, batch: Batch) -> Any:
-        """A teacher's first stage alone where that is asked for; as the task feeds it otherwise."""
-        if "first_stage" in batch:
-            return first_stage(getattr(module, "_orig_mod", module), batch["x"])
-        return self.task.feed(module, batch)
+    def fed(self, module: Any, batch: Batch) -> Any:
+        """A teacher's first stage alone where that is asked for; as the task feeds it while it is tuned."""
+        return fed(module, batch) if "first_stage" in batch else self.task.feed(module, batch)
 
     def detect(self, batch: Batch, ctx: Context) -> Iterator[Terms | Share]:
         """Boxes: features and objectness where the teacher sees objects."""
-        student = ctx.signal("student", batch, ["rpn.head.conv:in:all", "rpn.head.cls_logits:all"])
-        shown = ctx.signal("teacher", {**batch, "first_stage": True}).out
-        maps = ctx.call("adapt", list(student.acts["rpn.head.conv:in:all"]))
-        sides = (maps, shown["features"], student.acts["rpn.head.cls_logits:all"], shown["objectness"])
-        levels = [richness_terms(*level) for level in zip(*sides, strict=True)]
-        whole = torch.stack([level.weight.sum() for level in levels])
-        sums = yield Share(weight=whole, n=whole.new_tensor(float(len(batch["x"]))))
-        share = sums["n"] / sums["weight"].clamp_min(1e-12)  # [levels]; the engine divides by n
-        terms = Terms(ce=self.task.supervised(student, batch))
+        student = ctx.signal("student", batch, TAPS)
+        shown = ctx.signal("teacher", asked(batch)).out
+        found, M = richly(ctx.call("adapt", list(student.acts[TAPS[0]])), student.acts, shown)
+        sums: Any = yield Share(M=M, n=M.new_tensor(float(len(batch["x"]))))
+        share = sums["n"] / sums["M"].clamp_min(1e-12)  # [levels]; the engine divides by n
         rise = warmup(ctx.step, self.warm_steps)
-        for name, to, weight in (
-            ("features", ("student", "adapt"), self.weight_features),
-            ("objectness", ("student",), self.weight_objectness),
-        ):
-            each = [
-                (getattr(level, name) * level.weight).sum((1, 2)) * s for level, s in zip(levels, share, strict=True)
-            ]
-            terms[name] = Term(torch.stack(each).sum(0), to=to, weight=weight * rise)
-        yield terms
+        features = Term(share @ found["features"], ("student", "adapt"), self.weight_features * rise)
+        objectness = Term(share @ found["objectness"], weight=self.weight_objectness * rise)
+        yield Terms(ce=self.task.supervised(student, batch), features=features, objectness=objectness)
 
     def extras(self) -> dict[str, Any]:
         """Pictures with hidden patches, and what the teacher, or the student, makes of them."""
@@ -511,15 +475,3 @@ class G2sd(Method):
         if self.normalise_target:
             caption += " It learns each patch up to brightness and contrast, which are the picture's own here."
         return {"pictures": [{"title": "Hidden patches", "caption": caption, "pixels": rows}]}
-
-
-class Adapted(nn.Module):
-    """A 3x3 convolution for each level of a pyramid."""
-
-    def __init__(self, before: list[int], after: list[int]) -> None:
-        super().__init__()
-        self.levels = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in zip(before, after, strict=True))
-
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Maps [N, D_s, h, w] to [N, D_t, h, w]."""
-        return [level(f.float()) for level, f in zip(self.levels, maps, strict=True)]

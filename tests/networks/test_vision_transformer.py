@@ -63,7 +63,7 @@ def test_maps_are_as_fine_as_patches_allow(size: int | tuple[int, int], patch: i
     out = net(x)
     times = min(4, 1 << (patch.bit_length() - 1))
     assert out.shape == (2, 3, high // patch * times, wide // patch * times)
-    torch.testing.assert_close(net(x[:1]), out[:1])  # a picture's answer does not depend on its batch
+    torch.testing.assert_close(net(x[:1]), out[:1])  # an image's answer does not depend on its batch
     assert net.layers == [1, 1, 2, 2] and VitMaps(encoder(depth=12), 3).layers == [3, 6, 9, 12]
     layers = net.encoder.between(x, [1, 2])
     tokens = net.encoder.encode(x, norm=False)
@@ -112,7 +112,7 @@ def test_what_does_not_fit_is_refused() -> None:
         encoder((16, 18))
     with pytest.raises(ConfigError, match="heads"):
         VisionTransformer(16, 4, 3, 16, 1, 3)
-    with pytest.raises(ShapeError, match="pictures"):
+    with pytest.raises(ShapeError, match="images"):
         encoder((16, 24)).encode(torch.zeros(1, 3, 24, 16))
     with pytest.raises(ShapeError, match="same patches"):
         encoder().encode(torch.zeros(1, 3, 16, 16), random_masking(torch.rand(1, 9)))

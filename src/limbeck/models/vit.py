@@ -17,7 +17,7 @@ from limbeck.errors import CheckpointCorrupt, ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.task import DEEPEST, Check, Task
-from limbeck.models.classifier import Classifier, needs_pictures
+from limbeck.models.classifier import Classifier
 from limbeck.models.pretrained import Wanted
 from limbeck.networks.masked_autoencoder import MaskedAutoencoder, MaskedDecoder
 from limbeck.networks.two_stage import pyramid_detector
@@ -37,7 +37,7 @@ NAMES = {"model": {"vit": "Vit", "vit-mae": "VitMae"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""By which pictures were normalised that published masked autoencoders were trained on."""
+"""By which images were normalised that published masked autoencoders were trained on."""
 
 HOLDERS = ("", "encoder.", "backbone.encoder.", "module.", "model.", "backbone.")
 """What stands before an encoder's names in files: nothing, or the part of a network that it was."""
@@ -48,7 +48,7 @@ class Vit(Classifier):
     ViTDet's simple pyramid), with fixed positions.
 
     Args:
-        patch: side of a patch in pixels; it divides the pictures' sides.
+        patch: side of a patch in pixels; it divides the images' sides.
         width: channels, a multiple of 4 and of ``heads``.
         depth: blocks.
         heads: attention heads.
@@ -68,6 +68,7 @@ class Vit(Classifier):
     """
 
     forms = ("classes", "map", "boxes")
+    takes = ("pictures",)
     paths: ClassVar[tuple[str, ...]] = ("checkpoint", "labels", "weights")
 
     def __init__(
@@ -126,14 +127,14 @@ class Vit(Classifier):
 
     # ------------------------------------------------------------------------------------------------------- networks
     def channels(self, needs: Needs) -> int:
-        """Of the pictures that the network takes."""
+        """Of the images that the network takes."""
         return needs.inputs[0]
 
     def encoder(self, needs: Needs) -> VisionTransformer:
-        """The encoder for a task's pictures, with first weights where some are named.
+        """The encoder for a task's images, with first weights where some are named.
 
         Raises:
-            ConfigError: the patch does not divide the pictures.
+            ConfigError: the patch does not divide the images.
         """
         net = VisionTransformer(**self._shape(needs))
         given = self._given_weights()
@@ -142,13 +143,12 @@ class Vit(Classifier):
         return net
 
     def _shape(self, needs: Needs) -> dict[str, Any]:
-        needs_pictures(needs, "vit")
         high, wide = needs.inputs[1:]
         if high % self.patch or wide % self.patch:
             near = max(1, round(min(high, wide) / self.patch)) * self.patch
             raise ConfigError(
                 self.setting("patch"),
-                f"patches of {self.patch} pixels do not fill pictures of {high} x {wide}",
+                f"patches of {self.patch} pixels do not fill images of {high} x {wide}",
                 given=self.patch,
                 expected="a divisor of both sides",
                 remedy=f"set task.size={near}, or task.sides for maps, or another patch",
@@ -275,7 +275,7 @@ class VitMae(Vit):
     """A masked autoencoder of transformers (``ViTMAEForPreTraining``, as facebook/vit-mae-base) by Hub id or folder.
 
     Its encoder is the network's, with a new head for the task; its decoder teaches where a method asks for it. A checkpoint
-    without decoder, as fine-tuned ones are, is refused. Pictures are normalised by ImageNet's mean and deviation unless
+    without decoder, as fine-tuned ones are, is refused. Images are normalised by ImageNet's mean and deviation unless
     ``mean`` and ``std`` are given. Needs the extra ``language`` (transformers).
 
     Args:
@@ -338,7 +338,7 @@ class VitMae(Vit):
         return self._channels
 
     def contract(self, module: nn.Module, task: Task) -> Contract:
-        """Colours normalised as ImageNet's; pictures of another number of channels by the data's statistics."""
+        """Colours normalised as ImageNet's; images of another number of channels by the data's statistics."""
         if self._channels == 3:
             return Contract(mean=MEAN, std=STD, channels=3)
         return super().contract(module, task).with_(channels=self._channels)

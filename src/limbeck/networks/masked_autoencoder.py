@@ -72,7 +72,7 @@ class MaskedDecoder(_Decoding):
 
     Args:
         inputs: width of the encoder.
-        grid: patches along the sides of the picture (rows, columns).
+        grid: patches along the sides of the image (rows, columns).
         width, depth, heads: of the decoder.
         ratio: of a perceptron's inner width to the channels.
         eps: of the layer norms.
@@ -117,8 +117,8 @@ class MaskedAutoencoder(_Decoding, VisionTransformer):
     """Encoder of the visible patches, decoder of all; further heads predict another network's hidden states.
 
     Args:
-        size, patch: side of the square picture, or (height, width), and of a patch, in pixels; L patches.
-        channels: of the picture.
+        size, patch: side of the square image, or (height, width), and of a patch, in pixels; L patches.
+        channels: of the image.
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
         ratio: of a perceptron's inner width to the channels.
@@ -128,7 +128,7 @@ class MaskedAutoencoder(_Decoding, VisionTransformer):
         predicts_encoder: likewise from the encoder's output.
 
     Raises:
-        ConfigError: the patch does not divide the picture, heads do not divide widths, widths are no multiples of 4.
+        ConfigError: the patch does not divide the image, heads do not divide widths, widths are no multiples of 4.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class MaskedAutoencoder(_Decoding, VisionTransformer):
         draw_weights(self)
 
     def hidden(self, x: Tensor, masking: Masking, layer: int | None = None) -> Tensor:
-        """The decoder's hidden states [N, 1 + L, decoder_width] of pictures, as `decode` gives them."""
+        """The decoder's hidden states [N, 1 + L, decoder_width] of images, as `decode` gives them."""
         return self.decode(self.encode(x, masking), masking, layer)
 
     def predict(self, x: Tensor, masking: Masking) -> Tensor:

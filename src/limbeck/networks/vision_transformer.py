@@ -151,15 +151,15 @@ class VisionTransformer(nn.Module):
     """Patches, a class token, transformer blocks, a layer norm (Dosovitskiy et al. 2021), with fixed positions.
 
     Args:
-        size: of pictures: the side of a square, or (height, width), in pixels.
+        size: of images: the side of a square, or (height, width), in pixels.
         patch: side of a patch in pixels; L = (height / patch) * (width / patch) patches.
-        channels: of pictures.
+        channels: of images.
         width, depth, heads: channels, blocks, attention heads.
         ratio: of a perceptron's inner width to the channels.
         eps: of the layer norms.
 
     Raises:
-        ConfigError: the patch does not divide the picture, heads do not divide the width, the width is no multiple of 4.
+        ConfigError: the patch does not divide the image, heads do not divide the width, the width is no multiple of 4.
     """
 
     pos_embed: Tensor
@@ -179,7 +179,7 @@ class VisionTransformer(nn.Module):
         high, wide = sides_of(size)
         if patch < 1 or min(high, wide) < patch or high % patch or wide % patch:
             shown = f"{high}" if high == wide else f"{high} x {wide}"
-            raise ConfigError("patch", given=patch, expected=f"a divisor of the picture's side {shown}")
+            raise ConfigError("patch", given=patch, expected=f"a divisor of the image's side {shown}")
         if heads < 1 or width % heads:
             raise ConfigError("heads", given=heads, expected=f"a divisor of the width {width}")
         self.size, self.patch, self.grid = (high, wide), patch, (high // patch, wide // patch)
@@ -202,10 +202,10 @@ class VisionTransformer(nn.Module):
         """Tokens before the first block: the class token, the patches that are seen, and ``last`` [1, 1, width] at the end.
 
         Raises:
-            ShapeError: pictures of another size, or a masking of another number of patches.
+            ShapeError: images of another size, or a masking of another number of patches.
         """
         if x.ndim != 4 or tuple(x.shape[2:]) != self.size:
-            raise ShapeError("x", given=list(x.shape), expected=f"pictures [N, C, {self.size[0]}, {self.size[1]}]")
+            raise ShapeError("x", given=list(x.shape), expected=f"images [N, C, {self.size[0]}, {self.size[1]}]")
         tokens = self.patch_embed(x) + self.pos_embed[:, 1:]
         if masking is not None:
             if masking.restore.shape != tokens.shape[:2]:
@@ -213,7 +213,7 @@ class VisionTransformer(nn.Module):
                     "masking",
                     given=f"of {list(masking.restore.shape)} patches",
                     expected=f"{list(tokens.shape[:2])}: {self.grid[0]} x {self.grid[1]} patches of {self.patch} pixels",
-                    remedy="student and teacher must cut pictures into the same patches",
+                    remedy="student and teacher must cut images into the same patches",
                 )
             tokens = tokens.gather(1, masking.visible.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
         n = len(x)
@@ -226,13 +226,13 @@ class VisionTransformer(nn.Module):
         """The class token and the visible patches [N, 1 + K, width], in the order of ``masking.visible``; without it, all.
 
         Args:
-            x: pictures [N, channels, height, width].
+            x: images [N, channels, height, width].
             masking: which patches are seen; the same for two networks that are compared.
             norm: behind the last layer norm.
             last: a further token [1, 1, width], with its position, that stands at the end.
 
         Raises:
-            ShapeError: pictures of another size, or a masking of another number of patches.
+            ShapeError: images of another size, or a masking of another number of patches.
         """
         tokens = self.embed(x, masking, last)
         for block in self.blocks:
@@ -268,7 +268,7 @@ def encoder_of(module: Any) -> tuple[str, VisionTransformer] | None:
 
 
 class _Encoded(nn.Module):
-    """A network that stands on an encoder and hands masked pictures on to it."""
+    """A network that stands on an encoder and hands masked images on to it."""
 
     def _inner(self) -> VisionTransformer:
         raise NotImplementedError
@@ -289,7 +289,7 @@ class VitClassifier(_Encoded):
     a position and a head of its own. The output is the mean of both heads'.
 
     Args:
-        encoder: of the pictures.
+        encoder: of the images.
         outputs: how many values.
         pool: ``class`` or ``mean``.
         token: with a distillation token.
@@ -316,7 +316,7 @@ class VitClassifier(_Encoded):
         return self.encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, outputs] of pictures [N, C, H, W]."""
+        """[N, outputs] of images [N, C, H, W]."""
         last = None if self.dist_token is None else self.dist_token + self.dist_pos_embed
         tokens = self.encoder.encode(x, norm=False, last=last)
         patches = self.encoder.patches
@@ -338,7 +338,7 @@ def _conv(before: int, after: int, side: int) -> nn.Sequential:
 class UperHead(nn.Module):
     """A map from a pyramid: its coarsest level seen at several scales, coarse added to fine, all levels joined.
 
-    UPerNet (Xiao et al. 2018, arXiv 1807.10221), with group in place of batch normalisation, so that a picture's answer does
+    UPerNet (Xiao et al. 2018, arXiv 1807.10221), with group in place of batch normalisation, so that an image's answer does
     not depend on its batch.
 
     Args:
@@ -412,7 +412,7 @@ class VitMaps(_Encoded):
     quarters and all of the blocks; at four times, twice, once and half the grid of patches, as far as patches have pixels.
 
     Args:
-        encoder: of the pictures.
+        encoder: of the images.
         outputs: values at each place.
         width: channels of the head.
     """
@@ -429,7 +429,7 @@ class VitMaps(_Encoded):
         return self.encoder
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, outputs, h, w] of pictures [N, C, H, W]."""
+        """[N, outputs, h, w] of images [N, C, H, W]."""
         levels = self.encoder.between(x, self.layers)
         out: Tensor = self.decoder([scale(f) for scale, f in zip(self.scales, levels, strict=True)])
         return out
@@ -439,12 +439,12 @@ class SimplePyramid(nn.Module):
     """A detector's pyramid from an encoder's last map alone (ViTDet, Li et al. 2022, arXiv 2203.16527): strides 4, 8, ...
 
     Args:
-        encoder: of the pictures; its patch is a power of two.
+        encoder: of the images; its patch is a power of two.
         width: channels of the pyramid.
         levels: how many.
 
     Raises:
-        ConfigError: the patch is no power of two, or the picture's sides are no multiples of the coarsest stride.
+        ConfigError: the patch is no power of two, or the image's sides are no multiples of the coarsest stride.
     """
 
     def __init__(self, encoder: VisionTransformer, width: int, levels: int = 2) -> None:
@@ -457,7 +457,7 @@ class SimplePyramid(nn.Module):
         if any(side % coarsest for side in encoder.size):
             raise ConfigError(
                 "levels",
-                f"the coarsest of {levels} has a stride of {coarsest} pixels, and pictures have {encoder.size}",
+                f"the coarsest of {levels} has a stride of {coarsest} pixels, and images have {encoder.size}",
                 given=levels,
                 expected="sides that are multiples of the stride",
                 remedy=f"set task.size to a multiple of {coarsest}, or take fewer levels",
@@ -497,16 +497,16 @@ class VitDetector(_Encoded):
         return found
 
     def forward(self, x: Tensor, targets: Mapping[str, Tensor] | None = None) -> dict[str, Any]:
-        """As `limbeck.networks.two_stage.run_plain`: losses by picture while it trains, else detections."""
+        """As `limbeck.networks.two_stage.run_plain`: losses by image while it trains, else detections."""
         return run_plain(self, x, targets)
 
 
 def first_stage(net: Any, x: Tensor) -> dict[str, list[Tensor]]:
-    """What a two-stage detector's first stage says of pictures, level by level, and nothing of what comes behind it.
+    """What a two-stage detector's first stage says of images, level by level, and nothing of what comes behind it.
 
     Args:
         net: a detector with torchvision's parts.
-        x: pictures [N, C, H, W].
+        x: images [N, C, H, W].
 
     Returns:
         ``features``: [N, D, h, w]; ``objectness``: logits [N, A, h, w].

@@ -40,7 +40,7 @@ def widths_of(student: Role, teacher: Role, x: Tensor) -> tuple[list[int], list[
 
     Args:
         student, teacher: the roles of two detectors.
-        x: a few pictures.
+        x: a few images.
 
     Raises:
         ConfigError: one has no first stage, or levels have different places or anchors.
@@ -59,7 +59,7 @@ def widths_of(student: Role, teacher: Role, x: Tensor) -> tuple[list[int], list[
             "pyramids and anchors differ: rows, columns and anchors of each level",
             given=shapes[0],
             expected=f"the teacher's {shapes[1]}",
-            remedy="give both as many levels (levels), over the same pictures",
+            remedy="give both as many levels (levels), over the same images",
         )
     s, t = ([f.shape[1] for f in side["features"]] for side in shown)
     return s, t
@@ -78,7 +78,7 @@ def fed(module: Any, batch: Batch) -> Any:
 def richly(
     maps: Sequence[Tensor], acts: Mapping[str, Any], shown: Mapping[str, Sequence[Tensor]]
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """What is compared of every picture where the teacher sees objects, level by level.
+    """What is compared of every image where the teacher sees objects, level by level.
 
     Args:
         maps: the student's pyramid, brought to the teacher's channels.

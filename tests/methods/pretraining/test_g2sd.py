@@ -59,7 +59,7 @@ def first(made: Tiny, stage: str) -> Terms:
 
 
 def expected(made: Tiny) -> tuple[dict[str, Any], Any, Any]:
-    """The generic stage's batch, the pictures as the student takes them, and the masking, drawn by its own key."""
+    """The generic stage's batch, the images as the student takes them, and the masking, drawn by its own key."""
     batch, ctx = at(made, "generic")
     x = made.method.roles["student"].contract.inputs(batch["x"])
     noise = ctx.draws.rand("masking", batch["item"], (16,))
@@ -137,7 +137,7 @@ def test_pictures_without_labels_are_asked_about_too(tmp_path: Path) -> None:
     again = method.step(part, RunContext(made.engine, method, made.engine.stages[-1], made.engine.device).at(0))
     torch.testing.assert_close(terms["token"].values[:2], again["token"].values)  # each item asks for its own
     pool = tiny("g2sd", tmp_path / "b", "task.unlabelled={use: printed, items: 40}")
-    assert len(pool.method.pictures) == 40 == len(pool.method.more)  # type: ignore[attr-defined]
+    assert len(pool.method.images) == 40 == len(pool.method.more)  # type: ignore[attr-defined]
     whole = tiny("g2sd", tmp_path / "c", "task.student_items=null")
     assert whole.method.more is None  # type: ignore[attr-defined]
 
@@ -216,7 +216,7 @@ def test_the_teacher_is_remembered_and_begins_where_it_was_pre_trained(
     for name in ("mae", "teacher"):
         a, b = (dict(m.method.roles[name].module.state_dict()) for m in (one, other))
         assert not differences(a, b)
-    third, all_ = made("3", seed=5)  # another seed has other labels, and the same pictures
+    third, all_ = made("3", seed=5)  # another seed has other labels, and the same images
     assert len(all_ - first_) == 1 and (all_ - first_).pop().startswith("tune-")
     assert not differences(mae, dict(third.method.roles["mae"].module.state_dict()))
 
@@ -260,8 +260,8 @@ def test_a_later_run_goes_on_from_a_generic_student(tmp_path: Path) -> None:
 
 def test_the_report_shows_hidden_patches(tmp_path: Path) -> None:
     made = tiny("g2sd", tmp_path)
-    (picture,) = made.method.extras()["pictures"]
-    rows = torch.tensor(picture["pixels"])
+    (image,) = made.method.extras()["pictures"]
+    rows = torch.tensor(image["pixels"])
     assert rows.shape == (3, 6, 1, 8, 8)
     true = (255 * made.method.task.example(6)["x"]).round()
     assert float((rows[0] - true).abs().max()) <= 1
@@ -275,7 +275,7 @@ def test_the_report_shows_hidden_patches(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["student.patch=4"], r"student.patch.*4 patches of 4 pixels.*16 of 2"),
-        (["student.patch=3"], r"student.patch.*do not fill pictures of 8 x 8.*task.size"),
+        (["student.patch=3"], r"student.patch.*do not fill images of 8 x 8.*task.size"),
         (["method.target_layer=3"], r"target_layer.*3.*1 to 2"),
         (["method.mask_ratio=1"], r"mask_ratio.*below 1"),
         (["method.mask_ratio=0.99"], r"leaves one of 16 patches"),
@@ -288,7 +288,7 @@ def test_the_report_shows_hidden_patches(tmp_path: Path) -> None:
         (["teacher=mlp"], r"teacher.*participants.mae"),
         (["student.width=10"], "multiple of 4 and of heads"),
         (["teacher.decoder_width=6"], "decoder_width"),
-        (["task={use: classification, data: {use: scikit-learn, name: wine}}"], r"(takes|no) pictures"),
+        (["task={use: classification, data: {use: scikit-learn, name: wine}}"], r"(takes|no) images"),
         (["task=table"], r"task"),
         ([*BOXES, "student.levels=1"], r"pyramids and anchors differ"),
         ([*BOXES, "student.patch=2", "method.phases=specific", "student.levels=5"], r"student.levels.*stride of 64"),

@@ -1,1 +1,1 @@
-"""Students that learn from pictures without labels first."""
+"""Students that learn from images without labels first."""

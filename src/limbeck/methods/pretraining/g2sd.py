@@ -1,6 +1,6 @@
 """G2SD: a small vision transformer learns from a masked autoencoder twice, without a task first, and then for one.
 
-Generic: the same patches are hidden from both; the student foretells the hidden states of the teacher's decoder.
+Generic: the same patches are hidden from both; the student predicts the hidden states of the teacher's decoder.
     L_G = smooth_l1(p, LN(h_T); beta)                                  the mean over tokens and channels, no pixels
 Specific: the teacher is by now fine-tuned for the task, and the student's encoder gets a head.
     classes   L = (CE(z_cls, y) + CE(z_dist, argmax z_T)) / 2          z_dist of a distillation token that stands last
@@ -36,7 +36,7 @@ from limbeck.grammar.task import Task
 from limbeck.models.vit import Vit, begin_with
 from limbeck.networks.vision_transformer import Perceptron, VisionTransformer, VitClassifier, encoder_of
 from limbeck.parts.first_stages import TAPS, Adapted, asked, fed, richly, widths_of
-from limbeck.parts.masked_pictures import (
+from limbeck.parts.masked_images import (
     Target,
     compared,
     drawn,
@@ -69,8 +69,8 @@ CARD = Card(
         "distillation token, NKD, channel-wise divergence, feature-richness score": "the code, checked against its vectors",
         "value of the channel-wise term": "KL, zero at equality; variant=released shows the code's cross-entropy, whose gradient "
         "is the same",
-        "a teacher without weights": "ours: pre-trained as MAE (He et al. 2022) on the same pictures",
-        "pictures without labels in the specific stage": "ours: the token then learns what the teacher says of them; the paper "
+        "a teacher without weights": "ours: pre-trained as MAE (He et al. 2022) on the same images",
+        "images without labels in the specific stage": "ours: the token then learns what the teacher says of them; the paper "
         "has labels for all",
         "heads": "UPerNet and ViTDet's pyramid with group in place of batch normalisation; positions stay fixed",
     },
@@ -79,9 +79,9 @@ CARD = Card(
     "scratch; and it is close to its teacher.",
     recipe="g2sd",
     exceptions={
-        "at_equality": "the student foretells standardised states through a perceptron, and one like its teacher has none"
+        "at_equality": "the student predicts standardised states through a perceptron, and one like its teacher has none"
     },
-    notes="task.unlabelled names more pictures; otherwise the pictures of all training items are used, and labels of "
+    notes="task.unlabelled names more images; otherwise the images of all training items are used, and labels of "
     "task.student_items alone. teacher=vit-mae:FOLDER takes a masked autoencoder of transformers; stages.pretrain and "
     "stages.tune make one here. Networks are vision transformers (student=vit).",
 )
@@ -94,7 +94,7 @@ class G2sd(Method):
     Args:
         phases: ``both`` stages; ``generic``: the encoder alone, for a probe or a later run; ``specific``: for a student that
             begins anew, or with ``student.weights``.
-        target: what the generic stage foretells: hidden states of the teacher's ``decoder``; its ``encoder`` features at
+        target: what the generic stage predicts: hidden states of the teacher's ``decoder``; its ``encoder`` features at
             visible patches; ``pixels``, as MAE itself, without a teacher; or the ``relation`` of its queries, keys, values.
         target_layer: block of the decoder behind which the states are taken, from 1; ``null`` is the middle one.
         supervise: tokens that are compared: ``all`` with the class token, or ``masked`` or ``visible`` patches.
@@ -103,10 +103,10 @@ class G2sd(Method):
         beta: where smooth L1 turns into a line.
         relation_heads: into which both networks are cut for ``relation``.
         crop: least share of the area of random crops, in the generic stage and while a teacher is pre-trained; 1: none.
-        mirror: pictures every other time, there.
+        mirror: images every other time, there.
         specific: what the specific stage matches: ``auto`` (by task: hard_token, cwd, frs); ``hard_token``, ``soft_kl`` or
             ``nkd`` of classes; ``cwd`` of maps; ``frs`` of boxes; ``none``: labels alone.
-        unlabelled: where there are pictures without labels, the teacher's answers to these (as many as the batch has) are
+        unlabelled: where there are images without labels, the teacher's answers to these (as many as the batch has) are
             what hard_token and soft_kl match.
         layer_decay: the rate of each block as a share of that of the block above, in the specific stage and in ``tune``.
         smoothing: of labels, in the specific stage.
@@ -114,7 +114,7 @@ class G2sd(Method):
         gamma: weight of NKD's second term.
         weight_maps: of ``cwd``.
         weight_features, weight_objectness: of ``frs``; features are summed over channels, not averaged.
-        warm_steps: over which these two rise from nought.
+        warm_steps: over which these two rise from 0.
         variant: ``released`` shows the cross-entropy for ``cwd``, as the published code does; the gradient is that of KL.
     """
 
@@ -150,9 +150,9 @@ class G2sd(Method):
             )
         if self.target in ("encoder", "relation") and self.supervise != "all":
             raise ValueError(f"supervise must be all with target={self.target}: hidden patches have no features there")
-        self.foretells = self.phases != "specific" and self.target != "pixels"
+        self.predicts = self.phases != "specific" and self.target != "pixels"
         self.asks = self.phases != "generic" and self.specific != "none"
-        if not (self.foretells or self.asks):
+        if not (self.predicts or self.asks):
             self.participants = {}
         else:
             teacher = Participant(taught=False, judged=self.asks)
@@ -167,7 +167,7 @@ class G2sd(Method):
         if own is None:
             raise ConfigError(
                 "task",
-                "G2SD is for classes, maps and boxes of pictures",
+                "G2SD is for classes, maps and boxes of images",
                 given=type(task).__name__,
                 expected="task=classification, dense or boxes",
             )
@@ -175,7 +175,7 @@ class G2sd(Method):
             one_label(self, task)
         if len(task.needs.inputs) != 3:
             raise ConfigError(
-                "task.data", "its items are no pictures", given=list(task.needs.inputs), expected="[C, H, W]"
+                "task.data", "its items are no images", given=list(task.needs.inputs), expected="[C, H, W]"
             )
         self.matches = own[0] if self.specific == "auto" else self.specific
         if self.matches not in (*own, "none"):
@@ -187,20 +187,18 @@ class G2sd(Method):
             )
 
     def bind(self, setup: Setup) -> None:
-        """Find encoders, make decoders, and check that both cut pictures alike."""
+        """Find encoders, make decoders, and check that both cut images alike."""
         super().bind(setup)
         self.encoder = self._vit("student", setup.student)[1]
-        self.pictures: Data = getattr(self.task, "unlabelled_items", None) or self.task.teacher_train
-        self.more = (
-            self.pictures if self.unlabelled and self.pictures.fingerprint != self.task.train.fingerprint else None
-        )
+        self.images: Data = getattr(self.task, "unlabelled_items", None) or self.task.teacher_train
+        self.more = self.images if self.unlabelled and self.images.fingerprint != self.task.train.fingerprint else None
         random_masking(
             torch.zeros(1, self.encoder.patches), self.mask_ratio
         )  # refuses one that leaves nothing to be seen
         self.tunes = self.pretrains = False
         if self.asks:
             self._bind_specific(setup)
-        if self.foretells or self.tunes:
+        if self.predicts or self.tunes:
             self._bind_teacher(setup)
         if self.phases != "specific":
             self._bind_generic(setup.student.model)
@@ -262,17 +260,17 @@ class G2sd(Method):
                     "it is to be fine-tuned from participants.mae, and has another shape",
                     remedy="give both the same patch, width, depth and heads, or the teacher a checkpoint",
                 )
-        if self.foretells and self.encoder.grid != encoder.grid:
+        if self.predicts and self.encoder.grid != encoder.grid:
             raise ConfigError(
                 "student.patch",
-                "student and teacher cut pictures into different patches, so that not the same can be hidden",
+                "student and teacher cut images into different patches, so that not the same can be hidden",
                 given=f"{self.encoder.patches} patches of {self.encoder.patch} pixels",
                 expected=f"the teacher's {encoder.patches} of {encoder.patch}",
                 remedy=f"set student.patch={encoder.patch}",
             )
 
     def _bind_generic(self, model: Vit) -> None:
-        """What the student foretells with."""
+        """What the student predicts with."""
         if self.target == "pixels":
             values = self.encoder.patch**2 * self.encoder.channels
             self.new("decoder", lambda: model.decoder(self.encoder, pixels=values))
@@ -305,7 +303,9 @@ class G2sd(Method):
         if self.pretrains:
             how = [self.mask_ratio, self.normalise_target, self.crop, self.mirror]
             found.append(
-                self._pictured("pretrain", self.pretrain, {"mae": plain}, remember=how, roles=["mae"], scope="pretrain")
+                self._over_images(
+                    "pretrain", self.pretrain, {"mae": plain}, remember=how, roles=["mae"], scope="pretrain"
+                )
             )
         if self.tunes:
             optim = plain.with_(groups=layer_rates(self.roles["teacher"].module, self.layer_decay))
@@ -328,7 +328,7 @@ class G2sd(Method):
             assert place is not None
             learn = {"student": plain.with_(only=[f"{place[0]}.*"])}
             learn |= {n: plain for n in ("decoder", "predictor") if n in self.roles}
-            found.append(self._pictured("generic", self.generic, learn))
+            found.append(self._over_images("generic", self.generic, learn))
         if self.phases != "generic":
             optim = train.with_(groups=layer_rates(self.setup.student.module, self.layer_decay, train.groups))
             found.append(
@@ -343,13 +343,13 @@ class G2sd(Method):
             )
         return found
 
-    def _pictured(self, name: str, step: Any, optim: dict[str, Optim], **more: Any) -> Stage:
-        """A stage over pictures alone. The recipe's queries mix labels, and have nothing to change here."""
+    def _over_images(self, name: str, step: Any, optim: dict[str, Optim], **more: Any) -> Stage:
+        """A stage over images alone. The recipe's queries mix labels, and have nothing to change here."""
         train = self.setup.train
         return Stage(
             name,
             steps=train.steps,
-            data=self.pictures,
+            data=self.images,
             batch_size=train.batch_size,
             optim=optim,
             step=step,
@@ -381,7 +381,7 @@ class G2sd(Method):
         return Terms(ce=ce)
 
     def generic(self, batch: Batch, ctx: Context) -> Terms:
-        """What the teacher makes of a picture of which both see the same few patches, foretold."""
+        """What the teacher makes of an image of which both see the same few patches, predicted."""
         seen, masking = (
             viewed(batch, ctx, self.crop, self.mirror),
             masked(batch, ctx, self.encoder.patches, self.mask_ratio),
@@ -429,7 +429,7 @@ class G2sd(Method):
         return Terms(ce=self.task.supervised(student, batch), cwd=Term(cwd, weight=self.weight_maps))
 
     def ask(self, batch: Batch, ctx: Context) -> Terms:
-        """Half labels, half the teacher's answers: to the batch, or to as many pictures without labels."""
+        """Half labels, half the teacher's answers: to the batch, or to as many images without labels."""
         token = self.matches == "hard_token"
         taps = ["head", "token_head"] if token else []
         other = {"x": batch["x"], "item": batch["item"], "view": batch["view"]}
@@ -466,12 +466,12 @@ class G2sd(Method):
         yield Terms(ce=self.task.supervised(student, batch), features=features, objectness=objectness)
 
     def extras(self) -> dict[str, Any]:
-        """Pictures with hidden patches, and what the teacher, or the student, makes of them."""
+        """Images with hidden patches, and what the teacher, or the student, makes of them."""
         if "mae" not in self.roles:
             return {}
         x = self.task.example(6)["x"]
         rows = drawn(self.roles["mae"], x, self.mask_ratio, self.normalise_target)
-        caption = "Training pictures; what is seen of them; and what the masked autoencoder that teaches makes of that."
+        caption = "Training images; what is seen of them; and what the masked autoencoder that teaches makes of that."
         if self.normalise_target:
-            caption += " It learns each patch up to brightness and contrast, which are the picture's own here."
+            caption += " It learns each patch up to brightness and contrast, which are the image's own here."
         return {"pictures": [{"title": "Hidden patches", "caption": caption, "pixels": rows}]}

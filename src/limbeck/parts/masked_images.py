@@ -1,4 +1,4 @@
-"""Networks that are pre-trained on pictures of which most patches are hidden: views, masks, what is compared, layers' rates."""
+"""Networks that are pre-trained on images of which most patches are hidden: views, masks, what is compared, layers' rates."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from limbeck.networks.masked_autoencoder import MaskedAutoencoder
 from limbeck.networks.vision_transformer import VisionTransformer, encoder_of
 
 Target = Literal["decoder", "encoder", "pixels", "relation"]
-"""What a student foretells: a teacher's decoder's or encoder's hidden states, the pixels, or how tokens relate in it."""
+"""What a student predicts: a teacher's decoder's or encoder's hidden states, the pixels, or how tokens relate in it."""
 
 SHOWN, SIDE = 6, 64
-"""Pictures that a report shows, and their longest side in pixels."""
+"""Images that a report shows, and their longest side in pixels."""
 
 
 def viewed(batch: Batch, ctx: Context, least: float = 1.0, mirror: bool = False) -> Tensor:
-    """A batch's pictures [N, C, H, W], each cropped at random and resized to its own size, and mirrored every other time.
+    """A batch's images [N, C, H, W], each cropped at random and resized to its own size, and mirrored every other time.
 
     Args:
         batch: with ``x`` and ``item``.
         ctx: of the step: draws are keyed by it and the items.
-        least: share of the area that a crop has at least; 1 takes whole pictures.
+        least: share of the area that a crop has at least; 1 takes whole images.
         mirror: left and right.
     """
     x: Tensor = batch["x"]
@@ -51,7 +51,7 @@ def viewed(batch: Batch, ctx: Context, least: float = 1.0, mirror: bool = False)
 
 
 def masked(batch: Batch, ctx: Context, patches: int, ratio: float) -> Masking:
-    """Which patches of a batch's pictures are hidden, keyed by step and item."""
+    """Which patches of a batch's images are hidden, keyed by step and item."""
     return random_masking(ctx.draws.rand("masking", batch["item"], (patches,)), ratio)
 
 
@@ -60,7 +60,7 @@ def over_tokens(values: Tensor, masking: Masking, which: Supervise, first: bool 
 
     Args:
         values: of the class token and all patches [N, 1 + L]; of patches alone [N, L] where there is no ``first``.
-        masking: which patches are hidden: as many of every picture.
+        masking: which patches are hidden: as many of every image.
         which: tokens are compared.
         first: the class token is there; it counts with ``all`` alone.
     """
@@ -151,7 +151,7 @@ def _fits(name: str, pattern: str) -> bool:
 
 
 def drawn(role: Role, x: Tensor, ratio: float, normalise: bool) -> list[Any]:
-    """Pictures, what is seen of them, and what a masked autoencoder makes of that: rows of a report's picture."""
+    """Images, what is seen of them, and what a masked autoencoder makes of that: rows of a report's image."""
     net = role.module
     assert isinstance(net, MaskedAutoencoder)
     device = net.cls_token.device
@@ -166,7 +166,7 @@ def drawn(role: Role, x: Tensor, ratio: float, normalise: bool) -> list[Any]:
         var, mean = torch.var_mean(true, -1, keepdim=True)
         found = found * (var + 1e-6).sqrt() + mean
     hidden = masking.hidden.unsqueeze(-1)
-    rows = [given, _pictures(torch.where(hidden, 0.0, true), net), _pictures(torch.where(hidden, found, true), net)]
+    rows = [given, _images(torch.where(hidden, 0.0, true), net), _images(torch.where(hidden, found, true), net)]
     shape = (1, -1, 1, 1)
     mean, std = (
         torch.tensor(v, device=device).view(shape) for v in (role.contract.mean or (0.0,), role.contract.std or (1.0,))
@@ -174,7 +174,7 @@ def drawn(role: Role, x: Tensor, ratio: float, normalise: bool) -> list[Any]:
     return [_small(r * std + mean) for r in rows]
 
 
-def _pictures(patches: Tensor, net: VisionTransformer) -> Tensor:
+def _images(patches: Tensor, net: VisionTransformer) -> Tensor:
     """[N, C, H, W] of patches [N, L, patch * patch * C]."""
     p, (rows, columns) = net.patch, net.grid
     x = patches.unflatten(1, (rows, columns)).unflatten(3, (p, p, net.channels))  # [N, rows, columns, p, p, C]

@@ -196,6 +196,8 @@ class G2sd(Method):
             torch.zeros(1, self.encoder.patches), self.mask_ratio
         )  # refuses one that leaves nothing to be seen
         self.tunes = self.pretrains = False
+        self.notes = ["the student's head is not trained: evaluate the encoder with evaluator=probe"]
+        self.notes = self.notes if self.phases == "generic" else []
         if self.asks:
             self._bind_specific(setup)
         if self.predicts or self.tunes:

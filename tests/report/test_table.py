@@ -176,6 +176,23 @@ def test_participants_are_called_what_they_are() -> None:
     assert all(r.score is not None and r.score.kind == "none" for r in summarise(run).rows)
 
 
+def test_a_baseline_is_called_as_its_row_is() -> None:
+    metrics: dict[str, Any] = {"teacher": {"dpr": 0.1}, "student": {"accuracy": 0.8}, "alone": {"accuracy": 0.85}}
+    for row, called in (("real", "real rows"), ("independent", "independent")):
+        rows = {row: metrics["alone"], "teacher": metrics["teacher"], "student": metrics["student"]}
+        run = make_result("fair", artifact="table", metrics={**metrics, "rows": rows}, sizes={}, latency_ms={})
+        assert [r.name for r in summarise(run).rows] == ["teacher", called, "fair"]
+    detector = make_result("rd", artifact="detector", metrics=metrics | {"teacher": {}}, sizes={}, latency_ms={})
+    assert "than the pixel statistics of normal pictures" in " ".join(headline(detector))
+
+
+def test_a_teacher_that_answers_something_else_is_no_measure_of_size() -> None:
+    run = make_result(
+        "vild", metrics={"teacher": {"other": 0.9}, "student": {"accuracy": 0.4}, "alone": {"accuracy": 0.2}}
+    )
+    assert "times" not in " ".join(headline(run))
+
+
 def test_wilson_is_only_for_shares_of_the_test_items() -> None:
     metrics = {"student": {"f1": 0.8, "accuracy": 0.9}, "alone": {"f1": 0.7}, "teacher": {}}
     s = summarise(make_result(primary="f1", metrics=metrics))

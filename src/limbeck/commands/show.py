@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from limbeck.commands import _common as common
@@ -50,6 +51,11 @@ def _config(card: cards.Card, name: str) -> tuple[dict[str, Any] | None, str]:
         return None, error.line()
 
 
+def _evidence(found: Mapping[str, Any]) -> str:
+    seen = ", ".join(found["comparisons"])
+    return f"{found['said']} ({seen})" if seen else found["said"]
+
+
 def _presets(card: cards.Card) -> list[str]:
     """The presets of a Card's recipes, a line each."""
     from limbeck.recipe.overrides import presets_of
@@ -80,7 +86,7 @@ def _print_card(entry: cards.Entry) -> None:
         *(("presets" if i == 0 else "", text) for i, text in enumerate(_presets(card))),
         *(("provenance" if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(card.provenance.items())),
         ("claim", card.claim),
-        ("evidence", f"{evidence['said']} ({', '.join(evidence['comparisons'])})" if evidence else "none yet"),
+        ("evidence", _evidence(evidence) if evidence else "none yet"),
         *(("", f"{status}: {says}") for says, status in (evidence["clauses"] if evidence else {}).items()),
         *(("exception" if i == 0 else "", f"{k}: {v}") for i, (k, v) in enumerate(card.exceptions.items())),
         ("notes", card.notes),

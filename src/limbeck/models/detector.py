@@ -135,9 +135,13 @@ class OpenDetectorModel(SmallDetector):
 
         from limbeck.models.libraries import Torchvision
 
-        made = Torchvision(self.body, weights=self.weights).make(needs)
+        known = [n for n in models.list_models(module=models.detection) if "rcnn" in n and "keypoint" not in n]
+        if self.body not in models.list_models(module=models.detection):
+            raise ConfigError.unknown(self.setting("body"), self.body, ["small", *known], "body of a detector")
+        library = Torchvision(self.body, weights=self.weights)
+        library.role = self.role
+        made = library.make(needs)
         if not is_two_stage(made):
-            known = [n for n in models.list_models(module=models.detection) if "rcnn" in n and "keypoint" not in n]
             raise ConfigError(self.setting("body"), "has one stage", given=self.body, expected=" or ".join(known))
         return made
 

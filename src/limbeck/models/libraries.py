@@ -144,7 +144,7 @@ class Timm(LibraryModel):
         timm = require("timm", "dev", "a timm model")
         outputs = needs.outputs
         if not timm.is_model(self.name):
-            raise ConfigError.unknown("name", self.name, timm.list_models(), "timm model")
+            raise ConfigError.unknown(self.setting("name"), self.name, timm.list_models(), "timm model")
         pretrained = self.pretrained and self.checkpoint is None
         if needs.form in ("map", "pyramid"):
             return self._maps(timm, needs, pretrained)
@@ -264,7 +264,9 @@ class Torchvision(LibraryModel):
         known = models.get_model_weights(self.name)
         name = self.weights.rsplit(".", 1)[-1]
         if name not in known.__members__:
-            raise ConfigError.unknown("weights", self.weights, known.__members__, f"set of weights of {self.name}")
+            raise ConfigError.unknown(
+                self.setting("weights"), self.weights, known.__members__, f"set of weights of {self.name}"
+            )
         return known[name]
 
     def make(self, needs: Needs) -> nn.Module:
@@ -278,7 +280,7 @@ class Torchvision(LibraryModel):
         }.get(needs.form, (models, "classifier"))
         known = models.list_models(module=place)
         if self.name not in known:
-            raise ConfigError.unknown("name", self.name, known, f"torchvision {word}")
+            raise ConfigError.unknown(self.setting("name"), self.name, known, f"torchvision {word}")
         entry = self._entry()
         if needs.form == "vector":
             return self._features(models, needs, entry)

@@ -17,6 +17,8 @@ _PHRASES: Final[dict[str, tuple[str, str]]] = {
     "dataset": ("all real items", "as many random real items"),
     "sampler": ("its teacher in many steps", "its teacher in as few steps"),
     "scene": ("samples of its teacher", "as many real pictures"),
+    "detector": ("its teacher", "the pixel statistics of normal pictures"),
+    "table": ("its teacher", "a model trained on the real rows"),
 }
 
 
@@ -73,8 +75,8 @@ def _kept(s: Summary, best: Row, group: Sequence[Row], several: bool) -> str:
 
 def _smaller(s: Summary, best: Row) -> str:
     teacher = best.teacher
-    if teacher is None or s.artifact != "network":
-        return ""
+    if teacher is None or teacher.score is None or s.artifact != "network":
+        return ""  # a teacher that answers something else (a tower of crops) is neither larger nor slower at this
     parts = []
     if teacher.parameters and best.parameters and teacher.parameters / best.parameters >= 1.05:
         parts.append(f"{ratio(teacher.parameters / best.parameters)} times smaller")

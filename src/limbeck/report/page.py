@@ -236,7 +236,7 @@ def _tiles_of(s: Summary, best: Row, who: str) -> list[Tile]:
                 f"{m.value(teacher.score.mean)} there",
             )
         )
-    if s.artifact == "network" and teacher is not None:
+    if s.artifact == "network" and teacher is not None and teacher.score is not None:
         if teacher.parameters and best.parameters:
             scale = teacher.parameters / best.parameters
             word = "smaller" if scale >= 1 else "larger"

@@ -71,8 +71,13 @@ USUAL_NAMES: Final[dict[str, tuple[str, str]]] = {
     "dataset": ("all real items", "random real items"),
     "sampler": ("teacher, many steps", "teacher, few steps"),
     "scene": ("the teacher's own samples", "real pictures"),
+    "detector": ("teacher", "pixel statistics"),
+    "table": ("teacher", "real rows"),
 }
 """By what a run made: how the teacher and the baseline are called."""
+
+USUAL_BASELINES: Final[dict[str, str]] = {"dataset": "random", "detector": "pixels", "table": "real", "scene": "real"}
+"""By what a run made: the row of a result that the baseline's name is meant for; another is called as its row is."""
 
 
 @dataclass
@@ -270,7 +275,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
     owned: dict[str, dict[str, Row]] = {"teacher": {}, "alone": {}}
     for role, found, called in (
         ("teacher", teachers, str(names.get("teacher", usual[0]))),
-        ("alone", alones, str(names.get("alone", usual[1]))),
+        ("alone", alones, str(names.get("alone", _baseline_called(results, artifact, usual[1])))),
     ):
         for row, labels in found:
             # whose it is has to be said where it isn't everybody's
@@ -535,6 +540,21 @@ def _baselines(results: Sequence[Result], primary: str, items: int | None) -> li
         _describe(row, [r for r in results if name in (r["metrics"].get("rows") or {})], name)
         found.append(row)
     return found
+
+
+def _baseline_called(results: Sequence[Result], artifact: str, usual: str) -> str:
+    """The usual name, or that of the row which the baseline is, where it is another one."""
+    for result in results:
+        metrics = result["metrics"]
+        alone, rows = metrics.get("alone"), metrics.get("rows") or {}
+        same = (
+            [str(n) for n, v in rows.items() if v == alone and n not in ("teacher", "student", "alone")]
+            if alone
+            else []
+        )
+        if same and artifact in USUAL_BASELINES:
+            return usual if USUAL_BASELINES[artifact] in same else same[0]
+    return usual
 
 
 def _alones(

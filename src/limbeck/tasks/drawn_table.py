@@ -184,7 +184,7 @@ def parity_picture(rates: Mapping[str, Rates], groups: list[str], path: Path) ->
     ax.set_xticks(at, list(rates), fontsize=8)
     ax.set_ylabel("share answered favourably", fontsize=8)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(fontsize=7, frameon=False, ncols=min(4, len(groups)))
+    figure.legend(fontsize=7, frameon=False, ncols=min(4, len(groups)), loc="outside upper center")
     figure.savefig(path)
 
 

@@ -256,6 +256,7 @@ def test_baselines_are_as_large_as_what_was_made(task: GraphCondensation) -> Non
         (["method.share=1", "method.top=null"], "between 0|below 1"),
         (["method.share=0.99", "method.top=null", "method.hops=3"], "largest support of a tree there"),
         (["method.theta=2", "method.top=null", "method.max_itemsets=50"], "more than 50 sets"),
+        (["method.max_itemsets=1"], "method.max_itemsets=1 sets"),
         (["method.budget=8", "method.top=null"], "take .* bytes"),
         (["task.data=digits"], "items are no graphs"),
         (["task=graphs"], "GraphCondensation|graphcondensation"),

@@ -106,13 +106,16 @@ def test_what_is_saved_opens_without_limbeck_and_with_it(tmp_path: Path) -> None
     [["method.attention=[linear]", "method.ffn=[linear]", "method.block_loss=token", "method.score=cosine"],
      ["method.bld=none", "method.kv_init=prune", "method.importance=independent", "method.scores=subblock", "method.search=random"],
      ["method.parameters=null", "method.memory=0.8", "method.score=lm", "method.search=greedy", "method.block_loss=sample"],
-     ["method.parameters=null", "method.latency_ms=1e6", "method.score=accuracy", "method.lm=0.5", "method.further=1"]],
+     ["method.parameters=null", "method.latency_ms=1e6", "method.score=accuracy", "method.lm=0.5", "method.further=90",
+      "method.alpha=0"]],
 )  # fmt: skip
 def test_switches(settings: list[str], tmp_path: Path) -> None:
     made = tiny("puzzle", tmp_path, *settings).run()
     method: Any = made.method
     assert len(method.layers) == 2
     assert set(method.extras()) == {"architectures", "pictures"}
+    if method.further:  # as many as differ everywhere, and no error for want of more
+        assert any(f"{n} further architectures" in " ".join(method.notes) for n in range(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -126,6 +129,11 @@ def test_bad_input_is_refused(setting: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(LimbeckError) as caught:
         tiny("puzzle", tmp_path, setting)
     assert words in str(caught.value)
+
+
+def test_a_throughput_that_cannot_be_met_is_refused_under_its_own_name(tmp_path: Path) -> None:
+    with pytest.raises(LimbeckError, match=r"method\.throughput: no architecture .* at most [\d,]+ tokens a second"):
+        tiny("puzzle", tmp_path, "method.parameters=null", "method.throughput=1e12", "teach.steps=0").run()
 
 
 def test_a_smallest_budget_that_is_named_can_be_met(tmp_path: Path) -> None:

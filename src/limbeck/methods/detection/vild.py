@@ -124,6 +124,16 @@ class Vild(Method[Boxes]):
                 given="two" if net.head.two else "one",
                 remedy=f"set student.heads={wanted}",
             )
+        if self.task.masks and not net.masked:
+            raise ConfigError(
+                "task.masks",
+                "the student answers with boxes alone, so no mask would be learnt or judged",
+                given=True,
+                expected="a student with a mask head",
+                remedy="set student.masks=true (or a body with one: maskrcnn_resnet50_fpn), or task.masks=false",
+            )
+        if net.masked and not self.task.masks:
+            log.warning("the student has a mask head, and nothing teaches it: set task.masks=true")
         net.head.name_classes(text)
         net.base.copy_(self.task.base)
         net.masking = self.masking or ("remove" if self.variant == "paper" else "zero")

@@ -227,13 +227,7 @@ class Mirage(Method[GraphCondensation]):
             try:
                 return miner(support, self.max_itemsets)
             except TooManySets as error:
-                raise ConfigError(
-                    name,
-                    f"class {label!r}: {error}",
-                    given=support,
-                    expected=f"at most method.max_itemsets={self.max_itemsets:,} sets",
-                    remedy="raise it, or set method.max_size, or method.top",
-                ) from None
+                raise _too_many(name, label, error, support, self.max_itemsets) from None
         if largest < 2:
             raise _nothing("method.top" if self.budget is None else "method.budget", label, 2, largest, graphs)
         part = None if self.budget is None else self.budget * graphs / len(self.task.graphs())
@@ -253,7 +247,10 @@ class Mirage(Method[GraphCondensation]):
             low, high = (middle + 1, high) if found is None else (low, middle - 1)
             best = best if found is None else found
         if best is None:
-            smallest = miner(largest, self.max_itemsets)
+            try:
+                smallest = miner(largest, self.max_itemsets)
+            except TooManySets as error:
+                raise _too_many("method.max_itemsets", label, error, self.max_itemsets, self.max_itemsets) from None
             if part is None:
                 return _first(smallest, top)
             raise ConfigError(
@@ -347,6 +344,16 @@ def _bytes(found: FrequentSets, trees: Trees, width: int, support: int) -> int:
     needed, place = reachable(trees, found.items // width)
     none = torch.zeros(len(found.support), dtype=torch.long)
     return Mined(needed, found.ptr, place, found.support, none, none[:1]).bytes()
+
+
+def _too_many(name: str, label: str, error: TooManySets, given: int, most: int) -> ConfigError:
+    return ConfigError(
+        name,
+        f"class {label!r}: {error}",
+        given=given,
+        expected=f"at most method.max_itemsets={most:,} sets",
+        remedy="raise it, or set method.max_size, or method.top",
+    )
 
 
 def _nothing(name: str, label: str, support: int, largest: int, graphs: int) -> DataError:

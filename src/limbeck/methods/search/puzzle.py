@@ -64,7 +64,7 @@ from limbeck.parts.decoders import (
     onwards,
     watching,
 )
-from limbeck.parts.search import Choice, Knapsack
+from limbeck.parts.search import Choice, Infeasible, Knapsack
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokens import shifted
 
@@ -428,7 +428,22 @@ class Puzzle(Method[Language]):
                         found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: feed(n, c, x), h)
                 found[f"{kind}_none"] = 0.0
             found["rest"] = block_ms(lambda x: self.parent.lm_head(self.parent.model.norm(embed(ids))), h)
-            self.knapsack(self.costs(found)).exact()
+            table = self.knapsack(self.costs(found))
+            try:
+                table.exact()
+            except Infeasible as error:
+                least = error.least.get("latency_ms")
+                if self.throughput is None or least is None or table.names["latency_ms"] != "method.throughput":
+                    raise
+                fast = self.batch * self.length * 1e3 / least
+                raise ConfigError(
+                    "method.throughput",
+                    f"no architecture of this search space is as fast here: the fastest needs {least:.4g} ms for "
+                    f"{self.batch * self.length:,} tokens",
+                    given=self.throughput,
+                    expected=f"at most {fast:,.0f} tokens a second",
+                    remedy="lower it, or add smaller variants",
+                ) from None
         return found
 
     def costs(self, measured: dict[str, float]) -> dict[str, np.ndarray]:
@@ -459,11 +474,13 @@ class Puzzle(Method[Language]):
             given = getattr(self, name)
             if given is not None:
                 limits[name] = given * float(costs[name][:, 0].sum()) if given <= 1 else given
+        names = {n: f"method.{n}" for n in limits}
         if self.throughput is not None:
             fast = 1e3 * self.batch * self.length / self.throughput
-            limits["latency_ms"] = min(fast, limits.get("latency_ms", fast))
+            if fast <= limits.get("latency_ms", fast):
+                limits["latency_ms"], names["latency_ms"] = fast, "method.throughput"
         score = np.zeros_like(costs["parameters"]) if score is None else score
-        return Knapsack(score, costs, limits, {n: f"method.{n}" for n in limits})
+        return Knapsack(score, costs, limits, names)
 
     def choose(self, ctx: Context) -> dict[str, Any]:
         """The architecture, and those that it is held against."""
@@ -482,8 +499,15 @@ class Puzzle(Method[Language]):
             if self.search == "uniform":
                 raise
         further: list[Choice] = []
-        for _ in range(self.further):
-            further.append(table.exact([found["mip"], *further], alpha=self.alpha))
+        for n in range(self.further):
+            try:
+                further.append(table.exact([found["mip"], *further], alpha=self.alpha))
+            except Infeasible:
+                self.notes.append(
+                    f"{n} further architectures of method.further={self.further}: no other agrees with all before it in at most "
+                    f"{self.alpha:g} of the layers (method.alpha)"
+                )
+                break
         every = {**found, **{f"further{n + 1}": c for n, c in enumerate(further)}}
         return {
             name: {"index": torch.from_numpy(c.index), "score": c.score, "costs": c.costs, "gap": c.gap}

@@ -24,7 +24,17 @@ from limbeck.functional.blocks import (
     linear_attention,
     linear_ffn,
 )
-from limbeck.networks.decoder_blocks import CORES, NORMS, Kind, Variant, block_of, layers_of, sizes_of
+from limbeck.networks.decoder_blocks import (
+    CORES,
+    KINDS,
+    NORMS,
+    Kind,
+    Nothing,
+    Variant,
+    block_of,
+    layers_of,
+    sizes_of,
+)
 
 Spec = dict[str, Variant]
 
@@ -101,38 +111,43 @@ def onwards(module: Any, layer: int, h: Tensor, given: Sequence[Mapping[str, Any
     return h, module.lm_head(h)
 
 
-def named(kind: Kind, variant: Variant) -> str:
-    """What a variant is called in a library and in tables."""
-    return f"{kind}_{variant}"
-
-
 class LayerLibrary(nn.Module):
-    """The variants of one layer's blocks that have weights of their own, each with its norm.
+    """What can stand in one layer's place and has weights of its own: single blocks or pairs of them, each with its norm.
 
     Args:
         layer: the parent's.
-        variants: by kind.
+        specs: attention and feed-forward layer of each entry; blocks that are the parent's own or nothing have no weights here.
     """
 
-    def __init__(self, layer: Any, variants: Mapping[Kind, Sequence[Variant]]) -> None:
+    def __init__(self, layer: Any, specs: Sequence[Spec]) -> None:
         super().__init__()
-        self.blocks = nn.ModuleDict()
-        for kind, found in variants.items():
-            for variant in found:
-                norm, core = block_of(layer, kind, variant)
-                self.blocks[named(kind, variant)] = nn.ModuleDict({"norm": norm, "core": core})
+        self.own = own_of(layer)
+        self.specs = [dict(spec) for spec in specs]
+        self.entries = nn.ModuleList()
+        for spec in self.specs:
+            blocks = {kind: block_of(layer, kind, spec[kind]) for kind in self.kinds(spec)}
+            self.entries.append(
+                nn.ModuleDict({k: nn.ModuleDict({"norm": n, "core": c}) for k, (n, c) in blocks.items()})
+            )
         self.requires_grad_(True)
 
-    def get(self, kind: Kind, variant: Variant) -> tuple[nn.Module, nn.Module] | None:
-        """A variant's norm and core; ``None`` where it has none here."""
-        key = named(kind, variant)
-        if key not in self.blocks:
-            return None
-        block: Any = self.blocks[key]
-        return block["norm"], block["core"]
+    def kinds(self, spec: Spec) -> list[Kind]:
+        """Which blocks of a layer have weights of their own."""
+        return [kind for kind in KINDS if spec[kind] not in (self.own[kind], "none")]
+
+    def get(self, spec: Spec) -> dict[Kind, tuple[nn.Module, nn.Module]]:
+        """Norm and core of a layer's own blocks: those of its entry, or of the entries that have one of its blocks alone."""
+        found: dict[Kind, tuple[nn.Module, nn.Module]] = {}
+        wanted = (
+            [dict(spec)] if dict(spec) in self.specs else [{**self.own, kind: spec[kind]} for kind in self.kinds(spec)]
+        )
+        for one in wanted:
+            entry: Any = self.entries[self.specs.index(one)]
+            found |= {kind: (entry[kind]["norm"], entry[kind]["core"]) for kind in KINDS if kind in entry}
+        return found
 
     def forward(self, layer: Any, h: Tensor, middle: Tensor, given: Mapping[str, Any]) -> Tensor:
-        """The layer's output with one block replaced, for every variant ``[V, N, T, H]``: the other block is the parent's.
+        """The layer's output with each entry in its place ``[V, N, T, H]``.
 
         Args:
             layer: the parent's layer, which stands still.
@@ -141,14 +156,29 @@ class LayerLibrary(nn.Module):
             given: what else it was called with.
         """
         found = []
-        for name, block in self.blocks.items():
-            one: Any = block
-            if name.startswith("attention"):
-                out = feed(layer.post_attention_layernorm, layer.mlp, attend(one["norm"], one["core"], h, given))
-            else:
-                out = feed(one["norm"], one["core"], middle)
-            found.append(out)
+        for spec in self.specs:
+            block = whole(layer, spec, self.get(spec))
+            attention = spec["attention"] == self.own["attention"]
+            found.append(feed(*block["ffn"], middle if attention else attend(*block["attention"], h, given)))
         return torch.stack(found)
+
+
+def own_of(layer: Any) -> Spec:
+    """The parent's own blocks: KV heads and channels."""
+    size = sizes_of(layer)
+    return {"attention": size["kv_heads"], "ffn": size["channels"]}
+
+
+def whole(
+    layer: Any, spec: Spec, own: Mapping[Kind, tuple[nn.Module, nn.Module]]
+) -> dict[Kind, tuple[nn.Module, nn.Module]]:
+    """Norm and core of both blocks: ``own``, nothing, or the parent's."""
+    return {
+        kind: (nn.Identity(), Nothing(kind == "attention"))
+        if spec[kind] == "none"
+        else own.get(kind) or (getattr(layer, NORMS[kind]), getattr(layer, CORES[kind]))
+        for kind in KINDS
+    }
 
 
 @torch.no_grad()
@@ -231,16 +261,11 @@ class Scenario:
     bytes: int = 4
 
 
-def block_costs(
-    layer: Any, kind: Kind, variant: Variant, block: tuple[nn.Module, nn.Module] | None, scenario: Scenario
-) -> dict[str, float]:
-    """Parameters, and bytes of weights and of the cache of keys and values; nothing costs nothing.
-
-    ``block`` is ``None`` where the variant is the parent's own.
-    """
+def block_costs(layer: Any, kind: Kind, variant: Variant, scenario: Scenario) -> dict[str, float]:
+    """Parameters, and bytes of weights and of the cache of keys and values; nothing costs nothing."""
     if variant == "none":
         return {"parameters": 0.0, "memory": 0.0}
-    norm, core = block or (getattr(layer, NORMS[kind]), getattr(layer, CORES[kind]))
+    norm, core = block_of(layer, kind, variant)
     parameters = float(sum(p.numel() for m in (norm, core) for p in m.parameters()))
     cache = 0.0
     if kind == "attention" and variant != "linear":
@@ -277,7 +302,8 @@ __all__ = [
     "block_ms",
     "feed",
     "layers_of",
-    "named",
     "onwards",
+    "own_of",
     "watching",
+    "whole",
 ]

@@ -13,7 +13,8 @@ from limbeck.errors import ConfigError, LimbeckError
 from limbeck.methods.search.puzzle import Puzzle
 from limbeck.networks.decoder_blocks import assemble, padded
 from limbeck.run.running import run
-from tests.tiny import tiny, tree_of
+from tests.test_battery import steps_of
+from tests.tiny import differences, run_with_stop, state_of, tiny, tree_of
 
 transformers = pytest.importorskip("transformers")
 
@@ -73,8 +74,8 @@ def test_a_blocks_gradient_reaches_no_other_block(tmp_path: Path) -> None:
     def moved(p: torch.Tensor) -> bool:
         return p.grad is not None and bool(p.grad.any())
 
-    reached = {n.split(".")[3] for n, p in library.named_parameters() if n.startswith("layers.1") and moved(p)}
-    assert reached == {"attention_1"}
+    reached = {int(n.split(".")[3]) for n, p in library.named_parameters() if n.startswith("layers.1") and moved(p)}
+    assert reached == {library.layers[1].specs.index({"attention": 1, "ffn": 16})}
     assert not [n for n, p in library.named_parameters() if n.startswith("layers.0") and moved(p)]
 
 
@@ -99,6 +100,62 @@ def test_what_is_saved_opens_without_limbeck_and_with_it(tmp_path: Path) -> None
     ids = again.bench.task.example(2)["input_ids"]
     torch.testing.assert_close(plain(ids).logits, built.module.eval()(ids).logits, rtol=1e-4, atol=1e-5)
     assert "per_layer_config" in json.loads((folder / "layers/config.json").read_text())
+
+
+def test_pairs_that_learn_together_have_blocks_of_their_own(tmp_path: Path) -> None:
+    method: Any = tiny("puzzle", tmp_path, "method.bld=coupled", "train.steps=1").run().method
+    layer: Any = method.roles["library"].module.layers[0]
+    own, pairs = (
+        {"attention": 2, "ffn": 16},
+        [{"attention": a, "ffn": f} for a in (2, 1, "none") for f in (16, 8, "none")],
+    )
+    assert layer.specs == [p for p in pairs if p["attention"] == 1 or p["ffn"] == 8]
+    one, other = (layer.get({"attention": 1, "ffn": f})["attention"][1] for f in (8, "none"))
+    assert not torch.equal(one.v_proj.weight, other.v_proj.weight)  # the same variant, another partner
+    assert "ffn" not in layer.get({"attention": 1, "ffn": 16}) and not layer.get(own)
+    # in its layer's place a pair gives what the library said of it while it learnt
+    h, spec = torch.randn(1, 5, 16), {"attention": 1, "ffn": 8}
+    given = {
+        "position_embeddings": method.parent.model.rotary_emb(h, position_ids=torch.arange(5)[None]),
+        "attention_mask": None,
+    }
+    with torch.no_grad():
+        parent = method.parent.model.layers[0]
+        out = layer(parent, h, h + parent.self_attn(parent.input_layernorm(h), **given)[0], given)
+        child = method.child([spec, own]).module.model.layers[0](h, **given)
+    torch.testing.assert_close(out[layer.specs.index(spec)], child)
+    with pytest.raises(ValueError, match="bld=coupled needs scores=block"):
+        Puzzle(parameters=5, bld="coupled", scores="subblock")
+
+
+HYBRID = ("method.bld=hybrid", "method.alpha=0.5")
+
+
+def test_hybrid_pairs_are_of_the_variants_that_single_blocks_chose(tmp_path: Path) -> None:
+    made = tiny("puzzle", tmp_path, *HYBRID).run()
+    method: Any = made.method
+    names = [s.name for s in made.engine.stages]
+    assert names[2:7] == ["library", "scores", "shortlist", "pairs", "pair-scores"]
+    assert method.pairs[0] == {"attention": 2, "ffn": 16} and set(map(str, method.layers)) <= set(
+        map(str, method.pairs)
+    )
+    held: Any = method.roles["pairs"].module.layers[0]
+    assert held.specs == method.learnt(method.pairs)
+    first: Any = method.roles["library"].module.layers[0]
+    both = next((p for p in held.specs if p == {"attention": 1, "ffn": 8}), None)
+    if both is not None:
+        assert not torch.equal(held.get(both)["ffn"][1].up_proj.weight, first.get(both)["ffn"][1].up_proj.weight)
+    halves = run_with_stop("puzzle", tmp_path / "halves", steps_of(made) - 2, *HYBRID)  # while the child is distilled
+    assert not differences(state_of(made), state_of(halves))
+
+
+@pytest.mark.expensive
+def test_hybrid_goes_on_wherever_it_stopped(tmp_path: Path) -> None:
+    plain = tiny("puzzle", tmp_path, *HYBRID).run()
+    for stop in range(1, steps_of(plain)):
+        assert not differences(
+            state_of(plain), state_of(run_with_stop("puzzle", tmp_path / str(stop), stop, *HYBRID))
+        ), stop
 
 
 @pytest.mark.parametrize(

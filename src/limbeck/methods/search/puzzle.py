@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Generator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal, cast
 
 import numpy as np
@@ -44,9 +45,9 @@ from limbeck.networks.decoder_blocks import (
     KINDS,
     NORMS,
     Kind,
-    Nothing,
     Variant,
     assemble,
+    block_of,
     put,
     renumber,
     sizes_of,
@@ -62,7 +63,9 @@ from limbeck.parts.decoders import (
     feed,
     layers_of,
     onwards,
+    own_of,
     watching,
+    whole,
 )
 from limbeck.parts.search import Choice, Infeasible, Knapsack
 from limbeck.tasks.language import Language
@@ -88,7 +91,8 @@ CARD = Card(
         "greedy, random, uniform": "the paper names them; their form is reconstructed: cheapest swap first, even draws that "
         "leave the rest enough (the middle one of ten by its estimate), the same variant everywhere",
         "scores=subblock": "ours: attention and feed-forward layer scored apart and added up, |A| + |F| passes for |A| |F|",
-        "coupled and hybrid blockwise distillation": "not built",
+        "hybrid blockwise distillation": "which variants stay is ours: those of the exact search's five best architectures that "
+        "differ from each other",
     },
     claim="At an equal budget of parameters the exact search over replace-one-block scores gives a lower KL to the parent than "
     "greedy, random and uniform choices, before global distillation; blockwise distillation lowers it further, and global "
@@ -104,6 +108,9 @@ CARD = Card(
 
 SHARES: tuple[float | str, ...] = (0.87, 0.75, 0.5, 0.25, 0.2, 0.1, "linear", "none")
 """The paper's feed-forward variants beside the parent's."""
+
+SHORTLIST = 5
+"""Architectures of single blocks whose variants go on as pairs (``bld=hybrid``)."""
 
 DRAWS = 10
 """Random architectures of which the middle one is shown."""
@@ -126,7 +133,9 @@ class Puzzle(Method[Language]):
         importance: of channels: ``iterative`` removes a few at a time, ``independent`` looks at each alone.
         kv_init: fewer KV heads begin as the ``average`` or ``first`` of a group, or ``prune`` keeps the most important.
         scale: multiply pruned down-projections by the ratio of widths.
-        bld: ``decoupled`` blockwise distillation, or ``none``: first weights alone.
+        bld: blockwise distillation: ``decoupled`` (each block beside the parent's other one), ``coupled`` (each pair of
+            blocks together), ``hybrid`` (decoupled first, then the pairs of variants that its search chose), or ``none``:
+            first weights alone.
         block_loss: the normalised error's means: over the whole ``tensor``, each ``token``, or each ``sample``.
         score: ``kl`` to the parent, loss on the text (``lm``), ``cosine`` of the last hidden states, or next-token ``accuracy``.
         scores: of each pair of blocks (``block``), or of each block alone and added up (``subblock``).
@@ -152,7 +161,7 @@ class Puzzle(Method[Language]):
     importance: Importance = "iterative"
     kv_init: KvInit = "average"
     scale: bool = False
-    bld: Literal["decoupled", "none"] = "decoupled"
+    bld: Literal["decoupled", "coupled", "hybrid", "none"] = "decoupled"
     block_loss: BlockLoss = "tensor"
     score: Literal["kl", "lm", "cosine", "accuracy"] = "kl"
     scores: Literal["block", "subblock"] = "block"
@@ -176,6 +185,8 @@ class Puzzle(Method[Language]):
                 raise ValueError(f"{name} must hold numbers above 0, linear or none, not {', '.join(map(str, odd))}")
         if self.kv_init == "repeat":
             raise ValueError("kv_init must be average, first or prune: repeat makes more heads, not fewer")
+        if self.bld == "coupled" and self.scores == "subblock":
+            raise ValueError("scores=subblock adds up blocks that learnt apart: bld=coupled needs scores=block")
         if not self.cosine + self.kl + self.lm:
             raise ValueError("cosine, kl and lm cannot all be 0: something must be left to distil by")
         self.notes: list[str] = []
@@ -200,11 +211,16 @@ class Puzzle(Method[Language]):
         if any(sizes_of(layer) != self.size for layer in layers):
             raise ConfigError("student", "its layers differ already", expected="a decoder whose layers are alike")
         self.variants: dict[Kind, list[Variant]] = {"attention": self._attentions(), "ffn": self._ffns()}
-        trained: dict[Kind, list[Variant]] = {k: [v for v in vs[1:] if v != "none"] for k, vs in self.variants.items()}
-        self.pairs: list[Spec] = [
+        self.space: list[Spec] = [
             {"attention": a, "ffn": f} for a in self.variants["attention"] for f in self.variants["ffn"]
         ]
-        self.new("library", lambda: Library(layers, trained))
+        self.pairs = self.space
+        own = own_of(layers[0])
+        alone: list[Spec] = [{**own, k: v} for k, vs in self.variants.items() for v in vs[1:] if v != "none"]
+        held = self.learnt(self.space) if self.bld == "coupled" else alone
+        self.new("library", lambda: Library(layers, held))
+        if self.bld == "hybrid":
+            self.new("pairs", lambda: Library(layers, []))
         if self.latency_ms is None and self.throughput is None:
             self.knapsack(self.costs({})).exact()  # what cannot be met is said now
 
@@ -238,48 +254,72 @@ class Puzzle(Method[Language]):
             found.append(cast(Variant, number))
         return list(dict.fromkeys(found))
 
-    def block(self, i: int, kind: Kind, variant: Variant) -> tuple[nn.Module, nn.Module]:
-        """A block's norm and core: the library's, the parent's own, or nothing."""
-        if variant == "none":
-            return nn.Identity(), Nothing(kind == "attention")
-        library: Any = self.roles["library"].module
-        layer = self.parent.model.layers[i]
-        return library.layers[i].get(kind, variant) or (getattr(layer, NORMS[kind]), getattr(layer, CORES[kind]))
+    def learnt(self, pairs: Sequence[Spec]) -> list[Spec]:
+        """The pairs of which a block has weights of its own."""
+        own = own_of(self.parent.model.layers[0])
+        return [p for p in pairs if any(p[k] not in (own[k], "none") for k in KINDS)]
+
+    def blocks(self, i: int, spec: Spec, role: str = "") -> dict[Kind, tuple[nn.Module, nn.Module]]:
+        """Norm and core of a layer's two blocks: the library's, the parent's own, or nothing."""
+        library: Any = self.roles[role or ("pairs" if self.bld == "hybrid" else "library")].module
+        return whole(self.parent.model.layers[i], spec, library.layers[i].get(spec))
 
     # ---------------------------------------------------------------------------------------------------------- the stages
     def stages(self) -> list[Stage]:
         """Costs, importance, library, scores, search; then the child is distilled as a whole."""
         train, optim = self.setup.train, self.block_optim()
         said = [{k: list(map(str, v)) for k, v in self.variants.items()}, self.kv_init, self.scale, self.importance]
-        data = self.task.train
         steps = optim.steps if self.bld != "none" and len(self.roles["library"].parameters()) else 0
+        layers = [f"layer{i}" for i in range(len(self.parent.model.layers))]
+        learning = Stage(
+            "library",
+            steps=steps,
+            data=self.task.train,
+            batch_size=optim.batch_size,
+            optim={"library": optim},
+            begin=self.begin_library,
+            step=self.learn_blocks,
+            remember=[*said, self.bld, self.block_loss, self.calibration],
+            roles=["library", "teacher"],
+            judged=False,
+        )
+        scoring = Stage(
+            "scores",
+            items=lambda ctx: layers,
+            work=lambda item, ctx: {"score": self.score_layer(int(item[5:]), ctx, "library", self.space)},
+            remember=[*said, self.score, self.scores, self.score_items, self.task.valid.fingerprint],
+            roles=["library", "teacher"],
+        )
+        second = [
+            Stage("shortlist", items=lambda ctx: ["search"], work=lambda item, ctx: self.shorten(ctx)),
+            replace(
+                learning,
+                name="pairs",
+                steps=optim.steps,
+                optim={"pairs": optim},
+                setup=self.pair_up,
+                begin=partial(self.begin_library, role="pairs"),
+                step=partial(self.learn_blocks, role="pairs"),
+                remember=None,
+            ),
+            replace(
+                scoring,
+                name="pair-scores",
+                work=lambda item, ctx: {"score": self.score_layer(int(item[5:]), ctx, "pairs", self.pairs)},
+                remember=None,
+            ),
+        ]
         return [
             Stage("costs", items=lambda ctx: ["costs"], work=lambda item, ctx: self.measure(ctx)),
             Stage("importance", items=lambda ctx: ["all"], work=lambda item, ctx: self.calibrate(ctx)),
-            Stage(
-                "library",
-                steps=steps,
-                data=data,
-                batch_size=optim.batch_size,
-                optim={"library": optim},
-                begin=self.begin_library,
-                step=self.learn_blocks,
-                remember=[*said, self.bld, self.block_loss, self.calibration],
-                roles=["library", "teacher"],
-                judged=False,
-            ),
-            Stage(
-                "scores",
-                items=lambda ctx: [f"layer{i}" for i in range(len(self.parent.model.layers))],
-                work=lambda item, ctx: {"score": self.score_layer(int(item[5:]), ctx)},
-                remember=[*said, self.score, self.scores, self.score_items, self.task.valid.fingerprint],
-                roles=["library", "teacher"],
-            ),
+            learning,
+            scoring,
+            *(second if self.bld == "hybrid" else []),
             Stage("search", items=lambda ctx: ["search"], work=lambda item, ctx: self.choose(ctx)),
             Stage(
                 "distil",
                 steps=train.steps,
-                data=data,
+                data=self.task.train,
                 batch_size=train.batch_size,
                 optim={"student": train},
                 setup=self.lay_out,
@@ -326,21 +366,19 @@ class Puzzle(Method[Language]):
         return {"channels": torch.stack(found), "heads": torch.stack(heads)}
 
     # --------------------------------------------------------------------------------------------------------------- library
-    def begin_library(self, ctx: Context) -> None:
-        """First weights of every variant, from the parent's."""
+    def begin_library(self, ctx: Context, role: str = "library") -> None:
+        """First weights of every block, from the parent's."""
         told = ctx.artifact("importance", "all")
-        library: Any = self.roles["library"].module
+        library: Any = self.roles[role].module
         device = next(self.parent.parameters()).device
         for i, layer in enumerate(self.parent.model.layers):
             rank, heads = (told[n][i].to(device) for n in ("channels", "heads"))
-            for kind in KINDS:
-                for variant in self.variants[kind]:
-                    block = library.layers[i].get(kind, variant)
-                    if block is not None:
-                        begin_block(layer, kind, variant, block, rank, heads, self.kv_init, self.scale)
+            for spec in library.layers[i].specs:
+                for kind, block in library.layers[i].get(spec).items():
+                    begin_block(layer, kind, spec[kind], block, rank, heads, self.kv_init, self.scale)
 
-    def learn_blocks(self, batch: Batch, ctx: Context) -> Generator[Terms | Share, Any, None]:
-        """Every variant against the whole output of the parent's layer, behind the parent's own input."""
+    def learn_blocks(self, batch: Batch, ctx: Context, role: str = "library") -> Generator[Terms | Share, Any, None]:
+        """Every block or pair against the whole output of the parent's layer, behind the parent's own input."""
         with watching(self.parent) as seen:
             ctx.signal("teacher", batch)
         real: Tensor = batch["attention_mask"].bool()  # [N, T]
@@ -349,24 +387,24 @@ class Puzzle(Method[Language]):
             sums: Any = yield Share(energy=energy, tokens=real.sum().float())
             energy = sums["energy"] / sums["tokens"]  # the mean token's, over the whole batch
         terms = Terms()
-        library: Any = self.roles["library"].module
+        library: Any = self.roles[role].module
         for i, layer in enumerate(self.parent.model.layers):
-            if not len(library.layers[i].blocks):
+            if not library.layers[i].specs:
                 continue
             o_p = seen.outputs[i]  # [N, T, H]
-            o_c = ctx.call("library", i, layer, seen.inputs[i], seen.middle[i], seen.given[i])  # [V, N, T, H]
+            o_c = ctx.call(role, i, layer, seen.inputs[i], seen.middle[i], seen.given[i])  # [V, N, T, H]
             if self.block_loss == "tensor":
                 values, where = (o_c.float() - o_p.float()).square().sum(-1) / energy[i], real  # [V, N, T]
             else:
                 each = [normalized_mse(o, o_p, mode=self.block_loss, where=real) for o in o_c]
                 values, where = torch.stack(each), real if self.block_loss == "token" else real.any(-1)
-            terms[f"layer{i}"] = Term(values, "library", weight=float(len(o_c)), where=where)
+            terms[f"layer{i}"] = Term(values, role, weight=float(len(o_c)), where=where)
         yield terms
 
     # ---------------------------------------------------------------------------------------------------------------- scores
-    def score_layer(self, i: int, ctx: Context) -> Tensor:
-        """What replacing layer i by each pair of blocks costs ``[pairs]``; the parent's own costs nothing."""
-        sums = torch.zeros(len(self.pairs), dtype=torch.float64)
+    def score_layer(self, i: int, ctx: Context, role: str, pairs: Sequence[Spec]) -> Tensor:
+        """What replacing layer i by each pair of blocks costs ``[pairs]``; the first, the parent's own, costs nothing."""
+        sums = torch.zeros(len(pairs), dtype=torch.float64)
         count = 0.0
         data = self.task.valid
         for batch in ctx.over(data, self.setup.train.batch_size, torch.arange(min(self.score_items, len(data)))):
@@ -383,8 +421,9 @@ class Puzzle(Method[Language]):
                       labels: Tensor = labels, where: Tensor = where, batch: Batch = batch) -> float:  # fmt: skip
                 if (a, f) not in told:
                     with torch.no_grad():
-                        h = attend(*self.block(i, "attention", a), seen.inputs[i], seen.given[i])
-                        h_c, z = onwards(self.parent, i, feed(*self.block(i, "ffn", f), h), seen.given)
+                        block = self.blocks(i, {"attention": a, "ffn": f}, role)
+                        h = attend(*block["attention"], seen.inputs[i], seen.given[i])
+                        h_c, z = onwards(self.parent, i, feed(*block["ffn"], h), seen.given)
                         z = shifted(z[..., : z_p.shape[-1]], batch)[0]
                         told[a, f] = float(
                             self.distance(z, z_p, h_c[:, :-1], h_p[:, :-1], labels, where).double().sum()
@@ -392,11 +431,10 @@ class Puzzle(Method[Language]):
                 return told[a, f]
 
             a_0, f_0 = self.variants["attention"][0], self.variants["ffn"][0]
-            for j, pair in enumerate(self.pairs[1:], 1):
+            together = self.scores == "block" or role == "pairs"
+            for j, pair in enumerate(pairs[1:], 1):
                 a, f = pair["attention"], pair["ffn"]
-                sums[j] += (
-                    score(a, f) if self.scores == "block" or a_0 == a or f_0 == f else score(a, f_0) + score(a_0, f)
-                )
+                sums[j] += score(a, f) if together or a_0 == a or f_0 == f else score(a, f_0) + score(a_0, f)
         return sums / max(1.0, count)
 
     def distance(self, z: Tensor, z_p: Tensor, h: Tensor, h_p: Tensor, labels: Tensor, where: Tensor) -> Tensor:
@@ -421,7 +459,7 @@ class Puzzle(Method[Language]):
             given = {"position_embeddings": self.parent.model.rotary_emb(h, position_ids=at), "attention_mask": None}
             for kind in KINDS:
                 for v in self.variants[kind]:
-                    norm, core = self.block(0, kind, v)
+                    norm, core = block_of(self.parent.model.layers[0], kind, v)
                     if kind == "attention":
                         found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: attend(n, c, x, given), h)
                     else:
@@ -446,13 +484,12 @@ class Puzzle(Method[Language]):
                 ) from None
         return found
 
-    def costs(self, measured: dict[str, float]) -> dict[str, np.ndarray]:
+    def costs(self, measured: dict[str, float], pairs: Sequence[Spec] | None = None) -> dict[str, np.ndarray]:
         """What each pair costs in each layer ``[L, pairs]``, what lies outside of the layers spread over them."""
         layers = self.parent.model.layers
         scenario = Scenario(self.batch, self.length, self.number_bytes)
         each = {
-            (kind, v): block_costs(layers[0], kind, v, None if v in ("none", self.variants[kind][0]) else self.block(0, kind, v),
-                                   scenario) | {"latency_ms": measured.get(f"{kind}_{v}", 0.0)}
+            (kind, v): block_costs(layers[0], kind, v, scenario) | {"latency_ms": measured.get(f"{kind}_{v}", 0.0)}
             for kind in KINDS for v in self.variants[kind]
         }  # fmt: skip
         inside = sum(p.numel() for p in layers.parameters())
@@ -462,7 +499,7 @@ class Puzzle(Method[Language]):
         }  # fmt: skip
         names = ["parameters", "memory", *(["latency_ms"] if measured else [])]
         return {
-            n: np.tile([each["attention", p["attention"]][n] + each["ffn", p["ffn"]][n] for p in self.pairs], (len(layers), 1))
+            n: np.tile([each["attention", p["attention"]][n] + each["ffn", p["ffn"]][n] for p in pairs or self.space], (len(layers), 1))
             + outside[n] / len(layers)
             for n in names
         }  # fmt: skip
@@ -482,13 +519,42 @@ class Puzzle(Method[Language]):
         score = np.zeros_like(costs["parameters"]) if score is None else score
         return Knapsack(score, costs, limits, names)
 
-    def choose(self, ctx: Context) -> dict[str, Any]:
-        """The architecture, and those that it is held against."""
+    def table(self, ctx: Context, stage: str, pairs: Sequence[Spec]) -> Knapsack:
+        """The search's table, from the scores that a stage left."""
         layers = range(len(self.parent.model.layers))
-        score = torch.stack([ctx.artifact("scores", f"layer{i}")["score"] for i in layers]).numpy()
+        score = torch.stack([ctx.artifact(stage, f"layer{i}")["score"] for i in layers]).numpy()
         if not np.isfinite(score).all():
             self.notes.append(f"{int((~np.isfinite(score)).sum())} variants have no finite score and are left out")
-        table = self.knapsack(self.costs(ctx.artifact("costs", "costs")), score)
+        return self.knapsack(self.costs(ctx.artifact("costs", "costs"), pairs), score)
+
+    def shorten(self, ctx: Context) -> dict[str, Tensor]:
+        """Which pairs stay: all of the variants that the best architectures of single blocks have, and the parent's own."""
+        table = self.table(ctx, "scores", self.space)
+        found = [table.exact()]
+        try:
+            while len(found) < SHORTLIST:
+                found.append(table.exact(found, alpha=self.alpha))
+        except Infeasible:
+            pass  # no other differs so much
+        chosen = [self.space[0], *(self.space[j] for c in found for j in set(c.index.tolist()))]
+        kept = {k: {p[k] for p in chosen} for k in KINDS}
+        return {"kept": torch.tensor([j for j, p in enumerate(self.space) if all(p[k] in kept[k] for k in KINDS)])}
+
+    def pair_up(self, ctx: Context) -> None:
+        """The pairs that stay, each with blocks of its own."""
+        kept = ctx.artifact("shortlist", "search")["kept"].tolist()
+        self.pairs = [self.space[j] for j in kept]
+        library: Any = self.roles["pairs"].module
+        specs = self.learnt(self.pairs)
+        if library.layers[0].specs != specs:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)  # what is drawn is written over where the stage begins
+                library.layers = Library(self.parent.model.layers, specs).layers
+            self.notes.append(f"{len(self.pairs)} of {len(self.space)} pairs of blocks learn together")
+
+    def choose(self, ctx: Context) -> dict[str, Any]:
+        """The architecture, and those that it is held against."""
+        table = self.table(ctx, "pair-scores" if self.bld == "hybrid" else "scores", self.pairs)
         rng = ctx.draws.numpy("random")
         draws = sorted((table.random(rng) for _ in range(DRAWS)), key=lambda c: c.score)
         found: dict[str, Choice] = {"mip": table.exact(), "greedy": table.greedy(), "random": draws[DRAWS // 2]}
@@ -557,8 +623,7 @@ class Puzzle(Method[Language]):
         rest = {k: v for k, v in self.parent.state_dict().items() if not k.startswith("model.layers.")}
         student.load_state_dict(rest, strict=False)
         for i, (layer, spec) in enumerate(zip(student.model.layers, self.layers, strict=True)):
-            for kind in KINDS:
-                norm, core = self.block(i, kind, spec[kind])
+            for kind, (norm, core) in self.blocks(i, spec).items():
                 getattr(layer, NORMS[kind]).load_state_dict(norm.state_dict())
                 getattr(layer, CORES[kind]).load_state_dict(core.state_dict())
 
@@ -566,8 +631,7 @@ class Puzzle(Method[Language]):
         """A network of its own with these blocks, as the library has them."""
         module = copy.deepcopy(self.parent)
         for i, spec in enumerate(layers):
-            for kind in KINDS:
-                norm, core = self.block(i, kind, spec[kind])
+            for kind, (norm, core) in self.blocks(i, spec).items():
                 put(module.model.layers[i], kind, copy.deepcopy(norm), copy.deepcopy(core))
         renumber(module)
         return replace(self.setup.student, module=module.eval(), model=self.model(layers))
@@ -655,17 +719,17 @@ class Puzzle(Method[Language]):
 
 
 class Library(nn.Module):
-    """The variants of all layers.
+    """What can stand in the place of each layer.
 
     Args:
         layers: the parent's.
-        variants: by kind, those with weights of their own.
+        specs: the blocks of each entry, the same for all layers.
     """
 
-    def __init__(self, layers: Any, variants: dict[Kind, list[Variant]]) -> None:
+    def __init__(self, layers: Any, specs: Sequence[Spec]) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(LayerLibrary(layer, variants) for layer in layers)
+        self.layers = nn.ModuleList(LayerLibrary(layer, specs) for layer in layers)
 
     def forward(self, i: int, *args: Any) -> Tensor:
-        """One layer's variants; see `LayerLibrary`."""
+        """One layer with each entry in its place; see `LayerLibrary`."""
         return self.layers[i](*args)

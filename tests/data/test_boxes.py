@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.data.boxes import CocoBoxes, ObjectsOnPhotos, Voc, Yolo
-from limbeck.data.vocabulary import drawn_vocabulary, read_vocabulary
+from limbeck.data.boxes import CocoBoxes, ObjectsOnPhotos, Voc, Yolo, run_lengths
+from limbeck.data.vocabulary import drawn_vocabulary, read_synonyms, read_vocabulary
 from limbeck.errors import DataError
 
 
@@ -43,6 +43,43 @@ def test_coco(tmp_path: Path) -> None:
     assert square["x"].shape == (1, 3, 20, 20) and square["boxes"].tolist() == [[[5, 2, 15, 7]]]
     assert float(square["x"][:, :, 10:].max()) == 0
     assert CocoBoxes(str(tmp_path), only=["dog"]).boxes().train.fetch(torch.tensor([0]))["where"].sum() == 0
+
+
+def test_masks_of_run_lengths_are_those_of_coco(tmp_path: Path) -> None:
+    coder = pytest.importorskip("pycocotools.mask")
+    rng = np.random.default_rng(0)
+    for density in (0.02, 0.5, 0.9):
+        mask = rng.random((20, 40)) < density
+        mask[2:9, 11:30] = True
+        runs = np.diff(np.flatnonzero(np.diff(np.r_[0, mask.T.ravel(), 1 - mask.T.ravel()[-1:]])), prepend=0)
+        told = {"size": [20, 40], "counts": runs.tolist()}
+        squeezed = coder.encode(np.asfortranarray(mask, dtype=np.uint8))
+        for given in (told, squeezed, {**squeezed, "counts": squeezed["counts"].decode()}):
+            assert np.array_equal(run_lengths(given)(20, 40).numpy(), mask)
+    coco(tmp_path, segmentation={"size": [20, 40], "counts": squeezed["counts"].decode()})
+    batch = CocoBoxes(str(tmp_path)).boxes().train.fetch(torch.tensor([0]))
+    assert np.array_equal(batch["masks"][0, 0].numpy() > 0, mask)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"segmentation": {"size": [20, 40], "counts": [5, 6]}}, "annotation 1 .* hold 11 pixels, and 40x20 are 800"),
+        (
+            {"segmentation": {"size": [10, 10], "counts": [60, 40]}},
+            "a mask is of 10x10 pixels, and its picture of 40x20",
+        ),
+        ({"segmentation": {"size": [20, 40], "counts": "o"}}, "end within a number"),
+        ({"segmentation": {"size": [20, 40], "counts": " "}}, "does not belong there"),
+        ({"bbox": [1, 2, float("nan"), 4]}, "annotation 1 of .*bbox"),
+        ({"bbox": [1, 2, 3]}, "four finite numbers"),
+        ({"bbox": None}, "four finite numbers"),
+    ],
+)
+def test_annotations_that_cannot_be_used_are_named(more: dict[str, Any], said: str, tmp_path: Path) -> None:
+    coco(tmp_path, **more)
+    with pytest.raises(DataError, match=said):
+        CocoBoxes(str(tmp_path)).boxes()
 
 
 def test_boxes_in_another_scale_are_refused_with_their_share(tmp_path: Path) -> None:
@@ -110,6 +147,25 @@ def test_composed_scenes_are_the_same_every_time_and_boxes_fit_their_masks() -> 
         rows, columns = batch["masks"][i, k].nonzero(as_tuple=True)
         x0, y0, x1, y1 = batch["boxes"][i, k].tolist()
         assert x0 == columns.min() and y0 == rows.min() and x1 == columns.max() + 1 and y1 == rows.max() + 1
+
+
+def test_synonyms_are_averaged_with_a_classs_name(tmp_path: Path) -> None:
+    np.save(tmp_path / "t.npy", np.asarray([[3.0, 0], [0, 2], [2, 0]], np.float16))
+    names, path = ["cat", "puma", "dog"], str(tmp_path / "t.npy")
+    lvis = tmp_path / "lvis.json"
+    lvis.write_text(
+        json.dumps({"categories": [{"name": "cat", "synonyms": ["cat", "Puma", "big_cat"]}, {"name": "cow"}]})
+    )
+    for given in ({"cat": ["puma", "big cat"]}, str(lvis)):
+        found, said = read_vocabulary(path, ["cat", "dog"], names, [], read_synonyms(given, ["cat", "dog"]))
+        torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [1, 0]]))
+        assert "1 synonyms: " in said[0] and "big cat" in said[0]
+    # a class that is there under another name alone
+    found, _ = read_vocabulary(path, ["mountain lion"], names, [], {"mountain lion": ["puma"]})
+    assert found.tolist() == [[0, 1]]
+    for wrong in ({"bat": ["x"]}, {"cat": "puma"}, str(tmp_path / "none.json")):
+        with pytest.raises(DataError, match=r"task\.synonyms"):
+            read_synonyms(wrong, ["cat", "dog"])
 
 
 def test_vocabularies(tmp_path: Path) -> None:

@@ -64,6 +64,17 @@ def test_both_towers_of_one_folder(folder: Path) -> None:
         )
 
 
+def test_synonyms_are_read_by_the_text_tower(folder: Path) -> None:
+    plain, more = (task(text=str(folder), **given) for given in ({}, {"synonyms": {"3": ["5"]}}))
+    for made in (plain, more):
+        made.load(0)
+    mean = plain.vocabulary[3] + plain.vocabulary[5]
+    torch.testing.assert_close(more.vocabulary[3], mean / mean.norm())
+    assert torch.equal(more.vocabulary[5], plain.vocabulary[5])
+    with pytest.raises(ConfigError, match="drawn directions have no synonyms"):
+        task(synonyms={"3": ["5"]}).load(0)
+
+
 def test_a_tower_of_another_width_and_other_folders_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LimbeckError, match="not as wide"):
         Clip(str(folder)).build(task(text_dim=12).part("crops"))

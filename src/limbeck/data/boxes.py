@@ -185,7 +185,11 @@ def assembled(
         for k in range(4):
             boxes[:, k].clamp_(0, (wide, high)[k % 2])
         thin = ((boxes[:, 2:] - boxes[:, :2]) < 1e-3).any(1)
-        masks = one.masks(high, wide)[~thin] if one.masks is not None else None
+        try:
+            masks = one.masks(high, wide)[~thin] if one.masks is not None else None
+        except ValueError as error:
+            bad.append(f"{one.name} ({error})")
+            continue
         found.append(letterboxed(Boxed(x, boxes[~thin], one.labels[~thin], masks), size))
         if bool(thin.any()):
             notes.append(f"{one.name}: {counted(int(thin.sum()), 'box')} without extent left out")
@@ -231,6 +235,56 @@ def polygons(segmentation: Any) -> Callable[[int, int], Tensor]:
         return torch.from_numpy(np.asarray(image) > 0)
 
     return draw
+
+
+def run_lengths(segmentation: Mapping[str, Any]) -> Callable[[int, int], Tensor]:
+    """What draws a mask [H, W] of COCO's run lengths: ``size`` (height, width) and ``counts``, as a list or compressed.
+
+    Runs go down the columns, one after the other, and begin with those outside of the mask.
+
+    Raises:
+        ValueError: they do not fill the picture. Raised when the mask is drawn too, where the picture has another size.
+    """
+    high, wide = (int(v) for v in segmentation["size"])
+    counts = segmentation["counts"]
+    runs = _uncompressed(counts) if isinstance(counts, (str, bytes)) else [int(c) for c in counts]
+    if sum(runs) != high * wide or min(runs, default=-1) < 0:
+        raise ValueError(f"its runs hold {sum(runs)} pixels, and {wide}x{high} are {high * wide}")
+    mask = torch.from_numpy(np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(wide, high).T.copy())
+
+    def draw(h: int, w: int) -> Tensor:
+        if (h, w) != (high, wide):
+            raise ValueError(f"a mask is of {wide}x{high} pixels, and its picture of {w}x{h}")
+        return mask
+
+    return draw
+
+
+def _uncompressed(counts: str | bytes) -> list[int]:
+    """COCO's string of run lengths: five bits a character from ``0`` on, a sixth says that more follow, the last one's
+    highest is the sign; from the fourth run on what is told is the difference to the run before the last."""
+    runs: list[int] = []
+    value = shift = 0
+    for c in counts.encode("latin1") if isinstance(counts, str) else counts:
+        bits = c - 48
+        if not 0 <= bits < 64:
+            raise ValueError("its compressed counts hold a character that does not belong there")
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (1 << shift) if bits & 16 else 0
+            runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+            value = shift = 0
+    if shift:
+        raise ValueError("its compressed counts end within a number")
+    return runs
+
+
+def drawn_by(segmentation: Any) -> Callable[[int, int], Tensor] | None:
+    """What draws COCO's polygons or run lengths; ``None`` where there are neither."""
+    if isinstance(segmentation, list) and segmentation:
+        return polygons(segmentation)
+    return run_lengths(segmentation) if isinstance(segmentation, Mapping) and "counts" in segmentation else None
 
 
 @settings
@@ -279,11 +333,13 @@ class CocoBoxes(BoxSource):
                 "task.data.only", f"there is no class {some(lacking)}", expected=some(sorted(names.values()), 20)
             )
         place = {i: labels.index(n) for i, n in names.items() if n in labels}
-        listed, missing = [], []
+        listed, missing, bad = [], [], []
         for file, r in read:
             of: dict[Any, list[Any]] = {}
             for a in r["annotations"]:
-                if int(a["category_id"]) in place and (self.crowd or not a.get("iscrowd")):
+                if not _is_box(a.get("bbox")):
+                    bad.append(f"annotation {a.get('id', '?')} of {file.name}: bbox {str(a.get('bbox'))[:40]}")
+                elif int(a["category_id"]) in place and (self.crowd or not a.get("iscrowd")):
                     of.setdefault(a["image_id"], []).append(a)
             for image in r["images"]:
                 name = Path(str(image["file_name"])).name
@@ -292,7 +348,14 @@ class CocoBoxes(BoxSource):
                     continue
                 mine = of.get(image["id"], [])
                 xywh = torch.tensor([[float(v) for v in a["bbox"]] for a in mine]).reshape(-1, 4)
-                drawn = [polygons(a["segmentation"]) for a in mine if isinstance(a.get("segmentation"), list)]
+                drawn = []
+                for a in mine:
+                    try:
+                        one = drawn_by(a.get("segmentation"))
+                    except (ValueError, TypeError, KeyError) as error:
+                        bad.append(f"annotation {a.get('id', '?')} of {file.name}: its mask cannot be read: {error}")
+                        continue
+                    drawn += [] if one is None else [one]
                 listed.append(
                     Listed(
                         name,
@@ -304,6 +367,12 @@ class CocoBoxes(BoxSource):
                         masks=_stacked(drawn) if len(drawn) == len(mine) else None,
                     )
                 )
+        if bad:
+            raise DataError(
+                "task.data.path",
+                f"{counted(len(bad), 'annotation')} cannot be used: {some(bad, 5)}",
+                expected="bbox: four finite numbers (left, top, width, height); segmentation: polygons or run lengths",
+            )
         if missing:
             raise DataError(
                 "task.data.images",
@@ -317,6 +386,12 @@ class CocoBoxes(BoxSource):
             return read_json(file)
         except (OSError, ValueError) as error:
             raise DataError(str(file), f"cannot be read: {error}") from None
+
+
+def _is_box(given: Any) -> bool:
+    """Four finite numbers."""
+    number = isinstance(given, (list, tuple)) and len(given) == 4 and all(isinstance(v, (int, float)) for v in given)
+    return number and all(map(math.isfinite, given))
 
 
 def _stacked(drawn: Sequence[Callable[[int, int], Tensor]]) -> Callable[[int, int], Tensor]:

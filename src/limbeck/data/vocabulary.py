@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,11 @@ def drawn_vocabulary(labels: Sequence[str], dim: int) -> Tensor:
 
 
 def read_vocabulary(
-    path: str, labels: Sequence[str], names: str | Sequence[str] | None, prompts: Sequence[str]
+    path: str,
+    labels: Sequence[str],
+    names: str | Sequence[str] | None,
+    prompts: Sequence[str],
+    synonyms: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Tensor, list[str]]:
     """The embeddings of class names, float32 [C, D] of unit length, and what is to be said of them.
 
@@ -34,6 +38,7 @@ def read_vocabulary(
         labels: the classes.
         names: of a table's rows: themselves, or a file of them. A name that occurs several times (synonyms) is averaged.
         prompts: sentences for a CLIP.
+        synonyms: further names of classes; the embeddings of all names of a class are averaged.
 
     Raises:
         DataError: it cannot be read, names are missing, or an embedding is zero or not finite: the class is named.
@@ -43,10 +48,12 @@ def read_vocabulary(
         raise DataError(
             "task.text", "there is no such file", given=path, expected="a table of embeddings, or a CLIP's folder"
         )
+    called = [[n, *(s for s in (synonyms or {}).get(n, ()) if _plain(s) != _plain(n))] for n in labels]
     if root.is_dir():
-        found = _clip(root, labels, prompts)
+        found = _clip(root, called, prompts)
+        more = f", {sum(map(len, called)) - len(called)} synonyms" if synonyms else ""
         return _checked(found, labels, path), [
-            f"class names embedded by the text tower of {path} ({len(prompts)} prompts)"
+            f"class names embedded by the text tower of {path} ({len(prompts)} prompts{more})"
         ]
     rows, own = _table(root)
     if names is not None:
@@ -58,7 +65,7 @@ def read_vocabulary(
     at: dict[str, list[int]] = {}
     for i, n in enumerate(own):
         at.setdefault(_plain(n), []).append(i)
-    if lacking := [n for n in labels if _plain(n) not in at]:
+    if lacking := [all_names[0] for all_names in called if not any(_plain(n) in at for n in all_names)]:
         close = nearest(lacking[0], own, 3)
         raise DataError(
             "task.text",
@@ -66,7 +73,43 @@ def read_vocabulary(
             expected="a row for every class",
             remedy=f"nearest to {lacking[0]!r}: {', '.join(close)}" if close else "",
         )
-    return _checked(torch.stack([unit(rows[at[_plain(n)]].float()).mean(0) for n in labels]), labels, path), []
+    places = [[i for n in dict.fromkeys(map(_plain, all_names)) for i in at.get(n, ())] for all_names in called]
+    said = []
+    if synonyms and (unknown := [s for c in called for s in c[1:] if _plain(s) not in at]):
+        said.append(f"{path} has no embedding of {len(unknown)} synonyms: {some(unknown)}")
+    return _checked(torch.stack([unit(rows[place].float()).mean(0) for place in places]), labels, path), said
+
+
+def read_synonyms(given: str | Mapping[str, Sequence[str]], labels: Sequence[str]) -> dict[str, list[str]]:
+    """Further names of classes: a mapping of class to names, or a JSON file of one, or of COCO's or LVIS's ``categories``
+    (a list of ``name`` and ``synonyms``).
+
+    Raises:
+        DataError: it cannot be read, or names a class that there is not.
+    """
+    found: Any = given
+    if isinstance(given, str):
+        try:
+            found = read_json(as_path(given, "task.synonyms"))
+        except (OSError, ValueError) as error:
+            raise DataError("task.synonyms", f"cannot be read: {error}", given=given) from None
+        listed = found.get("categories") if isinstance(found, Mapping) else found
+        if isinstance(listed, list) and all(isinstance(c, Mapping) and "name" in c for c in listed):
+            found = {str(c["name"]): c.get("synonyms") or [] for c in listed}
+            found = {n: s for n, s in found.items() if n in labels}  # a file of a whole data set names more
+    good = isinstance(found, Mapping) and all(
+        isinstance(s, Sequence) and not isinstance(s, str) and all(isinstance(n, str) for n in s)
+        for s in found.values()
+    )
+    if not good:
+        raise DataError(
+            "task.synonyms",
+            given=str(given)[:80],
+            expected="a list of further names for a class: {CLASS: [NAME, NAME]}",
+        )
+    if strange := [n for n in found if n not in labels]:
+        raise DataError("task.synonyms", f"there is no class {some(strange)}", expected=some(list(labels), 20))
+    return {str(n): [s.replace("_", " ") for s in names] for n, names in found.items()}
 
 
 def _plain(name: str) -> str:
@@ -126,7 +169,7 @@ def _table(path: Path) -> tuple[Tensor, list[str] | None]:
     return torch.from_numpy(rows), own
 
 
-def _clip(folder: Path, labels: Sequence[str], prompts: Sequence[str]) -> Tensor:
+def _clip(folder: Path, called: Sequence[Sequence[str]], prompts: Sequence[str]) -> Tensor:
     transformers = require("transformers", "language", "the text tower of a CLIP")
     try:
         model: Any = transformers.CLIPModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
@@ -136,11 +179,12 @@ def _clip(folder: Path, labels: Sequence[str], prompts: Sequence[str]) -> Tensor
         raise DataError("task.text", f"is no folder of a CLIP: {text}", given=str(folder)) from None
     found = []
     with torch.no_grad():
-        for name in labels:
-            said = tokenizer([p.format(name) for p in prompts], padding=True, truncation=True, return_tensors="pt")
+        for names in called:
+            texts = [p.replace("{}", name) for name in names for p in prompts]
+            said = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
             pooled = model.eval().text_model(said.input_ids, said.attention_mask).pooler_output
             found.append(unit(model.text_projection(pooled).float()).mean(0))
     return torch.stack(found)
 
 
-__all__ = ["drawn_vocabulary", "read_vocabulary"]
+__all__ = ["drawn_vocabulary", "read_synonyms", "read_vocabulary"]

@@ -16,7 +16,7 @@ from limbeck.data.items import Items, Splits, choose, digest, renumbered
 from limbeck.data.names import some
 from limbeck.data.sources import Source
 from limbeck.data.splits import ready
-from limbeck.data.vocabulary import drawn_vocabulary, read_vocabulary
+from limbeck.data.vocabulary import drawn_vocabulary, read_synonyms, read_vocabulary
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError
 from limbeck.functional.labels import cross_entropy
@@ -96,6 +96,8 @@ class Boxes(SourceTask):
         text_names: the names of a table's rows, or a file of them, where it has none itself.
         text_dim: width of drawn directions.
         prompts: sentences for a CLIP, with ``{}`` for the name; their embeddings are averaged.
+        synonyms: further names of classes, whose embeddings are averaged with the first: ``{CLASS: [NAME, ...]}``, or a JSON
+            file of that, or of LVIS's categories.
         crop: side of the crops that an image tower is shown.
         masks: tell masks too, for detectors with a mask head, and judge them.
         student_items: size of the student's training set, drawn by the seed; all if ``null``.
@@ -104,7 +106,7 @@ class Boxes(SourceTask):
     primary = "ap50"
     higher_is_better = True
     judging = ("student_items", "eval_batch")
-    paths = ("text", "text_names")
+    paths = ("text", "text_names", "synonyms")
 
     data: Source = ObjectsOnPhotos()
     novel: list[str] = []  # noqa: RUF012 (copied by settings)
@@ -112,6 +114,7 @@ class Boxes(SourceTask):
     text_names: str | list[str] | None = None
     text_dim: Count = 32
     prompts: list[str] = ["a photo of a {}."]  # noqa: RUF012 (copied by settings)
+    synonyms: str | dict[str, list[str]] | None = None
     crop: Count = 32
     masks: bool = False
     student_items: Count | None = None
@@ -164,11 +167,16 @@ class Boxes(SourceTask):
     def _vocabulary(self, labels: list[str]) -> tuple[Tensor, list[str]]:
         """Embeddings of the class names, float32 [C, D] of unit length, and what is to be said of them."""
         if self.text is None:
+            if self.synonyms is not None:
+                raise ConfigError(
+                    "task.synonyms", "names that stand for drawn directions have no synonyms", remedy="set task.text"
+                )
             return drawn_vocabulary(labels, self.text_dim), [
                 f"class names stand for drawn directions ({self.text_dim} numbers)"
             ]
         names = self.text_names
-        return read_vocabulary(self.text, labels, names, self.prompts)
+        synonyms = None if self.synonyms is None else read_synonyms(self.synonyms, labels)
+        return read_vocabulary(self.text, labels, names, self.prompts, synonyms)
 
     @property
     def needs(self) -> Needs:

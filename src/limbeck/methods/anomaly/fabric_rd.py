@@ -125,6 +125,11 @@ class FabricRd(Method[Anomaly]):
                 expected="2 or more",
                 remedy="or larger pictures: task.size=64",
             )
+        side = min(self.task.shape[1:])
+        if self.blur // 2 >= side:
+            raise ConfigError(
+                "method.blur", given=self.blur, expected=f"at most {2 * side - 1}, as pictures have {side} pixels"
+            )
         known = getattr(setup.student.model, "widths", None)
         if known is not None and list(known) != widths:
             raise ConfigError("student.widths", given=known, expected=f"the teacher's channels {widths}, or null")

@@ -19,7 +19,7 @@ from tests.tiny import tree_of
 def test_exports_are_checked_before_anything_is_trained(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'onnx'"):
         run(tree_of("kd", "export=[onxx]"), tmp_path / "o", quiet=True)
-    for name, form in (("kd", "images"), ("mtt", "onnx"), ("guided-diffusion", "hub")):
+    for name, form in (("kd", "images"), ("mtt", "onnx"), ("guided-diffusion", "images")):
         with pytest.raises(ConfigError, match=f"export: .*got '{form}'"):
             run(tree_of(name, f"export=[{form}]"), tmp_path / "o", quiet=True)
     assert not (tmp_path / "o").exists()

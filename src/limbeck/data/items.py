@@ -56,6 +56,7 @@ class Splits:
         kind: what the targets are.
         notes: sentences about how the data was read, a line each, for the screen, the report and ``result.json``.
         declared: whether the classes were named by the data itself, so that each should have items.
+        columns: of rows: what each number of a row is, in order (``colour=red`` of a text column); empty where not known.
     """
 
     train: Items
@@ -65,6 +66,7 @@ class Splits:
     kind: Kind
     notes: list[str] = field(default_factory=list)
     declared: bool = False
+    columns: list[str] = field(default_factory=list)
 
 
 def as_path(text: str | Path, argument: str) -> Path:

@@ -258,7 +258,7 @@ class _Tabular(PictureSource):
         try:
             if image is None:
                 train = np.asarray(found.splits == "train", dtype=bool)
-                x, _, said = read_features(
+                x, wide, said = read_features(
                     {n: columns[n] for n in wanted}, self.features, train, where, decimal=self.decimal
                 )
                 notes = [*said, *notes]
@@ -271,7 +271,10 @@ class _Tabular(PictureSource):
             raise several_faults(faults)
         notes = [*notes, *found.notes]
         if image is None:
-            return assemble(ArrayData(x, y), torch.arange(len(y)), found.splits, names, kind, notes, known is not None)
+            data = ArrayData(x, y)
+            made = assemble(data, torch.arange(len(y)), found.splits, names, kind, notes, known is not None)
+            made.columns = wide
+            return made
         items, good, said = self._load(files, y, size)
         return assemble(items, good, found.splits, names, kind, [*notes, *said], known is not None)
 

@@ -159,7 +159,9 @@ class Progress:
         )
         rate = f", {_rate(made / took)}" if made and took > 0 else ""
         shown = self._shown()
-        text = f"{name}  {counted} in {f'{took:.1f} s' if took < 60 else format_seconds(took)}{rate}"
+        long = f"{took:.1f} s" if took < 60 else format_seconds(took)
+        uncounted = self.total is None and not self.done
+        text = f"{name}  {long}" if uncounted else f"{name}  {counted} in {long}{rate}"
         text += f"  {shown}" if shown else ""
         if self._rich is not None and self._task is not None:
             self._rich.remove_task(self._task)
@@ -174,6 +176,9 @@ class Progress:
         return "  ".join(f"{name} {format_value(value)}" for name, value in self._metrics.items())
 
     def _line(self, now: float) -> None:
+        if self.total is None and not self.done:  # nothing is counted: only that it goes on
+            self._write(f"{self.name}  {format_seconds(now - self._began)}")
+            return
         self._marks.append((now, self.done))
         while len(self._marks) > 2 and now - self._marks[0][0] > self.WINDOW:
             self._marks.popleft()

@@ -81,7 +81,7 @@ class NetworkArtifact(Artifact):
         return {
             "kind": self.kind,
             "labels": self.built.labels,
-            "preprocessing": self.built.contract.as_config(),
+            "preprocessing": self.task.preprocessing(self.built.contract),
             "model": _node(self.built.model),
             "task": {**_settings(self.task), "classes": self.task.labels, **self.task.describe()},
             **({"metrics": dict(self.metrics)} if self.metrics else {}),

@@ -14,6 +14,7 @@ from limbeck.grammar.answers import Answer
 from limbeck.grammar.component import Component
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Form, Items, Needs
+from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal
 
 if TYPE_CHECKING:
@@ -184,6 +185,14 @@ class Task(Component):
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
         """An item with its answer as a picture, uint8 [3, H, W]; ``None`` where there is nothing to draw."""
         return None
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """How somebody's own file becomes what a network of this task takes, as plain values (in ``student.json``).
+
+        ``kind`` says what goes in: ``image``, ``row``, ``text``, or ``other``. ``mean``, ``std``, ``size`` and ``channels``
+        are those of the contract.
+        """
+        return {"kind": "other", **contract.as_config()}
 
     def part(self, name: str) -> Task:
         """A part of the task that a participant may be for (the hands of a body, the validity of a sentence).

@@ -25,6 +25,7 @@ from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Bundle, Data, Term
 from limbeck.grammar.needs import Needs
+from limbeck.grammar.role import Contract
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
@@ -32,7 +33,7 @@ from limbeck.grammar.task import Task
 from limbeck.networks.two_stage import OpenDetector, is_two_stage, run_plain
 from limbeck.tasks.average_precision import Truth, average_precision, pasted
 from limbeck.tasks.drawing import boxed
-from limbeck.tasks.items import SourceTask
+from limbeck.tasks.items import SourceTask, picture_steps
 
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
@@ -187,6 +188,10 @@ class Boxes(SourceTask):
     def formats(self) -> tuple[str, ...]:
         """Weights: suppression of detections is no graph."""
         return ("safetensors",)
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """Pictures are resized until they fit into the square, and the rest is black."""
+        return picture_steps(contract, self.shape, "contain", self.data)
 
     def part(self, name: str) -> Task:
         """``crops``: what an image tower is for: crops of all boxes, embedded near the names of their classes."""

@@ -24,12 +24,13 @@ from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
+from limbeck.grammar.role import Contract
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, classes_last, device_of, evaluating
 from limbeck.tasks import guessing
 from limbeck.tasks.drawing import overlaid
-from limbeck.tasks.items import OutputTask
+from limbeck.tasks.items import OutputTask, picture_steps
 
 if TYPE_CHECKING:
     from limbeck.grammar.evaluator import Bench
@@ -149,6 +150,10 @@ class Dense(OutputTask):
     def grid(self) -> tuple[int, int]:
         """(h, w) on which networks are compared."""
         return grid_of((self.shape[1], self.shape[2]), self.stride)
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """Pictures are resized to ``sides`` where those are given, else the middle is cut out."""
+        return picture_steps(contract, self.shape, "stretch" if self.sides is not None else "cover", self.data)
 
     def cache_bytes(self) -> float:
         """Two bytes for each value of a map."""

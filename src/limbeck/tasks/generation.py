@@ -163,6 +163,10 @@ class Generation(SourceTask):
         eps = Draws(0, ("example",)).randn("eps", batch["item"], x.shape[1:])
         return {**batch, "z": diffusion.diffuse(x, eps, logsnr), "logsnr": logsnr, "w": torch.zeros(len(x))}
 
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """Noise goes in, and a class."""
+        return {"kind": "noise", **contract.as_config()}
+
     def describe(self) -> dict[str, Any]:
         """What must be known to use a denoiser elsewhere: shape, range of values, schedule, classes."""
         return {

@@ -20,6 +20,7 @@ from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.method import Batch
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
+from limbeck.grammar.role import Contract
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.tasks.classification import Labelled
@@ -101,6 +102,10 @@ class _Graphs(Labelled):
     def needs(self) -> Needs:
         """A row of values a graph."""
         return super().needs.with_(form="graphs", edges=self.edge_width)
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """Graphs go in as they are."""
+        return {"kind": "graph", "edge_labels": self.edge_labels, **contract.as_config()}
 
     def read(self) -> Splits:
         """The graphs in three splits."""

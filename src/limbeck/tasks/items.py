@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Lt
@@ -13,18 +13,22 @@ from torch import Tensor, nn
 from limbeck.data.asked import AskedPictures, asked_rows
 from limbeck.data.classes import match_classes
 from limbeck.data.items import Items, Kind, Nothing, Part, Splits, choose, renumbered
-from limbeck.data.sources import Digits, Source
+from limbeck.data.sources import Digits, PictureSource, Source
 from limbeck.data.splits import Sizes, sizes_of
 from limbeck.data.unlabelled import Unlabelled, overlap, read_unlabelled
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.needs import Needs
+from limbeck.grammar.role import Contract
 from limbeck.grammar.settings import Count, Natural, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 
 log = logging.getLogger("limbeck.data")
+
+Fit = Literal["cover", "stretch", "contain"]
+"""How a picture is brought to a size."""
 
 Part01 = Annotated[float, Gt(0), Lt(1)]
 """A share above 0 and below 1."""
@@ -53,6 +57,7 @@ class SourceTask(Task):
         unlabelled_items: its items, once the data are read; ``None`` where no such source is named.
         notes: sentences about how the data was read.
         class_sizes: how many items of each class the splits have, by split.
+        column_names: of rows: what each number is, where the source names it.
     """
 
     data: Source = Digits()
@@ -77,6 +82,7 @@ class SourceTask(Task):
         self.unlabelled_items: Unlabelled | None = None
         self.notes: list[str] = []
         self.class_sizes: Sizes = {}
+        self.column_names: list[str] = []
         self._pool: Items | None = None
         self._seed: int | None = None
         self._statistics: tuple[tuple[float, ...], tuple[float, ...]] | None = None
@@ -154,6 +160,7 @@ class SourceTask(Task):
         self.check_splits(splits)
         assert splits.valid is not None and splits.test is not None
         self._pool, self.valid, self.test = splits.train, splits.valid, splits.test
+        self.column_names = list(splits.columns)
         if self.unlabelled is not None:
             self._read_unlabelled(self.unlabelled, splits)
         for note in self.notes:
@@ -215,6 +222,49 @@ class SourceTask(Task):
         std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
         self._statistics = tuple(mean.float().tolist()), tuple(std.float().tolist())
         return self._statistics
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """Pictures are brought to the size of the training pictures as the source brings them; rows are taken as they are."""
+        shape = self.shape
+        if len(shape) == 3:
+            return picture_steps(contract, shape, data=self.data)
+        return {"kind": "row", "columns": self.column_names, **contract.as_config(), "input": list(shape)}
+
+
+def picture_steps(
+    contract: Contract, shape: tuple[int, ...], how: Fit = "cover", data: Source | None = None
+) -> dict[str, Any]:
+    """How a picture file becomes a network's input, as plain values.
+
+    In this order: it is decoded, turned upright, what is transparent laid over white, converted to ``mode``; brought to
+    ``resize``; cut to ``crop``; its values brought to ``range``; brought to the contract's ``channels`` and ``size``;
+    normalised by ``mean`` and ``std``. What the network takes in the end is ``input``.
+
+    Args:
+        contract: of the network.
+        shape: (channels, height, width) of the task's pictures.
+        how: ``cover``: resized until it covers the size, and the middle cut out; ``stretch``: resized to it; ``contain``:
+            resized until it fits, the rest at right and below filled with black.
+        data: where they come from: of files, ``scale`` is what values of more than 8 bits are divided by.
+    """
+    channels, high, wide = shape
+    end = contract.size or (high, wide)
+    into = contract.channels or channels
+    return {
+        "kind": "image",
+        "mode": "L" if 1 in (channels, into) else "RGB",
+        "orientation": "exif",
+        "transparent": "white",
+        "scale": data.scale if isinstance(data, PictureSource) else None,
+        "resize": [high, wide],
+        "resize_mode": how,
+        "interpolation": "bilinear",
+        "antialias": True,
+        "crop": [high, wide] if how == "cover" else None,
+        "crop_mode": "center",
+        **contract.as_config(),
+        "input": [into, *end],
+    }
 
 
 @settings
@@ -340,4 +390,4 @@ class OutputTask(SourceTask):
         return about | ({"number_mean": list(needs.mean), "number_std": list(needs.std)} if needs.mean else {})
 
 
-__all__ = ["OutputTask", "SourceTask"]
+__all__ = ["Fit", "OutputTask", "SourceTask", "picture_steps"]

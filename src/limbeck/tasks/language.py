@@ -22,11 +22,12 @@ from limbeck.functional.precision import widened
 from limbeck.grammar.answers import Answer
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
+from limbeck.grammar.role import Contract
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
-from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, vocabulary_size
+from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, special_ids, text_steps, vocabulary_size
 from limbeck.tasks.tokens import TokenData, next_counts, shifted
 
 NAMES = {"task": {"language": "Language"}}
@@ -353,6 +354,11 @@ class Language(Task):
 
     def _probes(self) -> list[str]:
         return [document.text[:300] for document in self.texts.train[:10]]
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """How texts become rows of ids, and which special tokens training documents stand between."""
+        first, last = special_ids(self.tokenizer)
+        return text_steps(self.tokenizer, self.length, contract) | {"before": first, "after": last}
 
     @property
     def vocabulary(self) -> int:

@@ -160,7 +160,7 @@ class SamplerArtifact(NetworkArtifact):
     """
 
     kind: ClassVar[str] = "sampler"
-    formats: tuple[str, ...] = ("safetensors", "onnx")
+    formats: tuple[str, ...] = ("safetensors", "onnx", "hub")
 
     def __init__(
         self,

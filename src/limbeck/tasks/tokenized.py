@@ -12,7 +12,8 @@ from torch import Tensor
 
 from limbeck.errors import ConfigError, TeacherMismatch
 from limbeck.grammar.method import Batch
-from limbeck.tasks.tokenizers import load_tokenizer, shared_ids, vocabulary_size, word_tokenizer
+from limbeck.grammar.role import Contract
+from limbeck.tasks.tokenizers import load_tokenizer, shared_ids, text_steps, vocabulary_size, word_tokenizer
 
 log = logging.getLogger("limbeck.data")
 
@@ -100,6 +101,10 @@ class Tokenized:
         longest = positions_of(config)
         if longest is not None:
             self.limit(longest, "the network")
+
+    def preprocessing(self, contract: Contract) -> dict[str, Any]:
+        """How texts become rows of ids."""
+        return text_steps(self.tokenizer, self.length, contract)
 
     @property
     def vocabulary(self) -> int:

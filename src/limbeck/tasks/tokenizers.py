@@ -8,6 +8,7 @@ from typing import Any
 
 from limbeck.data.text import Texts
 from limbeck.errors import ConfigError, TeacherMismatch, first_line, require
+from limbeck.grammar.role import Contract
 from limbeck.storage.plain import check_folder
 from limbeck.storage.store import remembered
 from limbeck.tasks.causal import needs_code, transformers_library
@@ -63,6 +64,24 @@ def byte_pairs(texts: Texts, vocab_size: int) -> Any:
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token="<|end|>", eos_token="<|end|>", pad_token="<|pad|>"
     )
+
+
+def text_steps(tokenizer: Any, length: int, contract: Contract) -> dict[str, Any]:
+    """How a text becomes a network's input, as plain values; the tokenizer itself lies in ``folder``, where it is written."""
+    return {
+        "kind": "text",
+        "tokenizer": {
+            "folder": "student",
+            "class": type(tokenizer).__name__,
+            "vocabulary": vocabulary_size(tokenizer),
+            "max_length": length,
+            "truncation": "right",
+            "padding": "longest",
+            "padding_side": "right",
+            "pad_token_id": pad_id(tokenizer),
+        },
+        **contract.as_config(),
+    }
 
 
 PROBES = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from limbeck.commands import _common as common
 from limbeck.engine.terminal import say
 
@@ -60,7 +62,7 @@ def main(words: list[str]) -> int:
     interrupt.install()
     out = args.out or folder / "export" / args.format
     text = str(args.checkpoint) if args.checkpoint is not None else None
-    checkpoint = text if text in ("best", "last") else int(text) if text and text.isdigit() else args.checkpoint
+    checkpoint: Any = text if text in ("best", "last") else int(text) if text and text.isdigit() else args.checkpoint
     progress = Progress()
     try:
         with trusting(args.trust):

@@ -86,7 +86,7 @@ def export(
     which = _which(run_folder, checkpoint)
     work = _Work(progress)
     with work.doing("reading the run"):
-        restored = restore(run_folder, which)
+        restored = restore(run_folder, None if which == "last" else which)  # type: ignore[arg-type]
     artifact = restored.artifact
     check_format(format, restored.bench.task)
     _check_artifact(format, artifact)
@@ -99,7 +99,7 @@ def export(
     if format == "hub":
         _card(run_folder, restored, out, facts, "" if last else weights, licence)
     metric, higher = _metric(restored)
-    if "bytes_before" in facts:
+    if isinstance(artifact, NetworkArtifact):
         say(cost.told(format, facts, metric))
     if "note" in facts:
         say(f"{format}: {facts['note']}")
@@ -199,7 +199,7 @@ def _write(
         before = {metric: known[metric]} if metric in known and metric in after else {}
         if metric in after and not before:
             with work.doing("scoring the network as it was made", total) as each:
-                before = cost.score(_on_cpu(artifact), task, each)
+                before = cost.score(artifact, task, each)
         with work.doing("timing both"):
             was, now = cost.latencies(task, artifact, made)
         return {
@@ -213,15 +213,14 @@ def _write(
     with work.doing(f"writing {format}"):
         library = _folder(artifact, format, out)
         use.write_use(out, _script_of(artifact, library, out))
-    facts = {"bytes": _bytes(out), "bytes_before": artifact.size().get("bytes", 0.0), "library": library}
+    facts = {"bytes": _bytes(out), "library": library}
     with work.doing("reading it back"):
         same = cost.plain(artifact.built) and cost.same_weights(_bare(artifact.built.module), out)
     if not known and metric:
         with contextlib.suppress(TypeError), work.doing("scoring the weights", len(artifact.judge(task).test)) as each:
-            known = cost.score(_on_cpu(artifact), task, each)
+            known = cost.score(artifact, task, each)
     facts |= {k: v for k, v in known.items() if isinstance(v, float)}
-    if same and metric in facts:
-        facts[f"{metric}_before"] = facts[metric]
+    if same:
         facts["note"] = "read back: every weight is as it was made, so metric and speed are those of the run"
     return facts
 
@@ -256,18 +255,13 @@ def _onnx(
     return made, facts
 
 
-def _on_cpu(artifact: NetworkArtifact) -> NetworkArtifact:
-    """The artifact as it is: networks are scored where they live."""
-    return artifact
-
-
 def _bare(module: Any) -> nn.Module:
     """The network that a library wrote: of a denoiser of diffusers the network in it."""
     merge = getattr(module, "merge_and_unload", None)
     if callable(merge):
         import copy
 
-        return copy.deepcopy(module).merge_and_unload()  # type: ignore[no-any-return]
+        return copy.deepcopy(module).merge_and_unload()
     return module.net if type(module).__name__ == "DiffusersDenoiser" else module
 
 
@@ -405,7 +399,7 @@ def check_format(format: str, task: Task, argument: str = "--format") -> None:
 
 def _which(run_folder: Path, checkpoint: Weights | Path | int | None) -> Weights | int | None:
     if checkpoint is None or isinstance(checkpoint, int) or checkpoint in ("best", "last"):
-        return checkpoint  # type: ignore[return-value]
+        return checkpoint
     digits = Path(checkpoint).name.removeprefix("step-")
     own = Path(checkpoint).parent in (Path(), Path("checkpoints")) or (
         Path(checkpoint).resolve().parent == (run_folder / "checkpoints").resolve()

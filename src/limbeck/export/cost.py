@@ -55,7 +55,9 @@ def score(artifact: NetworkArtifact, task: Task, each: Callable[[int], None] = l
     """The task's metrics of a network on the test split, on the CPU where it is no network of torch's."""
     judge = artifact.judge(task)
     data: Any = Watched(judge.test, each)
-    return {k: float(v) for k, v in judge.evaluate(artifact.built, data).items() if isinstance(v, float)}
+    module = artifact.built.module
+    device = None if any(True for _ in module.parameters()) else torch.device("cpu")
+    return {k: float(v) for k, v in judge.evaluate(artifact.built, data, device=device).items() if isinstance(v, float)}
 
 
 def latencies(task: Task, one: NetworkArtifact, other: NetworkArtifact, repeats: int = REPEATS) -> tuple[float, float]:
@@ -100,12 +102,16 @@ def told(form: str, facts: Mapping[str, Any], metric: str) -> str:
     """Size, metric and latency of an export in one line, each beside what it was before."""
     from limbeck.report.metrics import metric_of
 
-    said = [f"size {human(facts['bytes'], 'B')} ({human(facts['bytes_before'], 'B')} before)"]
+    def beside(key: str, text: Callable[[float], str]) -> str:
+        was = facts.get(f"{key}_before")
+        return text(facts[key]) + (f" ({text(was)} before)" if was is not None else "")
+
+    said = [f"size {beside('bytes', lambda x: human(x, 'B'))}"]
     if metric in facts:
         m = metric_of(metric)
-        said.append(f"{m.label} {m.value(facts[metric])} ({m.value(facts[f'{metric}_before'])} before)")
+        said.append(f"{m.label} {beside(metric, m.value)}")
     if "latency_ms" in facts:
-        said.append(f"latency {facts['latency_ms']:.3g} ms an item ({facts['latency_ms_before']:.3g} ms before)")
+        said.append(f"latency {beside('latency_ms', lambda x: f'{x:.3g} ms')} an item")
     return f"{form}: " + ", ".join(said)
 
 

@@ -49,6 +49,11 @@ class _Graph(nn.Module):
         units: mean and std that bring standardised numbers into the data's units.
     """
 
+    mean: Tensor
+    std: Tensor
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self,
         artifact: NetworkArtifact,
@@ -79,7 +84,7 @@ class _Graph(nn.Module):
             if self.normalises:
                 x = (x - self.mean) / self.std
             batch[self.key] = x
-        z = Signal(self.task[0].feed(self.module, batch)).logits
+        z = Signal(self.task[0].plainly(self.module, batch)).logits
         return z * self.scale + self.shift if self.to_units else z
 
 
@@ -92,6 +97,7 @@ class OnnxNetwork(nn.Module):
         keys: what they are called in a batch.
         pixels: whether the input that holds pictures takes bytes.
         units: (mean, std) of its answers, where those are in the data's units and a task wants them standardised.
+        contract: what is left to be done with inputs outside of the graph, and how outputs are read.
     """
 
     def __init__(
@@ -101,6 +107,7 @@ class OnnxNetwork(nn.Module):
         keys: tuple[str, ...] = (),
         pixels: bool = False,
         units: tuple[Tensor, Tensor] | None = None,
+        contract: Contract | None = None,
     ) -> None:
         super().__init__()
         runtime = require("onnxruntime", "export", "running an ONNX file")
@@ -109,6 +116,7 @@ class OnnxNetwork(nn.Module):
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.names, self.keys, self.bytes, self.units = names, keys or names, pixels, units
+        self.contract = contract or Contract()
 
     def run(self, arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """The graph's output."""
@@ -124,10 +132,17 @@ class OnnxNetwork(nn.Module):
             found.append(value.cpu().numpy())
         return found
 
+    def answer(self, batch: Batch, taps: tuple[str, ...] = ()) -> Signal:
+        """What it answers a batch as the task has it, in the task's order of classes."""
+        return Signal(self.contract.outputs(self._back(self.run(self.arrays(self.contract.feed(batch))))))
+
     def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
         """As the network is called: its inputs in order, or by name."""
         by_place = dict(zip(self.keys, (x, *more), strict=False))
-        z = torch.from_numpy(self.run(self.arrays({**by_place, **named})))
+        return self._back(self.run(self.arrays({**by_place, **named})))
+
+    def _back(self, array: np.ndarray[Any, Any]) -> Tensor:
+        z = torch.from_numpy(array)
         return z if self.units is None else (z - self.units[0]) / self.units[1]
 
 
@@ -150,10 +165,7 @@ class _Tokens(nn.Module):
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         given = {"x": input_ids, "input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
-        z = torch.from_numpy(self.network.run([given[k].cpu().numpy() for k in self.network.keys]))
-        if self.network.units is not None:
-            z = (z - self.network.units[0]) / self.network.units[1]
-        return SimpleNamespace(logits=z)
+        return SimpleNamespace(logits=self.network._back(self.network.run(self.network.arrays(given))))
 
 
 def write_onnx(
@@ -207,7 +219,7 @@ def write_onnx(
     _trace(graph, inputs, names, "numbers" if units is not None else "logits", plain, _length(task))
     say("comparing it with torch")
     worst = 0.0
-    network = OnnxNetwork(plain, names, keys, pixels == "uint8", units)
+    network = OnnxNetwork(plain, names, keys, pixels == "uint8", units, before)
     for n in (1, 2, len(inputs[0])):
         worst = max(worst, _difference(graph, network, [t[:n] for t in inputs]))
     if worst > TOLERANCE:
@@ -224,7 +236,7 @@ def write_onnx(
         say(f"calibrating int8 with {min(CALIBRATION_ITEMS, len(task.train))} training items")
         _quantise(plain, path, lambda b: network.arrays(before.feed(b)), task, names)
         plain.unlink()
-        network = OnnxNetwork(path, names, keys, pixels == "uint8", units)
+        network = OnnxNetwork(path, names, keys, pixels == "uint8", units, before)
         worst = _difference(graph, network, list(inputs))
     about = NetworkArtifact(task, twin).about()
     about["onnx"] = {
@@ -242,7 +254,18 @@ def write_onnx(
     _describe(path, about)
     write_about(out, about)
     face: nn.Module = network
-    if hasattr(twin.module, "config") and not pictures and keys[0] in ("x", "input_ids"):
+    for name in (
+        "mean_type",
+        "kind",
+        "null_condition",
+        "null_class",
+        "guided",
+        "guidance",
+    ):  # how a denoiser is spoken to
+        value = getattr(twin.module, name, None)
+        if isinstance(value, (str, int, bool)):
+            setattr(network, name, value)
+    if "input_ids" in names and hasattr(twin.module, "config"):
         face = _Tokens(network, twin.module.config)
     again = NetworkArtifact(task, Built(face, before, twin.labels, twin.model))
     return again, {"bytes": path.stat().st_size, "largest_error": worst}
@@ -282,6 +305,8 @@ def _bytes(batch: Batch, key: str, pixels: Pixels) -> Batch:
 def _inputs(task: Task, batch: Batch, module: nn.Module) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The graph's inputs by name, and what they are called in a batch."""
     names = task.onnx_names
+    if "w" in names and not getattr(module, "guided", getattr(module, "guidance", False)):
+        names = tuple(n for n in names if n != "w")  # a denoiser without that input
     if "token_type_ids" in batch and "input_ids" in names:
         names = (*names, "token_type_ids")
     keys = tuple("x" if n == "input_ids" and n not in batch else n for n in names)
@@ -331,9 +356,10 @@ def _trace(
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
+        said = f"{type(cause).__name__}: {first_line(Exception(str(cause)))[:200]}"
         raise ConfigError(
             "--format",
-            f"torch cannot write this network as an ONNX graph: {type(cause).__name__}: {first_line(cause)[:200]}",
+            f"torch cannot write this network as an ONNX graph: {said}",
             given="onnx",
             expected="safetensors or hub",
         ) from None

@@ -97,6 +97,10 @@ class Task(Component):
         """How a batch goes into a model, and how its outputs are shown: the classes last."""
         return module(batch["x"])
 
+    def plainly(self, module: Any, batch: Batch) -> Any:
+        """How inputs go into a model where nothing is learnt or judged: in an exported graph. By default as `feed`."""
+        return self.feed(module, batch)
+
     def rehearse(self, built: Built, role: str = "model") -> None:
         """Two items through a network just built: what does not fit is said now, not at the first step.
 

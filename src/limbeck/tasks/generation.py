@@ -22,6 +22,7 @@ from limbeck.functional.diffusion import Kind, Schedule, Weight
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.random import Draws
+from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal
 from limbeck.tasks.items import SourceTask
 from limbeck.tasks.sampler import (

@@ -245,6 +245,11 @@ class MaskedWords(Tokenized, Task):
             return out
         return Signal(out).logits[..., : self.columns]
 
+    def plainly(self, module: Any, batch: Batch) -> Any:
+        """The text as it stands, no word hidden."""
+        out = encode(module, batch["input_ids"], batch)
+        return out if self.columns is None or not _answers(out) else Signal(out).logits[..., : self.columns]
+
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """Cross-entropy of the hidden tokens, [N, T]."""
         if not _answers(signal.out):

@@ -506,7 +506,7 @@ def test_the_network_of_a_sampler_runs_in_onnx(task: Generation, tmp_path: Path)
 
     sampler = artifact(task)
     bench: Any = SimpleNamespace(teacher=None, device=torch.device("cpu"))
-    facts = write_onnx(sampler, bench, tmp_path)
+    _, facts = write_onnx(sampler, tmp_path)
     assert facts["largest_error"] < 1e-4
     network = OnnxNetwork(tmp_path / "student.onnx", task.onnx_names, sampler.built.contract)
     batch = task.example(5)

@@ -86,7 +86,7 @@ def export(
     which = _which(run_folder, checkpoint)
     work = _Work(progress)
     with work.doing("reading the run"):
-        restored = restore(run_folder, None if which == "last" else which)  # type: ignore[arg-type]
+        restored = restore(run_folder, which)
     artifact = restored.artifact
     check_format(format, restored.bench.task)
     _check_artifact(format, artifact)

@@ -10,9 +10,10 @@ import copy
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -89,83 +90,78 @@ class _Graph(nn.Module):
 
 
 class OnnxNetwork(nn.Module):
-    """An ONNX file that answers as the network does.
+    """An ONNX file that answers as the network does: called as the network is, or asked for a batch (`answer`).
+
+    What goes in, and whether answers are in the data's units, the file says itself.
 
     Args:
         path: the file.
-        names: its inputs.
-        keys: what they are called in a batch.
-        pixels: whether the input that holds pictures takes bytes.
-        units: (mean, std) of its answers, where those are in the data's units and a task wants them standardised.
+        names: its inputs; ``None`` for all, in its order.
         contract: what is left to be done with inputs outside of the graph, and how outputs are read.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        names: tuple[str, ...],
-        keys: tuple[str, ...] = (),
-        pixels: bool = False,
-        units: tuple[Tensor, Tensor] | None = None,
-        contract: Contract | None = None,
-    ) -> None:
+    def __init__(self, path: Path, names: tuple[str, ...] | None = None, contract: Contract | None = None) -> None:
         super().__init__()
         runtime = require("onnxruntime", "export", "running an ONNX file")
         options = runtime.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = torch.get_num_threads()
         self.session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self.names, self.keys, self.bytes, self.units = names, keys or names, pixels, units
+        own = self.session.get_inputs()
+        self.names = tuple(i.name for i in own if not names or i.name in names or i.name == "token_type_ids")
+        self.bytes = frozenset(i.name for i in own if i.type == "tensor(uint8)")
         self.contract = contract or Contract()
+        self.units = _stored_units(self.session.get_modelmeta().custom_metadata_map)
+        if "input_ids" in self.names:
+            self.config = SimpleNamespace()  # tasks feed whatever has one ids and masks by name
 
     def run(self, arrays: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
         """The graph's output."""
         return self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]
 
     def arrays(self, batch: Batch) -> list[np.ndarray[Any, Any]]:
-        """A batch as the graph takes it."""
+        """A batch as the graph takes it: pictures as bytes where it wants those, masks and segments where none are given."""
         found = []
-        for key in self.keys:
-            value = batch[key]
-            if self.bytes and key == "x":
+        for name in self.names:
+            value = batch.get(name)
+            if value is None:
+                ids = batch["input_ids"] if "input_ids" in batch else batch["x"]
+                value = {"attention_mask": torch.ones_like, "token_type_ids": torch.zeros_like}.get(name, lambda t: t)(
+                    ids
+                )
+            if name in self.bytes and value.is_floating_point():
                 value = (value * 255).round().clamp(0, 255).to(torch.uint8)
-            found.append(value.cpu().numpy())
+            found.append((value.long() if value.dtype == torch.bool else value).cpu().numpy())
         return found
 
     def answer(self, batch: Batch, taps: tuple[str, ...] = ()) -> Signal:
         """What it answers a batch as the task has it, in the task's order of classes."""
         return Signal(self.contract.outputs(self._back(self.run(self.arrays(self.contract.feed(batch))))))
 
-    def forward(self, x: Tensor, *more: Tensor, **named: Tensor) -> Tensor:
+    def forward(
+        self,
+        *given: Tensor,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        **_: Any,
+    ) -> Tensor:
         """As the network is called: its inputs in order, or by name."""
-        by_place = dict(zip(self.keys, (x, *more), strict=False))
-        return self._back(self.run(self.arrays({**by_place, **named})))
+        named = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
+        batch = dict(zip(self.names, given, strict=False)) | {k: v for k, v in named.items() if v is not None}
+        return self._back(self.run(self.arrays(batch)))
 
     def _back(self, array: np.ndarray[Any, Any]) -> Tensor:
         z = torch.from_numpy(array)
         return z if self.units is None else (z - self.units[0]) / self.units[1]
 
 
-class _Tokens(nn.Module):
-    """An ONNX network of texts, with the face of one of transformers, so that tasks feed it ids and masks by name."""
-
-    def __init__(self, network: OnnxNetwork, config: Any) -> None:
-        super().__init__()
-        self.network, self.config = network, config
-
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        **_: Any,
-    ) -> Any:
-        from types import SimpleNamespace
-
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask.to(input_ids.dtype)
-        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        given = {"x": input_ids, "input_ids": input_ids, "attention_mask": mask, "token_type_ids": types}
-        return SimpleNamespace(logits=self.network._back(self.network.run(self.network.arrays(given))))
+def _stored_units(said: Mapping[str, str]) -> tuple[Tensor, Tensor] | None:
+    """Mean and std of a graph's answers where those are in the data's units, as its metadata say."""
+    if said.get("limbeck.units") != "data":
+        return None
+    task = json.loads(said["limbeck.student"])["task"]
+    return torch.tensor(task["number_mean"]), torch.tensor(task["number_std"])
 
 
 def write_onnx(
@@ -210,16 +206,27 @@ def write_onnx(
     graph = _Graph(
         NetworkArtifact(task, twin), keys, contract if inside or pixels == "uint8" else None, pixels == "uint8", units
     ).eval()
-    if not inside:
-        graph.normalises = False
+    graph.normalises = inside
     inputs = tuple(batch[k].long() if batch[k].dtype == torch.bool else batch[k] for k in keys)
     plain = out / "student.onnx"
     out.mkdir(parents=True, exist_ok=True)
+    about = NetworkArtifact(task, twin).about()
+    about["onnx"] = {
+        "file": plain.name,
+        "normalise": "inside" if inside else "outside" if contract.mean else "none",
+        "range": None if not pictures else [0, 255] if pixels == "uint8" else [0.0, 1.0],
+        "inputs": [
+            {"name": n, "dtype": str(t.dtype).removeprefix("torch."), "shape": _shape(t, _length(task))}
+            for n, t in zip(names, inputs, strict=True)
+        ],
+        "outputs": [{"name": "numbers" if units is not None else "logits", "meaning": _meaning(task, units)}],
+    }
     say("writing the graph")
-    _trace(graph, inputs, names, "numbers" if units is not None else "logits", plain, _length(task))
+    _trace(graph, inputs, names, about["onnx"]["outputs"][0]["name"], plain, _length(task))
+    _describe(plain, about)
     say("comparing it with torch")
     worst = 0.0
-    network = OnnxNetwork(plain, names, keys, pixels == "uint8", units, before)
+    network = OnnxNetwork(plain, contract=before)
     for n in (1, 2, len(inputs[0])):
         worst = max(worst, _difference(graph, network, [t[:n] for t in inputs]))
     if worst > TOLERANCE:
@@ -233,27 +240,14 @@ def write_onnx(
     path = plain
     if int8:
         path = out / "student.int8.onnx"
+        about["onnx"]["file"] = path.name
         say(f"calibrating int8 with {min(CALIBRATION_ITEMS, len(task.train))} training items")
         _quantise(plain, path, lambda b: network.arrays(before.feed(b)), task, names)
         plain.unlink()
-        network = OnnxNetwork(path, names, keys, pixels == "uint8", units, before)
+        _describe(path, about)
+        network = OnnxNetwork(path, contract=before)
         worst = _difference(graph, network, list(inputs))
-    about = NetworkArtifact(task, twin).about()
-    about["onnx"] = {
-        "file": path.name,
-        "normalise": "inside" if inside else "outside" if contract.mean else "none",
-        "range": None if not pictures else [0, 255] if pixels == "uint8" else [0.0, 1.0],
-        "inputs": [
-            {"name": n, "dtype": str(t.dtype).removeprefix("torch."), "shape": _shape(t, _length(task))}
-            for n, t in zip(names, inputs, strict=True)
-        ],
-        "outputs": [{"name": "numbers" if units is not None else "logits", "meaning": _meaning(task, units)}],
-    }
-    if units is not None:
-        about["task"] = {**about["task"], "units": "the data's own, inside the graph"}
-    _describe(path, about)
     write_about(out, about)
-    face: nn.Module = network
     for name in (
         "mean_type",
         "kind",
@@ -265,9 +259,7 @@ def write_onnx(
         value = getattr(twin.module, name, None)
         if isinstance(value, (str, int, bool)):
             setattr(network, name, value)
-    if "input_ids" in names and hasattr(twin.module, "config"):
-        face = _Tokens(network, twin.module.config)
-    again = NetworkArtifact(task, Built(face, before, twin.labels, twin.model))
+    again = NetworkArtifact(task, Built(network, before, twin.labels, twin.model))
     return again, {"bytes": path.stat().st_size, "largest_error": worst}
 
 

@@ -96,7 +96,7 @@ def _inside(path: Path) -> dict[str, Any]:
 
     from limbeck.export.onnx import OnnxNetwork
 
-    said = OnnxNetwork(path, (), None).session.get_modelmeta().custom_metadata_map.get("limbeck.student")
+    said = OnnxNetwork(path).session.get_modelmeta().custom_metadata_map.get("limbeck.student")
     try:
         found = json.loads(said) if said else {}
     except ValueError as error:
@@ -206,7 +206,7 @@ def _model(place: Place) -> Any:
 def _opened(model: Any, place: Place, needs: Needs) -> nn.Module:
     """The module with its weights: a library's folder by the library, else built and filled."""
     folder = place.folder
-    if (folder / "student/config.json").is_file() and hasattr(model, "gguf_file"):
+    if hasattr(model, "gguf_file") and any((f / "config.json").is_file() for f in (folder / "student", folder)):
         found: nn.Module = model.opened(folder, needs)
         return found
     module: nn.Module = model.make(needs)

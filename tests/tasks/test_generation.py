@@ -505,7 +505,6 @@ def test_the_network_of_a_sampler_runs_in_onnx(task: Generation, tmp_path: Path)
     from limbeck.export.onnx import OnnxNetwork, write_onnx
 
     sampler = artifact(task)
-    bench: Any = SimpleNamespace(teacher=None, device=torch.device("cpu"))
     _, facts = write_onnx(sampler, tmp_path)
     assert facts["largest_error"] < 1e-4
     network = OnnxNetwork(tmp_path / "student.onnx", task.onnx_names, sampler.built.contract)

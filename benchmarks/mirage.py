@@ -39,8 +39,8 @@ def graphs(settings: Settings) -> tuple[GraphData, str]:
     """The graphs, and what they are."""
     path = os.environ.get("LIMBECK_GRAPHS", "")
     if path and settings.graphs > TOY.graphs:
-        return GraphArrays(path).graphs()[0], os.path.basename(path)
-    return DrawnGraphs(graphs=settings.graphs).graphs()[0], "drawn graphs"
+        return GraphArrays(path).collected()[0], os.path.basename(path)
+    return DrawnGraphs(graphs=settings.graphs).collected()[0], "drawn graphs"
 
 
 def run(settings: Settings | None = None, say: Say = quiet) -> Report:

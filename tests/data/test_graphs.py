@@ -74,16 +74,16 @@ def same(a: Any, b: Any) -> bool:
 
 
 def test_every_form_holds_the_same_graphs(tmp_path: Path) -> None:
-    arrays, labels, notes, test = GraphArrays(write_npz(tmp_path)).graphs()
+    arrays, labels, notes, test = GraphArrays(write_npz(tmp_path)).collected()
     assert labels == ["-1", "1"] and test is None and arrays.y.tolist() == [0, 0, 1]
     assert "3 graphs of 3 to 3 nodes (3 nodes and 2.67 edges on average), 2 node labels, 2 edge labels" in notes
-    tu = TuFolder(str(write_tu(tmp_path))).graphs()
+    tu = TuFolder(str(write_tu(tmp_path))).collected()
     assert tu[1] == labels and same(arrays, tu[0])
     for path in (tmp_path / "TRI" / "raw",):
-        assert same(arrays, TuFolder(str(path)).graphs()[0])
-    made = PygImported("tests.data.test_graphs:pyg_list").graphs()
+        assert same(arrays, TuFolder(str(path)).collected()[0])
+    made = PygImported("tests.data.test_graphs:pyg_list").collected()
     assert made[1] == labels and same(arrays, made[0])
-    plain = PygImported("tests.data.test_graphs:pyg_list", {"one_hot": False}).graphs()[0]
+    plain = PygImported("tests.data.test_graphs:pyg_list", {"one_hot": False}).collected()[0]
     assert same(arrays, plain)
     batch = arrays.fetch(torch.tensor([2, 0]))
     assert batch["x"].shape == (6, 2) and batch["owner"].tolist() == [0, 0, 0, 1, 1, 1]
@@ -93,32 +93,32 @@ def test_every_form_holds_the_same_graphs(tmp_path: Path) -> None:
 
 def test_a_data_set_of_the_library_is_read_from_its_raw_files_and_never_fetched_unasked(tmp_path: Path) -> None:
     write_tu(tmp_path)
-    data, labels, _, _ = PygSet("TUDataset", str(tmp_path), {"name": "TRI"}).graphs()
-    arrays = GraphArrays(write_npz(tmp_path)).graphs()[0]
+    data, labels, _, _ = PygSet("TUDataset", str(tmp_path), {"name": "TRI"}).collected()
+    arrays = GraphArrays(write_npz(tmp_path)).collected()[0]
     assert len(labels) == 2 and data.y.tolist() == [0, 0, 1] and same(arrays, data)
-    again = PygSet("TUDataset", str(tmp_path), {"name": "TRI"}).graphs()[0]  # from what the library keeps
+    again = PygSet("TUDataset", str(tmp_path), {"name": "TRI"}).collected()[0]  # from what the library keeps
     assert again.fingerprint == data.fingerprint
     with pytest.raises(DataError, match="is not there"):
-        PygSet("TUDataset", str(tmp_path), {"name": "OTHER"}).graphs()
+        PygSet("TUDataset", str(tmp_path), {"name": "OTHER"}).collected()
     with pytest.raises(ConfigError, match="TUDataset"):
-        PygSet("TUDatset", str(tmp_path)).graphs()
+        PygSet("TUDatset", str(tmp_path)).collected()
 
 
 def test_without_labels_degrees_stand_for_them(tmp_path: Path) -> None:
-    data, _, notes, _ = TuFolder(str(write_tu(tmp_path, node_labels=False))).graphs()
+    data, _, notes, _ = TuFolder(str(write_tu(tmp_path, node_labels=False))).collected()
     assert data.alphabet.nodes.tolist() == [[1], [2]] and "their degrees stand for these" in notes[0]
 
 
 def test_parts_and_taken_graphs_are_those_that_were_asked_for() -> None:
-    data = DrawnGraphs(graphs=30).graphs()[0]
+    data = DrawnGraphs(graphs=30).collected()[0]
     ids = torch.tensor([4, 17, 9])
     a, b, c = data.fetch(ids), data.take(ids).fetch(torch.arange(3)), Part(data, ids).fetch(torch.arange(3))
     assert all(torch.equal(a[k], b[k]) and torch.equal(a[k], c[k]) for k in a)
     assert data.take(ids).bytes_each().tolist() == data.bytes_each()[ids].tolist()
     rows, owner, begins = ragged(torch.tensor([0, 2, 2, 5]), torch.tensor([2, 1, 0]))
     assert rows.tolist() == [2, 3, 4, 0, 1] and owner.tolist() == [0, 0, 0, 2, 2] and begins.tolist() == [0, 3, 3]
-    assert DrawnGraphs(graphs=30).graphs()[0].fingerprint == data.fingerprint
-    assert DrawnGraphs(graphs=30, seed=1).graphs()[0].fingerprint != data.fingerprint
+    assert DrawnGraphs(graphs=30).collected()[0].fingerprint == data.fingerprint
+    assert DrawnGraphs(graphs=30, seed=1).collected()[0].fingerprint != data.fingerprint
     assert set(data.fetch(ids)) > set(data.without_edge_labels().fetch(ids))
 
 
@@ -131,8 +131,8 @@ def test_one_way_edges_are_mirrored_where_asked(tmp_path: Path) -> None:
     g = two_triangles_and_a_path()
     path = write_npz(tmp_path, edge_index=g["edge_index"][:, :-1], edge_label=g["edge_label"][:-1])
     with pytest.raises(DataError, match="1 graph with edges that lead one way only, or have another label that way: 2"):
-        GraphArrays(path).graphs()
-    data = GraphArrays(path, directed="mirror").graphs()[0]
+        GraphArrays(path).collected()
+    data = GraphArrays(path, directed="mirror").collected()[0]
     assert same(
         data,
         make_graphs(
@@ -177,24 +177,24 @@ def test_what_is_not_there_is_named(tmp_path: Path) -> None:
         (PygImported("tests.data.test_graphs:no_such"), "has no 'no_such'"),
     ):
         with pytest.raises(LimbeckError, match=said):
-            source.graphs()
+            source.collected()
     folder = write_tu(tmp_path) / "raw"
     (folder / "TRI_node_labels.txt").write_text("1\n2\n")
     with pytest.raises(DataError, match="2 rows for 9 nodes"):
-        TuFolder(str(folder)).graphs()
+        TuFolder(str(folder)).collected()
     (folder / "TRI_A.txt").write_text("1, x\n")
     with pytest.raises(DataError, match="cannot be read"):
-        TuFolder(str(folder)).graphs()
+        TuFolder(str(folder)).collected()
 
 
 def test_molecules_where_rdkit_is_there(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("smiles,label\nCCO,1\nc1ccccc1O,0\nno molecule,1\nCC(=O)N,1\n")
     source = Smiles(str(tmp_path / "m.csv"))
     try:
-        data, labels, notes, _ = source.graphs()
+        data, labels, notes, _ = source.collected()
     except MissingExtra as error:
         assert "limbeck[molecules]" in str(error)
         pytest.skip("rdkit is not installed")
     assert labels == ["0", "1"] and data.ptr.diff().tolist() == [3, 7, 4] and "lines 4" in notes[-1]
     with pytest.raises(ConfigError, match="column"):
-        Smiles(str(tmp_path / "m.csv"), label="y").graphs()
+        Smiles(str(tmp_path / "m.csv"), label="y").collected()

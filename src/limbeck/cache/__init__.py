@@ -28,8 +28,9 @@ from limbeck.engine.terminal import say
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
+from limbeck.grammar.settings import settings
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import DENSE_OUTPUTS, Check, Model, Task
+from limbeck.grammar.task import DENSE_OUTPUTS, Model, Task
 from limbeck.storage import store
 from limbeck.storage.records import Records, mapped_arrays
 
@@ -44,6 +45,7 @@ SHARD_ITEMS = 4096
 Tail = Literal["uniform_rest", "renormalise"]
 
 
+@settings
 class Cached(Model):
     """A recorded teacher.
 
@@ -54,11 +56,11 @@ class Cached(Model):
         fingerprint: refuse the cache unless its teacher has this fingerprint; ``null`` takes whatever was recorded.
     """
 
-    check: Check = "off"  # it was tried when it was recorded, and knows no other items
+    check = "off"  # it was tried when it was recorded, and knows no other items
 
-    def __init__(self, path: str, tail: Tail = "uniform_rest", fingerprint: str | None = None) -> None:
-        self.path, self.fingerprint = path, fingerprint
-        self.tail: Tail = tail
+    path: str
+    tail: Tail = "uniform_rest"
+    fingerprint: str | None = None
 
     @property
     def trained(self) -> bool:

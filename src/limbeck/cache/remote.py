@@ -15,9 +15,10 @@ import urllib.parse
 from collections import Counter
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
+from annotated_types import Interval
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from limbeck.data.classes import match_classes
 from limbeck.data.names import some
 from limbeck.errors import ConfigError, ShapeError, first_line, shorten
 from limbeck.grammar.method import Batch, Built
+from limbeck.grammar.settings import Positive, settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.recipe.credentials import bare, credentials, part, token
@@ -40,6 +42,7 @@ log = logging.getLogger("limbeck.remote")
 _ABOUT = 16 << 20  # bytes of what an endpoint says of itself
 
 
+@settings
 class Remote(Model):
     """A teacher that answers over HTTP (``limbeck.cache.remote.serve``, or anything that speaks the same way).
 
@@ -57,27 +60,21 @@ class Remote(Model):
     secrets: ClassVar[tuple[str, ...]] = ("token_env", "token_file")
     paths: ClassVar[tuple[str, ...]] = (*Model.paths, "token_file")
 
-    def __init__(
-        self,
-        url: str,
-        timeout: float = 60.0,
-        retries: int = 2,
-        token_env: str | None = None,
-        token_file: str | None = None,
-        check: Check = "on",
-    ) -> None:
-        check_address(url)
-        if not 0 < timeout < float("inf"):
-            raise ValueError("timeout must be above 0, in seconds")
-        if not 0 <= retries <= 100:
-            raise ValueError("retries must be from 0 to 100")
-        if token_env is not None and token_file is not None:
+    url: str
+    timeout: Positive = 60.0
+    retries: Annotated[int, Interval(ge=0, le=100)] = 2
+    token_env: str | None = None
+    token_file: str | None = None
+    check: Check = "on"
+
+    def validate(self) -> None:
+        """An address, and one way to be let in."""
+        check_address(self.url)
+        if self.token_env is not None and self.token_file is not None:
             raise ValueError("token_env and token_file say where the token is: name one of them")
-        self.url = part(url).rstrip("/")
-        if self.url != bare(self.url) and (token_env or token_file):
+        self.url = part(self.url).rstrip("/")
+        if self.url != bare(self.url) and (self.token_env or self.token_file):
             raise ValueError("url holds a name and password, and a token is named too: give one of them")
-        self.timeout, self.retries, self.token_env, self.token_file = timeout, retries, token_env, token_file
-        self.check: Check = check
 
     @property
     def trained(self) -> bool:

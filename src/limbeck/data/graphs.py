@@ -13,10 +13,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from limbeck.data.columns import Target
@@ -25,6 +26,7 @@ from limbeck.data.names import counted
 from limbeck.data.sources import Source
 from limbeck.errors import ConfigError, DataError, LimbeckError, first_line, nearest, require
 from limbeck.grammar.method import Batch
+from limbeck.grammar.settings import Count, settings
 from limbeck.recipe.imports import imported
 
 NAMES = {
@@ -360,13 +362,13 @@ def _some(which: Array) -> str:
 class GraphSource(Source):
     """What sources of graphs share: they are answered with one class each."""
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """All graphs, the names of their classes, sentences, and the numbers of those that only judge."""
         raise TypeError(f"{type(self).__name__} must define graphs")
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The graphs, those apart that the source keeps for judging."""
-        data, labels, notes, test = self.graphs()
+        data, labels, notes, test = self.collected()
         if test is None:
             return Splits(data, None, None, labels, "label", notes)
         if len(test) == 0 or test.min() < 0 or test.max() >= len(data) or len(np.unique(test)) < len(test):
@@ -399,6 +401,7 @@ def classes(y: Any, where: str = "data") -> tuple[Array, list[str]]:
     return ids, [str(name) for name in names.tolist()]
 
 
+@settings
 class DrawnGraphs(GraphSource):
     """Drawn graphs that look like molecules: rings and chains of a few kinds of atoms, bonds of two kinds.
 
@@ -410,14 +413,16 @@ class DrawnGraphs(GraphSource):
         seed: of the drawing.
     """
 
-    def __init__(self, graphs: int = 600, classes: int = 2, seed: int = 0) -> None:
-        if not 2 <= classes <= 4:
-            raise ValueError("classes must be from 2 to 4")
-        if graphs < 10 * classes:
-            raise ValueError("graphs must be 10 or more for each class")
-        self.count, self.classes, self.seed = graphs, classes, seed
+    graphs: Count = 600
+    classes: Annotated[int, Interval(ge=2, le=4)] = 2
+    seed: int = 0
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def validate(self) -> None:
+        """Enough of each class."""
+        if self.graphs < 10 * self.classes:
+            raise ValueError("graphs must be 10 or more for each class")
+
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """Drawn by the seed."""
         rng = np.random.Generator(np.random.Philox(key=self.seed))
         labels: list[int] = []
@@ -425,7 +430,7 @@ class DrawnGraphs(GraphSource):
         links: list[tuple[int, int, int]] = []  # from, to, kind
         # what marks a class: chains of atoms that hang on the skeleton
         marks = [[(3, 1), (2, 0)], [(2, 0), (3, 1)], [(2, 0), (2, 0)], [(3, 0), (3, 1)]]
-        y = rng.integers(0, self.classes, self.count)
+        y = rng.integers(0, self.classes, self.graphs)
         for graph, true in enumerate(y.tolist()):
             begin = len(labels)
             for _ in range(int(rng.integers(1, 4))):  # rings, joined by a bond
@@ -451,6 +456,7 @@ class DrawnGraphs(GraphSource):
         return data, [f"class {i}" for i in range(self.classes)], [*notes, "the graphs are drawn, not measured"], None
 
 
+@settings
 class GraphArrays(GraphSource):
     """One ``.npz`` file: ``ptr`` [N + 1], ``node_label`` [R] or [R, columns], ``edge_index`` [2, E] among all nodes, ``y`` [N].
 
@@ -462,10 +468,10 @@ class GraphArrays(GraphSource):
         directed: ``error``, or ``mirror`` adds to edges that lead one way only the other way.
     """
 
-    def __init__(self, path: str, directed: Directed = "error") -> None:
-        self.path, self.directed = path, directed
+    path: str
+    directed: Directed = "error"
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """The file's graphs."""
         path = as_path(self.path, "task.data.path")
         if not path.is_file():
@@ -504,6 +510,7 @@ class GraphArrays(GraphSource):
         return data, labels, notes, test
 
 
+@settings
 class TuFolder(GraphSource):
     """A data set in TUDataset's text form: ``NAME_A.txt``, ``NAME_graph_indicator.txt``, ``NAME_graph_labels.txt``.
 
@@ -515,10 +522,10 @@ class TuFolder(GraphSource):
         directed: ``error``, or ``mirror`` adds to edges that lead one way only the other way.
     """
 
-    def __init__(self, path: str, directed: Directed = "error") -> None:
-        self.path, self.directed = path, directed
+    path: str
+    directed: Directed = "error"
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """The folder's graphs."""
         root = as_path(self.path, "task.data.path")
         if not root.is_dir():
@@ -631,6 +638,7 @@ def _plain_files() -> Iterator[None]:
             os.environ[name] = before
 
 
+@settings
 class PygSet(GraphSource):
     """A data set of ``torch_geometric.datasets`` by its class, from a local root.
 
@@ -644,18 +652,13 @@ class PygSet(GraphSource):
 
     paths: ClassVar[tuple[str, ...]] = ("root",)
 
-    def __init__(
-        self,
-        name: str,
-        root: str,
-        options: dict[str, Any] | None = None,
-        download: bool = False,
-        directed: Directed = "error",
-    ) -> None:
-        self.name, self.root, self.options = name, root, dict(options or {})
-        self.download, self.directed = download, directed
+    name: str
+    root: str
+    options: dict[str, Any] | None = None
+    download: bool = False
+    directed: Directed = "error"
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """The data set's graphs."""
         with _plain_files():
             sets = require("torch_geometric.datasets", "graph", "reading its data sets")
@@ -677,7 +680,7 @@ class PygSet(GraphSource):
 
             made = cls if self.download else type(self.name, (cls,), {"download": refuse})
             try:
-                items = made(root=str(root), **self.options)
+                items = made(root=str(root), **(self.options or {}))
                 found = list(items)
             except LimbeckError:
                 raise
@@ -689,6 +692,7 @@ class PygSet(GraphSource):
         return data, labels, notes, None
 
 
+@settings
 class PygImported(GraphSource):
     """What the user's own function returns: a list of torch_geometric's ``Data``. Naming it runs its code.
 
@@ -701,14 +705,15 @@ class PygImported(GraphSource):
     code: ClassVar[str] = "function"
     paths: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, function: str, options: dict[str, Any] | None = None, directed: Directed = "error") -> None:
-        self.function, self.options, self.directed = function, dict(options or {}), directed
+    function: str
+    options: dict[str, Any] | None = None
+    directed: Directed = "error"
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """What the function returns."""
         made = imported(self.function, "task.data.function")
         try:
-            found = list(made(**self.options))
+            found = list(made(**(self.options or {})))
         except Exception as error:
             problem = f"{self.function} failed: {type(error).__name__}: {first_line(error)}"
             raise ConfigError("task.data.function", problem) from error
@@ -716,6 +721,7 @@ class PygImported(GraphSource):
         return data, labels, notes, None
 
 
+@settings
 class Smiles(GraphSource):
     """Molecules of a CSV file as graphs of atoms and bonds, through rdkit.
 
@@ -728,10 +734,11 @@ class Smiles(GraphSource):
         label: the column of classes.
     """
 
-    def __init__(self, path: str, smiles: str = "smiles", label: str = "label") -> None:
-        self.path, self.smiles, self.label = path, smiles, label
+    path: str
+    smiles: str = "smiles"
+    label: str = "label"
 
-    def graphs(self) -> tuple[GraphData, list[str], list[str], Array | None]:
+    def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
         """The molecules that rdkit reads; the others are named."""
         import csv
 

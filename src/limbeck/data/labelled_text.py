@@ -6,8 +6,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from limbeck.data.cells import check_size, is_missing
@@ -20,6 +21,7 @@ from limbeck.data.text import Document, grouped
 from limbeck.data.text_files import TextFiles, decode, find, load_bytes, parsed
 from limbeck.errors import DataError, nearest, require
 from limbeck.grammar.component import Component
+from limbeck.grammar.settings import Count, settings
 from limbeck.storage.plain import check_plain
 
 NAMES = {"source": {"labelled-text": "LabelledText", "pydoc-chapters": "Chapters"}}
@@ -72,6 +74,7 @@ class LabelledSource(Component):
         raise TypeError(f"{type(self).__name__} must define read")
 
 
+@settings
 class LabelledText(LabelledSource):
     """Texts with labels from a table, or from a folder with one folder of texts a class.
 
@@ -91,21 +94,19 @@ class LabelledText(LabelledSource):
 
     paths: ClassVar[tuple[str, ...]] = ("path", "valid", "test")
 
-    def __init__(
-        self,
-        path: str,
-        valid: str | None = None,
-        test: str | None = None,
-        text: str | None = None,
-        pair: str | None = None,
-        label: str | None = None,
-        encoding: str = "utf-8",
-        bad_rows: Literal["error", "skip"] = "error",
-    ) -> None:
-        if pair is not None and text is None:
+    path: str
+    valid: str | None = None
+    test: str | None = None
+    text: str | None = None
+    pair: str | None = None
+    label: str | None = None
+    encoding: str = "utf-8"
+    bad_rows: Literal["error", "skip"] = "error"
+
+    def validate(self) -> None:
+        """A pair has two."""
+        if self.pair is not None and self.text is None:
             raise ValueError("pair names the second text: name the first one as text")
-        self.path, self.valid, self.test = path, valid, test
-        self.text, self.pair, self.label, self.encoding, self.bad_rows = text, pair, label, encoding, bad_rows
 
     def read(self, target: Target = "auto") -> Labelled:
         """The texts and their targets.
@@ -248,6 +249,7 @@ def _wrong(column: str, cell: Any) -> str:
     return f"column {column!r} is blank" if is_blank(cell) else ""
 
 
+@settings
 class Chapters(LabelledSource):
     """Sentences of the language reference that Python ships, to be told by the chapter they stand in. On every machine.
 
@@ -257,12 +259,9 @@ class Chapters(LabelledSource):
         each: at most so many sentences of a chapter.
     """
 
-    def __init__(self, chapters: int = 6, shortest: int = 40, each: int = 200) -> None:
-        if not 2 <= chapters <= 30:
-            raise ValueError("chapters must lie between 2 and 30")
-        if shortest < 1 or each < 10:
-            raise ValueError("shortest must be 1 or more, each 10 or more")
-        self.chapters, self.shortest, self.each = chapters, shortest, each
+    chapters: Annotated[int, Interval(ge=2, le=30)] = 6
+    shortest: Count = 40
+    each: Annotated[int, Ge(10)] = 200
 
     def read(self, target: Target = "auto") -> Labelled:
         """The sentences, and their chapters."""

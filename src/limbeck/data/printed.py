@@ -13,6 +13,7 @@ from limbeck.data.items import ArrayData, Splits
 from limbeck.data.pictures import fit
 from limbeck.data.sources import Source
 from limbeck.grammar.random import Draws
+from limbeck.grammar.settings import Count, Fraction, settings
 
 NAMES = {"source": {"printed": "Printed"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -31,6 +32,7 @@ FACES = (
 SIDE = 32
 
 
+@settings
 class Printed(Source):
     """Printed digits among letters and patches of photographs: grey pictures of 32 x 32, a stand-in for what a search finds.
 
@@ -44,12 +46,9 @@ class Printed(Source):
         seed: of what is drawn.
     """
 
-    def __init__(self, items: int = 3000, relevant: float = 0.3, seed: int = 0) -> None:
-        if items < 1:
-            raise ValueError("items must be 1 or more")
-        if not 0 <= relevant <= 1:
-            raise ValueError("relevant must lie in [0, 1]")
-        self.items, self.relevant, self.seed = items, relevant, seed
+    items: Count = 3000
+    relevant: Fraction = 0.3
+    seed: int = 0
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, without a test split."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -32,6 +33,7 @@ from limbeck.data.splits import EmptyClasses, ready
 from limbeck.data.targets import read_targets
 from limbeck.errors import DataError, LimbeckError, nearest
 from limbeck.grammar.component import Component
+from limbeck.grammar.settings import Count, Natural, Positive, settings
 from limbeck.storage.plain import check_folder
 
 NAMES = {
@@ -90,6 +92,7 @@ class Source(Component):
         return ready(self.read(target, size), valid_fraction, test_fraction, empty_classes, deal)
 
 
+@settings
 class PictureSource(Source):
     """What sources of picture files share.
 
@@ -103,22 +106,12 @@ class PictureSource(Source):
         memory_mb: how much decoded pictures may take in memory; what does not fit is decoded each time it is used.
     """
 
-    bad_files: BadFiles
-    size: int | None
-    scale: float | None
-    check: Check
-    memory_mb: int
-
-    def _picture_settings(
-        self, bad_files: BadFiles, size: int | None, check: Check, memory_mb: int, scale: float | None = None
-    ) -> None:
-        if scale is not None and not scale > 0:
-            raise ValueError("scale must be above 0, or null")
-        if size is not None and size < 1:
-            raise ValueError("size must be 1 or more, or null to keep the pictures' own")
-        if memory_mb < 0:
-            raise ValueError("memory_mb must be 0 or more")
-        self.bad_files, self.size, self.scale, self.check, self.memory_mb = bad_files, size, scale, check, memory_mb
+    _: KW_ONLY
+    bad_files: BadFiles = "error"
+    size: Count | None = None
+    scale: Positive | None = None
+    check: Check = "full"
+    memory_mb: Natural = 1024
 
     def _load(self, files: Sequence[Bytes], y: Tensor, size: int | None) -> tuple[Items, Tensor, list[str]]:
         return load_pictures(
@@ -180,6 +173,7 @@ class Digits(Source):
 
 
 # ------------------------------------------------------------------------------------------------------ folders
+@settings
 class Folder(PictureSource):
     """Pictures in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
 
@@ -191,17 +185,7 @@ class Folder(PictureSource):
         path: the folder.
     """
 
-    def __init__(
-        self,
-        path: str,
-        bad_files: BadFiles = "error",
-        size: int | None = None,
-        scale: float | None = None,
-        check: Check = "full",
-        memory_mb: int = 1024,
-    ) -> None:
-        self.path = path
-        self._picture_settings(bad_files, size, check, memory_mb, scale)
+    path: str
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures, each with its folder's name as label (or number)."""
@@ -350,6 +334,7 @@ def _refuse_unread(root: Path, names: Sequence[str], good: Tensor, bad_files: Ba
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
+@settings
 class Arrays(Source):
     """NumPy arrays: one ``.npz`` or ``.npy`` file, or a folder with ``train.npz`` and, if there is one, ``test.npz``.
 
@@ -373,20 +358,13 @@ class Arrays(Source):
     X: ClassVar[tuple[str, ...]] = ("x", "X", "images", "image", "data")
     Y: ClassVar[tuple[str, ...]] = ("y", "Y", "labels", "label", "targets", "target")
 
-    def __init__(
-        self,
-        path: str,
-        x: str | None = None,
-        y: str | None = None,
-        layout: Layout = "auto",
-        scale: float | None = None,
-        classes: str | None = None,
-        bad_rows: OnBadRows = "error",
-    ) -> None:
-        if scale is not None and not scale > 0:
-            raise ValueError("scale must be above 0, or null")
-        self.path, self.x, self.y, self.layout, self.scale, self.classes = path, x, y, layout, scale, classes
-        self.bad_rows: OnBadRows = bad_rows
+    path: str
+    x: str | None = None
+    y: str | None = None
+    layout: Layout = "auto"
+    scale: Positive | None = None
+    classes: str | None = None
+    bad_rows: OnBadRows = "error"
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The arrays; floating targets are numbers, [N, C] of zeros and ones several labels."""
@@ -532,6 +510,7 @@ class Arrays(Source):
 
 
 # ------------------------------------------------------------------------------------------------------ libraries
+@settings
 class TorchvisionSet(PictureSource):
     """A data set of ``torchvision.datasets`` by its class name.
 
@@ -543,22 +522,11 @@ class TorchvisionSet(PictureSource):
         bad_rows: ``error`` names every item without a label (-1, NaN); ``skip`` leaves them out.
     """
 
-    def __init__(
-        self,
-        name: str,
-        root: str = "data",
-        download: bool = False,
-        options: dict[str, Any] | None = None,
-        bad_rows: OnBadRows = "error",
-        size: int | None = None,
-        scale: float | None = None,
-        bad_files: BadFiles = "error",
-        check: Check = "full",
-        memory_mb: int = 1024,
-    ) -> None:
-        self.name, self.root, self.download, self.options = name, root, download, dict(options or {})
-        self.bad_rows: OnBadRows = bad_rows
-        self._picture_settings(bad_files, size, check, memory_mb, scale)
+    name: str
+    root: str = "data"
+    download: bool = False
+    options: dict[str, Any] | None = None
+    bad_rows: OnBadRows = "error"
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The data set's splits, by its own ``train`` or ``split`` argument."""
@@ -569,9 +537,9 @@ class TorchvisionSet(PictureSource):
         if cls is None:
             raise DataError.unknown("task.data.name", self.name, known, "torchvision data set")
         accepted = inspect.signature(cls).parameters
-        if "train" in accepted and "train" not in self.options:
+        if "train" in accepted and "train" not in (self.options or {}):
             made = {"train": self._make(cls, accepted, train=True), "test": self._make(cls, accepted, train=False)}
-        elif "split" in accepted and "split" not in self.options:
+        elif "split" in accepted and "split" not in (self.options or {}):
             made = {"train": self._make(cls, accepted, split="train")}
             for split in ("val", "valid", "test"):
                 try:
@@ -608,7 +576,7 @@ class TorchvisionSet(PictureSource):
         return assemble(items, good, splits, labels, kind, notes)
 
     def _make(self, cls: Any, accepted: Mapping[str, Any], **more: Any) -> Any:
-        arguments = {**more, **self.options}
+        arguments = {**more, **(self.options or {})}
         check_folder(as_path(self.root, "task.data.root"), "task.data.root")
         for name, value in (("root", str(as_path(self.root, "task.data.root"))), ("download", self.download)):
             if name in accepted:
@@ -649,6 +617,7 @@ def _first(name: Any) -> str:
     return ", ".join(map(str, name)) if isinstance(name, (tuple, list)) else str(name)
 
 
+@settings
 class ImportedSource(Source):
     """What the user's own function returns. Naming it runs its code.
 
@@ -666,15 +635,10 @@ class ImportedSource(Source):
 
     code: ClassVar[str] = "function"
 
-    def __init__(
-        self,
-        function: str,
-        options: dict[str, Any] | None = None,
-        memory_mb: int = 1024,
-        bad_rows: OnBadRows = "error",
-    ) -> None:
-        self.function, self.options, self.memory_mb = function, dict(options or {}), memory_mb
-        self.bad_rows: OnBadRows = bad_rows
+    function: str
+    options: dict[str, Any] | None = None
+    memory_mb: Natural = 1024
+    bad_rows: OnBadRows = "error"
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """What the function returned, as splits."""
@@ -682,7 +646,7 @@ class ImportedSource(Source):
 
         made = imported(self.function, "task.data.function")
         try:
-            found = made(**self.options)
+            found = made(**(self.options or {}))
         except LimbeckError:
             raise
         except Exception as error:

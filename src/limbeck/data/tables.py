@@ -38,6 +38,7 @@ from limbeck.data.pictures import EXTENSIONS, BadFiles, Blob, Bytes, Check
 from limbeck.data.sources import PictureSource, assemble
 from limbeck.data.targets import read_targets
 from limbeck.errors import ConfigError, DataError, LimbeckError, require
+from limbeck.grammar.settings import settings
 from limbeck.storage.plain import check_folder, check_plain, read_bytes
 
 NAMES = {
@@ -52,6 +53,7 @@ NAMES = {
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class _Tabular(PictureSource):
     """What sources of rows share.
 
@@ -81,30 +83,18 @@ class _Tabular(PictureSource):
         *("image", "img", "picture", "photo", "file", "filename", "file_name", "filepath", "path", "image_path"),
     )
 
-    def __init__(
-        self,
-        path: str,
-        label: str | list[str] | None = None,
-        image: str | None = None,
-        features: list[str] | None = None,
-        separator: str | None = None,
-        split: str | None = None,
-        valid: str | None = None,
-        test: str | None = None,
-        classes: str | None = None,
-        root: str | None = None,
-        decimal: Decimal | None = None,
-        bad_rows: OnBadRows = "error",
-        bad_files: BadFiles = "error",
-        size: int | None = None,
-        scale: float | None = None,
-        check: Check = "full",
-        memory_mb: int = 1024,
-    ) -> None:
-        self.path, self.label, self.image, self.features = path, label, image, features
-        self.separator, self.split, self.valid, self.test = separator, split, valid, test
-        self.classes, self.root, self.decimal, self.bad_rows = classes, root, decimal, bad_rows
-        self._picture_settings(bad_files, size, check, memory_mb, scale)
+    path: str
+    label: str | list[str] | None = None
+    image: str | None = None
+    features: list[str] | None = None
+    separator: str | None = None
+    split: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    classes: str | None = None
+    root: str | None = None
+    decimal: Decimal | None = None
+    bad_rows: OnBadRows = "error"
 
     def rows(self, path: Path) -> Rows:
         """One file's rows."""
@@ -449,6 +439,7 @@ def _is_picture(cell: Any) -> bool:
     return isinstance(cell, (bytes, Blob, File)) or hasattr(cell, "read")
 
 
+@settings
 class Table(_Tabular):
     """A CSV or TSV file: fields may be quoted and hold line breaks, a byte order mark is dropped, ``NA`` is a label.
 
@@ -460,54 +451,17 @@ class Table(_Tabular):
 
     SUFFIXES: ClassVar[tuple[str, ...]] = (".csv", ".tsv", ".tab", ".txt")
 
-    def __init__(
-        self,
-        path: str,
-        label: str | list[str] | None = None,
-        image: str | None = None,
-        features: list[str] | None = None,
-        separator: str | None = None,
-        split: str | None = None,
-        valid: str | None = None,
-        test: str | None = None,
-        classes: str | None = None,
-        root: str | None = None,
-        decimal: Decimal | None = None,
-        bad_rows: OnBadRows = "error",
-        delimiter: str | None = None,
-        encoding: str = "utf-8",
-        bad_files: BadFiles = "error",
-        size: int | None = None,
-        scale: float | None = None,
-        check: Check = "full",
-        memory_mb: int = 1024,
-    ) -> None:
-        super().__init__(
-            path,
-            label,
-            image,
-            features,
-            separator,
-            split,
-            valid,
-            test,
-            classes,
-            root,
-            decimal,
-            bad_rows,
-            bad_files,
-            size,
-            scale,
-            check,
-            memory_mb,
-        )
-        if delimiter is not None and len(delimiter) != 1:
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+    def validate(self) -> None:
+        """One character, and an encoding that Python knows."""
+        if self.delimiter is not None and len(self.delimiter) != 1:
             raise ValueError("delimiter must be one character, or null")
         try:
-            "".encode(encoding)
+            "".encode(self.encoding)
         except LookupError:
-            raise ValueError(f"encoding {encoding!r} is unknown") from None
-        self.delimiter, self.encoding = delimiter, encoding
+            raise ValueError(f"encoding {self.encoding!r} is unknown") from None
 
     def rows(self, path: Path) -> Rows:
         """The rows; a place is a line number of the file."""
@@ -658,6 +612,7 @@ class HuggingFaceSet(_Tabular):
         check: Check = "full",
         memory_mb: int = 1024,
     ) -> None:
+        # written out: the setting "config" has the name of the node that a component was built from
         self._same = {
             "label": label,
             "image": image,
@@ -768,6 +723,7 @@ class ScikitTable(_Tabular):
         halves: str | None = None,
         features: list[str] | None = None,
     ) -> None:
+        # written out: of the settings of its base it has one
         super().__init__(f"scikit-learn:{name}", "class", features=features)
         self.name, self.halves = name, halves
 

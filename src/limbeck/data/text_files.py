@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +18,7 @@ from limbeck.data.listing import list_all
 from limbeck.data.names import choose_splits, counted, is_blank, some, split_of
 from limbeck.data.text import Document, TextSource, grouped
 from limbeck.errors import DataError, OutOfMemory, first_line, human, nearest, require
+from limbeck.grammar.settings import Count, settings
 from limbeck.storage.memory import available
 from limbeck.storage.plain import check_folder, check_plain, opened, read_bytes
 
@@ -32,6 +33,7 @@ NAMES = {
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class TextFiles(TextSource):
     """Text files: one, or a folder of them.
 
@@ -46,21 +48,23 @@ class TextFiles(TextSource):
 
     SUFFIXES: ClassVar[tuple[str, ...]] = (".txt", ".md", ".rst", ".text")
 
-    def __init__(
-        self,
-        path: str,
-        encoding: str = "utf-8",
-        unit: Literal["file", "paragraph", "line"] = "file",
-        bad_files: Literal["error", "skip"] = "error",
-    ) -> None:
+    path: str
+    encoding: str = "utf-8"
+    unit: Literal["file", "paragraph", "line"] = "file"
+    bad_files: Literal["error", "skip"] = "error"
+
+    def validate(self) -> None:
+        """An encoding that Python knows."""
         try:
-            codecs.lookup(encoding)
+            codecs.lookup(self.encoding)
         except LookupError:
             raise ValueError(
-                f"encoding {encoding!r} is unknown to Python; utf-8, latin-1 and cp1252 are common"
+                f"encoding {self.encoding!r} is unknown to Python; utf-8, latin-1 and cp1252 are common"
             ) from None
-        self.path, self.encoding, self.unit, self.bad_files = path, encoding, unit, bad_files
-        self.long = unit == "file"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.long = self.unit == "file"
 
     def read(self) -> dict[str, list[Document]]:
         """The files' texts; DataError names every file that cannot be read."""
@@ -103,6 +107,7 @@ class TextFiles(TextSource):
                 held.append(line)
 
 
+@settings
 class _Rows(TextSource):
     """What sources of rows share.
 
@@ -115,13 +120,16 @@ class _Rows(TextSource):
         bad_rows: ``error`` names every row that cannot be read and stops; ``skip`` leaves them out and says so.
     """
 
-    columns: Columns
-    bad_rows: OnBadRows
+    _: KW_ONLY
+    field: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    bad_rows: OnBadRows = "error"
 
-    def _settings(
-        self, field: str | None, prompt: str | None, response: str | None, messages: str | None, bad_rows: OnBadRows
-    ) -> None:
-        self.columns, self.bad_rows = Columns(field, prompt, response, messages), bad_rows
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.columns = Columns(self.field, self.prompt, self.response, self.messages)
 
     def _documents(
         self, rows: Iterable[tuple[str, str, int, Any]], known: Sequence[str] = (), notes: Sequence[str] = ()
@@ -153,6 +161,7 @@ class _Rows(TextSource):
         return found
 
 
+@settings
 class TextJsonl(_Rows):
     """JSON lines: one object a line.
 
@@ -164,18 +173,8 @@ class TextJsonl(_Rows):
 
     SUFFIXES: ClassVar[tuple[str, ...]] = (".jsonl", ".ndjson", ".json")
 
-    def __init__(
-        self,
-        path: str,
-        field: str | None = None,
-        prompt: str | None = None,
-        response: str | None = None,
-        messages: str | None = None,
-        encoding: str = "utf-8",
-        bad_rows: OnBadRows = "error",
-    ) -> None:
-        self.path, self.encoding = path, encoding
-        self._settings(field, prompt, response, messages, bad_rows)
+    path: str
+    encoding: str = "utf-8"
 
     def read(self) -> dict[str, list[Document]]:
         """The lines' texts; DataError names every line that cannot be read."""
@@ -200,6 +199,7 @@ def parsed(line: str) -> Any:
         return ValueError(str(error))
 
 
+@settings
 class TextParquet(_Rows):
     """Parquet tables with a column of text.
 
@@ -207,17 +207,7 @@ class TextParquet(_Rows):
         path: a ``.parquet`` file, or a folder of them; files called train, valid and test are the splits.
     """
 
-    def __init__(
-        self,
-        path: str,
-        field: str | None = None,
-        prompt: str | None = None,
-        response: str | None = None,
-        messages: str | None = None,
-        bad_rows: OnBadRows = "error",
-    ) -> None:
-        self.path = path
-        self._settings(field, prompt, response, messages, bad_rows)
+    path: str
 
     def read(self) -> dict[str, list[Document]]:
         """The rows' texts; DataError names every row that holds none."""
@@ -240,6 +230,7 @@ class TextParquet(_Rows):
         return self._documents(rows, list(known), notes)
 
 
+@settings
 class TextHuggingFace(_Rows):
     """A data set of the Hugging Face Hub, or a local folder that the ``datasets`` library reads.
 
@@ -252,25 +243,16 @@ class TextHuggingFace(_Rows):
 
     paths: ClassVar[tuple[str, ...]] = ("name",)
 
-    def __init__(
-        self,
-        name: str,
-        subset: str | None = None,
-        field: str | None = None,
-        prompt: str | None = None,
-        response: str | None = None,
-        messages: str | None = None,
-        train: str | None = None,
-        valid: str | None = None,
-        test: str | None = None,
-        limit: int | None = None,
-        bad_rows: OnBadRows = "error",
-    ) -> None:
-        if limit is not None and limit < 1:
-            raise ValueError("limit must be 1 or more, or null for all rows")
-        self.name, self.subset, self.limit = name, subset, limit
-        self.asked = {"train": train, "valid": valid, "test": test}
-        self._settings(field, prompt, response, messages, bad_rows)
+    name: str
+    subset: str | None = None
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    limit: Count | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.asked = {"train": self.train, "valid": self.valid, "test": self.test}
 
     def read(self) -> dict[str, list[Document]]:
         """The rows' texts; DataError names every row that holds none."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from limbeck.engine import identity
@@ -20,6 +21,7 @@ from limbeck.grammar.method import Batch, Data
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
 from limbeck.grammar.scores import Scores
+from limbeck.grammar.settings import Count, NonEmpty, NonNegative, settings
 from limbeck.grammar.task import Task
 from limbeck.networks import FeatureNet
 from limbeck.storage.memory import need
@@ -41,6 +43,7 @@ class Drawable(Protocol):
         """Samples in [0, 1] from noise z [N, C, H, W], and network calls a sample; ``None`` where it cannot."""
 
 
+@settings
 class Sampler(Evaluator):
     """Samplers at several guidance weights and numbers of steps, all from the same noise.
 
@@ -63,39 +66,30 @@ class Sampler(Evaluator):
     baseline = "ddim"
     even = False
 
-    def __init__(
-        self,
-        guidance: list[float] = [0.0, 1.0, 3.0],  # noqa: B006 (copied, never changed)
-        steps: list[int] = [1, 2, 4, 8],  # noqa: B006 (copied, never changed)
-        samples: int = 500,
-        times_more: int = 16,
-        reference_steps: int = 128,
-        metric: str = "endpoint_mse",
-    ) -> None:
-        if not guidance or min(guidance) < 0:
-            raise ValueError("guidance must hold weights of 0 or more (w = scale - 1)")
-        if not steps or min(steps) < 1:
-            raise ValueError("steps must hold numbers of 1 or more")
-        for name, value, low in (
-            ("samples", samples, 2),
-            ("times_more", times_more, 1),
-            ("reference_steps", reference_steps, 1),
-        ):
-            if value < low:
-                raise ValueError(f"{name} must be {low} or more")
-        cells = [f"_w{w:g}_n{n}" for w in guidance for n in steps]
+    guidance: Annotated[list[NonNegative], NonEmpty] = [0.0, 1.0, 3.0]  # noqa: RUF012 (copied, never changed)
+    steps: Annotated[list[Count], NonEmpty] = [1, 2, 4, 8]  # noqa: RUF012 (copied, never changed)
+    samples: Annotated[int, Ge(2)] = 500
+    times_more: Count = 16
+    reference_steps: Count = 128
+    metric: str = "endpoint_mse"
+
+    def validate(self) -> None:
+        """What decides is judged."""
+        cells = [f"_w{w:g}_n{n}" for w in self.guidance for n in self.steps]
         known = [f"{name}{cell}" for name in ("endpoint_mse", "fid", "class_accuracy") for cell in ("", *cells)]
-        if metric not in known:
-            close = nearest(metric, known)
+        if self.metric not in known:
+            close = nearest(self.metric, known)
             raise ValueError(
-                f"metric {metric!r} is not judged; "
+                f"metric {self.metric!r} is not judged; "
                 + (f"did you mean {close[0]}? " if close else "")
                 + f"known: {', '.join(known[:40])}"
             )
-        self.metric = self.primary = metric
-        self.higher_is_better = metric.startswith("class_accuracy")
-        self.guidance, self.steps, self.samples = sorted(set(guidance)), sorted(set(steps)), samples
-        self.times_more, self.reference_steps = times_more, reference_steps
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.primary = self.metric
+        self.higher_is_better = self.metric.startswith("class_accuracy")
+        self.guidance, self.steps = sorted(set(self.guidance)), sorted(set(self.steps))
         self._features: dict[str, FeatureNet] = {}
 
     def rows(self, bench: Bench) -> Rows:

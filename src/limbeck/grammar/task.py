@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError
@@ -32,6 +33,9 @@ DENSE_OUTPUTS = 2048
 
 DEEPEST = 10_000
 """Layers that a network of our own may be asked to have."""
+
+Depth = Annotated[int, Interval(ge=1, le=DEEPEST)]
+"""A number of layers."""
 
 
 class Task(Component):

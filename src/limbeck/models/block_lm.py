@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from limbeck.grammar.method import Built
+from limbeck.grammar.settings import settings
 from limbeck.grammar.task import Model, Task
 from limbeck.models.forms import meet
 from limbeck.models.pretrained import save_pretrained
@@ -24,6 +25,7 @@ NAMES = {"model": {"block-lm": "BlockLm"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class BlockLm(Model):
     """A decoder made as another one, with blocks of other sizes in its layers.
 
@@ -37,15 +39,15 @@ class BlockLm(Model):
 
     forms = ("tokens",)
 
-    def __init__(
-        self,
-        base: Model,
-        layers: list[dict[str, int | str]],
-        checkpoint: str | None = None,
-        entry: str | None = None,
-        strip: str = "",
-    ) -> None:
-        for i, layer in enumerate(layers):
+    base: Model
+    layers: list[dict[str, int | str]]
+    checkpoint: str | None = None
+    entry: str | None = None
+    strip: str = ""
+
+    def validate(self) -> None:
+        """Every layer says both."""
+        for i, layer in enumerate(self.layers):
             odd = set(layer) ^ set(KINDS) or {
                 v for v in layer.values() if isinstance(v, str) and v not in ("linear", "none")
             }
@@ -53,8 +55,6 @@ class BlockLm(Model):
                 raise ValueError(
                     f"layers must give attention and ffn of each layer, a number, linear or none; layer {i} has {layer}"
                 )
-        self.base, self.layers = base, [dict(layer) for layer in layers]
-        self.checkpoint, self.entry, self.strip = checkpoint, entry, strip
 
     @property
     def tokenizer(self) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 from torch import nn
 
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import DEEPEST, Model, Task
+from limbeck.grammar.settings import Count, Share, settings
+from limbeck.grammar.task import Depth, Model, Task
 from limbeck.models.forms import meet
 from limbeck.models.pretrained import save_pretrained
 from limbeck.storage.disk import expanded
@@ -20,6 +21,7 @@ NAMES = {"model": {"causal-lm": "CausalLm"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class CausalLm(Model):
     """A small decoder of the Llama architecture (transformers), trained from scratch.
 
@@ -38,35 +40,27 @@ class CausalLm(Model):
 
     forms = ("tokens",)
 
-    def __init__(
-        self,
-        layers: int = 2,
-        width: int = 64,
-        heads: int = 4,
-        kv_heads: int | None = None,
-        mlp: int | None = None,
-        tied: bool = True,
-        dropout: float = 0.0,
-        checkpoint: str | None = None,
-        entry: str | None = None,
-        strip: str = "",
-    ) -> None:
-        if layers < 1 or width < 1 or heads < 1:
-            raise ValueError("layers, width and heads must be 1 or more")
-        if layers > DEEPEST:
-            raise ValueError(f"layers must be at most {DEEPEST:,}")
+    layers: Depth = 2
+    width: Count = 64
+    heads: Count = 4
+    kv_heads: Count | None = None
+    mlp: Count | None = None
+    tied: bool = True
+    dropout: Share = 0.0
+    checkpoint: str | None = None
+    entry: str | None = None
+    strip: str = ""
+
+    def validate(self) -> None:
+        """Heads divide the width evenly, and those of keys and values the heads."""
+        width, heads = self.width, self.heads
         if width % heads or (width // heads) % 2:
             raise ValueError(f"width must be an even multiple of heads: {width} over {heads} heads does not go")
-        if kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+        if self.kv_heads is not None and heads % self.kv_heads:
             raise ValueError(f"kv_heads must divide heads ({heads})")
-        if mlp is not None and mlp < 1:
-            raise ValueError("mlp must be 1 or more, or null for 8/3 of the width")
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must lie in [0, 1)")
-        self.layers, self.width, self.heads, self.kv_heads = layers, width, heads, kv_heads or heads
-        self.mlp = mlp or -(-8 * width // 48) * 16
-        self.tied, self.dropout = tied, dropout
-        self.checkpoint, self.entry, self.strip = checkpoint, entry, strip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.tokenizer: Any = None
 
     def build(self, task: Task) -> Built:
@@ -79,10 +73,10 @@ class CausalLm(Model):
         config = transformers.LlamaConfig(
             vocab_size=text.vocabulary,
             hidden_size=self.width,
-            intermediate_size=self.mlp,
+            intermediate_size=self.mlp or -(-8 * self.width // 48) * 16,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            num_key_value_heads=self.kv_heads,
+            num_key_value_heads=self.kv_heads or self.heads,
             max_position_embeddings=max(text.length, 512),
             tie_word_embeddings=self.tied,
             attention_dropout=self.dropout,

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from torch import nn
 
 from limbeck.grammar.component import Settings
 from limbeck.grammar.needs import FORMS, Form, Needs
+from limbeck.grammar.settings import NonEmpty, settings
 from limbeck.grammar.signal import module_at
 from limbeck.grammar.task import Model
-from limbeck.models.classifier import Classifier
+from limbeck.models.classifier import Normalised
 from limbeck.networks.chain import Chain, Until
 
 NAMES = {"model": {"chain": "ChainOf"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class LinkSettings(Settings):
     """One model of a chain.
 
@@ -29,19 +31,17 @@ class LinkSettings(Settings):
         form: the form that it is made for; left out, the task's.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        until: str = "",
-        part: str = "",
-        inputs: list[int] | None = None,
-        outputs: int | None = None,
-        form: Form | None = None,
-    ) -> None:
-        if until and part:
+    model: Model
+    until: str = ""
+    part: str = ""
+    inputs: list[int] | None = None
+    outputs: int | None = None
+    form: Form | None = None
+
+    def validate(self) -> None:
+        """One cut."""
+        if self.until and self.part:
             raise ValueError("until and part exclude each other")
-        self.model, self.until, self.part = model, until, part
-        self.inputs, self.outputs, self.form = inputs, outputs, form
 
     def take(self, net: nn.Module) -> nn.Module:
         """What the chain runs of its network."""
@@ -50,7 +50,8 @@ class LinkSettings(Settings):
         return module_at(net, self.part) if self.part else net
 
 
-class ChainOf(Classifier):
+@settings
+class ChainOf(Normalised):
     """Models run one after the other, each fed what the one before returned.
 
     Args:
@@ -59,18 +60,7 @@ class ChainOf(Classifier):
 
     forms = FORMS
 
-    def __init__(
-        self,
-        links: dict[str, LinkSettings],
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-    ) -> None:
-        if not links:
-            raise ValueError("links must name at least one model")
-        self.links = dict(links)
-        self._source(checkpoint, labels, mean, std)
+    links: Annotated[dict[str, LinkSettings], NonEmpty]
 
     def make(self, needs: Needs) -> nn.Module:
         """Each network made for its own inputs and outputs, joined."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,6 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import Form, Needs
 from limbeck.grammar.role import Contract
+from limbeck.grammar.settings import Positive, settings
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import (
     adapt,
@@ -38,15 +40,9 @@ class Classifier(Model):
     by the names of its classes: from ``labels``, or from what lies beside the checkpoint (``student.json`` of a run,
     ``labels.json``, ``classes.json``).
 
-    Args:
-        checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
-        entry: the entry of a training checkpoint that holds them (``ema``); ``null`` finds it, and says which it took.
-        strip: a prefix to take off the names of the weights (``net.``); those of known wrappers come off by themselves.
-        labels: the checkpoint's class names in its order, or a file of them (a JSON list, or one name a line).
-        mean: normalisation of each channel; by default what the model's library says, else the training data's mean.
-        std: likewise, the deviation.
-        check: try a ready teacher on labelled items before anything is trained, and refuse it where it only guesses:
-            ``on`` or ``off``.
+    Attributes:
+        notes: sentences about what was loaded.
+        other: the setting that takes another model that the checkpoint holds.
     """
 
     forms: ClassVar[tuple[Form, ...]] = ("classes",)
@@ -54,33 +50,11 @@ class Classifier(Model):
     entry: str | None = None
     strip: str = ""
     labels: str | list[str] | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    other = ""  # the setting that takes another model that the checkpoint holds
+    other = ""
     rehearsed = True  # build tries the network on two items
 
-    def _source(
-        self,
-        checkpoint: str | None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        """Check and keep where weights, names and normalisation come from."""
-        if (mean is None) != (std is None):
-            raise ValueError("mean and std must be given together")
-        if std is not None and any(not s > 0 for s in std):
-            raise ValueError("std must be above 0")
-        if mean is not None and std is not None and len(mean) != len(std):
-            raise ValueError("mean and std must have the same length")
-        if isinstance(labels, list) and len(set(labels)) < max(1, len(labels)):
-            raise ValueError("labels must be names that differ, one an output, or a file of them")
-        self.checkpoint, self.labels, self.mean, self.std = checkpoint, labels, mean, std
-        self.entry, self.strip = entry, strip
-        self.check: Check = check
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.notes: list[str] = []
 
     def make(self, needs: Needs) -> nn.Module:
@@ -227,8 +201,57 @@ class Classifier(Model):
         return None
 
     def _normalised(self, contract: Contract, about: Mapping[str, Any], needs: Needs) -> Contract:
+        return contract_from(about, needs) if about else contract
+
+
+@settings
+class Loaded(Classifier):
+    """Base of models whose weights may come from a file.
+
+    Args:
+        checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
+        labels: the checkpoint's class names in its order, or a file of them (a JSON list, or one name a line).
+        entry: the entry of a training checkpoint that holds them (``ema``); ``null`` finds it, and says which it took.
+        strip: a prefix to take off the names of the weights (``net.``); those of known wrappers come off by themselves.
+        check: try a ready teacher on labelled items before anything is trained, and refuse it where it only guesses:
+            ``on`` or ``off``.
+    """
+
+    _: KW_ONLY
+    checkpoint: str | None = None
+    labels: str | list[str] | None = None
+    entry: str | None = None
+    strip: str = ""
+    check: Check = "on"
+
+    def validate(self) -> None:
+        """Names differ."""
+        if isinstance(self.labels, list) and len(set(self.labels)) < max(1, len(self.labels)):
+            raise ValueError("labels must be names that differ, one an output, or a file of them")
+
+
+@settings
+class Normalised(Loaded):
+    """Base of models whose input is normalised before it goes in.
+
+    Args:
+        mean: normalisation of each channel; by default what the model's library says, else the training data's mean.
+        std: likewise, the deviation.
+    """
+
+    _: KW_ONLY
+    mean: list[float] | None = None
+    std: list[Positive] | None = None
+
+    def validate(self) -> None:
+        """Both or neither, of one length."""
+        super().validate()
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std must be given together")
+        if self.mean is not None and self.std is not None and len(self.mean) != len(self.std):
+            raise ValueError("mean and std must have the same length")
+
+    def _normalised(self, contract: Contract, about: Mapping[str, Any], needs: Needs) -> Contract:
         if self.mean is not None and self.std is not None:
             return contract.with_(mean=tuple(self.mean), std=tuple(self.std))
-        if about:
-            return contract_from(about, needs)
-        return contract
+        return super()._normalised(contract, about, needs)

@@ -11,6 +11,7 @@ from limbeck.data.items import as_path
 from limbeck.errors import CheckpointCorrupt, ConfigError, first_line
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
+from limbeck.grammar.settings import settings
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.forms import meet
 from limbeck.models.pretrained import quiet
@@ -39,6 +40,7 @@ class ImageTower(nn.Module):
         return found
 
 
+@settings
 class Clip(Model):
     """The image tower of a CLIP in a local folder, with its projection and its own normalisation; its weights are ready.
 
@@ -51,9 +53,8 @@ class Clip(Model):
     paths: ClassVar[tuple[str, ...]] = ("path",)
     rehearsed = True
 
-    def __init__(self, path: str, check: Check = "on") -> None:
-        self.path = path
-        self.check: Check = check
+    path: str
+    check: Check = "on"
 
     @property
     def trained(self) -> bool:

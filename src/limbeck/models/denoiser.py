@@ -12,7 +12,8 @@ from torch import nn
 from limbeck.errors import CheckpointCorrupt, ConfigError, DataError
 from limbeck.functional.diffusion import KINDS, Kind
 from limbeck.grammar.method import Built
-from limbeck.grammar.task import DEEPEST, Check, Model, Task
+from limbeck.grammar.settings import Count, settings
+from limbeck.grammar.task import Check, Depth, Model, Task
 from limbeck.models.forms import meet
 from limbeck.networks import ResidualMLP
 from limbeck.storage.disk import expanded
@@ -23,6 +24,7 @@ NAMES = {"model": {"denoiser": "Denoiser"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class Denoiser(Model):
     """A residual MLP for pictures up to 16x16 or so: a teacher that one core trains in a minute.
 
@@ -40,24 +42,14 @@ class Denoiser(Model):
 
     forms = ("denoiser",)
 
-    def __init__(
-        self,
-        width: int = 256,
-        blocks: int = 4,
-        mean_type: Kind | None = None,
-        guided: bool = False,
-        checkpoint: str | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if width < 1 or blocks < 1:
-            raise ValueError("width and blocks must be 1 or more")
-        if blocks > DEEPEST:
-            raise ValueError(f"blocks must be at most {DEEPEST:,}")
-        self.width, self.blocks, self.guided, self.checkpoint = width, blocks, guided, checkpoint
-        self.mean_type, self.entry, self.strip = mean_type, entry, strip
-        self.check: Check = check
+    width: Count = 256
+    blocks: Depth = 4
+    mean_type: Kind | None = None
+    guided: bool = False
+    checkpoint: str | None = None
+    entry: str | None = None
+    strip: str = ""
+    check: Check = "on"
 
     def build(self, task: Task) -> Built:
         """The network for the task's pictures, its null condition after the last class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY
 from typing import Any, Literal
 
 from torch import nn
@@ -9,8 +10,9 @@ from torch import nn
 from limbeck.errors import ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, Natural, Positive, settings
+from limbeck.grammar.task import Task
+from limbeck.models.classifier import Loaded
 from limbeck.networks.regions import Norm, RegionHead
 from limbeck.networks.two_stage import OpenDetector, is_two_stage, small_detector
 
@@ -18,7 +20,8 @@ NAMES = {"model": {"small-detector": "SmallDetector", "open-detector": "OpenDete
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class SmallDetector(Classifier):
+@settings
+class SmallDetector(Loaded):
     """torchvision's Faster R-CNN on a pyramid of a few convolutions, for pictures of their own size, from scratch.
 
     Args:
@@ -31,22 +34,10 @@ class SmallDetector(Classifier):
     forms = ("boxes",)
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        width: int = 32,
-        proposals: int = 48,
-        pool: int = 4,
-        masks: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if min(width, proposals, pool) < 1:
-            raise ValueError("width, proposals and pool must be 1 or more")
-        self.width, self.proposals, self.pool, self.masks = width, proposals, pool, masks
-        self._source(checkpoint, labels, None, None, entry, strip, check)
+    width: Count = 32
+    proposals: Count = 48
+    pool: Count = 4
+    masks: bool = False
 
     def make(self, needs: Needs) -> nn.Module:
         """The detector; its weights are its own, so that ``state_dict`` is torchvision's."""
@@ -59,6 +50,7 @@ class SmallDetector(Classifier):
         return Contract(channels=task.needs.inputs[0])
 
 
+@settings
 class OpenDetectorModel(SmallDetector):
     """A two-stage detector whose classes are embeddings: regions become unit vectors that are compared to those of names.
 
@@ -76,44 +68,25 @@ class OpenDetectorModel(SmallDetector):
         detections: how many a picture are kept.
     """
 
-    def __init__(
-        self,
-        dim: int = 32,
-        body: str = "small",
-        weights: str | None = None,
-        heads: Literal["one", "two"] = "one",
-        convs: int | None = None,
-        conv_width: int = 256,
-        fcs: int | None = None,
-        fc_width: int | None = None,
-        norm: Norm = "group",
-        temperature: float = 100.0,
-        detections: int | None = None,
-        width: int = 32,
-        proposals: int = 48,
-        pool: int = 4,
-        masks: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        super().__init__(width, proposals, pool, masks, checkpoint, labels, entry, strip, check)
-        if dim < 1 or (convs or 0) < 0 or (fcs is not None and fcs < 1) or not temperature > 0:
-            raise ValueError("dim and fcs must be 1 or more, convs 0 or more, temperature above 0")
-        small = body == "small"
-        self.dim, self.body, self.weights, self.heads, self.norm = dim, body, weights, heads, norm
-        self.convs = convs if convs is not None else 0 if small else 4
-        self.fcs = fcs if fcs is not None else 1 if small else 2
-        self.fc_width = fc_width if fc_width is not None else 2 * width if small else 1024
-        self.conv_width, self.temperature, self.detections = conv_width, temperature, detections
+    _: KW_ONLY
+    dim: Count = 32
+    body: str = "small"
+    weights: str | None = None
+    heads: Literal["one", "two"] = "one"
+    convs: Natural | None = None
+    conv_width: Count = 256
+    fcs: Count | None = None
+    fc_width: Count | None = None
+    norm: Norm = "group"
+    temperature: Positive = 100.0
+    detections: Count | None = None
 
     def make(self, needs: Needs) -> nn.Module:
         """Body and region head."""
         body: Any = super().make(needs) if self.body == "small" else self._library(needs)
         if self.detections is not None:
             body.roi_heads.detections_per_img = self.detections
+        small = self.body == "small"
         pool = body.roi_heads.box_roi_pool.output_size
         head = RegionHead(
             body.backbone.out_channels,
@@ -121,10 +94,10 @@ class OpenDetectorModel(SmallDetector):
             self.dim,
             needs.outputs,
             two=self.heads == "two",
-            convs=self.convs,
+            convs=self.convs if self.convs is not None else 0 if small else 4,
             conv_width=self.conv_width,
-            fcs=self.fcs,
-            width=self.fc_width,
+            fcs=self.fcs or (1 if small else 2),
+            width=self.fc_width or (2 * self.width if small else 1024),
             norm=self.norm,
             temperature=self.temperature,
         )

@@ -249,6 +249,7 @@ class Diffusers(Model):
         strip: str = "",
         check: Check = "on",
     ) -> None:
+        # written out: the setting "config" has the name of the node that a component was built from
         if "{}" not in prompt:
             raise ValueError("prompt must hold {} where the class name goes")
         if null_condition is not None and null_condition < 0:

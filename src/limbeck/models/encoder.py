@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from annotated_types import Ge
 from torch import nn
 
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import DEEPEST, Check, Model, Task
+from limbeck.grammar.settings import Count, Share, settings
+from limbeck.grammar.task import Check, Depth, Model, Task
 from limbeck.models.adapting import adapt
 from limbeck.models.forms import meet
 from limbeck.models.pretrained import save_pretrained
@@ -23,6 +25,7 @@ NAMES = {"model": {"encoder": "Encoder"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class Encoder(Model):
     """A small encoder of BERT's architecture (transformers), from scratch.
 
@@ -46,31 +49,23 @@ class Encoder(Model):
     forms = ("classes", "hidden-tokens")
     takes = ("tokens",)
 
-    def __init__(
-        self,
-        layers: int = 2,
-        width: int = 48,
-        heads: int = 4,
-        mlp: int | None = None,
-        dropout: float = 0.1,
-        positions: int | None = None,
-        checkpoint: str | None = None,
-        labels: list[str] | None = None,
-        check: Check = "on",
-    ) -> None:
-        if layers < 1 or width < 1 or heads < 1:
-            raise ValueError("layers, width and heads must be 1 or more")
-        if layers > DEEPEST:
-            raise ValueError(f"layers must be at most {DEEPEST:,}")
-        if width % heads:
-            raise ValueError(f"width must be a multiple of heads: {width} over {heads} heads does not go")
-        if (mlp is not None and mlp < 1) or (positions is not None and positions < 4):
-            raise ValueError("mlp must be 1 or more, positions 4 or more, or null")
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must lie in [0, 1)")
-        self.layers, self.width, self.heads, self.mlp = layers, width, heads, mlp or 4 * width
-        self.dropout, self.positions, self.checkpoint, self.labels = dropout, positions, checkpoint, labels
-        self.check: Check = check
+    layers: Depth = 2
+    width: Count = 48
+    heads: Count = 4
+    mlp: Count | None = None
+    dropout: Share = 0.1
+    positions: Annotated[int, Ge(4)] | None = None
+    checkpoint: str | None = None
+    labels: list[str] | None = None
+    check: Check = "on"
+
+    def validate(self) -> None:
+        """Each head has as much of the width."""
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads: {self.width} over {self.heads} heads does not go")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.tokenizer: Any = None
 
     def build(self, task: Task) -> Built:
@@ -88,7 +83,7 @@ class Encoder(Model):
             hidden_size=self.width,
             num_hidden_layers=self.layers,
             num_attention_heads=self.heads,
-            intermediate_size=self.mlp,
+            intermediate_size=self.mlp or 4 * self.width,
             max_position_embeddings=self.positions or max(text.length, 128),
             hidden_dropout_prob=self.dropout,
             attention_probs_dropout_prob=self.dropout,

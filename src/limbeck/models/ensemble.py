@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from limbeck.errors import ShapeError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
+from limbeck.grammar.settings import NonEmpty, Positive, settings
 from limbeck.grammar.signal import Signal, classes_last
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.forms import meet
@@ -75,6 +76,7 @@ class Ensemble(nn.Module):
         return (z.log_softmax(-1) + w.log()).logsumexp(0)
 
 
+@settings
 class EnsembleOf(Model):
     """Several models as one teacher: each through its own normalisation and classes, their answers averaged.
 
@@ -89,19 +91,18 @@ class EnsembleOf(Model):
 
     forms = ("classes", "map")
 
-    def __init__(
-        self,
-        members: list[Model],
-        weights: list[float] | None = None,
-        average: Literal["probabilities", "logits"] = "probabilities",
-        check: Check = "on",
-    ) -> None:
-        if not members:
-            raise ValueError("members must name at least one model")
-        if weights is not None and (len(weights) != len(members) or any(not w > 0 for w in weights)):
+    members: Annotated[list[Model], NonEmpty]
+    weights: list[Positive] | None = None
+    average: Literal["probabilities", "logits"] = "probabilities"
+    check: Check = "on"
+
+    def validate(self) -> None:
+        """A weight for each."""
+        if self.weights is not None and len(self.weights) != len(self.members):
             raise ValueError("weights must be one number above 0 for each member")
-        self.members, self.weights, self.average = members, weights, average
-        self.check: Check = check
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._made: list[Built] = []
 
     @property

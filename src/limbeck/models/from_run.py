@@ -9,6 +9,7 @@ from limbeck.data.items import as_path
 from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import FORMS
+from limbeck.grammar.settings import settings
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import adapt, check_channels, check_input, contract_from, read_about
 from limbeck.models.classifier import Classifier
@@ -17,20 +18,25 @@ NAMES = {"model": {"run": "FromRun"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
+@settings
 class FromRun(Classifier):
     """The student of an earlier run, with the class names and the input contract it was saved with.
 
     Args:
         path: the run folder.
+        check: try it on labelled items before anything is trained, and refuse it where it only guesses: ``on`` or ``off``.
     """
 
     forms = tuple(
         f for f in FORMS if f not in ("tokens", "hidden-tokens", "denoiser")
     )  # which are opened by kinds of their own
 
-    def __init__(self, path: str, check: Check = "on") -> None:
-        self._source(path, check=check)
-        self.path = path
+    path: str
+    check: Check = "on"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.checkpoint = self.path
 
     def build(self, task: Task) -> Built:
         """The student, rebuilt from ``student.json`` and ``student.safetensors``.

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from limbeck.errors import ConfigError, LimbeckError, first_line
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import DEEPEST, Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Share, settings
+from limbeck.grammar.task import DEEPEST, Check, Depth, Task
+from limbeck.models.classifier import Loaded
 from limbeck.networks.gnn import INEXACT, Gnn, GraphHead, Kind, Pooling
 from limbeck.recipe.imports import imported
 
@@ -20,7 +21,7 @@ NAMES = {"model": {"gnn": "GnnModel", "gnn-import": "ImportedGnnModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class _GraphModel(Classifier):
+class _GraphModel(Loaded):
     """What models of graphs share.
 
     Attributes:
@@ -63,16 +64,17 @@ class GnnModel(_GraphModel):
         strip: str = "",
         check: Check = "on",
     ) -> None:
+        # written out: the setting "kind" has the name of what a component is of
         if hidden < 1 or heads < 1 or hidden % heads:
             raise ValueError("hidden must be 1 or more, and a multiple of heads")
         if not 1 <= layers <= DEEPEST:
             raise ValueError(f"layers must be from 1 to {DEEPEST:,}")
         if not 0 <= dropout < 1:
             raise ValueError("dropout must lie in [0, 1)")
+        super().__init__(checkpoint=checkpoint, labels=labels, entry=entry, strip=strip, check=check)
         self.kind_of: str = kind
         self.hidden, self.layers, self.pooling, self.dropout, self.heads = hidden, layers, pooling, dropout, heads
         self.inexact = f"{kind} normalises by degrees, which the leaves of trees do not keep" if kind in INEXACT else ""
-        self._source(checkpoint, labels, None, None, entry, strip, check)
 
     def make(self, needs: Needs) -> nn.Module:
         """A `limbeck.networks.gnn.GraphHead` on a `limbeck.networks.gnn.Gnn`."""
@@ -80,6 +82,7 @@ class GnnModel(_GraphModel):
         return GraphHead(encoder, self.hidden, needs.outputs, self.pooling, self.dropout)
 
 
+@settings
 class ImportedGnnModel(_GraphModel):
     """Any module that embeds the nodes of a graph, by its path; pooling and a linear layer follow. Naming it runs its code.
 
@@ -97,27 +100,17 @@ class ImportedGnnModel(_GraphModel):
 
     code: ClassVar[str] = "function"
 
-    def __init__(
-        self,
-        function: str,
-        options: dict[str, Any] | None = None,
-        layers: int | None = None,
-        pooling: Pooling = "sum",
-        dropout: float = 0.0,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if layers is not None and not 1 <= layers <= DEEPEST:
-            raise ValueError(f"layers must be from 1 to {DEEPEST:,}, or null")
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must lie in [0, 1)")
-        self.function, self.options, self.pooling, self.dropout = function, dict(options or {}), pooling, dropout
-        told = self.options.get("num_layers")
-        self.layers = layers if layers is not None else told if isinstance(told, int) else None
-        self._source(checkpoint, labels, None, None, entry, strip, check)
+    function: str
+    options: dict[str, Any] | None = None
+    layers: Depth | None = None
+    pooling: Pooling = "sum"
+    dropout: Share = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        told = (self.options or {}).get("num_layers")
+        if self.layers is None and isinstance(told, int):
+            self.layers = told
 
     def make(self, needs: Needs) -> nn.Module:
         """What the function returns, with a head."""
@@ -126,7 +119,7 @@ class ImportedGnnModel(_GraphModel):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch.jit, when torch_geometric is imported
             made = imported(self.function, "function")
-        arguments = dict(self.options)
+        arguments = dict(self.options or {})
         try:
             accepted = inspect.signature(made).parameters
         except (TypeError, ValueError):

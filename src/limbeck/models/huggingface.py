@@ -13,11 +13,12 @@ from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
+from limbeck.grammar.settings import Count, Positive, settings
+from limbeck.grammar.task import Task
 from limbeck.models.adapting import names_by_id
 from limbeck.models.forms import meet
 from limbeck.models.hf_text import text_model
-from limbeck.models.libraries import Head, LibraryModel
+from limbeck.models.libraries import LibraryModel
 from limbeck.models.pretrained import (
     Wanted,
     adapter_alone,
@@ -46,6 +47,7 @@ PICTURES = {
 """Form -> the library's class that opens it, how architectures with such a head are called, and what it is."""
 
 
+@settings
 class HuggingFace(LibraryModel):
     """A model of the Hugging Face Hub or of a local folder: a causal language model, a classifier of pictures, or a
     segmentation network (SegFormer, UperNet, MobileViT, ...).
@@ -70,35 +72,17 @@ class HuggingFace(LibraryModel):
     takes = ("pictures", "tokens")
     paths: ClassVar[tuple[str, ...]] = ("name", "checkpoint", "labels")
 
-    def __init__(
-        self,
-        name: str,
-        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32",
-        revision: str | None = None,
-        gguf_file: str | None = None,
-        pretrained: bool = True,
-        lora: int | None = None,
-        lora_alpha: float | None = None,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        head: Head = "auto",
-        size: int | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if lora is not None and lora < 1:
-            raise ValueError("lora must be a rank of 1 or more, or null to train the weights themselves")
-        if lora_alpha is not None and not lora_alpha > 0:
-            raise ValueError("lora_alpha must be above 0, or null for twice the rank")
-        self._library(name, head, size, None)
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
-        self.dtype, self.revision, self.gguf_file, self.pretrained = dtype, revision, gguf_file, pretrained
-        self.lora, self.lora_alpha = lora, lora_alpha
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
+    revision: str | None = None
+    gguf_file: str | None = None
+    pretrained: bool = True
+    lora: Count | None = None
+    lora_alpha: Positive | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.tokenizer: Any = None
-        self._ready = pretrained or checkpoint is not None
+        self._ready = self.pretrained or self.checkpoint is not None
         self._config: Any = None
         self._auto = PICTURES["classes"][0]
         self._inputs: tuple[Contract, tuple[int, ...]] = Contract(), ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import KW_ONLY
 from typing import Any, ClassVar
 
 from torch import nn
@@ -11,16 +12,18 @@ from limbeck.errors import ConfigError, LimbeckError
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import FORMS, Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
+from limbeck.grammar.settings import Count, settings
+from limbeck.grammar.task import Task
 from limbeck.models.adapting import adapt, check_channels
-from limbeck.models.classifier import Classifier
+from limbeck.models.classifier import Normalised
 from limbeck.recipe.imports import imported
 
 NAMES = {"model": {"import": "ImportedModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class ImportedModel(Classifier):
+@settings
+class ImportedModel(Normalised):
     """The user's own network: a function that returns a ``torch.nn.Module``. Naming it runs its code.
 
     The function gets ``options``, and the number of outputs and the input's shape where its signature has parameters
@@ -38,29 +41,13 @@ class ImportedModel(Classifier):
     code: ClassVar[str] = "function"
     forms = FORMS
 
-    def __init__(
-        self,
-        function: str,
-        options: dict[str, Any] | None = None,
-        ready: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        size: int | None = None,
-        channels: int | None = None,
-        normalise: bool = True,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if size is not None and size < 1:
-            raise ValueError("size must be 1 or more, or null")
-        if channels is not None and channels < 1:
-            raise ValueError("channels must be 1 or more, or null")
-        self.function, self.options, self.ready = function, dict(options or {}), ready
-        self.size, self.channels, self.normalise = size, channels, normalise
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    function: str
+    options: dict[str, Any] | None = None
+    ready: bool = False
+    _: KW_ONLY
+    size: Count | None = None
+    channels: Count | None = None
+    normalise: bool = True
 
     @property
     def trained(self) -> bool:
@@ -70,7 +57,7 @@ class ImportedModel(Classifier):
     def make(self, needs: Needs) -> nn.Module:
         """What the function returns."""
         function = imported(self.function, "function")
-        arguments = dict(self.options)
+        arguments = dict(self.options or {})
         try:
             accepted = set(inspect.signature(function).parameters)
         except (TypeError, ValueError):

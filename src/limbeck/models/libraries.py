@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY
 from typing import Any, Literal
 
 import torch
@@ -13,9 +14,10 @@ from limbeck.errors import ConfigError, TeacherMismatch, require
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
+from limbeck.grammar.settings import Count, settings
+from limbeck.grammar.task import Task
 from limbeck.models.adapting import own_sizes
-from limbeck.models.classifier import Classifier
+from limbeck.models.classifier import Normalised
 from limbeck.storage.weights import load_strict
 
 NAMES = {"model": {"timm": "Timm", "torchvision": "Torchvision"}}
@@ -30,7 +32,8 @@ _LOADING = frozenset(
 """Arguments of timm and torchvision that load files past limbeck's own reader, which runs nothing of what it reads."""
 
 
-class LibraryModel(Classifier):
+@settings
+class LibraryModel(Normalised):
     """Base of the models of picture libraries.
 
     Args:
@@ -38,24 +41,15 @@ class LibraryModel(Classifier):
         head: which last layer pretrained weights keep: ``own`` (the library's classes, matched by name), ``new`` (one
             of the task's size, to be trained), or ``auto``: its own if it has every class of the task.
         size: side length inputs are resized to; by default what the model insists on, else the data's own.
-        options: further arguments of the model.
     """
 
     name: str
+    _: KW_ONLY
     head: Head = "auto"
-    size: int | None = None
-    options: dict[str, Any]
+    size: Count | None = None
 
-    def _library(self, name: str, head: Head, size: int | None, options: dict[str, Any] | None) -> None:
-        if size is not None and size < 1:
-            raise ValueError("size must be 1 or more, or null")
-        loading = sorted(set(options or {}) & _LOADING)
-        if loading:
-            raise ValueError(
-                f"options may not hold {', '.join(loading)}: weights are named by checkpoint, pretrained or weights, "
-                "which check what they load"
-            )
-        self.name, self.head, self.size, self.options = name, head, size, dict(options or {})
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.own: list[str] | None = None  # names of the pretrained head, once it is kept
         self.whole = False  # whether features come from pretrained weights alone
 
@@ -106,6 +100,17 @@ class LibraryModel(Classifier):
         return None
 
 
+def _options(options: dict[str, Any]) -> None:
+    """Refuse options that load weights."""
+    loading = sorted(set(options) & _LOADING)
+    if loading:
+        raise ValueError(
+            f"options may not hold {', '.join(loading)}: weights are named by checkpoint, pretrained or weights, "
+            "which check what they load"
+        )
+
+
+@settings
 class Timm(LibraryModel):
     """A model of timm by its name, for pictures; normalised as timm's own configuration says.
 
@@ -115,29 +120,20 @@ class Timm(LibraryModel):
     Args:
         name: as ``timm.list_models()`` calls it.
         pretrained: load timm's pretrained weights (downloaded where they are not cached).
+        options: further arguments of the model.
     """
 
     forms = ("classes", "map", "pyramid", "vector", "keypoints")
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        name: str,
-        pretrained: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        head: Head = "auto",
-        size: int | None = None,
-        options: dict[str, Any] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        self.pretrained = pretrained
-        self._library(name, head, size, options)
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    pretrained: bool = False
+    _: KW_ONLY
+    options: dict[str, Any] | None = None
+
+    def validate(self) -> None:
+        """Options load nothing."""
+        super().validate()
+        _options(self.options or {})
 
     def make(self, needs: Needs) -> nn.Module:
         """The timm model."""
@@ -183,7 +179,7 @@ class Timm(LibraryModel):
 
     def _create(self, timm: Any, **arguments: Any) -> Any:
         try:
-            return timm.create_model(self.name, **{**arguments, **self.options})
+            return timm.create_model(self.name, **{**arguments, **(self.options or {})})
         except Exception as error:  # wrong options, or weights that cannot be fetched
             text = " ".join(str(error).split())[:300]
             raise ConfigError(
@@ -219,41 +215,33 @@ class Timm(LibraryModel):
         if size is None and fixed and own != task.needs.inputs[1:]:
             size = own
         mean, std = tuple(map(float, found["mean"])), tuple(map(float, found["std"]))
-        channels = int(self.options.get("in_chans", channels))
+        channels = int((self.options or {}).get("in_chans", channels))
         if len(mean) != channels:
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
         return Contract(mean=mean, std=std, size=size, channels=channels)
 
 
+@settings
 class Torchvision(LibraryModel):
     """A network of torchvision by its name: a classifier, its pooled features, a segmentation network or a detector.
 
     Args:
         name: as ``torchvision.models.list_models()`` calls it.
         weights: pretrained weights: ``DEFAULT``, or a name such as ``IMAGENET1K_V2`` (downloaded where not cached).
+        options: further arguments of the model.
     """
 
     forms = ("classes", "map", "vector", "keypoints", "boxes")
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        name: str,
-        weights: str | None = None,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        head: Head = "auto",
-        size: int | None = None,
-        options: dict[str, Any] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        self.weights = weights
-        self._library(name, head, size, options)
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    weights: str | None = None
+    _: KW_ONLY
+    options: dict[str, Any] | None = None
+
+    def validate(self) -> None:
+        """Options load nothing."""
+        super().validate()
+        _options(self.options or {})
 
     def _entry(self) -> Any:
         """The pretrained weights' entry, or ``None``."""
@@ -345,7 +333,7 @@ class Torchvision(LibraryModel):
         if arguments.get("weights") is None and self.name not in models.list_models(module=models):
             arguments["weights_backbone"] = None  # segmentation networks and detectors fetch one by default
         try:
-            made: nn.Module = models.get_model(self.name, **{**arguments, **self.options})
+            made: nn.Module = models.get_model(self.name, **{**arguments, **(self.options or {})})
             return made
         except OSError:
             raise

@@ -7,13 +7,15 @@ import math
 from torch import nn
 
 from limbeck.grammar.needs import Needs
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import settings
+from limbeck.models.classifier import Normalised
 
 NAMES = {"model": {"linear": "LinearModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class LinearModel(Classifier):
+@settings
+class LinearModel(Normalised):
     """A linear layer over the flattened input.
 
     Args:
@@ -23,16 +25,7 @@ class LinearModel(Classifier):
     forms = ("classes", "vector")
     takes = ("pictures", "rows", "table")
 
-    def __init__(
-        self,
-        norm: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-    ) -> None:
-        self.norm = norm
-        self._source(checkpoint, labels, mean, std)
+    norm: bool = False
 
     def make(self, needs: Needs) -> nn.Module:
         """``flatten``, ``head``, and ``norm`` where there is one: a plain ``nn.Sequential``."""

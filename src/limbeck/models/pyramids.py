@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any
 
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from limbeck.functional.anomaly import Fusion, LevelWeights
 from limbeck.grammar.method import Built
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, NonEmpty, settings
+from limbeck.grammar.task import Task
+from limbeck.models.classifier import Classifier, Normalised
 from limbeck.models.forms import meet
 
 NAMES = {"model": {"conv-pyramid": "ConvPyramidModel", "reverse-decoder": "ReverseDecoderModel"}}
@@ -45,7 +47,8 @@ class ConvPyramid(nn.Module):
         return found
 
 
-class ConvPyramidModel(Classifier):
+@settings
+class ConvPyramidModel(Normalised):
     """A small pyramid of feature maps, to be trained.
 
     Args:
@@ -55,26 +58,14 @@ class ConvPyramidModel(Classifier):
     forms = ("pyramid",)
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        widths: list[int] = [16, 16, 32, 64],  # noqa: B006 (copied, never changed)
-        checkpoint: str | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if not widths or min(widths) < 1:
-            raise ValueError("widths must be numbers of channels, 1 or more each")
-        self.widths = list(widths)
-        self._source(checkpoint, None, mean, std, entry, strip, check)
+    widths: Annotated[list[Count], NonEmpty] = [16, 16, 32, 64]  # noqa: RUF012 (copied, never changed)
 
     def make(self, needs: Needs) -> nn.Module:
         """A `ConvPyramid`."""
         return ConvPyramid(needs.inputs[0], self.widths)
 
 
+@settings
 class ReverseDecoderModel(Classifier):
     """The student of reverse distillation: rebuilds its teacher's pyramid, and maps where that fails.
 
@@ -90,35 +81,33 @@ class ReverseDecoderModel(Classifier):
         sigma: of the Gaussian that smooths maps, in pixels.
         normalise: compare directions of features, not their lengths.
         widths: channels of the teacher's four levels; ``null``: they are read from it.
+        checkpoint: must be ``null``: it has no weights before its teacher's channels are known.
     """
 
     forms = ("pyramid",)
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        shortcuts: bool = True,
-        attention: bool = True,
-        sspcab: bool = True,
-        levels: list[int] = [0, 1, 2, 3],  # noqa: B006 (copied, never changed)
-        level_weights: LevelWeights = "area",
-        fusion: Fusion = "sum",
-        sigma: float = 4.0,
-        normalise: bool = True,
-        widths: list[int] | None = None,
-        checkpoint: str | None = None,
-    ) -> None:
-        if not levels or sorted(set(levels)) != list(levels) or not set(levels) <= {0, 1, 2, 3}:
+    shortcuts: bool = True
+    attention: bool = True
+    sspcab: bool = True
+    levels: list[int] = [0, 1, 2, 3]  # noqa: RUF012 (copied, never changed)
+    level_weights: LevelWeights = "area"
+    fusion: Fusion = "sum"
+    sigma: Annotated[float, Interval(ge=0, lt=1e4)] = 4.0
+    normalise: bool = True
+    widths: list[Count] | None = None
+    checkpoint: str | None = None
+
+    def validate(self) -> None:
+        """Four levels."""
+        if not self.levels or sorted(set(self.levels)) != list(self.levels) or not set(self.levels) <= {0, 1, 2, 3}:
             raise ValueError("levels must be some of 0, 1, 2, 3, in this order")
-        if not 0 <= sigma < 1e4:
-            raise ValueError("sigma must be 0 or more")
-        if widths is not None and (len(widths) != 4 or min(widths) < 1):
+        if self.widths is not None and len(self.widths) != 4:
             raise ValueError("widths must be the channels of four levels, or null")
-        self.shortcuts, self.attention, self.sspcab, self.levels = shortcuts, attention, sspcab, list(levels)
-        self.level_weights: Literal["area", "equal"] = level_weights
-        self.fusion: Literal["sum", "product"] = fusion
-        self.sigma, self.normalise, self.widths = sigma, normalise, widths
-        self._source(checkpoint)
+        if self.checkpoint is not None:
+            raise ValueError(
+                "checkpoint must be null: the student has no weights before its teacher's channels are known"
+            )
 
     def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.reverse.PyramidStudent``."""

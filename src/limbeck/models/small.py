@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import nn
 
 from limbeck.grammar.needs import Needs
-from limbeck.grammar.task import DEEPEST, Check
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, Share, settings
+from limbeck.grammar.task import DEEPEST, Depth
+from limbeck.models.classifier import Normalised
 
 NAMES = {"model": {"mlp": "MlpModel", "convnet": "ConvNetModel", "cifar-resnet": "CifarResNetModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -18,7 +20,8 @@ NAMES = {"model": {"mlp": "MlpModel", "convnet": "ConvNetModel", "cifar-resnet":
 Activation = Literal["relu", "gelu", "tanh", "silu"]
 
 
-class MlpModel(Classifier):
+@settings
+class MlpModel(Normalised):
     """A multi-layer perceptron over the flattened input.
 
     Args:
@@ -30,25 +33,9 @@ class MlpModel(Classifier):
     forms = ("classes", "vector", "keypoints")
     takes = ("pictures", "rows", "table")
 
-    def __init__(
-        self,
-        hidden: list[int] = [64],  # noqa: B006 (copied, never changed)
-        activation: Activation = "relu",
-        dropout: float = 0.0,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if any(h < 1 for h in hidden):
-            raise ValueError("hidden layers need at least one unit each")
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must lie in [0, 1)")
-        self.hidden, self.activation, self.dropout = list(hidden), activation, dropout
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    hidden: list[Count] = [64]  # noqa: RUF012 (copied, never changed)
+    activation: Activation = "relu"
+    dropout: Share = 0.0
 
     def make(self, needs: Needs) -> nn.Module:
         """``flatten``, then ``fc1``, ``act1``, ``drop1``, ..., ``head``: a plain ``nn.Sequential``."""
@@ -65,7 +52,8 @@ class MlpModel(Classifier):
         return nn.Sequential(layers)
 
 
-class ConvNetModel(Classifier):
+@settings
+class ConvNetModel(Normalised):
     """The ConvNet of data set distillation: blocks of 3x3 convolution, normalisation, activation, pooling.
 
     Args:
@@ -79,27 +67,11 @@ class ConvNetModel(Classifier):
     forms = ("classes", "vector", "keypoints")
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        width: int = 128,
-        depth: int | None = None,
-        norm: Literal["instance", "group", "layer", "batch", "none"] = "instance",
-        activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu",
-        pooling: Literal["avg", "max", "none"] = "avg",
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if width < 1:
-            raise ValueError("width must be 1 or more")
-        if depth is not None and not 1 <= depth <= DEEPEST:
-            raise ValueError(f"depth must be from 1 to {DEEPEST:,}, or null")
-        self.width, self.depth, self.norm, self.activation, self.pooling = width, depth, norm, activation, pooling
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    width: Count = 128
+    depth: Depth | None = None
+    norm: Literal["instance", "group", "layer", "batch", "none"] = "instance"
+    activation: Literal["relu", "leakyrelu", "sigmoid", "swish"] = "relu"
+    pooling: Literal["avg", "max", "none"] = "avg"
 
     def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
@@ -119,7 +91,8 @@ class ConvNetModel(Classifier):
         )
 
 
-class CifarResNetModel(Classifier):
+@settings
+class CifarResNetModel(Normalised):
     """The ResNet of CIFAR with shortcuts without parameters (He et al., 2016): ResNet-20, 32, 44, 56, 110.
 
     Args:
@@ -130,24 +103,14 @@ class CifarResNetModel(Classifier):
     forms = ("classes", "vector", "keypoints")
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        depth: int = 20,
-        width: int = 16,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if not 8 <= depth <= DEEPEST or (depth - 2) % 6:
-            raise ValueError(f"depth must be 6n + 2, as 20, 32, 44, 56 or 110, and at most {DEEPEST:,}")
-        if width < 1:
-            raise ValueError("width must be 1 or more")
-        self.depth, self.width = depth, width
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    depth: Annotated[int, Interval(ge=8, le=DEEPEST)] = 20
+    width: Count = 16
+
+    def validate(self) -> None:
+        """Three stages of n blocks of two layers."""
+        super().validate()
+        if (self.depth - 2) % 6:
+            raise ValueError("depth must be 6n + 2, as 20, 32, 44, 56 or 110")
 
     def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.cifar_resnet.CifarResNet``."""

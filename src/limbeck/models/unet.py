@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Interval
 from torch import nn
 
 from limbeck.grammar.needs import Needs
-from limbeck.grammar.task import Check
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, settings
+from limbeck.models.classifier import Normalised
 
 NAMES = {"model": {"unet": "UNetModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class UNetModel(Classifier):
+@settings
+class UNetModel(Normalised):
     """A small U-Net, for maps.
 
     Args:
@@ -27,28 +29,16 @@ class UNetModel(Classifier):
     forms = ("map",)
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        width: int = 16,
-        depth: int = 3,
-        stride: int = 1,
-        norm: Literal["group", "batch"] = "group",
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if width < 1:
-            raise ValueError("width must be 1 or more")
-        if not 1 <= depth <= 8:
-            raise ValueError("depth must be from 1 to 8")
-        if stride not in [2**i for i in range(depth + 1)]:
-            raise ValueError(f"stride must be a power of two up to {2**depth}, 2**depth")
-        self.width, self.depth, self.stride, self.norm = width, depth, stride, norm
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+    width: Count = 16
+    depth: Annotated[int, Interval(ge=1, le=8)] = 3
+    stride: Count = 1
+    norm: Literal["group", "batch"] = "group"
+
+    def validate(self) -> None:
+        """The stride is that of one of the levels."""
+        super().validate()
+        if self.stride not in [2**i for i in range(self.depth + 1)]:
+            raise ValueError(f"stride must be a power of two up to {2**self.depth}, 2**depth")
 
     def make(self, needs: Needs) -> nn.Module:
         """A ``limbeck.networks.maps.UNet``."""

@@ -11,6 +11,7 @@ from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional.feature import attention_transfer, feature_distance
 from limbeck.functional.relation import gram
 from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.settings import settings
 from limbeck.grammar.signal import Signal
 from limbeck.networks.shows import channels_first, picture_of
 
@@ -63,6 +64,7 @@ def _same_places(objective: FeatureMatch | AttentionTransfer, s: Tensor, t: Tens
         )
 
 
+@settings
 class FeatureMatch(Objective):
     """A feature of the student, through a learned linear projector, matches one of the teacher's (FitNets, Romero 2015).
 
@@ -74,18 +76,15 @@ class FeatureMatch(Objective):
         project: ``auto`` adds the projector where widths differ, ``always``, or ``never``.
     """
 
-    def __init__(
-        self,
-        student: str,
-        teacher: str,
-        distance: Literal["squared", "cosine"] = "squared",
-        weight: float = 1.0,
-        project: Literal["auto", "always", "never"] = "auto",
-    ) -> None:
-        self.student, self.teacher, self.weight = student, teacher, weight
-        self.distance: Literal["squared", "cosine"] = distance
-        self.project: Literal["auto", "always", "never"] = project
-        self.student_taps, self.teacher_taps = (student,), (teacher,)
+    student: str
+    teacher: str
+    distance: Literal["squared", "cosine"] = "squared"
+    weight: float = 1.0
+    project: Literal["auto", "always", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.student_taps, self.teacher_taps = (self.student,), (self.teacher,)
         self.projects = False
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
@@ -121,6 +120,7 @@ class FeatureMatch(Objective):
         return Term(values, to=to, weight=self.weight, where=where)
 
 
+@settings
 class AttentionTransfer(Objective):
     """Where each looks: summed squared activation of every place, unit norm over the places (Zagoruyko, Komodakis 2017).
 
@@ -132,9 +132,13 @@ class AttentionTransfer(Objective):
         weight: weight of the term.
     """
 
-    def __init__(self, student: str, teacher: str, weight: float = 1.0) -> None:
-        self.student, self.teacher, self.weight = student, teacher, weight
-        self.student_taps, self.teacher_taps = (student,), (teacher,)
+    student: str
+    teacher: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.student_taps, self.teacher_taps = (self.student,), (self.teacher,)
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check that both show places, and the same ones."""
@@ -157,6 +161,7 @@ class AttentionTransfer(Objective):
         return Term(attention_transfer(s, t), weight=self.weight)
 
 
+@settings
 class Relation(Objective):
     """Which items resemble each other: row-normalised similarity matrices of the batch (Tung, Mori 2019).
 
@@ -171,9 +176,13 @@ class Relation(Objective):
 
     coupled = "compares the items of a batch with each other"
 
-    def __init__(self, student: str, teacher: str, weight: float = 1.0) -> None:
-        self.student, self.teacher, self.weight = student, teacher, weight
-        self.student_taps, self.teacher_taps = (student,), (teacher,)
+    student: str
+    teacher: str
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.student_taps, self.teacher_taps = (self.student,), (self.teacher,)
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of each item's row, divided by the number of items."""

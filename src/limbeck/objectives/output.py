@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.grammar.method import Batch, Context, Objective, Term
 from limbeck.grammar.role import check_classes_last
+from limbeck.grammar.settings import Positive, settings
 from limbeck.grammar.signal import Signal
 from limbeck.recipe.imports import imported
 
@@ -32,7 +34,11 @@ Kind = Literal[
     "squared",
 ]
 
+Open01 = Annotated[float, Gt(0), Lt(1)]
+"""Strictly between 0 and 1."""
 
+
+@settings
 class Supervised(Objective):
     """The task's own loss against the data's labels.
 
@@ -42,8 +48,7 @@ class Supervised(Objective):
 
     needs_teacher: ClassVar[bool] = False
 
-    def __init__(self, weight: float = 1.0) -> None:
-        self.weight = weight
+    weight: float = 1.0
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The supervised term."""
@@ -52,45 +57,16 @@ class Supervised(Objective):
         return term
 
 
-class Divergence(Objective):
-    """A divergence between the output distributions.
+class OutputDivergence(Objective):
+    """Base of divergences between the output distributions."""
 
-    Args:
-        divergence: which one; ``forward`` is KL(teacher || student).
-        weight: weight of the term.
-        temperature: softens both distributions; of numbers (``squared``) there are none.
-        scale_t2: multiply by the temperature squared.
-        beta: of ``jensen-shannon``: the teacher's share in the mixture.
-        mix: of the ``skew`` kinds: the share of the first distribution in the mixture.
-        classes: how many there are, as the last dimension of the outputs; ``null`` takes the task's.
-    """
-
-    def __init__(
-        self,
-        divergence: Kind = "forward",
-        weight: float = 1.0,
-        temperature: float = 1.0,
-        scale_t2: bool = True,
-        beta: float = 0.5,
-        mix: float = 0.1,
-        classes: int | None = None,
-    ) -> None:
-        if not temperature > 0:
-            raise ValueError("temperature must be above 0")
-        for name, value in (("beta", beta), ("mix", mix)):
-            if not 0.0 < value < 1.0:
-                raise ValueError(f"{name} must lie strictly between 0 and 1")
-        idle = {
-            "beta": beta != 0.5 and divergence != "jensen-shannon",
-            "mix": mix != 0.1 and not divergence.startswith("skew"),
-            "temperature": temperature != 1.0 and divergence == "squared",
-            "scale_t2": not scale_t2 and divergence == "squared",
-        }
-        for name in (n for n, it_is in idle.items() if it_is):
-            raise ValueError(f"{name} changes nothing in the divergence {divergence!r}: leave it out")
-        self.divergence: Kind = divergence
-        self.classes = classes
-        self.weight, self.temperature, self.scale_t2, self.beta, self.mix = weight, temperature, scale_t2, beta, mix
+    divergence: Kind = "forward"
+    weight: float = 1.0
+    temperature: float = 1.0
+    scale_t2: bool = True
+    beta: float = 0.5
+    mix: float = 0.1
+    classes: int | None = None
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """Per-item values of the divergence; for tokens, where the labels count."""
@@ -133,7 +109,42 @@ class Divergence(Objective):
         return table[self.divergence]()
 
 
-class Kl(Divergence):
+@settings
+class Divergence(OutputDivergence):
+    """A divergence between the output distributions.
+
+    Args:
+        divergence: which one; ``forward`` is KL(teacher || student).
+        weight: weight of the term.
+        temperature: softens both distributions; of numbers (``squared``) there are none.
+        scale_t2: multiply by the temperature squared.
+        beta: of ``jensen-shannon``: the teacher's share in the mixture.
+        mix: of the ``skew`` kinds: the share of the first distribution in the mixture.
+        classes: how many there are, as the last dimension of the outputs; ``null`` takes the task's.
+    """
+
+    divergence: Kind = "forward"
+    weight: float = 1.0
+    temperature: Positive = 1.0
+    scale_t2: bool = True
+    beta: Open01 = 0.5
+    mix: Open01 = 0.1
+    classes: int | None = None
+
+    def validate(self) -> None:
+        """What is set changes something."""
+        idle = {
+            "beta": self.beta != 0.5 and self.divergence != "jensen-shannon",
+            "mix": self.mix != 0.1 and not self.divergence.startswith("skew"),
+            "temperature": self.temperature != 1.0 and self.divergence == "squared",
+            "scale_t2": not self.scale_t2 and self.divergence == "squared",
+        }
+        for name in (n for n, it_is in idle.items() if it_is):
+            raise ValueError(f"{name} changes nothing in the divergence {self.divergence!r}: leave it out")
+
+
+@settings
+class Kl(OutputDivergence):
     """The forward KL divergence, KL(teacher || student).
 
     Args:
@@ -143,12 +154,13 @@ class Kl(Divergence):
         classes: how many there are, as the last dimension of the outputs; ``null`` takes the task's.
     """
 
-    def __init__(
-        self, weight: float = 1.0, temperature: float = 1.0, scale_t2: bool = True, classes: int | None = None
-    ) -> None:
-        super().__init__("forward", weight, temperature, scale_t2, classes=classes)
+    weight: float = 1.0
+    temperature: Positive = 1.0
+    scale_t2: bool = True
+    classes: int | None = None
 
 
+@settings
 class ImportedObjective(Objective):
     """The user's own objective: a function (student, teacher, batch, context) -> Term or per-item values.
 
@@ -163,25 +175,24 @@ class ImportedObjective(Objective):
 
     code: ClassVar[str] = "function"
 
-    def __init__(
-        self,
-        function: str,
-        weight: float = 1.0,
-        student_taps: list[str] | None = None,
-        teacher_taps: list[str] | None = None,
-    ) -> None:
-        self.function = imported(function, "function")
-        self.weight = weight
-        self.student_taps, self.teacher_taps = tuple(student_taps or ()), tuple(teacher_taps or ())
+    function: str
+    weight: float = 1.0
+    student_taps: list[str] | None = None  # type: ignore[assignment]
+    teacher_taps: list[str] | None = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.called = imported(self.function, "function")
+        self.student_taps, self.teacher_taps = tuple(self.student_taps or ()), tuple(self.teacher_taps or ())  # type: ignore[assignment]
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """The function's ``prepare`` attribute, where it has one."""
-        prepare = getattr(self.function, "prepare", None)
+        prepare = getattr(self.called, "prepare", None)
         return None if prepare is None else prepare(student, teacher, batch)
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The user's term."""
-        made = self.function(student, teacher, batch, ctx)
+        made = self.called(student, teacher, batch, ctx)
         if isinstance(made, Tensor):
             made = Term(made)
         if not isinstance(made, Term):

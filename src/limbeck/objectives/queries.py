@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
 from limbeck.grammar.method import Batch, Context, Query
+from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Positive, settings
 from limbeck.grammar.task import Task
 from limbeck.recipe.imports import imported
 
@@ -111,6 +113,7 @@ def over_pixels(batch: Batch) -> list[str]:
     return [name for name in ("y", "valid", "where") if isinstance(batch.get(name), Tensor) and batch[name].ndim == 3]
 
 
+@settings
 class Flip(Query):
     """Mirror left to right, with probability one half; a mask with its picture.
 
@@ -119,10 +122,8 @@ class Flip(Query):
         views: draws repeat after this many passes (so a cache can hold them); 0: never.
     """
 
-    def __init__(self, probability: float = 0.5, views: int = 0) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError("probability must lie between 0 and 1")
-        self.probability, self.views = probability, views
+    probability: Fraction = 0.5
+    views: Natural = 0
 
     def accept(self, task: Task) -> None:
         """Pictures alone."""
@@ -137,6 +138,7 @@ class Flip(Query):
         return {**batch, **maps, "x": torch.where(turned, x.flip(-1), x)}
 
 
+@settings
 class Crop(Query):
     """Shift by up to ``pad`` pixels, zeros outside: a random crop of the padded image.
 
@@ -145,10 +147,8 @@ class Crop(Query):
         views: draws repeat after this many passes; 0: never.
     """
 
-    def __init__(self, pad: int = 4, views: int = 0) -> None:
-        if pad < 1:
-            raise ValueError("pad must be 1 or more")
-        self.pad, self.views = pad, views
+    pad: Count = 4
+    views: Natural = 0
 
     def accept(self, task: Task) -> None:
         """Pictures alone."""
@@ -177,6 +177,7 @@ def _viewed(batch: Batch, views: int) -> Batch:
     return {**batch, "view": batch["view"] % views} if views else batch
 
 
+@settings
 class Mixup(Query):
     """Convex combinations of pairs of a batch, images and labels (Zhang et al. 2018).
 
@@ -187,12 +188,8 @@ class Mixup(Query):
 
     coupled = "mixes each item with another of the batch"
 
-    def __init__(self, alpha: float = 0.2, classes: int | None = None) -> None:
-        if not alpha > 0:
-            raise ValueError("alpha must be above 0")
-        if classes is not None and classes < 2:
-            raise ValueError("classes must be 2 or more, or null for the task's")
-        self.alpha, self.classes = alpha, classes
+    alpha: Positive = 0.2
+    classes: Annotated[int, Ge(2)] | None = None
 
     def accept(self, task: Task) -> None:
         """Pictures with labels, of as many classes as the task has."""
@@ -208,6 +205,7 @@ class Mixup(Query):
         return {**batch, "x": lam * x + (1 - lam) * x[order], "y": lam * y + (1 - lam) * y[order]}
 
 
+@settings
 class Cutmix(Query):
     """A rectangle of another image of the batch, labels by area (Yun et al. 2019).
 
@@ -218,12 +216,8 @@ class Cutmix(Query):
 
     coupled = "cuts a piece of another item of the batch into each"
 
-    def __init__(self, alpha: float = 1.0, classes: int | None = None) -> None:
-        if not alpha > 0:
-            raise ValueError("alpha must be above 0")
-        if classes is not None and classes < 2:
-            raise ValueError("classes must be 2 or more, or null for the task's")
-        self.alpha, self.classes = alpha, classes
+    alpha: Positive = 1.0
+    classes: Annotated[int, Ge(2)] | None = None
 
     def accept(self, task: Task) -> None:
         """Pictures with labels, of as many classes as the task has."""
@@ -246,6 +240,7 @@ class Cutmix(Query):
         return {**batch, "x": mixed, "y": lam * y + (1 - lam) * y[order]}
 
 
+@settings
 class Noise(Query):
     """Gaussian noise added to the input.
 
@@ -253,10 +248,7 @@ class Noise(Query):
         std: its standard deviation, in units of the pixel range [0, 1].
     """
 
-    def __init__(self, std: float = 0.1) -> None:
-        if std < 0:
-            raise ValueError("std must be 0 or more")
-        self.std = std
+    std: NonNegative = 0.1
 
     def accept(self, task: Task) -> None:
         """Inputs that are numbers."""
@@ -275,6 +267,7 @@ class Noise(Query):
         return {**batch, "x": x + self.std * ctx.draws.randn("noise", _key(batch), tuple(x.shape[1:])).to(x.device)}
 
 
+@settings
 class Augment(Query):
     """Differentiable augmentation (Zhao and Bilen 2021), each item its own draw.
 
@@ -283,9 +276,12 @@ class Augment(Query):
         align_corners: of rotations and scalings.
     """
 
-    def __init__(self, strategy: str = "color_crop_cutout_flip_scale_rotate", align_corners: bool = True) -> None:
-        strategy_names(strategy)
-        self.strategy, self.align_corners = strategy, align_corners
+    strategy: str = "color_crop_cutout_flip_scale_rotate"
+    align_corners: bool = True
+
+    def validate(self) -> None:
+        """Known names."""
+        strategy_names(self.strategy)
 
     def accept(self, task: Task) -> None:
         """Pictures alone."""
@@ -297,6 +293,7 @@ class Augment(Query):
         return {**batch, "x": dsa(batch["x"], self.strategy, draw, align_corners=self.align_corners)}
 
 
+@settings
 class ImportedQuery(Query):
     """The user's own query: a function (batch, context) -> batch. Naming it runs its module's code.
 
@@ -306,12 +303,15 @@ class ImportedQuery(Query):
 
     code: ClassVar[str] = "function"
 
-    def __init__(self, function: str) -> None:
-        self.function = imported(function, "function")
+    function: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.called = imported(self.function, "function")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The user's batch."""
-        made = self.function(batch, ctx)
+        made = self.called(batch, ctx)
         if not isinstance(made, dict):
             raise ConfigError("queries.import", given=type(made).__name__, expected="a batch (a dictionary of tensors)")
         return made

@@ -116,7 +116,8 @@ def schema(cls: type) -> dict[str, Param]:
     if init is object.__init__:
         return {}
     # what hints mean that a class imports for type checkers alone, so that reading a recipe needs no torch
-    own = dataclasses.is_dataclass(cls) and "__init__" in cls.__dict__  # made by `settings`: ranges stand in its hints
+    maker = next(c for c in cls.__mro__ if "__init__" in c.__dict__)
+    own = "__dataclass_fields__" in maker.__dict__  # made by `settings`: ranges stand in its hints
     hints = hints_of_settings(cls) if own else hints_of(init, cls._hinted() if hasattr(cls, "_hinted") else {})
     docs = _docs(cls)
     found: dict[str, Param] = {}

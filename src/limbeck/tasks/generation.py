@@ -94,6 +94,7 @@ class Generation(SourceTask):
         eval_batch: int = 500,
         deal: int = 0,
     ) -> None:
+        # written out: the setting "schedule" has the name of the schedule that comes of it
         if not 0 <= drop_condition < 1:
             raise ValueError("drop_condition must lie in [0, 1)")
         super().__init__(data, valid_fraction, test_fraction, size, eval_batch, deal)

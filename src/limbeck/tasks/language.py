@@ -96,6 +96,7 @@ class Language(Task):
         eval_sequences: int | None = None,
         deal: int = 0,
     ) -> None:
+        # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         if vocab_size < 258:
             raise ValueError("vocab_size must be 258 or more: the 256 bytes, an end and a padding token")
         if vocab_size > 1 << 22:

@@ -76,6 +76,7 @@ class MaskedWords(Tokenized, Task):
         eval_batch: int = 64,
         deal: int = 0,
     ) -> None:
+        # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         self._tokens(tokenizer, vocab_size, length)
         if not 0 < share < 1:
             raise ValueError("share must lie between 0 and 1: 0.15 hides every seventh token or so")

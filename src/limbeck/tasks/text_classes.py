@@ -72,6 +72,7 @@ class TextClasses(Tokenized, Classification):
         eval_batch: Count = 128,
         deal: Natural = 0,
     ) -> None:
+        # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         self._tokens(tokenizer, vocab_size, length)
         self.data, self.metric = data, metric
         self.target, self.student_items, self.empty_classes = target, student_items, empty_classes

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from limbeck.engine import interrupt
 from limbeck.engine.bench import Bench
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.errors import Stopped
 from limbeck.grammar.card import catalogue
 from limbeck.grammar.method import Method

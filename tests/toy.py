@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from limbeck.data.items import ArrayData
 from limbeck.engine.context import RunContext
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.engine.stages import learners
 from limbeck.grammar.method import Batch, Built, Context, Method, Objective, Query, Setup, Share, Stage, Term, Terms
 from limbeck.grammar.optim import Optim

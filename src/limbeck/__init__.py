@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from limbeck import functional
     from limbeck.api import distill
-    from limbeck.engine.engine import Engine, EngineSettings
+    from limbeck.engine.engine import Engine
     from limbeck.engine.inner import fit
+    from limbeck.engine.settings import EngineSettings
     from limbeck.errors import LimbeckError
     from limbeck.estimators import FairSynthesizer
     from limbeck.grammar.artifact import Artifact
@@ -33,7 +34,7 @@ _WHERE = {
     "Contract": "limbeck.grammar.role",
     "Criterion": "limbeck.objectives.criterion",
     "Engine": "limbeck.engine.engine",
-    "EngineSettings": "limbeck.engine.engine",
+    "EngineSettings": "limbeck.engine.settings",
     "FairSynthesizer": "limbeck.estimators",
     "LimbeckError": "limbeck.errors",
     "Loaded": "limbeck.predict",

@@ -675,13 +675,13 @@ def test_a_stage_may_be_neither_judged_nor_augmented() -> None:
 
 
 def test_an_optimiser_is_not_restored_to_parameters_of_another_shape() -> None:
-    from limbeck.engine.engine import _restore_optimiser
+    from limbeck.engine.checkpoints import restore_optimiser
 
     small, large = (torch.nn.Parameter(torch.zeros(n)) for n in (3, 5))
     opt = torch.optim.Adam([small])
     small.grad = torch.ones(3)
     opt.step()
     saved = [dict(opt.state[small])]
-    _restore_optimiser(torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))]), saved)
+    restore_optimiser(torch.optim.Adam([torch.nn.Parameter(torch.zeros(3))]), saved)
     with pytest.raises(ConfigError, match=r"exp_avg.*\[3\].*\[5\]"):
-        _restore_optimiser(torch.optim.Adam([large]), saved)
+        restore_optimiser(torch.optim.Adam([large]), saved)

@@ -13,7 +13,8 @@ import torch
 
 from limbeck.engine import interrupt
 from limbeck.engine.context import RunContext
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.errors import MethodError, Stopped
 from limbeck.grammar.method import Batch, Context, Method, Setup, Stage, Term, Terms
 from limbeck.grammar.optim import Optim

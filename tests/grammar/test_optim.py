@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.engine import _optimiser_state, _restore_optimiser
+from limbeck.engine.checkpoints import optimiser_state, restore_optimiser
 from limbeck.grammar.method import Batch, Context, Method, Terms
 from limbeck.grammar.optim import Optim, lay_out
 from tests.toy import bound, engine
@@ -80,7 +80,7 @@ def test_restored_state_is_where_torch_makes_it(optimizer: str, waits: bool) -> 
     other.defaults[
         "fused"
     ] = not waits  # a fused optimiser refuses to be built for the device that stands for a GPU here
-    _restore_optimiser(other, _optimiser_state(opt))
+    restore_optimiser(other, optimiser_state(opt))
     assert other.state[there]
     for name, value in other.state[there].items():
         assert value.device.type == ("cpu" if name == "step" and waits else "meta"), name

@@ -464,7 +464,8 @@ def test_unknown_schedules(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ALL)
 def test_guided_distillation_of_a_network_of_the_library(task: Generation, architecture: str, tmp_path: Path) -> None:
-    from limbeck.engine.engine import Engine, EngineSettings
+    from limbeck.engine.engine import Engine
+    from limbeck.engine.settings import EngineSettings
 
     teacher, student = built(task, architecture), built(task, architecture, "auto", seed=3)
     method = GuidedDiffusion(start_steps=2, w_max=2.0)

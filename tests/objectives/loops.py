@@ -15,7 +15,8 @@ import torch
 import torch.distributed
 from torch import Tensor, nn
 
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.grammar.method import Batch, Built, Context, Method, Setup, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.objectives import FeatureMatch, Kl

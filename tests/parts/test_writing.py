@@ -14,7 +14,8 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from limbeck.engine.context import RunContext  # noqa: E402
-from limbeck.engine.engine import Engine, EngineSettings  # noqa: E402
+from limbeck.engine.engine import Engine  # noqa: E402
+from limbeck.engine.settings import EngineSettings  # noqa: E402
 from limbeck.engine.step import Stepper  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
 from limbeck.grammar.method import Setup  # noqa: E402

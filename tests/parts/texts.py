@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from limbeck.data.text import Document, TextSource
 from limbeck.engine.context import RunContext
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.grammar.method import Built, Method, Setup, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.models.causal_lm import CausalLm

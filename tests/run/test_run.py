@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from limbeck.engine.bench import Bench
-from limbeck.engine.engine import EngineSettings
+from limbeck.engine.settings import EngineSettings
 from limbeck.errors import CheckpointCorrupt, ConfigError, LimbeckError, MissingExtra, Stopped, StorageError
 from limbeck.recipe.recipe import check, load_tree
 from limbeck.run import read_result, run

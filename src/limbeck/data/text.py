@@ -260,6 +260,26 @@ def _enough(
     return pool, notes
 
 
+def few(documents: Sequence[Document], count: int | None, seed: int) -> tuple[list[Document], str]:
+    """The documents that a student learns from, ``count`` of the training documents drawn by the seed, and a sentence.
+
+    Which they are depends on their content alone. All of them, and no sentence, where ``count`` is ``None``.
+
+    Raises:
+        DataError: there are fewer.
+    """
+    if count is None:
+        return list(documents), ""
+    if count > len(documents):
+        raise DataError(
+            "task.student_documents", given=count, expected=f"at most the {len(documents)} training documents"
+        )
+    order = sorted(documents, key=lambda d: hashlib.blake2b(f"{seed} {d.key}".encode()).digest())
+    chosen = set(map(id, order[:count]))
+    said = f"the student learns from {len(chosen)} of the {len(documents)} training documents"
+    return [d for d in documents if id(d) in chosen], said
+
+
 def _place(document: Document, again: int) -> str | bytes:
     """Where a document comes in a deal: by its content, and by the number of the deal."""
     return hashlib.blake2b(f"{again} {document.key}".encode()).digest() if again else document.key

@@ -13,8 +13,9 @@ import torch
 
 from limbeck.engine import distributed as dist
 from limbeck.engine import identity
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
 from limbeck.engine.room import within_memory
+from limbeck.engine.settings import EngineSettings
 from limbeck.engine.turns import describe, place, take_turn, why_anew
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import LimbeckError

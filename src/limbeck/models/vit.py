@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from limbeck.data.items import as_path
 from limbeck.errors import CheckpointCorrupt, ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import DEEPEST, Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, Positive, settings
+from limbeck.grammar.task import Check, Depth, Task
+from limbeck.models.classifier import Normalised
 from limbeck.models.pretrained import Wanted
 from limbeck.networks.masked_autoencoder import MaskedAutoencoder, MaskedDecoder
 from limbeck.networks.two_stage import pyramid_detector
@@ -43,7 +45,8 @@ HOLDERS = ("", "encoder.", "backbone.encoder.", "module.", "model.", "backbone."
 """What stands before an encoder's names in files: nothing, or the part of a network that it was."""
 
 
-class Vit(Classifier):
+@settings
+class Vit(Normalised):
     """A plain vision transformer: a classifier, a segmentation network (UPerNet) or a detector (Faster or Mask R-CNN on
     ViTDet's simple pyramid), with fixed positions.
 
@@ -71,59 +74,45 @@ class Vit(Classifier):
     takes = ("pictures",)
     paths: ClassVar[tuple[str, ...]] = ("checkpoint", "labels", "weights")
 
-    def __init__(
-        self,
-        patch: int = 4,
-        width: int = 48,
-        depth: int = 3,
-        heads: int = 3,
-        ratio: float = 4.0,
-        pool: Literal["class", "mean"] = "class",
-        token: bool = False,
-        weights: str | None = None,
-        decoder_width: int | None = None,
-        decoder_depth: int = 2,
-        decoder_heads: int | None = None,
-        head_width: int = 32,
-        levels: int = 2,
-        proposals: int = 48,
-        pool_side: int = 4,
-        masks: bool = False,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        mean: list[float] | None = None,
-        std: list[float] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if min(patch, width, heads, head_width, proposals, pool_side) < 1:
-            raise ValueError("patch, width, heads, head_width, proposals and pool_side must be 1 or more")
-        if not 1 <= depth <= DEEPEST or not 1 <= decoder_depth <= DEEPEST:
-            raise ValueError(f"depth and decoder_depth must be from 1 to {DEEPEST:,}")
-        if width % 4 or width % heads:
-            raise ValueError(f"width must be a multiple of 4 and of heads: {width} over {heads} heads does not go")
-        if not ratio > 0 or not 1 <= levels <= 5:
-            raise ValueError("ratio must be above 0, levels from 1 to 5")
-        self.patch, self.width, self.depth, self.heads, self.ratio = patch, width, depth, heads, ratio
+    patch: Count = 4
+    width: Count = 48
+    depth: Depth = 3
+    heads: Count = 3
+    ratio: Positive = 4.0
+    pool: Literal["class", "mean"] = "class"
+    token: bool = False
+    weights: str | None = None
+    decoder_width: int | None = None
+    decoder_depth: Depth = 2
+    decoder_heads: Count | None = None
+    head_width: Count = 32
+    levels: Annotated[int, Interval(ge=1, le=5)] = 2
+    proposals: Count = 48
+    pool_side: Count = 4
+    masks: bool = False
+
+    def validate(self) -> None:
+        """Heads divide the width."""
+        super().validate()
+        if self.width % 4 or self.width % self.heads:
+            said = f"{self.width} over {self.heads} heads does not go"
+            raise ValueError(f"width must be a multiple of 4 and of heads: {said}")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.eps = 1e-6
-        self.pool: Literal["class", "mean"] = pool
-        self.token, self.weights = token, weights
-        self._decoder(decoder_width, decoder_depth, decoder_heads)
-        self.head_width, self.levels, self.proposals = head_width, levels, proposals
-        self.pool_side, self.masks = pool_side, masks
-        self._source(checkpoint, labels, mean, std, entry, strip, check)
+        self._decoder(self.decoder_width, self.decoder_depth, self.decoder_heads)
 
     def _decoder(self, width: int | None, depth: int, heads: int | None) -> None:
-        self.decoder_depth = depth
-        self.decoder_width = width if width is not None else max(4, 2 * self.width // 3 // 4 * 4)
-        near = max(1, round(self.decoder_width * self.heads / self.width))
-        self.decoder_heads = heads or next(h for h in range(near, 0, -1) if self.decoder_width % h == 0)
-        if self.decoder_width < 4 or self.decoder_width % 4 or self.decoder_width % self.decoder_heads:
+        width = width if width is not None else max(4, 2 * self.width // 3 // 4 * 4)
+        near = max(1, round(width * self.heads / self.width))
+        heads = heads or next(h for h in range(near, 0, -1) if width % h == 0)
+        if width < 4 or width % 4 or width % heads:
             raise ValueError(
-                f"decoder_width must be a multiple of 4 and of decoder_heads: {self.decoder_width} over "
-                f"{self.decoder_heads} heads does not go"
+                f"decoder_width must be a multiple of 4 and of decoder_heads: {width} over {heads} heads does not go"
             )
+        self.decoder_width, self.decoder_depth, self.decoder_heads = width, depth, heads
+        self.decoder_shape = width, depth, heads
 
     # ------------------------------------------------------------------------------------------------------- networks
     def channels(self, needs: Needs) -> int:
@@ -192,7 +181,8 @@ class Vit(Classifier):
 
     def decoder(self, encoder: VisionTransformer, *, predicts: int = 0, pixels: int = 0) -> MaskedDecoder:
         """The decoder that predicts from what the encoder says (`MaskedDecoder`)."""
-        shape = (self.decoder_width, self.decoder_depth, self.decoder_heads, self.ratio, self.eps)
+        width, depth, heads = self.decoder_shape
+        shape = (width, depth, heads, self.ratio, self.eps)
         return MaskedDecoder(encoder.width, encoder.grid, *shape, predicts=predicts, pixels=pixels)
 
     @property
@@ -212,9 +202,9 @@ class Vit(Classifier):
             self._fit_decoder(given)
         net = MaskedAutoencoder(
             **shape,
-            decoder_width=self.decoder_width,
-            decoder_depth=self.decoder_depth,
-            decoder_heads=self.decoder_heads,
+            decoder_width=self.decoder_shape[0],
+            decoder_depth=self.decoder_shape[1],
+            decoder_heads=self.decoder_shape[2],
         )
         if given is not None:
             self._load(net, given)
@@ -306,6 +296,7 @@ class VitMae(Vit):
         strip: str = "",
         check: Check = "on",
     ) -> None:
+        # written out: of the settings of its base it has half, and others by default
         super().__init__(
             pool=pool,
             token=token,

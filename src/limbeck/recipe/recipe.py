@@ -28,7 +28,7 @@ from limbeck.recipe.stages import stage_settings
 from limbeck.recipe.values import read_value, write_yaml
 
 if TYPE_CHECKING:
-    from limbeck.engine.engine import EngineSettings
+    from limbeck.engine.settings import EngineSettings
     from limbeck.grammar.evaluator import Evaluator
     from limbeck.grammar.method import Method, Objective, Query
     from limbeck.grammar.optim import Optim
@@ -108,7 +108,7 @@ class Recipe(Settings):
     @staticmethod
     def _hinted() -> dict[str, Any]:
         """What the constructor's hints mean."""
-        from limbeck.engine.engine import EngineSettings
+        from limbeck.engine.settings import EngineSettings
         from limbeck.grammar.evaluator import Evaluator
         from limbeck.grammar.method import Method, Objective, Query
         from limbeck.grammar.optim import Optim

@@ -41,7 +41,7 @@ def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: a setting stands there under both names; it says what to type.
     """
-    return _baselines_of_taid(_staged(_evaluated(tree)))
+    return _rounds(_baselines_of_taid(_staged(_evaluated(tree))))
 
 
 def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -72,6 +72,28 @@ def _baselines_of_taid(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     if method["divergence"] == "taid":
         return {**tree, "method": {k: v for k, v in method.items() if k not in ("divergence", *OF_BASELINES)}}
     return {**tree, "method": {**{k: v for k, v in method.items() if k not in OF_TAID}, "use": "token-kd"}}
+
+
+def _rounds(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The lengths of guided-diffusion's rounds are its stages' (since 0.2)."""
+    method = tree.get("method")
+    if not isinstance(method, Mapping) or not {"round_steps", "last_round_steps"} & set(method):
+        return tree
+    stages: dict[str, Any] = copy.deepcopy(dict(tree.get("stages") or {}))
+    n, end = method.get("start_steps", 16), method.get("end_steps", 1)
+    halved: list[int] = []
+    while isinstance(n, int) and isinstance(end, int) and n > max(1, end):
+        halved.append(n := n // 2)
+    kinds = {"halve": halved, "stochastic": method.get("stochastic") or [], "encode": method.get("encoder_steps") or []}
+    for kind, rounds in kinds.items():
+        steps, last = method.get("round_steps"), method.get("last_round_steps")
+        if rounds and steps is not None:
+            _put(stages, f"stages.{kind}*.steps", steps, "method.round_steps")
+        for n in rounds if last is not None and isinstance(rounds, list) else ():
+            if n <= 4:
+                _put(stages, f"stages.{kind}{n}.steps", last, "method.last_round_steps")
+    kept = {k: v for k, v in method.items() if k not in ("round_steps", "last_round_steps")}
+    return {**tree, "method": kept, **({"stages": stages} if stages else {})}
 
 
 def _put(stages: dict[str, Any], place: str, value: Any, old: str) -> None:

@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from limbeck.engine import distributed as dist
-from limbeck.engine.engine import EngineSettings
 from limbeck.engine.memory import Watch
 from limbeck.engine.room import bytes_of, free_on
+from limbeck.engine.settings import EngineSettings
 from limbeck.errors import LimbeckError, OutOfMemory, human
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.optim import Optim

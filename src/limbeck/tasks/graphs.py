@@ -177,7 +177,7 @@ class _Graphs(Labelled):
             raise DataError(
                 "inputs", "holds no graphs", given=text, expected="graph-arrays:FILE, tu:FOLDER, smiles:FILE"
             )
-        data: GraphData = source.graphs()[0]
+        data: GraphData = source.collected()[0]
         return data
 
     def graphs(self, items: Items | None = None) -> GraphData:

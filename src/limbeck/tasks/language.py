@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import logging
 import math
 from collections.abc import Mapping
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from limbeck import functional as F
 from limbeck.data.asked import asked_texts
-from limbeck.data.text import PythonHelp, Texts, TextSource
+from limbeck.data.text import PythonHelp, Texts, TextSource, few
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional._common import expect
@@ -254,18 +253,10 @@ class Language(Task):
         seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
-        documents = self._texts.train
         if self.student_documents is not None:
-            if self.student_documents > len(documents):
-                raise DataError(
-                    "task.student_documents",
-                    given=self.student_documents,
-                    expected=f"at most the {len(documents)} training documents",
-                )
-            order = sorted(documents, key=lambda d: hashlib.blake2b(f"{seed} {d.key}".encode()).digest())
-            chosen = set(map(id, order[: self.student_documents]))
-            self.train = TokenData(self, [d for d in documents if id(d) in chosen], "student")
-            self.note(f"the student learns from {len(chosen)} of the {len(documents)} training documents")
+            chosen, said = few(self._texts.train, self.student_documents, seed)
+            self.train = TokenData(self, chosen, "student")
+            self.note(said)
         self._seed = seed
 
     def note(self, text: str) -> None:

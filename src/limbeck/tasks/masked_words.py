@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -15,7 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from limbeck import functional as F
 from limbeck.data.asked import asked_texts
 from limbeck.data.items import digest
-from limbeck.data.text import Document, PythonHelp, Texts, TextSource, places_of
+from limbeck.data.text import Document, PythonHelp, Texts, TextSource, few, places_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.grammar.answers import Answer
@@ -26,7 +25,7 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.tasks.causal import output_size
-from limbeck.tasks.tokenized import Rows, Tokenized, encode, hidden, trunk
+from limbeck.tasks.tokenized import LazyRows, Rows, Tokenized, encode, hidden, trunk
 from limbeck.tasks.tokenizers import pad_id, shared_ids, vocabulary_size
 
 NAMES = {"task": {"masked-words": "MaskedWords"}}
@@ -176,18 +175,10 @@ class MaskedWords(Tokenized, Task):
         seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
-        documents = self._texts.train
         if self.student_documents is not None:
-            if self.student_documents > len(documents):
-                raise DataError(
-                    "task.student_documents",
-                    given=self.student_documents,
-                    expected=f"at most the {len(documents)} training documents",
-                )
-            order = sorted(documents, key=lambda d: hashlib.blake2b(f"{seed} {d.key}".encode()).digest())
-            chosen = set(map(id, order[: self.student_documents]))
-            self.train = TextRows(self, [d for d in documents if id(d) in chosen], "student")
-            self.note(f"the student learns from {len(chosen)} of the {len(documents)} training documents")
+            chosen, said = few(self._texts.train, self.student_documents, seed)
+            self.train = TextRows(self, chosen, "student")
+            self.note(said)
         self._seed = seed
 
     def sample(self, most: int | None = None) -> list[str]:
@@ -386,59 +377,48 @@ def _text(document: Document) -> str:
     return f"{document.prompt}\n{document.text}" if document.prompt else document.text
 
 
-class TextRows:
+class TextRows(LazyRows[MaskedWords]):
     """Documents as rows of token ids, marks included; long ones become several rows.
 
     A batch holds ``input_ids`` int64 [n, T], ``attention_mask`` int64 [n, T], and ``where`` bool [n, T]: the real tokens.
     """
 
     def __init__(self, task: MaskedWords, documents: list[Document], name: str) -> None:
-        self.task: MaskedWords | None = task
-        self.documents, self.name = documents, name
-        self._made: Rows | None = None
+        super().__init__(task, documents)
+        self.name = name
 
-    def __getstate__(self) -> dict[str, Any]:
-        self._rows()  # loader processes get the rows, not the tokenizer
-        return {**self.__dict__, "task": None, "documents": []}
+    def make(self, task: MaskedWords) -> Rows:
+        """One row a document, or several; or all of them end to end.
 
-    def forget(self) -> None:
-        """Make the rows anew when they are next asked for."""
-        self._made = None
-
-    def _rows(self) -> Rows:
-        if self._made is None:
-            assert self.task is not None
-            task = self.task
-            texts = [_text(d) for d in self.documents]
-            texts = ["\n".join(texts)] if task.packing == "pack" else texts
-            cut = task.tokenizer(
-                texts, truncation=True, max_length=task.length, return_overflowing_tokens=True, verbose=False
+        Raises:
+            DataError: no text has a token.
+        """
+        texts = [_text(d) for d in self.documents]
+        texts = ["\n".join(texts)] if task.packing == "pack" else texts
+        cut = task.tokenizer(
+            texts, truncation=True, max_length=task.length, return_overflowing_tokens=True, verbose=False
+        )
+        marks = len(task.tokenizer("", verbose=False)["input_ids"])
+        rows = [row for row in cut["input_ids"] if len(row) > marks]
+        whose = set(cut["overflow_to_sample_mapping"])
+        empty = [d for i, d in enumerate(self.documents) if i not in whose] if task.packing == "pad" else []
+        if not rows:
+            raise DataError("data", f"no text of the {self.name} split has a token", given=places_of(empty, 5))
+        if len(rows) > len(texts) and task.packing == "pad":
+            task.note(
+                f"{self.name}: {len(texts)} documents in {len(rows)} rows of at most {task.length} tokens (task.length)"
             )
-            marks = len(task.tokenizer("", verbose=False)["input_ids"])
-            rows = [row for row in cut["input_ids"] if len(row) > marks]
-            whose = set(cut["overflow_to_sample_mapping"])
-            empty = [d for i, d in enumerate(self.documents) if i not in whose] if task.packing == "pad" else []
-            if not rows:
-                raise DataError("data", f"no text of the {self.name} split has a token", given=places_of(empty, 5))
-            if len(rows) > len(texts) and task.packing == "pad":
-                task.note(
-                    f"{self.name}: {len(texts)} documents in {len(rows)} rows of at most {task.length} tokens (task.length)"
-                )
-            self._made = Rows(rows, None, pad_id(task.tokenizer))
-        return self._made
-
-    def __len__(self) -> int:
-        return len(self._rows())
+        return Rows(rows, None, pad_id(task.tokenizer))
 
     def fetch(self, items: Tensor) -> Batch:
         """The rows as a batch."""
-        ids, real, _ = self._rows().fetch(items)
+        ids, real, _ = self.rows().fetch(items)
         return {"input_ids": ids, "attention_mask": real, "where": real.bool()}
 
     @property
     def fingerprint(self) -> str:
         """A content hash of the rows."""
-        made = self._rows()
+        made = self.rows()
         return digest(made.ids, made.sizes)
 
 
@@ -451,11 +431,8 @@ class AskedText(TextRows):
 
     names: list[str]
 
-    def _rows(self) -> Rows:
-        if self._made is None:
-            assert self.task is not None
-            tokenizer = self.task.tokenizer
-            texts = [_text(d) for d in self.documents]
-            cut = tokenizer(texts, truncation=True, max_length=self.task.length, verbose=False)
-            self._made = Rows(cut["input_ids"], None, pad_id(tokenizer))
-        return self._made
+    def make(self, task: MaskedWords) -> Rows:
+        """A row a text."""
+        texts = [_text(d) for d in self.documents]
+        cut = task.tokenizer(texts, truncation=True, max_length=task.length, verbose=False)
+        return Rows(cut["input_ids"], None, pad_id(task.tokenizer))

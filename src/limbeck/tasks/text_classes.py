@@ -20,7 +20,7 @@ from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, Natural
 from limbeck.tasks.classification import Classification
-from limbeck.tasks.tokenized import Rows, Tokenized, encode
+from limbeck.tasks.tokenized import LazyRows, Rows, Tokenized, encode
 from limbeck.tasks.tokenizers import pad_id
 
 NAMES = {"task": {"text-classes": "TextClasses"}}
@@ -186,69 +186,61 @@ class TextClasses(Tokenized, Classification):
         return {"use": "encoder", "layers": 4, "width": 96}
 
 
-class LabelledRows:
+class LabelledRows(LazyRows[TextClasses]):
     """Texts or pairs as rows of token ids with targets, made by the task's tokenizer when first asked for."""
 
     def __init__(self, task: TextClasses, documents: Sequence[Document], y: Tensor) -> None:
-        self.task: TextClasses | None = task
-        self.documents, self.y = list(documents), y
+        super().__init__(task, documents)
+        self.y = y
         self.names: list[str] = []  # of texts without targets, how they are called
         self.shape: tuple[int, ...] = ()  # batches are as wide as their longest row
-        self._made: Rows | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        self._rows()  # loader processes get the rows, not the tokenizer
-        return {**self.__dict__, "task": None, "documents": []}
+    def make(self, task: TextClasses) -> Rows:
+        """A row a text, or a pair.
 
-    def forget(self) -> None:
-        """Make the rows anew when they are next asked for."""
-        self._made = None
-
-    def _rows(self) -> Rows:
-        if self._made is None:
-            assert self.task is not None
-            task = self.task
-            pairs = any(d.prompt for d in self.documents)
-            texts = [d.prompt if pairs else d.text for d in self.documents]
-            second = [d.text for d in self.documents] if pairs else None
-            cut = task.tokenizer(
-                texts,
-                second,
-                truncation=True,
-                max_length=task.length,
-                return_token_type_ids=pairs or None,
-                verbose=False,
+        Raises:
+            DataError: texts without a token.
+        """
+        pairs = any(d.prompt for d in self.documents)
+        texts = [d.prompt if pairs else d.text for d in self.documents]
+        second = [d.text for d in self.documents] if pairs else None
+        cut = task.tokenizer(
+            texts,
+            second,
+            truncation=True,
+            max_length=task.length,
+            return_token_type_ids=pairs or None,
+            verbose=False,
+        )
+        rows = cut["input_ids"]
+        marks = len(task.tokenizer("", verbose=False)["input_ids"])
+        empty = [d for d, row in zip(self.documents, rows, strict=True) if len(row) <= marks]
+        if empty:
+            raise DataError(
+                "task.data",
+                f"{len(empty)} texts have no token in this tokenizer",
+                given=places_of(empty, 5),
+                remedy="leave them out, or take another tokenizer",
             )
-            rows = cut["input_ids"]
-            marks = len(task.tokenizer("", verbose=False)["input_ids"])
-            empty = [d for d, row in zip(self.documents, rows, strict=True) if len(row) <= marks]
-            if empty:
-                raise DataError(
-                    "task.data",
-                    f"{len(empty)} texts have no token in this tokenizer",
-                    given=places_of(empty, 5),
-                    remedy="leave them out, or take another tokenizer",
-                )
-            full = sum(len(row) >= task.length for row in rows)
-            if full:
-                task.note(
-                    f"{full} of {len(rows)} texts fill {task.length} tokens; what is longer was cut off (task.length)"
-                )
-            types = cut.get("token_type_ids") if pairs else None
-            self._made = Rows(rows, types, pad_id(task.tokenizer))
-        return self._made
+        full = sum(len(row) >= task.length for row in rows)
+        if full:
+            task.note(
+                f"{full} of {len(rows)} texts fill {task.length} tokens; what is longer was cut off (task.length)"
+            )
+        types = cut.get("token_type_ids") if pairs else None
+        return Rows(rows, types, pad_id(task.tokenizer))
 
     def __len__(self) -> int:
         return len(self.y)
 
     def fetch(self, items: Tensor) -> Batch:
         """The items as one batch."""
-        ids, real, types = self._rows().fetch(items)
+        ids, real, types = self.rows().fetch(items)
         more: Mapping[str, Tensor] = {} if types is None else {"token_type_ids": types}
         return {"x": ids, "attention_mask": real, **more, "y": self.y.index_select(0, items)}
 
     @property
     def fingerprint(self) -> str:
         """Hash of rows and targets."""
-        made = self._rows()
+        made = self.rows()
         return digest(made.ids, made.sizes, *([] if made.types is None else [made.types]), self.y)

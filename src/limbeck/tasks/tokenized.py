@@ -5,17 +5,20 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
+from limbeck.data.text import Document
 from limbeck.errors import ConfigError, TeacherMismatch
 from limbeck.grammar.method import Batch
 from limbeck.grammar.role import Contract
 from limbeck.tasks.tokenizers import load_tokenizer, shared_ids, text_steps, vocabulary_size, word_tokenizer
 
 log = logging.getLogger("limbeck.data")
+
+T = TypeVar("T", bound="Tokenized")
 
 LENGTH = 128
 """Tokens in a row where neither a length was given nor a model has fewer positions."""
@@ -204,4 +207,40 @@ class Rows:
         return ids, real, None if self.types is None else self.types[items, :width].long()
 
 
-__all__ = ["LENGTH", "Rows", "Tokenized", "encode", "hidden", "positions_of", "trunk"]
+class LazyRows(Generic[T]):
+    """Documents as rows of token ids, made by the task's tokenizer when they are first asked for.
+
+    Args:
+        task: whose tokenizer and length they are made with.
+        documents: the texts.
+    """
+
+    def __init__(self, task: T, documents: Sequence[Document]) -> None:
+        self.task: T | None = task
+        self.documents = list(documents)
+        self._made: Rows | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.rows()  # loader processes get the rows, not the tokenizer
+        return {**self.__dict__, "task": None, "documents": []}
+
+    def forget(self) -> None:
+        """Make the rows anew when they are next asked for."""
+        self._made = None
+
+    def make(self, task: T) -> Rows:
+        """The rows."""
+        raise TypeError(f"{type(self).__name__} must define make")
+
+    def rows(self) -> Rows:
+        """The rows, made now where that is still to be done."""
+        if self._made is None:
+            assert self.task is not None
+            self._made = self.make(self.task)
+        return self._made
+
+    def __len__(self) -> int:
+        return len(self.rows())
+
+
+__all__ = ["LENGTH", "LazyRows", "Rows", "Tokenized", "encode", "hidden", "positions_of", "trunk"]

@@ -117,8 +117,8 @@ def test_an_empty_or_unseen_scene_is_the_background() -> None:
         ({"backgrounds": lambda _: torch.zeros(2, 5)}, ShapeError, "backgrounds"),
         ({"width": lambda _: 10_000_000}, ConfigError, "too many for a CPU"),
         ({"render_mode": lambda _: "RGBD"}, ConfigError, "render_mode"),
-        ({"absgrad": lambda _: True}, NotImplementedError, "absgrad"),
-        ({"with_ut": lambda _: True}, NotImplementedError, "with_ut"),
+        ({"absgrad": lambda _: True}, ConfigError, "absgrad"),
+        ({"with_ut": lambda _: True}, ConfigError, "with_ut"),
         ({"backend": lambda _: "gsplat"}, ConfigError, "gsplat"),
     ],
 )

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.context import RunContext
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
+from limbeck.engine.stages import tuned
 from limbeck.errors import ConfigError, StorageError, TeacherMismatch
 from limbeck.evaluators.sampler import Sampler
 from limbeck.functional import diffusion
@@ -25,6 +27,8 @@ from limbeck.grammar.role import cast
 from limbeck.methods.diffusion.guided_diffusion import GuidedDiffusion
 from limbeck.networks.residual_mlp import ResidualMLP
 from limbeck.parts.denoisers import Asked, inherit
+from limbeck.recipe.recipe import check, load_tree
+from limbeck.recipe.renamed import renamed
 from limbeck.tasks.generation import Generation
 from limbeck.tasks.sampler import SamplerArtifact
 
@@ -285,14 +289,33 @@ def test_the_encoder_is_taught_towards_more_noise(task: Generation) -> None:
 
 
 def test_stages_and_their_budgets(task: Generation) -> None:
-    method = bound(task, start_steps=16, round_steps=5, last_round_steps=9, stochastic=[4], encoder_steps=8)
-    stages = {s.name: s for s in method.stages()}
+    method = bound(task, start_steps=16, stochastic=[4], encoder_steps=8)
+    settings = {"halve*": {"steps": 5}, "halve4": {"steps": 9}, "stochastic*": {"steps": 7}}
+    stages = {s.name: s for s in tuned(method.stages(), settings)}
     assert list(stages) == ["guide", "halve8", "halve4", "halve2", "halve1", "stochastic4", "encode8"]
-    assert [stages[n].steps for n in stages] == [2, 5, 9, 9, 9, 9, 5]
+    assert [stages[n].steps for n in stages] == [2, 5, 9, 5, 5, 7, 2]
     # the learning rate starts again in each round and ends near zero
     rate = stages["halve4"].optim["student"].rate
     assert rate(0, 9) == OPTIM.lr and rate(8, 9) < 0.2 * OPTIM.lr
     assert list(stages["stochastic4"].optim) == ["stochastic@4"] and list(stages["encode8"].optim) == ["encoder"]
+
+
+def test_the_lengths_of_rounds_under_their_old_names() -> None:
+    old = {"use": "guided-diffusion", "start_steps": 8, "round_steps": 5, "last_round_steps": 9, "encoder_steps": 4}
+    new = renamed({"method": old, "task": "generation"})
+    assert new["method"] == {"use": "guided-diffusion", "start_steps": 8, "encoder_steps": 4}
+    nine = {"steps": 9}
+    assert new["stages"] == {
+        "halve*": {"steps": 5},
+        "halve4": nine,
+        "halve2": nine,
+        "halve1": nine,
+        "encode*": {"steps": 5},
+    }
+    assert renamed(new) is new
+    assert "stages" not in renamed({"method": {"use": "guided-diffusion", "round_steps": None}})
+    with pytest.raises(ConfigError, match=r"method\.round_steps.*type stages\.halve\*\.steps=7"):
+        check(load_tree("guided-diffusion", ["method.round_steps=7"]))
 
 
 def test_students_that_are_kept_are_their_successors_teachers(task: Generation) -> None:
@@ -432,7 +455,6 @@ def test_it_learns(tmp_path: Path) -> None:
             "start_steps must be encoder_steps (3) times a power of two, which 8 is not",
         ),
         ({"train_only": "("}, "regular expression"),
-        ({"round_steps": -1}, "round_steps"),
     ],
 )
 def test_settings_that_cannot_be(settings: dict[str, Any], words: str) -> None:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.context import RunContext
-from limbeck.engine.engine import Engine, EngineSettings
+from limbeck.engine.engine import Engine
+from limbeck.engine.settings import EngineSettings
 from limbeck.errors import ConfigError, ShapeError, TeacherMismatch
 from limbeck.functional import diffusion
 from limbeck.grammar.method import Built, Setup, Stage, Terms

@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 
 import limbeck.functional as F  # noqa: E402
 from limbeck.engine.context import RunContext  # noqa: E402
-from limbeck.engine.engine import Engine, EngineSettings  # noqa: E402
+from limbeck.engine.engine import Engine  # noqa: E402
+from limbeck.engine.settings import EngineSettings  # noqa: E402
 from limbeck.errors import ConfigError  # noqa: E402
 from limbeck.functional.schedule import linear  # noqa: E402
 from limbeck.grammar.method import Setup, Stage, Terms  # noqa: E402

@@ -103,7 +103,7 @@ def rasterization(
         as strategies of gsplat read them with ``packed=False``.
 
     Raises:
-        ShapeError, DataError, ConfigError: what does not fit, by name. NotImplementedError: what only gsplat's kernels do.
+        ShapeError, DataError, ConfigError: what does not fit, by name.
 
     Source: gsplat (Ye et al. 2024, arXiv 2409.06765), from its definitions; Kerbl et al. 2023 (arXiv 2308.04079).
 
@@ -121,7 +121,11 @@ def rasterization(
     if absgrad or unknown or camera_model != "pinhole":
         what = ["absgrad"] * absgrad + unknown + ([f"camera_model={camera_model}"] if camera_model != "pinhole" else [])
         if not (backend == "gsplat" or (backend == "auto" and means.is_cuda and installed())):
-            raise NotImplementedError(f"only gsplat's own kernels do {', '.join(what)}")
+            raise ConfigError(
+                what[0],
+                f"only gsplat's own kernels do {', '.join(what)}",
+                remedy="leave it out, or pass backend='gsplat'",
+            )
     _check(means, quats, scales, opacities, colors, viewmats, Ks, sh_degree, covars)
     if backend == "gsplat" or (backend == "auto" and means.is_cuda):
         done = _by_gsplat(backend == "gsplat", locals(), more)

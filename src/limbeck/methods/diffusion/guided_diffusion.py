@@ -64,6 +64,9 @@ CARD = Card(
 class GuidedDiffusion(Method[Generation]):
     """Both stages of guided distillation.
 
+    Every round takes ``train.steps`` updates unless the recipe tunes its stage: ``stages.halve*.steps=800``. Stages are
+    ``guide``, ``halveN`` down to the last N, ``stochasticN`` and ``encodeN``; the learning rate starts again in each.
+
     Args:
         w_min: the smallest guidance weight the student learns.
         w_max: the largest; equal to it for a student of one weight.
@@ -72,8 +75,6 @@ class GuidedDiffusion(Method[Generation]):
         times: of stage one: ``continuous`` in [0, 1], or ``discrete``: i/start_steps for a teacher of so many steps.
         start_steps: steps of the teacher of the first halving.
         end_steps: steps of the last student; ``start_steps`` is this times a power of two, or equal (no halving).
-        round_steps: updates of each halving; ``null`` takes ``train.steps``.
-        last_round_steps: updates of the halvings to 4 steps and fewer; ``null`` takes ``round_steps``.
         weight: which error counts in stage two: ``constant`` (x), ``snr`` (eps), ``snr_trunc`` (the larger), ``v_mse``.
         guide_weight: the same in stage one; ``null`` takes ``weight``.
         init: where the student begins: the conditional ``teacher``'s weights, or ``random``.
@@ -91,8 +92,6 @@ class GuidedDiffusion(Method[Generation]):
     times: Literal["continuous", "discrete"] = "continuous"
     start_steps: int = 16
     end_steps: int = 1
-    round_steps: Natural | None = None
-    last_round_steps: Natural | None = None
     weight: Weight = "snr_trunc"
     guide_weight: Weight | None = None
     init: Literal["teacher", "random"] = "teacher"
@@ -174,15 +173,9 @@ class GuidedDiffusion(Method[Generation]):
             ("encode", self.encoder_rounds, "encoder", self._begin_encoder, self.encode_step),
         ):
             for n in rounds:
-                found.append((f"{kind}{n}", self._budget(n), role.format(n), partial(begin, n), partial(step, n)))
+                found.append((f"{kind}{n}", self.setup.train, role.format(n), partial(begin, n), partial(step, n)))
         x = self.task.train
         return [Stage(n, o.steps, x, o.batch_size, optim={r: o}, begin=b, step=s) for n, o, r, b, s in found]
-
-    def _budget(self, n: int) -> Optim:
-        """A round's optimiser: the learning rate starts again and anneals over the round."""
-        train, last = self.setup.train, self.last_round_steps if n <= 4 else None
-        steps = next(k for k in (last, self.round_steps, train.steps) if k is not None)
-        return train.with_(steps=steps, warmup=min(train.warmup, steps))
 
     def _inherit(self, ctx: Context, to: str = "student") -> None:
         if self.init == "teacher":

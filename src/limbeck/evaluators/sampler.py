@@ -110,6 +110,8 @@ class Sampler(Evaluator):
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """Metrics of a sampler for every guidance weight and number of steps, and their means.
 
+        Of an unconditional teacher no class accuracy is told.
+
         ``fid_w1_n4``: Fréchet distance at w = 1 in 4 steps; ``endpoint_mse_...``: mean squared distance (in [-1, 1]) to
         where the guided teacher arrives from the same noise in ``reference_steps``; ``class_accuracy_...``; ``calls_...``:
         network calls a sample. Without a suffix: the mean over what was judged. ``fid_floor``: real against real.
@@ -123,6 +125,7 @@ class Sampler(Evaluator):
         z, labels = self.probe(bench, split)
         net = self.features(task, bench.device)
         real, floor = self._real(net, bench, split)
+        classes = bool(task.labels) and (bench.teacher is None or reading(bench.teacher.module, "teacher").conditional)
         found: dict[str, float] = {"fid_floor": floor}
         items: dict[str, Tensor] = {}
         cells: dict[str, list[float]] = {"fid": [], "endpoint_mse": [], "class_accuracy": [], "calls": []}
@@ -140,7 +143,7 @@ class Sampler(Evaluator):
                     "endpoint_mse": float(errors.mean()),
                     "calls": calls,
                 }
-                if task.labels:
+                if classes:
                     values["class_accuracy"] = _right(net, x, labels, task.eval_batch)
                 for name, value in values.items():
                     cells[name].append(value)

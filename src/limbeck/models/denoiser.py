@@ -34,6 +34,7 @@ class Denoiser(Model):
         mean_type: what its output means: ``v``, ``x``, ``eps`` or ``both``; ``null`` is ``v``, and of a checkpoint what
             ``sampler.json`` beside it says.
         guided: take the guidance weight as an input (students of guided distillation).
+        conditional: know the task's classes; off for a network of all images alike, which nothing can guide.
         checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
         entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
         strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
@@ -46,6 +47,7 @@ class Denoiser(Model):
     blocks: Depth = 4
     mean_type: Kind | None = None
     guided: bool = False
+    conditional: bool = True
     checkpoint: str | None = None
     entry: str | None = None
     strip: str = ""
@@ -60,8 +62,9 @@ class Denoiser(Model):
             raise DataError(
                 "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
             )
+        classes = needs.outputs if self.conditional else 0
         module = ResidualMLP(
-            channels, side, needs.outputs, self.width, self.blocks, kind=self._meaning(), guidance=self.guided
+            channels, side, classes, self.width, self.blocks, kind=self._meaning(), guidance=self.guided
         )
         notes = []
         if self.checkpoint is not None:
@@ -116,6 +119,10 @@ def opener(about: dict[str, Any]) -> Callable[[Path, dict[str, Any]], nn.Module]
         from limbeck.models.diffusers_denoiser import open_diffusers
 
         return open_diffusers
+    if library == "ddpm-unet":
+        from limbeck.models.ddpm_unet import open_ddpm_unet
+
+        return open_ddpm_unet
     raise CheckpointCorrupt(
         "sampler.json", f"its networks are of {about['model'].get('name')}, which only the task can build"
     )

@@ -157,6 +157,11 @@ class DiffusersDenoiser(nn.Module):
         count = self.schedule.timesteps if isinstance(self.schedule, DiscreteSchedule) else TIMESTEPS
         return (u * count - 1.0).clamp_min(0.0).float()
 
+    @property
+    def conditional(self) -> bool:
+        """Whether it is told classes or texts."""
+        return condition_count(self.net, 1) != 0
+
     def forward(self, z: Tensor, logsnr: Tensor, labels: Tensor, w: Tensor | None = None) -> Tensor:
         """z [N, C, H, W], logsnr [N], labels [N] (or embeddings [N, L, D]), w [N] -> [N, C, H, W]."""
         t = self.timestep(logsnr)

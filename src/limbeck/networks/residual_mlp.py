@@ -108,9 +108,14 @@ class ResidualMLP(nn.Module):
         self.write = nn.Linear(width, pixels * (2 if kind == "both" else 1))
 
     @property
-    def null_class(self) -> int:
-        """The class number that means 'no condition'."""
-        return self.classes
+    def null_class(self) -> int | None:
+        """The class number that means 'no condition'; ``None`` where it knows no classes."""
+        return self.classes or None
+
+    @property
+    def conditional(self) -> bool:
+        """Whether it knows classes."""
+        return self.label is not None
 
     def with_guidance(self) -> ResidualMLP:
         """A copy that takes a guidance weight and, untrained, answers as this network does for every w."""
@@ -125,7 +130,8 @@ class ResidualMLP(nn.Module):
 
         Args:
             z: ``[B, C, H, W]``. logsnr: ``[B]``.
-            label: class numbers int64 ``[B]``, ``null_class`` for none; None means the null class for all.
+            label: class numbers int64 ``[B]``, ``null_class`` for none; None means the null class for all. A network
+                without classes does not look at them.
             w: guidance weights ``[B]``, extra weight convention (0 is plain conditional). Needed if and only if the
                 network was built with ``guidance=True``.
 
@@ -142,10 +148,8 @@ class ResidualMLP(nn.Module):
         e = self.time(self._clock(logsnr.expand(z.shape[0])).to(dtype))
         if self.label is not None:
             if label is None:
-                label = torch.full((z.shape[0],), self.null_class, device=z.device)
+                label = torch.full((z.shape[0],), self.classes, device=z.device)
             e = e + self.label(label)
-        elif label is not None:
-            raise ConfigError("label", "this network is unconditional", remedy="leave label out")
         if self.weight is not None and w is not None:
             features = guidance_embedding(w.expand(z.shape[0]), self.FEATURES, multiplier=self.guidance_multiplier)
             e = e + self.weight(features.to(dtype))

@@ -69,6 +69,13 @@ class Denoiser:
                 f"the {role} takes a guidance weight: it is a student of stage one already",
                 expected="a conditional network with a null condition",
             )
+        if free and not said.conditional:
+            raise ConfigError(
+                role,
+                "it is unconditional, and guiding compares answers with and without a condition",
+                expected=plain,
+                remedy=f"distil without guidance: {plain}",
+            )
         if free and said.null_condition is None:
             raise ConfigError(
                 f"{role}.null_condition",

@@ -44,11 +44,13 @@ class Reading:
         null_condition: the label that stands for 'no condition', or what a text encoder makes of no text [L, D];
             ``None`` when it has none.
         guided: whether it takes the guidance weight as a fourth argument.
+        conditional: whether it heeds the condition at all (attribute ``conditional``; yes where it does not say).
     """
 
     mean_type: Kind
     null_condition: int | Tensor | None
     guided: bool
+    conditional: bool = True
 
 
 def reading(module: Any, role: str = "model") -> Reading:
@@ -69,7 +71,8 @@ def reading(module: Any, role: str = "model") -> Reading:
     null = getattr(module, "null_condition", getattr(module, "null_class", None))
     if null is not None and not isinstance(null, Tensor):
         null = int(null)
-    return Reading(kind, null, bool(getattr(module, "guided", getattr(module, "guidance", False))))
+    guided = bool(getattr(module, "guided", getattr(module, "guidance", False)))
+    return Reading(kind, null, guided, bool(getattr(module, "conditional", True)))
 
 
 def nothing(labels: Tensor, null: int | Tensor) -> Tensor:

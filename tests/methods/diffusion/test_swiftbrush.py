@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -123,6 +125,69 @@ def test_without_a_fake_score_it_is_score_distillation_sampling(task: Generation
     (only,) = phases_of(method)
     assert list(only) == ["vsd"] and grads(only["vsd"], method.roles["student"].module) > 0
     assert method.learners == ("student",) and "fake" not in method.roles
+
+
+def test_a_fake_score_that_predicts_v_is_fitted_by_its_own_error(task: Generation) -> None:
+    x, c, ids = torch.rand(6, 1, 8, 8), torch.zeros(6, dtype=torch.long), torch.arange(6)
+    found = {}
+    for kind in ("v", "eps"):
+        for way in ("auto", "eps", "v"):
+            method = bound(task, teacher=network(kind), fake_loss=way, p_null=0.0)
+            found[kind, way] = method.fitted(context(method), x, c, ids)
+            t = method._times(context(method), "fake-t", ids, 0.0, 1.0)
+    alpha2 = torch.sigmoid(t).float()
+    assert torch.equal(found["v", "auto"], found["v", "v"]) and torch.equal(found["eps", "auto"], found["eps", "eps"])
+    torch.testing.assert_close(
+        found["v", "eps"], alpha2**2 * found["v", "v"], rtol=1e-3, atol=1e-7
+    )  # eps = alpha v + sigma z
+
+
+def unconditional(seed: int = 0) -> ResidualMLP:
+    torch.manual_seed(seed)
+    return ResidualMLP(classes=0, width=16, blocks=1, kind="v")
+
+
+def test_a_teacher_without_classes(task: Generation) -> None:
+    method = bound(task, unconditional(1), unconditional(), guidance_scale=1.0, fake="full")
+    assert all(len(p) for p in phases_of(method)) and method.teacher.said.null_condition is None
+    with pytest.raises(ConfigError, match="unconditional"):
+        bound(task, unconditional(1), unconditional(), guidance_scale=2.0)
+
+
+def test_the_unet_of_28_pixels_is_distilled_saved_and_opened(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    from limbeck.networks.ddpm_unet import DdpmUNet
+    from limbeck.recipe.recipe import build, check, load_tree
+    from limbeck.run import run_recipe
+    from limbeck.tasks.schedules import make_schedule
+
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    for name, n in (("train", 40), ("test", 12)):
+        np.savez(tmp_path / f"{name}.npz", x=rng.integers(0, 255, (n, 28, 28), dtype=np.uint8), y=np.arange(n) % 2)
+    teacher = DdpmUNet(make_schedule("ddpm", False))
+    save_file(teacher.state_dict(), tmp_path / "teacher.safetensors")
+    words = [f"task.data={{use: arrays, path: {tmp_path}}}", f"teacher.checkpoint={tmp_path / 'teacher.safetensors'}",
+             "teacher.check=off", "train.steps=1", "train.batch_size=4", "evaluator.samples=8", "evaluator.reference_steps=2",
+             "evaluator.times_more=2", "engine.device=cpu", "loggers=[]"]  # fmt: skip
+    tree = check(load_tree("swiftbrush", words, preset="unconditional"))
+    result, made = run_recipe(build(tree), tree, tmp_path / "run", force=True, quiet=True)
+    assert "fid" in result["metrics"]["student"] and "class_accuracy" not in result["metrics"]["student"]
+    again = SamplerArtifact.load(tmp_path / "run")
+    z = torch.randn(2, 1, 28, 28)
+    both = [a.student_for(1)(z, torch.zeros(2), torch.zeros(2, dtype=torch.long)) for a in (made, again)]
+    torch.testing.assert_close(*both)
+    words[1] = "teacher.checkpoint=null"
+    with pytest.raises(ConfigError, match=r"1,000 timesteps.*task\.schedule=ddpm"):
+        tree = check(load_tree("swiftbrush", [*words, "task.schedule=cosine"], preset="unconditional"))
+        run_recipe(build(tree), tree, tmp_path / "other", force=True, quiet=True)
+
+
+def test_without_a_fake_score_there_is_a_preset() -> None:
+    from limbeck.recipe.recipe import build, check, load_tree
+
+    assert build(check(load_tree("swiftbrush", preset="sds"))).method.learners == ("student",)
 
 
 @pytest.mark.parametrize("difference", ["sigma2", "uniform", "dmd"])

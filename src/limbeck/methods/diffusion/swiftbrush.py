@@ -5,7 +5,8 @@ the teacher seen through an adapter, the fake score, which is then fitted to wha
 
     x_0 = (z - sigma_T f(z, T, c)) / alpha_T                       z ~ N(0, I), one call; for v and x outputs their own x
     L_vsd:   dL/dx_0 = sigma_t^2 (p - q) / numel,   p = p_u + g (p_c - p_u),  q likewise with the adapter, the same g
-    L_fake = alpha_t'^2 |eps_fake(x_t', t', c') - eps'|^2          c' is the null condition for the whole batch, now and then
+    L_fake = alpha_t'^2 |eps_fake(x_t', t', c') - eps'|^2          c' is the null condition for the whole batch, now and then;
+                                                                   a network that predicts v or x is fitted by its error of v
 
 f: student;  p, q: guided eps of teacher and fake score;  x_t = alpha_t x_0 + sigma_t eps, all [B, C, H, W];  t, t': [B]
 c: class [B] or embeddings of prompts [B, L, D];  T: the noisiest time;  no gradient flows through x_t, p or q
@@ -50,7 +51,8 @@ CARD = Card(
         "guidance": "code: the same scale for both scores",
         "constants 0.0047 and 1 - 0.0047 at the noisiest time": "code (variant=released); by default the schedule's own",
         "teachers that predict v or x": "ours: every output is read as the pair (x, eps); the published code takes eps alone",
-        "loss of a fake score that predicts x": "ours: the error of v, for the published weight has no bound there",
+        "loss of a fake score that predicts v or x": "the error of v, as ProlificDreamer trains a network that predicts v; the "
+        "published weight of eps would all but leave out the noisy times for v, and has no bound for x",
         "normalised difference (difference=dmd)": "Yin et al. 2024 (arXiv 2311.18828), with the teacher's x",
     },
     claim="From one teacher, at equal updates and without data, samples of one step are nearer to real ones (Fréchet distance) "
@@ -85,6 +87,8 @@ class SwiftBrush(Method[Generation]):
         difference: how the difference of scores is weighed: ``sigma2``, ``uniform``, or ``dmd`` (of x, divided by the
             teacher's mean distance to what was drawn).
         t_min, t_max: the times at which scores are compared, as parts of the schedule.
+        fake_loss: of what the fake score is fitted to: ``eps`` (the published error of eps, times alpha squared), ``v``, or
+            ``auto``: eps for a network that predicts it, else v.
         p_null: how often the fake score learns without a condition, the whole batch at once.
         init: where the generator begins: the ``teacher``'s weights, or ``random``.
         ema: the share that the average keeps each step, once it has warmed up; ``null`` delivers the generator itself.
@@ -100,6 +104,7 @@ class SwiftBrush(Method[Generation]):
     difference: Literal["sigma2", "uniform", "dmd"] = "sigma2"
     t_min: Share = 0.02
     t_max: Fraction = 0.981
+    fake_loss: Literal["auto", "eps", "v"] = "auto"
     p_null: Fraction = 0.1
     init: Literal["teacher", "random"] = "teacher"
     ema: Share | None = 0.9999
@@ -207,7 +212,7 @@ class SwiftBrush(Method[Generation]):
         size = 0.5 * G.square().flatten(1).mean(1)  # 0.5 |x_0 - sg(x_0 - G)|^2, the loss whose gradient it is
         yield Terms(vsd=Term(diffusion.carry(x_0, G) / numel, show=size))
         if self.fake != "none":
-            yield Terms(fake=Term(self.fake_loss(ctx, x_0.detach(), c, ids), to="fake"))
+            yield Terms(fake=Term(self.fitted(ctx, x_0.detach(), c, ids), to="fake"))
 
     def generate(self, ctx: Context, z: Tensor, c: Tensor, w: Tensor) -> Tensor:
         """What the student makes of noise z [B, C, H, W] in one call: x_0 [B, C, H, W], with a graph."""
@@ -218,7 +223,7 @@ class SwiftBrush(Method[Generation]):
         constant = torch.full_like(T, self.abar_T)
         return diffusion.to_x_eps(said, z, torch.log(constant) - torch.log1p(-constant), self.student.kind).x
 
-    def fake_loss(self, ctx: Context, x: Tensor, c: Tensor, ids: Tensor) -> Tensor:
+    def fitted(self, ctx: Context, x: Tensor, c: Tensor, ids: Tensor) -> Tensor:
         """How far the fake score is from the noise in what was drawn [B], with times and noise of its own."""
         t, eps = self._times(ctx, "fake-t", ids, 0.0, 1.0), ctx.draws.randn("fake-eps", ids, x.shape[1:])
         null = self.teacher.said.null_condition
@@ -227,7 +232,7 @@ class SwiftBrush(Method[Generation]):
             c = torch.where(coin.view(-1, *[1] * (c.ndim - 1)), nothing(c, null), c)
         seen = self.score.read(ctx, diffusion.diffuse(x, eps, t), t, c)
         errors = diffusion.prediction_errors(seen, diffusion.XEps(x, eps), t)
-        if self.teacher.kind in ("x", "both"):
+        if self.fake_loss == "v" or (self.fake_loss == "auto" and self.teacher.kind != "eps"):
             return errors.v
         return torch.sigmoid(t).to(errors.eps.dtype) * errors.eps  # alpha^2 of the variance-preserving pair
 

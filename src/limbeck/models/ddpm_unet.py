@@ -54,7 +54,7 @@ class DdpmUNetModel(Model):
                 self.role or "model",
                 "takes grey images of 28x28 pixels",
                 given=list(needs.inputs),
-                expected=[1, SIDE, SIDE],
+                expected=f"[1, {SIDE}, {SIDE}]",
                 remedy="set task.size=28",
             )
         schedule: Any = needs.schedule

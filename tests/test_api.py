@@ -191,3 +191,15 @@ def test_a_teacher_s_own_order_of_classes(tmp_path: Path) -> None:
     assert done.metrics["teacher"]["accuracy"] > 0.8
     assert any(note.startswith("teacher: right on ") for note in done.result["notes"])
     assert run("unchecked", check="off").metrics["teacher"]["accuracy"] < 0.2
+
+
+def test_the_student_that_comes_back_carries_no_hooks(tmp_path: Path) -> None:
+    import copy
+    import pickle
+
+    done = limbeck.distill(
+        teacher="mlp:[8]", student="mlp:[6]", data="digits", steps=2, quiet=True, out=tmp_path / "run",
+        overrides=["objectives={hint: {use: feature, student: fc1, teacher: fc1}}"],
+    )  # fmt: skip
+    assert not any(m._forward_hooks for m in done.student.modules())
+    assert len(pickle.dumps(done.student)) and copy.deepcopy(done.student)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import pickle
 import warnings
 from typing import Any
 
@@ -185,3 +187,57 @@ def test_what_would_be_trained_in_both_is_refused() -> None:
         Criterion({"kl": Kl()}, student, teacher, torch.zeros(2, 6))
     student.requires_grad_(False)[0].requires_grad_(True)
     Criterion({"kl": Kl()}, student, teacher, torch.zeros(2, 6))  # frozen weights may be shared
+
+
+class Net(nn.Module):
+    """A network with an activation that works in place."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, width), nn.ReLU(inplace=True), nn.Linear(width, width))
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x))
+
+
+def test_tapped_networks_are_pickled_copied_exported_and_compiled_as_before() -> None:
+    torch.manual_seed(0)
+    student, teacher, x = Net(5), Net(7), torch.randn(6, 4)
+    criterion = Criterion({"kl": Kl(), "hint": FeatureMatch("body.0", "body.0")}, student, teacher, x)
+    criterion(x).backward()
+    for network in (student, teacher):
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
+        assert network.body[1].inplace  # as its owner set it
+        for copied in (pickle.loads(pickle.dumps(network)), copy.deepcopy(network)):
+            assert torch.equal(copied(x), network(x))
+        buffer = io.BytesIO()
+        torch.save(network, buffer)
+        assert torch.equal(torch.export.export(network.eval(), (x,)).module()(x), network(x))
+        assert torch.equal(torch.compile(network, backend="eager", fullgraph=True)(x), network(x))
+
+
+def test_a_compiled_student_is_tapped_before_and_after() -> None:
+    torch.manual_seed(0)
+    student, teacher, x = Net(5), Net(7), torch.randn(6, 4)
+    compiled = torch.compile(student, backend="eager")
+    compiled(x)
+    criterion = Criterion({"kl": Kl(), "hint": FeatureMatch("body.0", "body.0")}, student, teacher, x)
+    want = criterion(x).item()
+    for _ in range(2):
+        assert criterion(x, student=compiled).item() == pytest.approx(want)
+        assert torch.allclose(compiled(x), student(x))
+
+
+def test_a_criterion_is_copied_with_its_networks_and_taps_of_its_own() -> None:
+    torch.manual_seed(0)
+    student, teacher, x = Net(5), Net(7), torch.randn(6, 4)
+    criterion = Criterion({"kl": Kl(), "hint": FeatureMatch("body.0", "body.0")}, student, teacher, x)
+    want = criterion(x).item()
+    for twin in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert twin(x).item() == pytest.approx(want)
+        assert twin._networks[0] is not student
+        with torch.no_grad():
+            twin._networks[0].head.weight.add_(1.0)
+        assert twin(x).item() != pytest.approx(want)
+    assert criterion(x).item() == pytest.approx(want)

@@ -268,6 +268,12 @@ class Role:
         else:
             self.wanted = tuple(dict.fromkeys((*self.wanted, *paths)))
 
+    def untap(self) -> None:
+        """Take the hooks off the network again: its owner may pickle, copy, export and compile it as before."""
+        if self.tap is not None:
+            self.tap.close()
+            self.tap = None
+
     def taps(self, paths: tuple[str, ...]) -> Tap | None:
         """The role's tap, with hooks on ``paths``; ``None`` when nothing is tapped."""
         if not paths and self.tap is None:

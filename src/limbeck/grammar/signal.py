@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -124,10 +125,35 @@ def _shown(act: Any) -> bool:
     return isinstance(act, Tensor)
 
 
+_HELD: WeakKeyDictionary[nn.Module, int] = WeakKeyDictionary()
+"""Activations that worked in place -> how many taps keep them from it."""
+
+
+class _Hook:
+    """Tells a tap what a module was given, or returned. A copied network is not tapped by it: it stays the tap's own."""
+
+    def __init__(self, tap: Tap, path: str) -> None:
+        _, self.enters, which = parsed(path)
+        self.tap, self.path, self.several = tap, path, which != ""
+
+    def __call__(self, _module: nn.Module, args: tuple[Any, ...], more: Any) -> None:
+        if not self.tap.recording:
+            return
+        if self.enters:
+            value = args[0] if args else next(iter(more.values()))
+        else:
+            value = more[0] if isinstance(more, (tuple, list)) else more
+        self.tap._record(self.path, value, self.several)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Hook:
+        return self
+
+
 class Tap:
     """Records what named modules see or return during a forward pass.
 
-    Hooks are set once (before any ``torch.compile``); they record only inside ``with tap:``.
+    Hooks are set once (before any ``torch.compile``); they record only inside ``with tap:``. With ``lasting=False`` they are
+    there only while it records: between two passes the network has none, so it can be pickled, copied and exported.
 
     Args:
         module: the model, unedited.
@@ -135,6 +161,7 @@ class Tap:
             output. The empty name is the model itself. Of a module that runs several times in a pass (a head over the
             maps of a pyramid, a block that is used again) the last call counts; ``name:0`` (or ``name:in:0``) is the
             first, ``name:all`` a tuple of all, in order.
+        lasting: keep the hooks between passes.
 
     Raises:
         TapError: a path names no module (nearest names are listed), or showed nothing during the pass.
@@ -148,30 +175,54 @@ class Tap:
         (torch.Size([5, 3]), torch.Size([5, 3]))
     """
 
-    def __init__(self, module: nn.Module, paths: Iterable[str]) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, paths: Iterable[str], lasting: bool = True) -> None:
+        self.module, self.lasting = module, lasting
         self.paths: tuple[str, ...] = ()
         self.acts: dict[str, Any] = {}
         self.calls: dict[str, list[Any]] = {}
         self.recording = False
         self._handles: list[Any] = []
+        self._set: list[tuple[nn.Module, Any, bool]] = []  # module, hook, whether it sees the input
+        self._inplace: list[nn.Module] = []
         self.add(paths)
 
     def add(self, paths: Iterable[str]) -> None:
         """Set hooks on further paths; a path that is already tapped is left alone."""
         fresh = [p for p in dict.fromkeys(paths) if p not in self.paths]
         targets = [(p, module_at(self.module, parsed(p)[0])) for p in fresh]
-        if fresh:
+        for path, target in targets:
+            enters = parsed(path)[1]
+            self._set.append((target, _Hook(self, path), enters))
+        self.paths = (*self.paths, *fresh)
+        if self.lasting:
+            self._attach()
+
+    def _attach(self) -> None:
+        """Set the hooks that are not set."""
+        if self._set and not self._inplace:
             # an in-place activation downstream would overwrite what was recorded
             for child in self.module.modules():
-                if getattr(child, "inplace", False) is True:
+                if getattr(child, "inplace", False) is True or child in _HELD:
                     child.inplace = False  # type: ignore[assignment]
-        for path, target in targets:
-            if parsed(path)[1]:
-                self._handles.append(target.register_forward_pre_hook(self._input_hook(path), with_kwargs=True))
+                    _HELD[child] = _HELD.get(child, 0) + 1
+                    self._inplace.append(child)
+        for target, hook, enters in self._set[len(self._handles) :]:
+            if enters:
+                self._handles.append(target.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                self._handles.append(target.register_forward_hook(self._output_hook(path)))
-        self.paths = (*self.paths, *fresh)
+                self._handles.append(target.register_forward_hook(hook))
+
+    def _detach(self) -> None:
+        """Leave the network as it was."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+        for child in self._inplace:
+            _HELD[child] = _HELD.get(child, 1) - 1
+            if _HELD[child] < 1:
+                child.inplace = True  # type: ignore[assignment]
+                del _HELD[child]
+        self._inplace = []
 
     def _record(self, path: str, value: Any, several: bool) -> None:
         if several:
@@ -179,31 +230,26 @@ class Tap:
         else:
             self.acts[path] = value
 
-    def _output_hook(self, path: str) -> Any:
-        several = parsed(path)[2] != ""
+    def __getstate__(self) -> dict[str, Any]:
+        left = {"acts": {}, "calls": {}, "recording": False, "_handles": [], "_set": [], "_inplace": []}
+        return {**self.__dict__, **left}
 
-        def hook(_module: nn.Module, _args: Any, out: Any) -> None:
-            if self.recording:
-                self._record(path, out[0] if isinstance(out, (tuple, list)) else out, several)
-
-        return hook
-
-    def _input_hook(self, path: str) -> Any:
-        several = parsed(path)[2] != ""
-
-        def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if self.recording:
-                self._record(path, args[0] if args else next(iter(kwargs.values())), several)
-
-        return hook
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        paths = state["paths"]
+        self.__dict__.update(state, paths=())
+        self.add(paths)  # hooks of its own, on the copied network
 
     def __enter__(self) -> Tap:
+        if not self.lasting:
+            self._attach()
         self.acts, self.calls = {}, {}
         self.recording = True
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.recording = False
+        if not self.lasting:
+            self._detach()
         if exc[0] is None:
             for path, shown in self.calls.items():
                 which = parsed(path)[2]
@@ -227,10 +273,9 @@ class Tap:
                 )
 
     def close(self) -> None:
-        """Remove the hooks."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self.paths = [], ()
+        """Remove the hooks, and let activations work in place again that did."""
+        self._detach()
+        self._set, self._inplace, self.paths = [], [], ()
 
 
 @contextmanager

@@ -23,7 +23,9 @@ class Criterion(nn.Module):
 
     The networks are not submodules: ``criterion.parameters()`` are its projectors alone, so give your optimiser
     ``[*student.parameters(), *criterion.parameters()]``, or make both submodules of what is optimised.
-    ``criterion.to(device)`` moves the teacher along. The teacher stays in evaluation mode, whoever calls ``.train()``.
+    ``criterion.to(device)`` moves the teacher along. The teacher stays in evaluation mode, whoever calls ``.train()``. Taps
+    are set only while the criterion runs: between two calls both networks are as they were, to be pickled, copied,
+    exported or compiled.
 
     Losses are taken outside autocast, in float32 at least, as the engine takes them.
 
@@ -77,7 +79,7 @@ class Criterion(nn.Module):
         self.projectors = nn.ModuleDict()
         self.shown: dict[str, Tensor] = {}
         self.out: Any = None
-        self._feed = feed or (lambda module, x: module(x))
+        self._feed = feed or _plainly
         self._calls = 0
         self._autocast: tuple[str, bool, torch.dtype] = ("cpu", False, torch.bfloat16)
         teacher.eval().requires_grad_(False)
@@ -85,8 +87,8 @@ class Criterion(nn.Module):
         self._networks = (student, teacher)
         self._teaching = tuple(teacher.modules())
         self._taps = (
-            Tap(student, [p for o in self.objectives.values() for p in o.student_taps]),
-            Tap(teacher, [p for o in self.objectives.values() for p in o.teacher_taps]),
+            Tap(student, [p for o in self.objectives.values() for p in o.student_taps], lasting=False),
+            Tap(teacher, [p for o in self.objectives.values() for p in o.teacher_taps], lasting=False),
         )
         with evaluating([student]), torch.no_grad():
             signals = [self._signal(i, example) for i in (0, 1)]
@@ -96,6 +98,16 @@ class Criterion(nn.Module):
             if projector is not None:
                 self.projectors[name] = projector.to(device_of(student))
         self._watch = _Watch(student, self.projectors)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # a copy begins without what the last call has left: its output hangs on a graph, and optimisers are other ones
+        return {**self.__dict__, "out": None, "shown": {}, "_watch": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for tap in self._taps:
+            tap.acts = {}
+        self._watch = _Watch(self._networks[0], self.projectors)
 
     def _signal(self, which: int, x: Any, network: nn.Module | None = None) -> Signal:
         with self._taps[which] as tap:
@@ -179,6 +191,11 @@ class Criterion(nn.Module):
                 total = part if total is None else total + part
         assert total is not None
         return total
+
+
+def _plainly(module: nn.Module, x: Any) -> Any:
+    """How inputs go into a network where nothing else is said."""
+    return module(x)
 
 
 class _Watch:

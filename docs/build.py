@@ -45,6 +45,7 @@ PAGES = {
     "writing-a-method": "Writing a method",
     "cache": "The teacher cache",
     "compare": "Compare, and evidence",
+    "use": "Use what you distilled",
     "exports": "Exports",
     "promises": "Promises, and their tests",
     "conventions": "Conventions",

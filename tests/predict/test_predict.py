@@ -274,6 +274,23 @@ def built_in_evaluation(built: Built) -> Built:
     return built
 
 
+def test_keypoints_in_the_pixels_of_the_picture(tmp_path: Path) -> None:
+    data = {"use": "drawn-figures", "parts": ["body"], "items": 12, "test_items": 6}
+    task, _, folder, said = made({"use": "keypoints", "data": data}, {"use": "convnet", "width": 4}, tmp_path / "k")
+    batch = task.test.fetch(torch.arange(len(task.test)))
+    files = [write(tmp_path / "x" / f"{i}.png", (x * 255).round().to(torch.uint8)) for i, x in enumerate(batch["x"])]
+    student = limbeck.load(folder)
+    found = student.predict(files, draw=tmp_path / "drawn")
+    far = (found.stacked("points") - batch["points"]).norm(dim=-1)
+    each = (far * batch["where"]).sum(1) / batch["where"].sum(1)
+    assert float(each.mean()) == pytest.approx(said["pixels"], rel=1e-3)  # files hold 8 bits
+    wide = torch.nn.functional.pad((batch["x"][0] * 255).round().to(torch.uint8), (0, batch["x"].shape[-1]))
+    halved = student.predict(torch.nn.functional.interpolate(wide[None], scale_factor=2)[0])
+    assert set(halved[0]["points"]) == set(task.labels)
+    found.save(tmp_path / "p.csv")
+    assert f"{task.labels[0]} x" in (tmp_path / "p.csv").read_text().splitlines()[0]
+
+
 def test_anomalies(tmp_path: Path) -> None:
     from sklearn.metrics import roc_auc_score
 
@@ -416,9 +433,9 @@ def test_bad_input_is_one_line(finished: tuple[Path, Path], tmp_path: Path, caps
     picture = str(next((data / "test").rglob("*.png")))
     cases: list[tuple[list[str], str]] = [
         ([str(folder), str(tmp_path / "broken.png")], "broken.png: cannot be read"),
-        ([str(folder), str(tmp_path / "notes.txt")], "is no picture by its ending"),
+        ([str(folder), str(tmp_path / "notes.txt")], "is not an image file"),
         ([str(folder), str(tmp_path / "missing.png")], "there is no such file"),
-        ([str(folder), str(tmp_path / "empty")], "no pictures in this folder"),
+        ([str(folder), str(tmp_path / "empty")], "no images in this folder"),
         ([str(folder)], "FILE: is missing"),
         ([str(tmp_path / "empty"), picture], "holds no student.json"),
         ([str(folder) + "x", picture], "did you mean"),

@@ -1,13 +1,13 @@
-"""``limbeck evaluate``: judge what was distilled on labelled data."""
+"""``limbeck evaluate``: evaluate a student on labelled data."""
 
 from __future__ import annotations
 
 from limbeck.commands import _common as common
 
-TEXT = """Judge what was distilled: on its run's own test data, or on other labelled data.
+TEXT = """Evaluate a student on its run's own test data, or on other labelled data.
 
   limbeck evaluate RUN                                the numbers of the report, computed again
-  limbeck evaluate RUN task.data=folder:new-photos    other data; without a test split all of them are judged
+  limbeck evaluate RUN task.data=folder:new-photos    other data; all items, if they have no test split
   limbeck evaluate EXPORT task.data=csv:june.csv --out june.json
 """
 

@@ -1,20 +1,20 @@
-"""``limbeck predict``: ask what was distilled about one's own files."""
+"""``limbeck predict``: use a student on your own files."""
 
 from __future__ import annotations
 
 from limbeck.commands import _common as common
 from limbeck.engine.terminal import say
 
-TEXT = """Ask what was distilled about your own files: a run, an export in any format, or an ONNX file.
+TEXT = """Use a student on your own files: from a run, an export in any format, or an ONNX file.
 
-Files are read as the training data were: pictures are resized, cut and normalised as the network was trained, texts go
-through its tokenizer, columns of tables are found by their names.
+Inputs are prepared as the training data were: images are resized, cropped and normalised the same way, texts go through
+the student's tokenizer, and columns of a table are found by their names.
 
-  limbeck predict RUN photos/ --out answers.csv         one row a picture: class and probability
-  limbeck predict RUN a.jpg b.jpg --top 5 --draw drawn  the five likeliest classes; boxes, masks, maps drawn in a folder
-  limbeck predict RUN rows.csv                          rows of numbers, by their columns' names
+  limbeck predict RUN photos/ --out answers.csv         one row per image: class and probability
+  limbeck predict RUN a.jpg b.jpg --top 5 --draw drawn  the five likeliest classes; boxes, points, masks, maps drawn
+  limbeck predict RUN rows.csv                          rows of a table
   limbeck predict RUN reviews.jsonl notes.txt           texts: a column of a table, or a whole file
-  limbeck predict RUN --text "Once upon a time" --tokens 40   a language model goes on writing
+  limbeck predict RUN --text "Once upon a time" --tokens 40   a language model continues the text
   limbeck predict RUN 3 7 --count 4 --draw samples      a sampler: four samples each of classes 3 and 7
 """
 
@@ -29,9 +29,9 @@ def main(words: list[str]) -> int:
         "--out",
         metavar="FILE",
         type=common.folder_or_file("--out"),
-        help="a .csv or .jsonl file (otherwise on the screen)",
+        help="a .csv or .jsonl file (printed otherwise)",
     )
-    parser.add_argument("--draw", metavar="DIR", type=common.folder_or_file("--draw"), help="a folder for pictures")
+    parser.add_argument("--draw", metavar="DIR", type=common.folder_or_file("--draw"), help="a folder for images")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="of a run: last (default), best (on validation), or a checkpoint's number"
     )
@@ -39,13 +39,13 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--batch", metavar="N", type=common.whole(1, "--batch"), default=64, help="items at a time (64)"
     )
-    parser.add_argument("--top", metavar="N", type=common.whole(1, "--top"), help="so many classes, with probabilities")
-    parser.add_argument("--threshold", metavar="P", help="of the scores of boxes (0.3)")
+    parser.add_argument("--top", metavar="N", type=common.whole(1, "--top"), help="the N likeliest classes")
+    parser.add_argument("--threshold", metavar="P", help="lowest score of a box (0.3)")
     parser.add_argument(
         "--tokens",
         metavar="N",
         type=common.whole(0, "--tokens"),
-        help="a language model writes so many (0: it only judges)",
+        help="tokens that a language model generates (0)",
     )
     parser.add_argument(
         "--count", metavar="N", type=common.whole(1, "--count"), help="samples (of each class) or views"
@@ -82,9 +82,9 @@ def main(words: list[str]) -> int:
         given = [*args.files, *args.text]
         makes = loaded.kind in ("sampler", "scene", "dataset", "table")
         if not given and not makes:
-            raise ConfigError("FILE", "is missing", expected="files or folders to be answered")
+            raise ConfigError("FILE", "is missing", expected="files or folders")
         if makes and args.draw is None and loaded.kind in ("sampler", "scene"):
-            raise ConfigError("--draw", f"a {loaded.kind} makes pictures", expected="a folder for them: --draw DIR")
+            raise ConfigError("--draw", f"a {loaded.kind} makes images", expected="a folder for them: --draw DIR")
         found = loaded.predict(
             given or None,
             batch=args.batch,

@@ -69,7 +69,7 @@ class AskedPictures:
 
     def __init__(self, given: Any, shape: tuple[int, ...], steps: Mapping[str, Any]) -> None:
         if len(shape) != 3:
-            raise DataError("inputs", "the network takes no pictures", expected=f"rows of {shape[0]} numbers")
+            raise DataError("inputs", "the network takes rows, not images", expected=f"rows of {shape[0]} numbers")
         self.shape, self.how = shape, str(steps.get("resize_mode") or "cover")
         self.scale = steps.get("scale")
         self.names: list[str] = []
@@ -77,7 +77,7 @@ class AskedPictures:
         for one in _listed(given):
             self._take(one)
         if not self._read:
-            raise DataError("inputs", "there are no pictures", expected="picture files, folders of them, or arrays")
+            raise DataError("inputs", "there are no images", expected="image files, folders of them, or arrays")
         self._pool: ThreadPoolExecutor | None = None
         self._sizes: dict[int, tuple[int, int]] = {}
 
@@ -87,7 +87,7 @@ class AskedPictures:
             if path.is_dir():
                 found = list_pictures(path).found
                 if not found:
-                    raise DataError(str(path), "there are no pictures in this folder", expected="picture files")
+                    raise DataError(str(path), "there are no images in this folder", expected="image files")
                 self.names += [str(path / f.name) for f in found]
                 self._read += found
                 return
@@ -95,7 +95,7 @@ class AskedPictures:
                 raise DataError(str(path), "there is no such file or folder", remedy="check the path")
             if path.suffix.lower() not in EXTENSIONS:
                 raise DataError(
-                    str(path), "is no picture by its ending, and this network takes pictures", expected="jpg, png, ..."
+                    str(path), "is not an image file, and this network takes images", expected="jpg, png, ..."
                 )
             self.names.append(str(one))
             self._read.append(path)
@@ -124,7 +124,7 @@ class AskedPictures:
             raw = read_bytes(one, LARGEST) if isinstance(one, Path) else one.read()
             return decode(raw, self.scale, max(self.shape[1:]) if self.how == "cover" else None)
         except (Unreadable, Unranged) as error:
-            raise DataError(self.names[i], f"cannot be read: {error}", expected="a picture file") from None
+            raise DataError(self.names[i], f"cannot be read: {error}", expected="an image file") from None
         except OSError as error:
             raise DataError(self.names[i], f"cannot be read: {error.strerror or error}") from None
 
@@ -162,7 +162,7 @@ def as_pictures(given: Any) -> Tensor:
     try:
         x = given.detach().cpu() if isinstance(given, Tensor) else torch.from_numpy(np.asarray(given))
     except (TypeError, ValueError):
-        raise DataError("inputs", given=shorten(given), expected="picture files, folders, or arrays") from None
+        raise DataError("inputs", given=shorten(given), expected="image files, folders, or arrays") from None
     if x.ndim == 2:
         x = x[None, None]
     elif x.ndim == 3:  # one picture of few channels, or several grey ones
@@ -171,7 +171,7 @@ def as_pictures(given: Any) -> Tensor:
         x = x.movedim(-1, 1)
     if x.ndim != 4 or not x.numel():
         raise DataError(
-            "inputs", "is no array of pictures", given=list(x.shape), expected="[N, C, H, W] or [N, H, W, C]"
+            "inputs", "is not an array of images", given=list(x.shape), expected="[N, C, H, W] or [N, H, W, C]"
         )
     if x.dtype in (torch.uint8, torch.uint16):
         return x
@@ -221,6 +221,25 @@ def fitted(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
     return whole
 
 
+def unfitted(points: Tensor, given: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Points [..., 2] (x, y) of a picture that was brought into a size by ``contain``, in the pixels of the picture itself.
+
+    Args:
+        points: in the pixels of what the network saw.
+        given: (height, width) of the picture.
+        size: (height, width) that it was brought into.
+
+    Example:
+        >>> unfitted(torch.tensor([24.0, 12.0]), (40, 80), (48, 48)).tolist()
+        [40.0, 20.0]
+    """
+    if tuple(given) == tuple(size):
+        return points
+    scale = min(size[0] / given[0], size[1] / given[1])
+    new = max(1, round(given[0] * scale)), max(1, round(given[1] * scale))
+    return points / torch.tensor([new[1] / given[1], new[0] / given[0]])
+
+
 def of_channels(x: Tensor, channels: int) -> Tensor:
     """A picture [C, H, W] with as many channels as those that were trained on: grey repeated, colours weighted to grey."""
     if len(x) == channels:
@@ -232,7 +251,7 @@ def of_channels(x: Tensor, channels: int) -> Tensor:
             return x[:1]
         weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
         return (to_unit(x)[:3] * weights.view(3, 1, 1)).sum(0, keepdim=True)
-    raise DataError("inputs", f"a picture has {len(x)} channels", expected=f"1 or {channels}")
+    raise DataError("inputs", f"an image has {len(x)} channels", expected=f"1 or {channels}")
 
 
 # ------------------------------------------------------------------------------------------------------------------ rows
@@ -284,7 +303,7 @@ def read_tables(given: Any) -> tuple[list[Rows], list[str]]:
         elif low == ".parquet":
             tables.append(Parquet(str(path)).rows(path))
         else:
-            raise DataError(str(path), "is no table by its ending", expected=", ".join(TABLES))
+            raise DataError(str(path), "is not a table", expected=", ".join(TABLES))
         names += [f"{path.name} row {i + 1}" for i in range(tables[-1].n)]
     return tables, names
 
@@ -429,13 +448,13 @@ def _from_file(path: Path, documents: list[Document], names: list[str]) -> None:
         _from_table(*read_tables(path), documents, names)
         return
     if path.suffix.lower() in EXTENSIONS:
-        raise DataError(str(path), "is a picture, and this network reads texts", expected="txt, csv, jsonl or parquet")
+        raise DataError(str(path), "is an image, and this network takes texts", expected="txt, csv, jsonl or parquet")
     try:
         text = read_bytes(path, LARGEST).decode("utf-8-sig")
     except OSError as error:
         raise DataError(str(path), f"cannot be read: {error.strerror or error}") from None
     except UnicodeDecodeError:
-        raise DataError(str(path), "is no text in UTF-8", expected="a text file") from None
+        raise DataError(str(path), "is not UTF-8 text", expected="a text file") from None
     documents.append(Document(text, "", (), str(path)))
     names.append(str(path))
 
@@ -478,4 +497,5 @@ __all__ = [
     "is_path",
     "of_channels",
     "read_tables",
+    "unfitted",
 ]

@@ -1,4 +1,4 @@
-"""Use what was distilled: open a run or an export, ask it for answers, judge it on other data."""
+"""Use what was distilled: open a run or an export, use it on your own files, evaluate it on other data."""
 
 from __future__ import annotations
 

@@ -109,6 +109,8 @@ def flat(row: dict[str, Any]) -> list[dict[str, Any]]:
         if isinstance(value, dict) and name == "top":
             for i, (k, v) in enumerate(value.items(), 1):
                 cells |= {f"label{i}": k, f"score{i}": v}
+        elif name == "points":
+            cells |= {f"{k} {axis}": v for k, pair in value.items() for axis, v in zip("xy", pair, strict=True)}
         elif isinstance(value, dict):
             cells |= {(k if name == "values" else f"{name}:{k}"): v for k, v in value.items()}
         elif name == "fills":

@@ -24,6 +24,7 @@ BY_FORM = {
     "map": "dense",
     "pyramid": "anomaly",
     "boxes": "boxes",
+    "keypoints": "keypoints",
     "graphs": "graphs",
     "tokens": "language",
     "hidden-tokens": "masked-words",
@@ -67,7 +68,9 @@ def find(path: str | Path) -> Place:
     file = at if at.is_file() else None
     folder = at.parent if file is not None else at
     if file is not None and file.suffix not in (".onnx", ".json", ".safetensors", ".yaml"):
-        raise ConfigError("RUN", f"{shorten(str(path))} is no trained network", expected="a run's or export's folder")
+        raise ConfigError(
+            "RUN", f"{shorten(str(path))} is not a trained network", expected="a run's or export's folder"
+        )
     if not folder.is_dir():
         beside = [p.name for p in folder.parent.iterdir() if p.is_dir()] if folder.parent.is_dir() else []
         close = nearest(folder.name, beside)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from limbeck.data.asked import AskedPictures
+from limbeck.data.asked import AskedPictures, unfitted
 from limbeck.data.boxes import ObjectsOnPhotos
 from limbeck.data.items import Items, Splits, choose, digest, renumbered
 from limbeck.data.names import some
@@ -275,11 +275,7 @@ class Boxes(SourceTask):
 
     def _back(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
         """Boxes from the square that the network saw into a picture of (height, width)."""
-        high, wide = self.shape[1:]
-        if size != (high, wide):
-            scale = min(high / size[0], wide / size[1])
-            new = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-            boxes = boxes / torch.tensor([new[1] / size[1], new[0] / size[0]] * 2)
+        boxes = unfitted(boxes.unflatten(-1, (2, 2)), size, (self.shape[1], self.shape[2])).flatten(-2)
         most = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
         return torch.minimum(boxes.clamp_min(0), most)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from limbeck import functional as F
+from limbeck.data.asked import AskedPictures
 from limbeck.data.items import Items, Splits
 from limbeck.data.masks import DigitScenes
 from limbeck.data.sources import Source
@@ -183,6 +184,11 @@ class Dense(OutputTask):
         return "" if list(z.shape) == want else f"{want}, the classes last"
 
     # ------------------------------------------------------------------------------------------------------- answers
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Images, resized to ``sides`` where the task has those, else with the middle cut out."""
+        how = "stretch" if self.sides is not None else "cover"
+        return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": how})
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """The class at every pixel (``mask`` [H, W], as large as the network was fed), and each class's share of them."""

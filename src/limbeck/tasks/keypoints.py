@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate, smooth_l1_loss
 
+from limbeck.data.asked import AskedPictures, unfitted
 from limbeck.data.figures import DrawnFigures
-from limbeck.data.items import Items, Splits, digest
+from limbeck.data.items import Items, Splits, digest, to_unit
 from limbeck.data.keypoints import KeypointSource, Posed, PoseItems, Skeleton
 from limbeck.data.names import some
 from limbeck.data.sources import Source
@@ -19,6 +20,7 @@ from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional import pose_metrics as P
 from limbeck.functional.keypoints import pose_boxes
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
@@ -289,6 +291,35 @@ class Keypoints(OutputTask):
                 expected=some(self.labels or [], 4),
             )
 
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        self.skeleton = Skeleton(
+            tuple(str(n) for n in about["points"]), tuple((int(a), int(b)) for a, b in about.get("edges") or ())
+        )
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Pictures of one pose each, cut out as those that were trained on."""
+        return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
+
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """Every point (x, y) in the pixels of each picture as it was given."""
+        seen = self.in_pixels(self.signal(built, batch).logits).cpu()
+        found = []
+        for item, points in zip(items.tolist(), seen, strict=True):
+            own = unfitted(points, asked.size_of(item), (self.shape[1], self.shape[2]))
+            found.append(
+                Answer({"points": dict(zip(self.skeleton.joints, own.tolist(), strict=True))}, {"points": own})
+            )
+        return found
+
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
+        """The picture with its pose."""
+        points = answer.tensors["points"]
+        pose = Drawn(points, torch.ones(len(points), dtype=torch.bool), self.skeleton.edges)
+        return skeletons(to_unit(asked.original(item)), [pose])
+
     # ------------------------------------------------------------------------------------------------------- judging
 
     def answers(self, built: Built, data: Data, device: torch.device) -> Tensor:
@@ -392,7 +423,10 @@ class Keypoints(OutputTask):
 
     def describe(self) -> dict[str, Any]:
         """With the names of the points."""
-        return super().describe() | {"points": list(self.labels or [])}
+        return super().describe() | {
+            "points": list(self.labels or []),
+            "edges": [list(e) for e in self.skeleton.edges],
+        }
 
     def default_student(self) -> dict[str, Any]:
         """A small convolutional network."""

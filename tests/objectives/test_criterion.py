@@ -238,6 +238,6 @@ def test_a_criterion_is_copied_with_its_networks_and_taps_of_its_own() -> None:
         assert twin(x).item() == pytest.approx(want)
         assert twin._networks[0] is not student
         with torch.no_grad():
-            twin._networks[0].head.weight.add_(1.0)
+            twin._networks[0].head.weight.mul_(2.0)
         assert twin(x).item() != pytest.approx(want)
     assert criterion(x).item() == pytest.approx(want)

@@ -215,8 +215,8 @@ def distill(
         if out is None:
             with contextlib.suppress(OSError):
                 folder.rmdir()  # of a call that was refused: it is empty
-    for role in recipe.method.roles.values():  # of a run that was finished before none was bound
-        role.untap()
+    for tapped in getattr(recipe.method, "roles", {}).values():
+        tapped.untap()
     module = artifact.built.module.eval() if isinstance(artifact, NetworkArtifact) else artifact
     metrics = {name: values for name, values in result["metrics"].items() if name != "rows"}
     return Distilled(module, metrics, result, folder)

@@ -248,6 +248,23 @@ def print_outcome(data: Mapping[str, Any], title: str, told: Collection[str] = (
         out.print(line, markup=False, emoji=False)
 
 
+def print_tables(data: Mapping[str, Any], most: int = 24) -> None:
+    """Print the small tables that a method adds to its result (survivors of filters, texts), so many rows of each."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    from limbeck.report.page import tables_of
+
+    for table in tables_of(data, most):
+        shown = Table(title=Text(table["title"]), title_justify="left", box=box.SIMPLE_HEAD)
+        for name in table["head"]:
+            shown.add_column(Text(name))
+        for row in table["rows"]:
+            shown.add_row(*(Text(visible(cell)) for cell in row))
+        console().print(shown)
+
+
 def print_json(value: Any) -> None:
     """Print a value as JSON that every reader takes: no NaN, no infinity."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"

@@ -111,6 +111,8 @@ def summarise(result: Mapping[str, Any]) -> None:
     """Print a run's figures: what the teacher knows, what the student knows alone, what it has learnt."""
     told = () if result.get("reused") else result.get("notes", ())
     common.print_outcome(result, f"{result.get('recipe')}, seed {result.get('seed')}", told)
+    if not result.get("reused"):
+        common.print_tables(result)
     for form, place in (result.get("exports") or {}).items():
         say(f"{form}: {place if isinstance(place, str) else common.figure(place)}")
     folder = result.get("folder")

@@ -122,7 +122,7 @@ class LabelledText(LabelledSource):
         cells: list[Any] = []
         bad: dict[str, list[tuple[str, int]]] = {}
         for split, name, file in files:
-            columns = self._columns(file)
+            columns = table_columns(file, self.encoding)
             first, second, label = self._names(columns, name)
             for number, (one, two, answer) in enumerate(
                 zip(columns[first], columns[second] if second else columns[first], columns[label], strict=True), 1
@@ -171,33 +171,6 @@ class LabelledText(LabelledSource):
                 files += [(split, name, file) for _, name, file in find(path, TABLES)[0]]
         return files, notes
 
-    def _columns(self, file: Path) -> Mapping[str, Sequence[Any]]:
-        name = file.name.lower().removesuffix(".gz")
-        if name.endswith((".csv", ".tsv")):
-            rows = read_delimited(
-                file, self.encoding, "\t" if name.endswith(".tsv") else None, lambda names: set(names)
-            )
-            return {n: list(rows.columns[n]) for n in rows.names}
-        if name.endswith(".parquet"):
-            parquet = require("pyarrow.parquet", "language", "reading parquet files")
-            try:
-                check_plain(file)
-                table = parquet.ParquetFile(file)
-                check_size(table.metadata, file)
-                found: dict[str, list[Any]] = table.read().to_pydict()
-                return found
-            except (OSError, ValueError) as error:
-                raise DataError("task.data.path", f"{file} is no readable parquet file: {error}") from None
-        lines = [line for line in decode(load_bytes(file), file, self.encoding).split("\n") if line.strip()]
-        rows_ = [parsed(line) for line in lines]
-        if len(rows_) == 1 and isinstance(rows_[0], list):
-            rows_ = rows_[0]
-        odd = [i for i, row in enumerate(rows_, 1) if not isinstance(row, dict)]
-        if odd:
-            raise DataError("task.data.path", f"{file.name}: no objects on lines {some(list(map(str, odd)), 8)}")
-        names = list(dict.fromkeys(n for row in rows_ for n in row))
-        return {n: [row.get(n) for row in rows_] for n in names}
-
     def _names(self, columns: Mapping[str, Any], file: str) -> tuple[str, str, str]:
         """The columns of the text, of a second one (or empty), and of the label."""
         known = list(columns)
@@ -241,6 +214,37 @@ class LabelledText(LabelledSource):
             {"label": names}, "label" if target == "auto" else target, lambda i: documents[i].place
         )
         return Labelled(documents, splits, y, labels, kind, notes)
+
+
+def table_columns(file: Path, encoding: str = "utf-8") -> Mapping[str, Sequence[Any]]:
+    """The cells of a table (``TABLES``) by their columns' names.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    name = file.name.lower().removesuffix(".gz")
+    if name.endswith((".csv", ".tsv")):
+        rows = read_delimited(file, encoding, "\t" if name.endswith(".tsv") else None, lambda names: set(names))
+        return {n: list(rows.columns[n]) for n in rows.names}
+    if name.endswith(".parquet"):
+        parquet = require("pyarrow.parquet", "language", "reading parquet files")
+        try:
+            check_plain(file)
+            table = parquet.ParquetFile(file)
+            check_size(table.metadata, file)
+            found: dict[str, list[Any]] = table.read().to_pydict()
+            return found
+        except (OSError, ValueError) as error:
+            raise DataError("task.data.path", f"{file} is no readable parquet file: {error}") from None
+    lines = [line for line in decode(load_bytes(file), file, encoding).split("\n") if line.strip()]
+    rows_ = [parsed(line) for line in lines]
+    if len(rows_) == 1 and isinstance(rows_[0], list):
+        rows_ = rows_[0]
+    odd = [i for i, row in enumerate(rows_, 1) if not isinstance(row, dict)]
+    if odd:
+        raise DataError("task.data.path", f"{file.name}: no objects on lines {some(list(map(str, odd)), 8)}")
+    names = list(dict.fromkeys(n for row in rows_ for n in row))
+    return {n: [row.get(n) for row in rows_] for n in names}
 
 
 def _wrong(column: str, cell: Any) -> str:
@@ -292,4 +296,4 @@ class Chapters(LabelledSource):
         return Labelled(documents, ["all"] * len(documents), y, labels, kind)
 
 
-__all__ = ["Chapters", "Labelled", "LabelledSource", "LabelledText"]
+__all__ = ["Chapters", "Labelled", "LabelledSource", "LabelledText", "table_columns"]

@@ -215,8 +215,14 @@ def helpful_tokens(clauses: Clauses, state: ClauseState, size: int) -> Tensor:
     return _scatter(clauses, _next(clauses, state) & wanted.unsqueeze(-1), size)
 
 
-def banned_tokens(clauses: Clauses, state: ClauseState, size: int) -> Tensor:
+def banned_tokens(clauses: Clauses, state: ClauseState, size: int, where: Tensor | None = None) -> Tensor:
     """Tokens that would complete a banned phrase, bool ``[N, V]``.
+
+    Args:
+        clauses: whose tokens are all below ``size``.
+        state: of N texts.
+        size: of the vocabulary, V.
+        where: which phrases hold for which text, bool ``[N, P]``; ``None``: all for all.
 
     Example:
         >>> c = compile_clauses([[([1, 2], False)], [([3], False)]])
@@ -226,7 +232,8 @@ def banned_tokens(clauses: Clauses, state: ClauseState, size: int) -> Tensor:
     _fits_in(clauses, size)
     last = torch.arange(clauses.tokens.shape[1], device=clauses.length.device) == clauses.length.unsqueeze(1) - 1
     never = last & (clauses.owner < 0).unsqueeze(-1)
-    return _scatter(clauses, _next(clauses, state) & never, size)
+    which = _next(clauses, state) & never
+    return _scatter(clauses, which if where is None else which & where.unsqueeze(-1), size)
 
 
 def _fits_in(clauses: Clauses, size: int) -> None:

@@ -157,7 +157,7 @@ class Constraints:
         """Tokens that texts ``[N, T]`` in a state may not go on with, bool ``[N, V]``."""
         out = banned_tokens(self.clauses, state, size)
         for table, most in self.classes:
-            known = table.next.shape[1]
+            known = min(size, table.next.shape[1])
             out[:, :known] |= excess_words(table, *follow_words(table, ids), most)[:, :size]
         return out
 
@@ -165,6 +165,88 @@ class Constraints:
         """How many words of each class texts ``[N, T]`` have, ``[N]`` each."""
         found = [(t, *follow_words(t, ids)) for t, _ in self.classes]
         return [done + t.standing[at] for t, at, done in found]
+
+
+class RowConstraints:
+    """Bans and word counts of texts that have each their own; what all of them share is looked at once.
+
+    Phrases that must appear are not met, as in sampling.
+
+    Args:
+        each: of N texts; the same object may stand for several.
+    """
+
+    def __init__(self, each: Sequence[Constraints]) -> None:
+        kinds = {id(c): c for c in each}
+        number = {key: i for i, key in enumerate(kinds)}
+        self.row = torch.tensor([number[id(c)] for c in each], dtype=torch.long)  # [N]
+        found = list(kinds.values())
+        shared = [pair for pair in found[0].classes if all(any(pair[0] is t for t, _ in c.classes) for c in found)]
+        self.shared = Constraints(classes=tuple(shared))
+        own = [[pair for pair in c.classes if all(pair[0] is not t for t, _ in shared)] for c in found]
+        self.own = [_Stack([c[k] if k < len(c) else None for c in own]) for k in range(max(map(len, own)))]
+        # of all clauses those that ban, each for the texts that it is of
+        phrases, owner = [], []
+        for g, c in enumerate(found):
+            for tokens, length, who in zip(
+                c.clauses.tokens.tolist(), c.clauses.length.tolist(), c.clauses.owner, strict=True
+            ):
+                if who < 0:
+                    phrases.append(tokens[:length])
+                    owner.append(g)
+        self.clauses = compile_clauses([[(p, False)] for p in phrases])
+        self.holds = torch.tensor(owner, dtype=torch.long).view(1, -1) == self.row.view(-1, 1)  # [N, P]
+
+    def to(self, device: torch.device | str) -> RowConstraints:
+        """The same with its tables on a device."""
+        self.shared, self.clauses = self.shared.to(device), self.clauses.to(device)
+        self.own = [stack.to(device) for stack in self.own]
+        self.row, self.holds = self.row.to(device), self.holds.to(device)
+        return self
+
+    def forbidden(self, ids: Tensor, state: ClauseState, size: int) -> Tensor:
+        """Tokens that texts ``[N, T]`` in a state may not go on with, bool ``[N, V]``."""
+        out = banned_tokens(self.clauses, state, size, self.holds)
+        out |= self.shared.forbidden(ids, begin_clauses(self.shared.clauses, len(ids)), size)
+        for stack in self.own:
+            out |= stack.excess(ids, self.row, size)
+        return out
+
+
+class _Stack:
+    """Word tables of G groups as one, [G, K, V]; a group without a table may write every word."""
+
+    def __init__(self, each: Sequence[tuple[WordTable, int] | None]) -> None:
+        first = next(t for t in each if t is not None)[0]
+        states = max(len(t[0].standing) for t in each if t is not None)
+        shape = (len(each), states, first.next.shape[1])
+        self.next = torch.zeros(shape, dtype=first.next.dtype)
+        self.complete = torch.zeros(shape, dtype=first.complete.dtype)
+        self.standing = torch.zeros(shape[:2], dtype=torch.long)
+        self.most = torch.full(shape[:1], 1 << 30)
+        for g, pair in enumerate(each):
+            if pair is not None:
+                k = len(pair[0].standing)
+                self.next[g, :k], self.complete[g, :k], self.standing[g, :k] = (x.cpu() for x in pair[0])
+                self.most[g] = pair[1]
+
+    def to(self, device: torch.device | str) -> _Stack:
+        for name in ("next", "complete", "standing", "most"):
+            setattr(self, name, getattr(self, name).to(device))
+        return self
+
+    def excess(self, ids: Tensor, row: Tensor, size: int) -> Tensor:
+        """As ``excess_words`` after ``follow_words``, of each text ``[N, T]`` by the table of its group ``row`` [N]."""
+        state, done = torch.zeros_like(row), torch.zeros_like(row)
+        for token in ids.unbind(1):
+            done = done + self.complete[row, state, token]
+            state = self.next[row, state, token].long()
+        after = self.next[row, state].long()  # [N, V]
+        total = done.unsqueeze(1) + self.complete[row, state] + self.standing[row.unsqueeze(1), after]
+        out = torch.zeros(len(row), size, dtype=torch.bool, device=ids.device)
+        known = min(size, after.shape[1])
+        out[:, :known] = (total > self.most[row].unsqueeze(1))[:, :known]
+        return out
 
 
 def _forms(tokenizer: Any, phrase: str) -> list[list[int]]:
@@ -183,13 +265,15 @@ class Forbid:
     Clauses that need a phrase are not met by it: ``constrained_beams`` does that.
 
     Args:
-        constraints: on the model's device.
+        constraints: on the model's device; of all texts, or of each its own.
         start: where the prompt ends.
         ends: tokens that are not written before
         shortest: tokens stand there.
     """
 
-    def __init__(self, constraints: Constraints, start: int, ends: Sequence[int] = (), shortest: int = 0) -> None:
+    def __init__(
+        self, constraints: Constraints | RowConstraints, start: int, ends: Sequence[int] = (), shortest: int = 0
+    ) -> None:
         self.constraints, self.start, self.ends, self.shortest = constraints, start, list(ends), shortest
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -210,7 +294,7 @@ def constrained_samples(
     module: Any,
     prompts: Tensor,
     mask: Tensor,
-    constraints: Constraints,
+    constraints: Constraints | Sequence[Constraints],
     draws: Draws,
     key: Tensor,
     *,
@@ -227,7 +311,7 @@ def constrained_samples(
         module: a transformers causal model.
         prompts: filled on the left, ``[N, T]``.
         mask: of their tokens, ``[N, T]``.
-        constraints: of which clauses that need a phrase are not met, only bans and counts.
+        constraints: of all texts, or one for each; clauses that need a phrase are not met, only bans and counts.
         draws: where words are drawn from; the same draws and keys write the same texts in any batch.
         key: of each text, ``[N]``.
         ends: tokens that end a text (``end_tokens``); the first fills.
@@ -245,8 +329,18 @@ def constrained_samples(
     from .writing import _Words
 
     start = prompts.shape[1]
-    constraints = constraints.to(prompts.device)
-    _check(constraints, ends, shortest, longest)
+    held: Constraints | RowConstraints
+    if isinstance(constraints, Constraints):
+        held = constraints.to(prompts.device)
+        _check(held, ends, shortest, longest)
+    else:
+        if len(constraints) != len(prompts):
+            raise ConfigError(
+                "constraints", given=len(constraints), expected=f"one, or one for each of {len(prompts)} texts"
+            )
+        for one in {id(c): c for c in constraints}.values():
+            _check(one, ends, shortest, longest)
+        held = RowConstraints(constraints).to(prompts.device)
     config = GenerationConfig(
         max_new_tokens=longest, do_sample=False, eos_token_id=list(ends), pad_token_id=ends[0], use_cache=True
     )
@@ -256,7 +350,7 @@ def constrained_samples(
             input_ids=prompts,
             attention_mask=mask.long(),
             generation_config=config,
-            logits_processor=LogitsProcessorList([Forbid(constraints, start, ends, shortest), words]),
+            logits_processor=LogitsProcessorList([Forbid(held, start, ends, shortest), words]),
         )
     return out[:, start:]
 
@@ -413,6 +507,7 @@ __all__ = [
     "Beam",
     "Constraints",
     "Forbid",
+    "RowConstraints",
     "constrained_beams",
     "constrained_samples",
     "end_tokens",

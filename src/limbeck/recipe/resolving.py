@@ -138,10 +138,13 @@ class Checker:
             return None
         try:
             task: Any = Builder().component(params["task"].base, found["task"], "task")
-            if name == "teacher" and given is None:
+            if name == "teacher":
                 method: Any = Builder().component(params["method"].base, found["method"], "method")
-                if not ("teacher" in method.participants and method.participants["teacher"].needed):
+                who = method.participants.get("teacher")
+                if given is None and not (who is not None and who.needed):
                     return None
+                if who is not None and who.like and found.get(who.like):
+                    return found[who.like]
             return getattr(task, f"default_{name}")()
         except LimbeckError:
             self.refused = True

@@ -19,6 +19,7 @@ _PHRASES: Final[dict[str, tuple[str, str]]] = {
     "scene": ("samples of its teacher", "as many real pictures"),
     "detector": ("its teacher", "the pixel statistics of normal pictures"),
     "table": ("its teacher", "a model trained on the real rows"),
+    "corpus": ("the first generator", "the same generator, trained further on real texts"),
 }
 
 

@@ -126,6 +126,12 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "image_auroc": ("area under the ROC curve of pictures", True, True),
     "pixel_auroc": ("area under the ROC curve of pixels", True, True),
     "false_alarms": ("normal items above the threshold", True, False),
+    "accepted": ("unfiltered texts that the judge accepts", True, True),
+    "distinct_accepted": ("distinct accepted texts a prompt", False, True),
+    "novel": ("accepted texts that are no training texts", True, None),
+    "complete": ("texts that came to their end", True, True),
+    "words": ("words a text", False, None),
+    "average_precision": ("average precision", True, True),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
 

@@ -121,6 +121,7 @@ def render(folder: Path) -> str:
         samples=samples,
         metrics=_all_metrics(s, runs, kind),
         timings=_timings(s, runs),
+        tables=tables_of(first) if kind == "run" else [],
         classes=_classes(first),
         exports=_exports(first) if kind == "run" else [],
         notes=notes,
@@ -450,6 +451,20 @@ def _timings(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | Non
             {"label": "peak memory" if s.kind == "run" else f"{row.name}: peak memory", "text": text, "share": None}
         )
     return bars
+
+
+def tables_of(result: Mapping[str, Any], most: int = 200) -> list[dict[str, Any]]:
+    """The small tables that a method adds to its result, cells as text: ``title``, ``head``, ``rows``; ``more`` left out."""
+    found = []
+    given = result.get("tables")
+    for table in given if isinstance(given, list) else ():
+        if not isinstance(table, Mapping) or not isinstance(table.get("rows"), list) or not table["rows"]:
+            continue
+        rows = [[str(cell) for cell in row] for row in table["rows"] if isinstance(row, (list, tuple))]
+        head = [str(name).replace("_", " ") for name in table.get("head") or ()]
+        title = str(table.get("title", "table"))
+        found.append({"title": title, "head": head, "rows": rows[:most], "more": max(0, len(rows) - most)})
+    return found
 
 
 def _classes(result: Mapping[str, Any], most: int = 1000) -> dict[str, Any]:

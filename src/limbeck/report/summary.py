@@ -16,7 +16,8 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student, ...}`` (``parame
 - ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
 - ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
   ``file``, ``pixels``: rows of pictures ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
-  rows.
+  rows;
+- ``tables: [{title, head, rows}]``: small tables of what was made, for a run's page and the screen.
 
 Metrics called ``NAME_wW_nN`` are of a sampler at guidance weight W in N steps.
 
@@ -73,6 +74,7 @@ USUAL_NAMES: Final[dict[str, tuple[str, str]]] = {
     "scene": ("the teacher's own samples", "real pictures"),
     "detector": ("teacher", "pixel statistics"),
     "table": ("teacher", "real rows"),
+    "corpus": ("the first generator", "trained further on real texts"),
 }
 """By what a run made: how the teacher and the baseline are called."""
 

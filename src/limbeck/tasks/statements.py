@@ -47,6 +47,8 @@ class Statements(Language):
         length: tokens in a sequence, at most; ``null``: 128, or as many as the models have positions for, if fewer.
         corruptions: how statements are spoilt, in turn: ``swap`` (what is said of another concept), ``shuffle``,
             ``replace`` (a third of the words), ``cut``, ``repeat``.
+        copies: spoilt statements beside each real one that critics learn from, in different ways; the real one stands
+            there as often.
         student_documents: statements that the generator's baselines learn from, drawn by the seed; all if ``null``.
         valid_fraction: share of the statements set aside for choosing, where the data names no such split.
         test_fraction: share set aside for judging, where the data names no such split.
@@ -61,6 +63,7 @@ class Statements(Language):
         vocab_size: int = 1024,
         length: int | None = None,
         corruptions: list[Corruption] = list(CORRUPTIONS),  # noqa: B006 (copied, never changed)
+        copies: int = 1,
         student_documents: int | None = None,
         valid_fraction: float = 0.1,
         test_fraction: float = 0.2,
@@ -84,7 +87,9 @@ class Statements(Language):
             raise ValueError("vocab_size must be 300 or more: a critic's has the 256 bytes and what marks a row")
         if not corruptions:
             raise ValueError("corruptions must name at least one way to spoil a statement")
-        self.corruptions = list(corruptions)
+        if copies < 1:
+            raise ValueError("copies must be 1 or more")
+        self.corruptions, self.copies = list(corruptions), copies
         self._parts: dict[str, TextClasses] = {}
 
     # ------------------------------------------------------------------------------------------------------- statements
@@ -121,10 +126,11 @@ class Statements(Language):
                     "task.data", f"its {split} split has {len(own)} statements for critics", expected="2 or more"
                 )
             for s in own:
-                how = self.corruptions[int(s.key[8:16], 16) % len(self.corruptions)]
-                documents += [Document(s.text, "", (), s.source, s.number), Document(spoilt(s, how, own))]
-                splits += [split] * 2
-                y += [1, 0]
+                for k in range(self.copies if split == "train" else 1):
+                    how = self.corruptions[(int(s.key[8:16], 16) + k) % len(self.corruptions)]
+                    documents += [Document(s.text, "", (), s.source, s.number), Document(spoilt(s, how, own))]
+                    splits += [split] * 2
+                    y += [1, 0]
         return Labelled(documents, splits, torch.tensor(y), list(LABELS), "label", [])
 
     def part(self, name: str) -> Task:

@@ -10,13 +10,13 @@ import torch
 
 pytest.importorskip("transformers")
 
-from limbeck.artifacts.corpus import Corpus  # noqa: E402
-from limbeck.errors import ConfigError, DataError  # noqa: E402
-from limbeck.functional.constraints import word_table  # noqa: E402
-from limbeck.grammar.random import Draws  # noqa: E402
-from limbeck.parts.constrained import Constraints, RowConstraints, constrained_samples, token_texts  # noqa: E402
-from limbeck.parts.critics import mean_losses, quality, refuse_reversed  # noqa: E402
-from limbeck.parts.rounds import (  # noqa: E402
+from limbeck.artifacts.corpus import Corpus
+from limbeck.errors import ConfigError, DataError
+from limbeck.functional.constraints import word_table
+from limbeck.grammar.random import Draws
+from limbeck.parts.constrained import Constraints, RowConstraints, constrained_samples, token_texts
+from limbeck.parts.critics import mean_losses, quality, refuse_reversed
+from limbeck.parts.rounds import (
     KeptTexts,
     Row,
     capped,
@@ -27,9 +27,9 @@ from limbeck.parts.rounds import (  # noqa: E402
     sift,
     unpacked,
 )
-from limbeck.storage.store import load_tree, save_tree  # noqa: E402
-from tests.parts.test_constrained import ENDS, TOKENIZER, WORDS, model, words_of  # noqa: E402
-from tests.parts.texts import setup_of  # noqa: E402
+from limbeck.storage.store import load_tree, save_tree
+from tests.parts.test_constrained import ENDS, TOKENIZER, WORDS, model, words_of
+from tests.parts.texts import setup_of
 
 
 def rows() -> list[Row]:

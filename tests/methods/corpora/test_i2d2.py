@@ -12,16 +12,16 @@ import torch
 
 pytest.importorskip("transformers")
 
-from limbeck.artifacts.corpus import Corpus  # noqa: E402
-from limbeck.cli import main  # noqa: E402
-from limbeck.data.statements import CORRUPTIONS, Glosses, PythonUses, Statement, spoilt  # noqa: E402
-from limbeck.engine.context import RunContext  # noqa: E402
-from limbeck.errors import ConfigError, DataError, LimbeckError  # noqa: E402
-from limbeck.grammar.random import Draws  # noqa: E402
-from limbeck.methods.corpora.i2d2 import Decoding, I2d2, Prompt  # noqa: E402
-from limbeck.parts.constrained import CONNECTIVES, FUNCTION_WORDS  # noqa: E402
-from limbeck.parts.rounds import Row  # noqa: E402
-from tests.tiny import Tiny, differences, tiny  # noqa: E402
+from limbeck.artifacts.corpus import Corpus
+from limbeck.cli import main
+from limbeck.data.statements import CORRUPTIONS, Glosses, PythonUses, Statement, spoilt
+from limbeck.engine.context import RunContext
+from limbeck.errors import ConfigError, DataError, LimbeckError
+from limbeck.grammar.random import Draws
+from limbeck.methods.corpora.i2d2 import Decoding, I2d2, Prompt
+from limbeck.parts.constrained import CONNECTIVES, FUNCTION_WORDS
+from limbeck.parts.rounds import Row
+from tests.tiny import Tiny, differences, tiny
 
 
 @pytest.fixture(scope="module")

@@ -120,7 +120,7 @@ class Statements(Language):
         y: list[int] = []
         half = PARTS.index(part)
         for split in ("train", "valid", "test"):
-            own = [s for s in self.statements(split) if split != "train" or int(s.key[:8], 16) % 2 == half]  # type: ignore[arg-type]
+            own = [s for s in self.statements(split) if split != "train" or int(s.key[:8], 16) % 2 == half]
             if len(own) < 2:
                 raise DataError(
                     "task.data", f"its {split} split has {len(own)} statements for critics", expected="2 or more"

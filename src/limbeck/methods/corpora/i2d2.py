@@ -583,7 +583,7 @@ class I2d2(Method[Statements]):
         rounds = [[r, *(round(m[n], 3) for n in names)] for r, m in enumerate(self.state["measures"])]
         texts = [[r, text] for r, found in enumerate(self.state["samples"]) for text in found]
         critics = [[who, *(round(v, 3) for v in m.values())] for who, m in self.state["critic"].items()]
-        told_ = next(iter(self.state["critic"].values()), {})
+        told_: Mapping[str, float] = next(iter(self.state["critic"].values()), {})
         return {
             "tables": [
                 {"title": "Survivors of each filter", "head": ["round", "filter", "given", "left"], "rows": survivors},

@@ -1,4 +1,4 @@
-"""Statements about concepts, as dictionaries and docstrings have them; and the same spoilt, for a critic to tell apart."""
+"""Statements about concepts, as dictionaries and docstrings have them; and corrupted copies, for training critics."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def begun(adverb: str, subject: str, relation: str, spelt: bool = False) -> str:
     return f"{adverb} {subject} {relation}".strip()
 
 
-def spoilt(statement: Statement, how: Corruption, others: Sequence[Statement]) -> str:
+def corrupted(statement: Statement, how: Corruption, others: Sequence[Statement]) -> str:
     """A statement that is none: the same one in every run.
 
     Args:
@@ -76,10 +76,10 @@ def spoilt(statement: Statement, how: Corruption, others: Sequence[Statement]) -
 
     Example:
         >>> s = Statement("A bird is an animal that flies.", concept="bird", head="A bird is")
-        >>> spoilt(s, "cut", [s])
+        >>> corrupted(s, "cut", [s])
         'A bird is an.'
     """
-    draw = random.Random(key_of("spoilt", how, statement.key))
+    draw = random.Random(key_of("corrupted", how, statement.key))
     words = list(statement.said)
     if how == "swap":
         words = list(_other(statement, others, draw).said) or words
@@ -304,5 +304,5 @@ __all__ = [
     "Statement",
     "StatementSource",
     "begun",
-    "spoilt",
+    "corrupted",
 ]

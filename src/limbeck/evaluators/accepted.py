@@ -1,4 +1,4 @@
-"""Texts that a generator writes, unfiltered, judged by a critic that took no part in making it."""
+"""Texts that a generator writes, unfiltered, evaluated by a critic that took no part in making them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Unfiltered:
         texts: all of them.
         complete: which came to their end.
         prompts: how many were given.
-        accepted: the judge's probabilities [N].
+        accepted: the held-out critic's probabilities [N].
     """
 
     texts: list[str]
@@ -40,16 +40,16 @@ class Writes(Protocol):
     """A method whose generators write."""
 
     def unfiltered(self, artifact: NetworkArtifact, split: str, concepts: int, texts: int, draws: Draws) -> Unfiltered:
-        """Texts about so many concepts of a split, so many a prompt, by the generator of an artifact, judged."""
+        """Texts about so many concepts of a split, so many a prompt, by the generator of an artifact, with probabilities."""
 
 
 @settings
 class Accepted(Evaluator):
-    """Unfiltered texts about a split's concepts, judged by the critic ``judge``.
+    """Unfiltered texts about a split's concepts, evaluated by the participant ``held-out``.
 
-    ``accepted``: the share of texts that the judge takes for valid; ``distinct_accepted``: different accepted texts a
+    ``accepted``: the share of texts that the held-out critic takes for valid; ``distinct_accepted``: different accepted texts a
     prompt; ``novel``: the share of accepted texts that are no training statements; ``complete``: the share that came to an
-    end; ``words``: in a text. Critics have rows of their own: how well they tell real test statements from spoilt ones.
+    end; ``words``: in a text. Critics have rows of their own: how well they tell real test statements from corrupted ones.
 
     Args:
         threshold: probability from which a text is accepted.
@@ -70,7 +70,7 @@ class Accepted(Evaluator):
         if not hasattr(task, "concepts"):
             raise ConfigError(
                 "evaluator",
-                f"texts are judged that are written about concepts, and {type(task).__name__} has none",
+                f"it evaluates texts about concepts, and {type(task).__name__} has none",
                 expected="task=statements",
             )
 
@@ -85,7 +85,7 @@ class Accepted(Evaluator):
             return found
         if not isinstance(bench.method, Writes):
             raise ConfigError("evaluator", "the method writes no texts", given=type(bench.method).__name__)
-        draws = Draws(0, ("judged", split), bench.device)
+        draws = Draws(0, ("evaluated", split), bench.device)
         made = bench.method.unfiltered(artifact, split, self.concepts, self.texts, draws)
         hits = made.accepted >= self.threshold
         real = {_same(s.text) for s in task.statements("train")}

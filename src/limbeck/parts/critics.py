@@ -115,16 +115,16 @@ def mean_losses(task: Language, module: Any, texts: Sequence[str], batch: int = 
     return found
 
 
-def quality(critic: Critic, real: Sequence[str], spoilt: Sequence[str], threshold: float) -> dict[str, float]:
-    """How well a critic tells real texts from spoilt ones.
+def quality(critic: Critic, real: Sequence[str], bad: Sequence[str], threshold: float) -> dict[str, float]:
+    """How well a critic tells real texts from corrupted ones.
 
     Returns:
         ``auroc``, ``average_precision``, and ``precision`` and ``recall`` at the threshold.
     """
     from sklearn.metrics import average_precision_score, roc_auc_score
 
-    score = critic.prob_valid([*real, *spoilt]).double().numpy()
-    y = [1] * len(real) + [0] * len(spoilt)
+    score = critic.prob_valid([*real, *bad]).double().numpy()
+    y = [1] * len(real) + [0] * len(bad)
     kept = score >= threshold
     hits = float(kept[: len(real)].sum())
     return {
@@ -136,7 +136,7 @@ def quality(critic: Critic, real: Sequence[str], spoilt: Sequence[str], threshol
 
 
 def refuse_reversed(found: float, name: str, least: float = 0.5) -> None:
-    """Refuse a critic that prefers spoilt texts.
+    """Refuse a critic that prefers corrupted texts.
 
     Args:
         found: how often it gives a real text the higher probability (area under the ROC curve).
@@ -144,12 +144,12 @@ def refuse_reversed(found: float, name: str, least: float = 0.5) -> None:
         least: below this it is refused.
 
     Raises:
-        ConfigError: its labels are reversed, or it learnt nothing.
+        ConfigError: its labels are reversed, or it learned nothing.
     """
     if found < least:
         raise ConfigError(
             f"participants.{name}",
-            f"it gives spoilt texts the higher probability: of {100 * found:.0f} % of pairs alone the real one",
+            f"it gives corrupted texts the higher probability: of {100 * found:.0f} % of pairs alone the real one",
             expected="a critic that prefers real texts",
             remedy=f"its classes may be reversed: set participants.{name}.labels=[valid, corrupted]; or teach it longer "
             "(teach.steps)",

@@ -226,7 +226,7 @@ class Kept:
         release: rows that go into the corpus.
         survivors: of every filter, in order, those of the release last.
         measures: further numbers by name.
-        weight: of the rows that are learnt from; ``None`` for 1 each.
+        weight: of the rows used for training; ``None`` for 1 each.
     """
 
     learn: list[Row]
@@ -267,7 +267,7 @@ class Rounds:
         role: the generator.
         begin: done before the first step of a round's learning, with its number: to start from another network.
         finish: done when a round is kept, with its number.
-        least: texts below which nothing can be learnt from.
+        least: texts below which a round is refused.
 
     Example:
         ``Rounds(2, KeptTexts(task), items, write, keep, step, optim).stages()``

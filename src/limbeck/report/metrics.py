@@ -126,7 +126,7 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "image_auroc": ("area under the ROC curve of pictures", True, True),
     "pixel_auroc": ("area under the ROC curve of pixels", True, True),
     "false_alarms": ("normal items above the threshold", True, False),
-    "accepted": ("unfiltered texts that the judge accepts", True, True),
+    "accepted": ("unfiltered texts that the held-out critic accepts", True, True),
     "distinct_accepted": ("distinct accepted texts a prompt", False, True),
     "novel": ("accepted texts that are no training texts", True, None),
     "complete": ("texts that came to their end", True, True),

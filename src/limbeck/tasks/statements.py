@@ -1,4 +1,4 @@
-"""Statements about concepts: a language model's text, and what critics are taught from: real ones against spoilt ones."""
+"""Statements about concepts: a language model's text, and what critics are taught from: real ones against corrupted ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 from limbeck.data.columns import Target
 from limbeck.data.labelled_text import Labelled, LabelledSource
-from limbeck.data.statements import CORRUPTIONS, Corruption, PythonUses, Statement, StatementSource, spoilt
+from limbeck.data.statements import CORRUPTIONS, Corruption, PythonUses, Statement, StatementSource, corrupted
 from limbeck.data.text import Document
 from limbeck.engine.inner import fit
 from limbeck.errors import DataError
@@ -26,7 +26,7 @@ NAMES = {"task": {"statements": "Statements"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 PARTS = ("validity", "held-out")
-"""Two halves of the statements, each beside spoilt ones: the first teaches the critic that filters, the second the judge."""
+"""Two halves of the statements, each beside corrupted ones: the first trains the critic that filters, the second the held-out one."""
 
 LABELS = ["corrupted", "valid"]
 
@@ -34,20 +34,20 @@ Split = Literal["train", "valid", "test"]
 
 
 class Statements(Language):
-    """Short sentences about concepts, one a sequence. A generator writes such; critics tell real ones from spoilt ones.
+    """Short sentences about concepts, one a sequence. A generator writes such; critics tell real ones from corrupted ones.
 
-    No human judged them: a critic learns which sentences were written by people and which were spoilt, not what is true.
-    Its part ``validity`` is one half of the training statements with a spoilt one beside each; ``held-out`` is the other
-    half, for a judge that never filters. Both are tried on the same test statements.
+    No human labelled them: a critic learns which sentences were written by people and which were corrupted, not what is true.
+    Its part ``validity`` is one half of the training statements with a corrupted one beside each; ``held-out`` is the other
+    half, for a critic that never filters. Both are evaluated on the same test statements.
 
     Args:
         data: where statements come from.
         tokenizer: a Hub id or local folder; ``null`` takes the models' own, or trains one. Critics have their own.
         vocab_size: size of a trained tokenizer, of the generator's and of a critic's.
         length: tokens in a sequence, at most; ``null``: 128, or as many as the models have positions for, if fewer.
-        corruptions: how statements are spoilt, in turn: ``swap`` (what is said of another concept), ``shuffle``,
+        corruptions: how statements are corrupted, in turn: ``swap`` (what is said of another concept), ``shuffle``,
             ``replace`` (a third of the words), ``cut``, ``repeat``.
-        copies: spoilt statements beside each real one that critics learn from, in different ways; the real one stands
+        copies: corrupted statements beside each real one that critics learn from, in different ways; the real one stands
             there as often.
         student_documents: statements that the generator's baselines learn from, drawn by the seed; all if ``null``.
         valid_fraction: share of the statements set aside for choosing, where the data names no such split.
@@ -86,7 +86,7 @@ class Statements(Language):
         if vocab_size < 300:
             raise ValueError("vocab_size must be 300 or more: a critic's has the 256 bytes and what marks a row")
         if not corruptions:
-            raise ValueError("corruptions must name at least one way to spoil a statement")
+            raise ValueError("corruptions must name at least one way to corrupt a statement")
         if copies < 1:
             raise ValueError("copies must be 1 or more")
         self.corruptions, self.copies = list(corruptions), copies
@@ -113,8 +113,8 @@ class Statements(Language):
             return found
         return [found[i * len(found) // most] for i in range(most)]
 
-    def judged(self, part: str) -> Labelled:
-        """Statements of a part with labels, 1 for real ones, and a spoilt one beside each."""
+    def labelled(self, part: str) -> Labelled:
+        """Statements of a part with labels, 1 for real ones, and a corrupted one beside each."""
         documents: list[Document] = []
         splits: list[str] = []
         y: list[int] = []
@@ -128,13 +128,13 @@ class Statements(Language):
             for s in own:
                 for k in range(self.copies if split == "train" else 1):
                     how = self.corruptions[(int(s.key[8:16], 16) + k) % len(self.corruptions)]
-                    documents += [Document(s.text, "", (), s.source, s.number), Document(spoilt(s, how, own))]
+                    documents += [Document(s.text, "", (), s.source, s.number), Document(corrupted(s, how, own))]
                     splits += [split] * 2
                     y += [1, 0]
         return Labelled(documents, splits, torch.tensor(y), list(LABELS), "label", [])
 
     def part(self, name: str) -> Task:
-        """``validity`` and ``held-out``: real statements against spoilt ones, as text with classes."""
+        """``validity`` and ``held-out``: real statements against corrupted ones, as text with classes."""
         if name not in PARTS:
             return super().part(name)
         if name not in self._parts:
@@ -151,7 +151,7 @@ class Statements(Language):
         return ("safetensors", "hub")
 
     def default_evaluator(self) -> dict[str, Any]:
-        """A judge of what is written."""
+        """A held-out critic of what is written."""
         return {"use": "accepted"}
 
     def default_teacher(self) -> dict[str, Any]:
@@ -176,14 +176,14 @@ class Statements(Language):
 
 
 class Beside(LabelledSource):
-    """Statements with spoilt ones beside them."""
+    """Statements with corrupted ones beside them."""
 
     def __init__(self, task: Statements, part: str) -> None:
         self.task, self.part = task, part
 
     def read(self, target: Target = "auto") -> Labelled:
         """Both, with their labels."""
-        return self.task.judged(self.part)
+        return self.task.labelled(self.part)
 
 
 __all__ = ["LABELS", "PARTS", "Beside", "Split", "Statements"]

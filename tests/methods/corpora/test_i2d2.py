@@ -14,7 +14,7 @@ pytest.importorskip("transformers")
 
 from limbeck.artifacts.corpus import Corpus
 from limbeck.cli import main
-from limbeck.data.statements import CORRUPTIONS, Glosses, PythonUses, Statement, spoilt
+from limbeck.data.statements import CORRUPTIONS, Glosses, PythonUses, Statement, corrupted
 from limbeck.engine.context import RunContext
 from limbeck.errors import ConfigError, DataError, LimbeckError
 from limbeck.grammar.random import Draws
@@ -52,15 +52,15 @@ def settings(run: Tiny, **changes: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------ statements
 
 
-def test_statements_are_spoilt_the_same_way_every_time_and_never_stay() -> None:
+def test_statements_are_corrupted_the_same_way_every_time_and_never_stay() -> None:
     some: Any = PythonUses(8).read()["all"][:60]
     for how in CORRUPTIONS:
-        made = [spoilt(s, how, some) for s in some]
-        assert made == [spoilt(s, how, some) for s in some]
+        made = [corrupted(s, how, some) for s in some]
+        assert made == [corrupted(s, how, some) for s in some]
         same = sum(a == s.text for a, s in zip(made, some, strict=True))
         assert same <= 2, how  # a word drawn in its own place
         assert all(m.startswith(s.head) and m.endswith(".") for m, s in zip(made, some, strict=True))
-    shuffled = spoilt(some[0], "shuffle", some)
+    shuffled = corrupted(some[0], "shuffle", some)
     assert sorted(shuffled.rstrip(".").split()) == sorted(some[0].text.rstrip(".").split())
 
 
@@ -80,9 +80,9 @@ def test_glosses_become_sentences(tmp_path: Path) -> None:
         Glosses(str(tmp_path / "g.jsonl"), gloss="glos").read()
 
 
-def test_critic_and_judge_see_other_training_statements_and_the_same_test_ones(bound: Tiny) -> None:
+def test_critic_and_held_out_critic_see_other_training_statements_and_the_same_test_ones(bound: Tiny) -> None:
     task: Any = bound.bench.task
-    a, b = task.judged("validity"), task.judged("held-out")
+    a, b = task.labelled("validity"), task.labelled("held-out")
     texts = [{d.text for d, s in zip(x.documents, x.splits, strict=True) if s == "train"} for x in (a, b)]
     assert texts[0] and texts[1] and not texts[0] & texts[1]
     tests = [[d.text for d, s in zip(x.documents, x.splits, strict=True) if s == "test"] for x in (a, b)]
@@ -182,7 +182,7 @@ def test_a_round_learns_from_what_the_critic_accepts_and_no_more(bound: Tiny) ->
     assert [(s.filter, s.left) for s in kept.survivors] == [
         ("complete", 5), ("critic", 4), ("distinct", 4), ("cap", 2), ("complete", 5), ("release", 2), ("distinct", 2),
     ]  # fmt: skip
-    assert kept.measures["judge_accepts"] == pytest.approx(5 / 6) and kept.measures["distinct_accepted"] == 2.5
+    assert kept.measures["held_out_accepts"] == pytest.approx(5 / 6) and kept.measures["distinct_accepted"] == 2.5
     method.imitate = "weighted"
     weighted = method.keep(0, rows, None)
     assert len(weighted.learn) == 2 and weighted.weight == pytest.approx([0.9, 0.6])
@@ -193,7 +193,7 @@ def test_rounds_run_and_their_figures_stand_in_the_state(done: Tiny) -> None:
     assert [s.name for s in done.engine.stages] == [
         "prompts", "write0", "keep0", "learn0", "write1", "keep1", "learn1", "write2", "keep2",
     ]  # fmt: skip
-    assert len(method.state["measures"]) == 3 and {"round2/judge_accepts", "critic/auroc"} <= set(method.measures())
+    assert len(method.state["measures"]) == 3 and {"round2/held_out_accepts", "critic/auroc"} <= set(method.measures())
     ctx = RunContext(done.engine, method, done.engine.stages[-1], torch.device("cpu"))
     rows = [method.loop.written(r, ctx) for r in range(3)]
     assert all(len(x) == 24 for x in rows) and {r.round for r in rows[2]} == {2}
@@ -264,7 +264,7 @@ def test_a_run_leaves_a_corpus_and_says_what_survived(
     said = capsys.readouterr().out
     assert "Survivors of each filter" in said and "Kept texts" in said
     result = json.loads((tmp_path / "run/result.json").read_text())
-    assert {"student", "teacher", "nucleus", "alone", "critic", "judge"} <= set(result["metrics"]["rows"])
+    assert {"student", "teacher", "nucleus", "alone", "critic", "held-out"} <= set(result["metrics"]["rows"])
     corpus = Corpus.load(tmp_path / "run")
     assert len(corpus) == result["sizes"]["student"]["items"] > 0 and corpus.survivors == [
         dict(s) for s in corpus.survivors

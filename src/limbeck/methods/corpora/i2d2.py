@@ -5,8 +5,8 @@
     keep       D_r = { x : prob_valid(x) >= tau }, distinct, at most M a concept
     learn      min_theta  - sum over D_r of log p_theta(x);   write, keep, learn again, R times;  then write once more
 
-The generator is its own teacher. The critic is fixed; another one, the judge, has seen other statements and filters nothing:
-it measures what is written before any filter, round by round.
+The generator is its own teacher. The critic is fixed; a second one, held out, was trained on other statements and filters nothing:
+it measures what is written, before any filter, in each round.
 
 theta: the generator's weights;  tau: threshold;  R: rounds;  M: cap
 """
@@ -62,14 +62,14 @@ CARD = Card(
         "constraints, rounds, ten prompts a concept": "public notes on the paper",
         "word lists, prompt grid, thresholds, learning on all tokens from the last generator": "reconstructed",
         "counts of words": "reconstructed: the released engine has none",
-        "critic": "real against spoilt statements; the paper's learnt from people's labels, which do not exist here",
-        "cap, floor, judge, release over all rounds, sampling under constraints": "ours",
+        "critic": "real against corrupted statements; the paper's was trained on human labels, which do not exist here",
+        "cap, floor, held-out critic, release over all rounds, sampling under constraints": "ours",
     },
     claim="The share of unfiltered texts that a fixed critic accepts rises with each round, while distinct accepted statements a "
     "prompt do not fall by more than a third; constrained decoding is accepted more often than nucleus sampling.",
     recipe="i2d2",
     at_equality={"lm": "the likelihood of kept texts: the generator learns from no distribution it could equal"},
-    notes="Accepted means: taken for a sentence that a person wrote rather than a spoilt one. Whether it is true nobody has "
+    notes="Accepted means: taken for a sentence that a person wrote rather than a corrupted one. Whether it is true nobody has "
     "checked. corpus.jsonl is the corpus, survivors.json what each filter left.",
 )
 
@@ -144,10 +144,10 @@ class I2d2(Method[Statements]):
         top_p: sampled are only the likeliest words that make up this mass.
         critic: a ``classifier``; ``perplexity``, the share of held-back real statements that the first generator finds
             less likely; or ``none``.
-        threshold: probability from which a text is learnt from.
+        threshold: probability from which a text is used for training.
         release: probability from which it goes into the corpus.
         words: behind the prompt, at least.
-        cap: texts of a concept that are learnt from, at most; ``null`` for any number.
+        cap: texts of a concept used for training, at most; ``null`` for any number.
         imitate: learn from ``accepted`` texts, or from all complete and distinct ones, ``weighted`` by the critic.
         pool: learn from the texts of this ``round``, or of ``all`` so far.
         start: each round goes on with the ``previous`` generator, or begins with the ``base`` one.
@@ -223,7 +223,7 @@ class I2d2(Method[Statements]):
             raise ValueError(f"relations must be written singular/plural or once for both, not {odd[0]!r}")
         classifier = {"critic": Participant(task="validity")} if self.critic == "classifier" else {}
         self.participants = MappingProxyType(
-            {"teacher": Participant(like="student"), **classifier, "judge": Participant(task="held-out")}
+            {"teacher": Participant(like="student"), **classifier, "held-out": Participant(task="held-out")}
         )
 
     # ----------------------------------------------------------------------------------------------- who takes part
@@ -300,16 +300,16 @@ class I2d2(Method[Statements]):
         return Classifier(part, self.roles[name].module, self.roles[name].contract, LABELS[1])
 
     def begin(self, ctx: Context) -> None:
-        """How well critic and judge tell real test statements from spoilt ones.
+        """How well both critics tell real test statements from corrupted ones.
 
         Raises:
-            ConfigError: one of them prefers spoilt ones.
+            ConfigError: one of them prefers corrupted ones.
         """
-        made = self.task.judged("validity")
+        made = self.task.labelled("validity")
         test = [i for i, split in enumerate(made.splits) if split == "test"]
         real, bad = ([made.documents[i].text for i in test if int(made.y[i]) == y] for y in (1, 0))
         likely = Likelihood(self.task, self.roles["teacher"].module, [s.text for s in self.task.statements("valid")])
-        critics: dict[str, Critic | None] = {"critic": self.filter_critic(), "judge": self._classifier("judge")}
+        critics: dict[str, Critic | None] = {"critic": self.filter_critic(), "held-out": self._classifier("held-out")}
         critics["perplexity"] = likely
         by_chance = 3 * (1 / 6 / max(1, len(real))) ** 0.5  # three deviations of a guesser's area
         for name, critic in critics.items():
@@ -445,12 +445,12 @@ class I2d2(Method[Statements]):
         return Decoding(self.decoding, self.constraints, self.top_p)
 
     def unfiltered(self, artifact: NetworkArtifact, split: str, concepts: int, texts: int, draws: Draws) -> Unfiltered:
-        """What a generator writes about concepts of a split, judged by the held-out critic."""
+        """What a generator writes about concepts of a split, evaluated by the held-out critic."""
         how = replace(self.how, **getattr(artifact, "decoding", {}))
         prompts = [p for group in self.chosen(self.about(split, concepts)) for p in group]
         rows = self.generate(artifact.built.module, prompts, texts, draws, 0, how)
         said = [r.text for r in rows]
-        return Unfiltered(said, [r.complete for r in rows], len(prompts), self._classifier("judge").prob_valid(said))
+        return Unfiltered(said, [r.complete for r in rows], len(prompts), self._classifier("held-out").prob_valid(said))
 
     # -------------------------------------------------------------------------------------------------------- rounds
 
@@ -475,13 +475,13 @@ class I2d2(Method[Statements]):
         return self.generate(module, prompts, self.texts, ctx.draws, sum(map(len, groups[:a])), self.how)
 
     def keep(self, r: int, rows: list[Row], ctx: Context) -> Kept:
-        """Filters in their order; those of the release beside them; and what the judge says of all that was written."""
+        """Filters in their order; those of the release beside them; and what the held-out critic says of all that was written."""
         critic = self.filter_critic()
         said = [row.text for row in rows]
         if critic is not None:
             for row, score in zip(rows, critic.prob_valid(said).tolist(), strict=True):
                 row.score = score
-        judged = self._classifier("judge").prob_valid(said) >= self.threshold
+        held_out = self._classifier("held-out").prob_valid(said) >= self.threshold
         before = [self.loop.kept(i, ctx) for i in range(r)]
         whole = complete(self.words)
         accepted = [] if self.imitate == "weighted" else [scored("critic", self.threshold)]
@@ -492,9 +492,9 @@ class I2d2(Method[Statements]):
         release, more = sift(rows, [whole, scored("release", self.release), distinct(gone)])
         prompts = len({row.prompt for row in rows})
         # both critics are told of the same: every text that was written, before any filter
-        hits = {"judge": judged.tolist(), "critic": [not row.score < self.threshold for row in rows]}
+        hits = {"held_out": held_out.tolist(), "critic": [not row.score < self.threshold for row in rows]}
         measures = {f"{n}_accepts": sum(h) / max(1, len(rows)) for n, h in hits.items()}
-        ours = {row.same for row, hit in zip(rows, hits["judge"], strict=True) if hit}
+        ours = {row.same for row, hit in zip(rows, hits["held_out"], strict=True) if hit}
         measures |= {
             "distinct_accepted": len(ours) / max(1, prompts),
             "words": sum(len(row.text.split()) for row in rows) / max(1, len(rows)),
@@ -557,7 +557,7 @@ class I2d2(Method[Statements]):
         return [*said, *self.state.get("warnings", [])]
 
     def measures(self) -> dict[str, float]:
-        """Of each round what critic and judge accept before any filter, and more; and how good both are."""
+        """Of each round what both critics accept before any filter, and more; and how good both are."""
         found = {f"round{r}/{n}": v for r, m in enumerate(self.state["measures"]) for n, v in m.items()}
         return found | {f"{who}/{n}": v for who, m in self.state["critic"].items() for n, v in m.items()}
 
@@ -588,7 +588,7 @@ class I2d2(Method[Statements]):
             "tables": [
                 {"title": "Survivors of each filter", "head": ["round", "filter", "given", "left"], "rows": survivors},
                 {"title": "Before any filter, round by round", "head": ["round", *names], "rows": rounds},
-                {"title": "Critics on real and spoilt test statements", "head": ["who", *told_], "rows": critics},
+                {"title": "Critics on real and corrupted test statements", "head": ["who", *told_], "rows": critics},
                 {"title": "Kept texts", "head": ["round", "text"], "rows": texts},
             ]
         }

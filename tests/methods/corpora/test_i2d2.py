@@ -154,9 +154,9 @@ def test_texts_are_the_same_however_they_are_cut_into_batches(bound: Tiny) -> No
 
 def test_a_related_concept_comes_where_it_can(bound: Tiny) -> None:
     method = settings(bound, decoding="neurologic", related=True, longest=14, shortest=1, beam=8, texts=1)
-    asked = Prompt("send is used to", "send", "is used to", "byte")
+    asked = Prompt("send is used to", "send", "is used to", "q")
     rows = method.generate(method.roles["teacher"].module, [asked], 1, Draws(0, ("t",)), 0, method.how)
-    assert "byte" in rows[0].said
+    assert "q" in rows[0].said
     assert len(method.constrained(asked).clauses.number) == 1
     inside = Prompt("artery is", "artery", "is", "temporal artery")  # banned and asked for at once
     assert len(method.constrained(inside).clauses.number) == 0

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError
 from limbeck.grammar.method import Built
 from limbeck.grammar.role import Contract
+from limbeck.grammar.settings import Positive, Share, settings
 from limbeck.grammar.task import Check, Model, Task
 from limbeck.models.adapting import adapt
 from limbeck.models.forms import meet
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
-from limbeck.tasks.text_classes import TextClasses
 from limbeck.tasks.tokenizers import pad_id
 
 NAMES = {"model": {"ngrams": "Ngrams"}}
@@ -62,6 +64,7 @@ class NgramNet(nn.Module):
         return out
 
 
+@settings
 class Ngrams(Model):
     """Logistic regression on hashed runs of tokens, for text classes.
 
@@ -77,36 +80,23 @@ class Ngrams(Model):
 
     rehearsed = True
     forms = ("classes",)
+    takes = ("tokens",)
 
-    def __init__(
-        self,
-        longest: int = 3,
-        buckets: int = 1 << 15,
-        dropout: float = 0.1,
-        gain: float = 10.0,
-        checkpoint: str | None = None,
-        labels: list[str] | None = None,
-        check: Check = "on",
-    ) -> None:
-        if not 1 <= longest <= len(_PRIMES):
-            raise ValueError(f"longest must lie between 1 and {len(_PRIMES)}")
-        if not 2 <= buckets <= 1 << 26:
-            raise ValueError(f"buckets must lie between 2 and {1 << 26:,}")
-        if not 0 <= dropout < 1:
-            raise ValueError("dropout must lie in [0, 1)")
-        if not gain > 0:
-            raise ValueError("gain must be above 0")
-        self.longest, self.buckets, self.dropout, self.gain = longest, buckets, dropout, gain
-        self.checkpoint, self.labels = checkpoint, labels
-        self.check: Check = check
+    longest: Annotated[int, Interval(ge=1, le=3)] = 3
+    buckets: Annotated[int, Interval(ge=2, le=1 << 26)] = 1 << 15
+    dropout: Share = 0.1
+    gain: Positive = 10.0
+    checkpoint: str | None = None
+    labels: list[str] | None = None
+    check: Check = "on"
 
     def build(self, task: Task) -> Built:
         """The classifier, for the task's tokens."""
         needs = meet(self, task)
-        if not isinstance(task, TextClasses):
-            raise ConfigError("model", f"ngrams read texts, not {type(task).__name__}", expected="task=text-classes")
+        text = needs.tokens
+        assert text is not None
         task.load()
-        module = NgramNet(task.outputs, self.longest, self.buckets, pad_id(task.tokenizer), self.dropout, self.gain)
+        module = NgramNet(needs.outputs, self.longest, self.buckets, pad_id(text.tokenizer), self.dropout, self.gain)
         notes = []
         if self.checkpoint is not None:
             path = expanded(self.checkpoint)
@@ -114,7 +104,7 @@ class Ngrams(Model):
             load_strict(module, found.state, str(path), self.role)
             notes.append(str(found))
         built = Built(module, Contract(), self.labels, self, notes)
-        adapt(built, needs, task.outputs, {}, type(self).__name__)
+        adapt(built, needs, needs.outputs, {}, type(self).__name__)
         task.rehearse(built)
         return built
 

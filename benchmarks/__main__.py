@@ -22,7 +22,19 @@ from typing import Any  # noqa: E402
 from benchmarks import peers  # noqa: E402
 from benchmarks.harness import Report, machine, number, write  # noqa: E402
 
-NAMES = ("agree", "image", "llm-head", "trainer", "trajectory", "cache", "mirage", "splatting", "resume", "start")
+NAMES = (
+    "agree",
+    "image",
+    "llm-head",
+    "trainer",
+    "trajectory",
+    "cache",
+    "mirage",
+    "g2sd",
+    "splatting",
+    "resume",
+    "start",
+)
 
 
 def show(report: Report, console: Any) -> None:

@@ -25,7 +25,7 @@ from limbeck.grammar.role import cast
 from limbeck.methods.pretraining.g2sd import G2sd
 from limbeck.networks.two_stage import maps_of
 from limbeck.networks.vision_transformer import encoder_of
-from tests.tiny import Tiny, differences, tiny
+from tests.tiny import Tiny, differences, state_of, tiny
 
 MAPS = (
     "task={use: dense, data: {use: digit-scenes, items: 16, test_items: 6, side: 16, each: 1}}",
@@ -304,3 +304,11 @@ def test_settings_are_the_paper_s() -> None:
     method = G2sd()
     assert (method.mask_ratio, method.beta, method.layer_decay) == (0.75, 2.0, 0.75)
     assert (method.weight_features, method.weight_objectness, method.warm_steps) == (0.001, 0.1, 500)
+
+
+@pytest.mark.expensive
+def test_cutting_a_batch_of_boxes_changes_nothing(tmp_path: Path) -> None:
+    plain = ("train.optimizer=sgd", "train.lr=0.005", "stages.pretrain.mae.lr=0.005")
+    one = tiny("g2sd", tmp_path / "1", *BOXES, *plain).run()
+    two = tiny("g2sd", tmp_path / "2", *BOXES, *plain, "engine.accumulate=2").run()
+    assert not differences(state_of(one), state_of(two), tolerance=1e-5)

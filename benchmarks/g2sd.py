@@ -131,16 +131,16 @@ class Pair:
     def step(self, target: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
         """A bare step whose target is what ``target`` says of images and noise."""
         student, decoder = (copy.deepcopy(self.modules[n]).train().requires_grad_(True) for n in ("student", "decoder"))
-        params = [*student.encoder.parameters(), *decoder.parameters()]  # type: ignore[union-attr]
+        params = [*student.encoder.parameters(), *decoder.parameters()]
         optimizer = torch.optim.AdamW(params, lr=1e-3, weight_decay=0.0, fused=True)
 
         def step(x: Tensor) -> None:
-            noise = torch.rand(len(x), student.encoder.patches)  # type: ignore[union-attr]
+            noise = torch.rand(len(x), student.encoder.patches)
             masking = random_masking(noise, 0.75)
             with torch.no_grad():
                 y = target(x, noise)
                 y = layer_norm(y, y.shape[-1:], eps=1e-6)
-            loss = smooth_l1_loss(decoder(student.encode(x, masking), masking), y, beta=2.0)  # type: ignore[operator]
+            loss = smooth_l1_loss(decoder(student.encode(x, masking), masking), y, beta=2.0)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()

@@ -318,7 +318,7 @@ def test_a_student_is_read_back_by_the_library_and_by_limbeck(pictures: Path, tm
         alone = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "student").eval()
         processor = transformers.AutoImageProcessor.from_pretrained(tmp_path / "student")
     assert alone.config.id2label == {0: "left", 1: "right"}
-    assert (processor.size["height"], list(processor.image_mean)) == (8, [0.1] * 3)
+    assert (processor.crop_size["height"], list(processor.image_mean)) == (8, [0.1] * 3)
     x = built.contract.inputs(task.example(5)["x"])
     torch.testing.assert_close(alone(x).logits, want, rtol=1e-4, atol=1e-5)
     again = FromRun(str(tmp_path)).build(task_of(["right", "left"]))

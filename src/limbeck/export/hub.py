@@ -93,7 +93,6 @@ def _write_timm(artifact: NetworkArtifact, out: Path, about: dict[str, Any]) -> 
             "crop_mode": "center",
             "mean": mean or [0.0] * channels,
             "std": std or [1.0] * channels,
-            "mode": said["mode"] if channels == 1 else "RGB",
         }
     cfg["num_classes"] = config["num_classes"]
     if built.labels:

@@ -219,15 +219,16 @@ def timm_script() -> str:
     """timm's own loading and transform."""
     return _script(
         "python use.py PICTURE...: what each picture shows, by timm alone.",
-        ["import pathlib, sys", "import timm, torch", "from PIL import Image"],
+        ["import pathlib, sys", "import timm, timm.data, torch", "from PIL import Image"],
         [
             "here = pathlib.Path(__file__).parent.resolve()",
             "model = timm.create_model(f'local-dir:{here}', pretrained=True).eval()",
-            "transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))",
+            "config = timm.data.resolve_model_data_config(model)",
+            "transform, mode = timm.data.create_transform(**config), 'L' if config['input_size'][0] == 1 else 'RGB'",
             "labels = model.pretrained_cfg['label_names']",
         ],
         [
-            "x = transform(Image.open(name).convert(model.pretrained_cfg.get('mode', 'RGB')))[None]",
+            "x = transform(Image.open(name).convert(mode))[None]",
             "with torch.no_grad():",
             "    p = model(x)[0].softmax(-1)",
             "print(name, labels[p.argmax()], round(p.max().item(), 3))",

@@ -14,7 +14,7 @@ from limbeck.grammar.settings import Count, Share, settings
 from limbeck.grammar.task import Check, Depth, Model, Task
 from limbeck.models.adapting import adapt
 from limbeck.models.forms import meet
-from limbeck.models.pretrained import save_pretrained
+from limbeck.models.pretrained import name_outputs, save_pretrained
 from limbeck.storage.disk import expanded
 from limbeck.storage.foreign import find_weights
 from limbeck.storage.weights import load_strict
@@ -67,6 +67,7 @@ class Encoder(Model):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tokenizer: Any = None
+        self.target = "label"
 
     def build(self, task: Task) -> Built:
         """The network, with an embedding for every token of the task's tokenizer."""
@@ -75,7 +76,7 @@ class Encoder(Model):
         assert text is not None
         transformers = transformers_library("encoders")
         task.load()
-        self.tokenizer = text.tokenizer
+        self.tokenizer, self.target = text.tokenizer, needs.target
         if self.positions is not None:
             text.limit(self.positions, "the encoder")
         config = transformers.BertConfig(
@@ -108,7 +109,5 @@ class Encoder(Model):
 
     def save(self, module: nn.Module, folder: Any, labels: list[str] | None = None) -> None:
         """The folder ``student/`` as transformers lays it out; ``AutoModel.from_pretrained`` reads it."""
-        config: Any = module.config
-        if labels:
-            config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        name_outputs(module.config, labels, self.target)
         save_pretrained(module, self.tokenizer, Path(folder) / "student")

@@ -58,6 +58,7 @@ def text_model(model: HuggingFace, task: Task, needs: Needs) -> Built:
             module = low_rank(module, model.lora, model.lora_alpha)
         return Built(module, Contract(), None, model, model.notes)
     outputs = needs.outputs
+    model.target = needs.target
     given = model._given() or names_by_id(config.id2label)
     has_head = model.pretrained and any("ForSequenceClassification" in name for name in named)
     own = model._keeps([given] if given else [], list(needs.names)) if has_head else None

@@ -25,6 +25,7 @@ from limbeck.models.pretrained import (
     adapter_in,
     base_of,
     low_rank,
+    name_outputs,
     quiet,
     save_pretrained,
     with_adapter,
@@ -85,7 +86,8 @@ class HuggingFace(LibraryModel):
         self._ready = self.pretrained or self.checkpoint is not None
         self._config: Any = None
         self._auto = PICTURES["classes"][0]
-        self._inputs: tuple[Contract, tuple[int, ...]] = Contract(), ()
+        self._steps: dict[str, Any] = {}  # how a file becomes an input
+        self.target = "label"
 
     @property
     def trained(self) -> bool:
@@ -102,7 +104,7 @@ class HuggingFace(LibraryModel):
         if needs.tokens is not None:
             return text_model(self, task, needs)
         built = super().build(task)
-        self._inputs = built.contract, needs.inputs
+        self._steps, self.target = task.preprocessing(built.contract), needs.target
         if self.lora is not None:
             head = sorted({n.rpartition(".")[0] for n in self._head(needs)})
             built.module = low_rank(built.module, self.lora, self.lora_alpha, modules_to_save=head)
@@ -307,9 +309,7 @@ class HuggingFace(LibraryModel):
         beside = self.tokenizer
         if self._config is not None:
             beside = self._as_processor()
-            config: Any = module.config
-            if labels:
-                config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+        name_outputs(module.config, labels, self.target)
         save_pretrained(module, beside, Path(folder) / "student")
         if self.lora is not None:
             with atomic_folder(Path(folder) / "adapter") as place:
@@ -318,13 +318,15 @@ class HuggingFace(LibraryModel):
     def _as_processor(self) -> Any:
         """An image processor that does what the contract does."""
         transformers = transformers_library("a classifier of transformers")
-        contract, shape = self._inputs
-        if not shape:  # opened from a run's folder, which has one already
+        if not self._steps:  # opened from a run's folder, which has one already
             with quiet():
                 return transformers.AutoImageProcessor.from_pretrained(self._place(), **self._options())
-        high, wide = contract.size or shape[1:]
-        channels = contract.channels or shape[0]
-        mean, std = (v * channels if len(v) == 1 else v for v in (contract.mean, contract.std))
-        return transformers.ViTImageProcessor(
-            size={"height": high, "width": wide}, image_mean=list(mean), image_std=list(std), do_normalize=bool(mean)
-        )
+        channels, high, wide = self._steps["input"]
+        mean, std = (list(v * channels if len(v) == 1 else v) for v in (self._steps["mean"], self._steps["std"]))
+        usual = {"resample": 2, "do_normalize": bool(mean), "image_mean": mean or None, "image_std": std or None}
+        if self._auto != PICTURES["classes"][0]:  # whose pipeline brings maps back to the image's own size
+            return transformers.SegformerImageProcessor(size={"height": high, "width": wide}, **usual)
+        if self._steps["resize_mode"] == "cover" and high == wide and channels == 3:
+            size, crop = {"shortest_edge": high}, {"height": high, "width": wide}
+            return transformers.BitImageProcessor(size=size, crop_size=crop, do_convert_rgb=True, **usual)
+        return transformers.ViTImageProcessor(size={"height": high, "width": wide}, **usual)

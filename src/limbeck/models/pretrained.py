@@ -243,6 +243,15 @@ def save_pretrained(module: nn.Module, beside: Any, folder: Path) -> None:
             beside.save_pretrained(place)
 
 
+def name_outputs(config: Any, labels: list[str] | None, target: str) -> None:
+    """Write the names of a classifier's outputs and their meaning into its configuration, where pipelines look for them."""
+    if labels:
+        config.id2label, config.label2id = dict(enumerate(labels)), {n: i for i, n in enumerate(labels)}
+    kinds = {"label": "single_label_classification", "labels": "multi_label_classification", "number": "regression"}
+    if labels and target in kinds:
+        config.problem_type = kinds[target]
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without the library's own progress bars and reports: ours are those that are shown."""
@@ -264,6 +273,7 @@ __all__ = [
     "adapter_in",
     "base_of",
     "low_rank",
+    "name_outputs",
     "quiet",
     "save_pretrained",
     "some",

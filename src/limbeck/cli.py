@@ -46,6 +46,7 @@ COMMANDS: Final[dict[str, str]] = {
     "predict": "use a student on your own files",
     "evaluate": "evaluate a student on labelled data",
     "export": "write a run's student in another format",
+    "push": "send a run's student or an export to the Hugging Face hub",
     "doctor": "versions, devices, extras, folders",
     "demo": "the main job in three minutes on embedded data",
 }

@@ -157,6 +157,22 @@ def folder_or_file(name: str) -> Callable[[str], Path]:
     return read
 
 
+def checkpoint_of(text: object) -> Any:
+    """A checkpoint as it is typed: ``best``, ``last``, a number, or a folder; ``None`` where none is."""
+    said = str(text) if text is not None else None
+    return said if said in ("best", "last") else int(said) if said and said.isdigit() else text
+
+
+def between(progress: Any, say: Callable[[str], None]) -> Callable[[str], None]:
+    """``say`` between the lines of a progress display, whose present line is ended first."""
+
+    def told(text: str) -> None:
+        progress.close()
+        say(text)
+
+    return told
+
+
 def run_folder(text: str, comparisons: bool = False) -> Path:
     """A finished or unfinished run's folder; a comparison's too where that is meant.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from limbeck.commands import _common as common
 from limbeck.engine.terminal import say
 
@@ -61,8 +59,6 @@ def main(words: list[str]) -> int:
 
     interrupt.install()
     out = args.out or folder / "export" / args.format
-    text = str(args.checkpoint) if args.checkpoint is not None else None
-    checkpoint: Any = text if text in ("best", "last") else int(text) if text and text.isdigit() else args.checkpoint
     progress = Progress()
     try:
         with trusting(args.trust):
@@ -70,8 +66,8 @@ def main(words: list[str]) -> int:
                 folder,
                 args.format,
                 out,
-                checkpoint,
-                say=_Said(progress),
+                checkpoint=common.checkpoint_of(args.checkpoint),
+                say=common.between(progress, _say),
                 normalise=args.normalise,
                 pixels=args.input,
                 licence=args.license,
@@ -81,14 +77,3 @@ def main(words: list[str]) -> int:
         progress.close()
     say(made)
     return 0
-
-
-class _Said:
-    """Sentences between the lines of a progress display."""
-
-    def __init__(self, progress: object) -> None:
-        self.progress = progress
-
-    def __call__(self, text: str) -> None:
-        self.progress.close()  # type: ignore[attr-defined]
-        _say(text)

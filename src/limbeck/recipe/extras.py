@@ -13,6 +13,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "tabular": ("fairlearn", "pandas", "pyarrow", "skops"),
     "scene": ("skimage", "trimesh"),
     "export": ("onnx", "onnxruntime", "onnxscript"),
+    "hub": ("huggingface_hub",),
     "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
     "ray": ("ray",),
 }

@@ -93,8 +93,9 @@ def fit(
         if (step % _LOOK_EVERY == 0 or step + 1 == optim.steps) and not bool(finite):
             raise NonFinite(scope, f"the loss was not finite by inner step {step}", remedy="lower its learning rate")
         if optim.clip is not None:
-            torch.nn.utils.clip_grad_norm_(params, optim.clip)
-        set_rate(opt, optim.rate(step))
+            grads = [p.grad for p in params if p.grad is not None]
+            optim.shorten(grads, torch.nn.utils.get_total_norm(grads))
+        set_rate(opt, optim.rate(step), optim.decay(step))
         opt.step()
         if each is not None:
             each(step + 1, module)

@@ -73,7 +73,8 @@ class Stepper:
     def set_rates(self, step: int, total: int) -> None:
         """The learning rates of a step."""
         for name, opt in self.optimisers.items():
-            set_rate(opt, self.optim[name].rate(step, total))
+            optim = self.optim[name]
+            set_rate(opt, optim.rate(step, total), optim.decay(step, total))
 
     def rates(self, step: int, total: int) -> dict[str, float]:
         """The learning rates of a step, as they are logged."""
@@ -362,13 +363,13 @@ class Stepper:
         grads = {r: g for r, g in grads.items() if g}
         self.moved.update(grads)
         # the norm is what is clipped by, and what a split role is looked at by; elsewhere the guard has a cheaper look
-        clip = {r: c for r in grads if (c := self.optim[r].clip) is not None}
+        clip = {r for r in grads if self.optim[r].clip is not None}
         norms = {r: dist.gathered(_norm(grads[r])) for r in grads if r in clip or roles[r].shard}
         if self.guard is not None:
             self.guard.check(step, earlier, losses, grads, norms, [self.optimisers[r] for r in touched], phase, seen)
         for r in touched:
             if r in clip:
-                torch._foreach_mul_(grads[r], (clip[r] / (norms[r] + 1e-6)).clamp(max=1.0))
+                self.optim[r].shorten(grads[r], norms[r], dist.gathered)
             self.optimisers[r].step()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Annotated, Any, Literal
 
 import torch
@@ -44,9 +45,13 @@ class Probe(Evaluator):
         whose: which rows are judged: ``all``, or ``students``: without those who only teach, of which large ones take
             long to fine-tune.
         feature: the module whose output is the feature, as ``named_modules()`` spells it (``name:in`` for its input);
-            empty takes what the last linear layer reads, of a text's encoder its last hidden states. Maps are averaged over
+            empty takes what the last linear layer reads, of a text's encoder its last hidden states, of a network that
+            answers with features these. Maps are averaged over
             space, of tokens the first is taken.
-        strength: inverse regularisation of ``linear`` and ``svm`` (scikit-learn's C), on standardised features.
+        strength: inverse regularisation of ``linear`` and ``svm`` (scikit-learn's C); of several the one that is best on the
+            validation split.
+        unit: scale each item's feature to length one; off, each column is brought to mean 0 and deviation 1 (but for
+            ``knn``).
         neighbours: of ``knn``.
         items: at most so many training items, at even distances; 0 takes all.
         eval_batch: items at a time.
@@ -58,13 +63,16 @@ class Probe(Evaluator):
     pool: Literal["first", "mean"] = "first"
     whose: Literal["all", "students"] = "all"
     feature: str = ""
-    strength: Positive = 1.0
+    strength: Positive | list[Positive] = 1.0
+    unit: bool = False
     neighbours: Count = 20
     items: Annotated[int, Ge(0)] = 0
     eval_batch: Count = 256
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if isinstance(self.strength, list) and not self.strength:
+            raise ValueError("strength must be a number above 0, or several")
         self.primary, self.higher_is_better = "accuracy", True
 
     def accept(self, task: Task) -> None:
@@ -79,6 +87,13 @@ class Probe(Evaluator):
                     given=type(on).__name__,
                     expected="text-classes for encoders of text, classification for networks of pictures",
                 )
+            if not isinstance(on, Tokenized) and on.needs.items != task.needs.items:
+                raise ConfigError(
+                    "evaluator.on",
+                    f"its items are {on.needs.items}, and those that are learnt from are {task.needs.items}",
+                    given=type(on).__name__,
+                    expected=f"labelled {task.needs.items}",
+                )
         if getattr(on, "kind_of_target", "") != "label":
             raise ConfigError(
                 "evaluator" if self.on is None else "evaluator.on",
@@ -86,7 +101,7 @@ class Probe(Evaluator):
                 given=type(on).__name__,
                 remedy="name a task with labelled items: evaluator.on={use: text-classes, data: labelled-text:FILE}"
                 if isinstance(task, Tokenized)
-                else "",
+                else "name a task with labelled items: evaluator.on={use: ..., data: ...}",
             )
         self.primary, self.higher_is_better = on.primary if self.how == "fine-tune" else "accuracy", True
 
@@ -98,13 +113,28 @@ class Probe(Evaluator):
         task: Any = self.on or artifact.judge(bench.task)
         if isinstance(task, Tokenized) and isinstance(bench.task, Tokenized) and task is not bench.task:
             task.follow(bench.task, getattr(artifact.built.module, "config", None))
+        vector = artifact.task.needs.form == "vector" and not self.feature
         if self.how == "fine-tune":
-            return self._tuned(artifact.built, task, bench, split)
+            return self._tuned(artifact.built, task, bench, split, vector)
         train: Data = task.train
-        x, y = self._features(artifact.built, task, train, bench, self._step(train))
-        judged, truth = self._features(artifact.built, task, getattr(task, split), bench)
-        guess = self._classifier(len(x)).fit(x.numpy(), y.numpy()).predict(judged.numpy())
-        return {"accuracy": float((torch.from_numpy(guess) == truth).double().mean()), "width": float(x.shape[1])}
+        x, y = self._features(artifact.built, task, train, bench, self._step(train), vector)
+        judged, truth = self._features(artifact.built, task, getattr(task, split), bench, vector=vector)
+        strengths = self.strength if isinstance(self.strength, list) else [self.strength]
+        best = strengths[0]
+        if len(strengths) > 1 and self.how in ("linear", "svm"):
+            chosen, known = self._features(artifact.built, task, task.valid, bench, vector=vector)
+            right = [self._accuracy(x, y, chosen, known, c) for c in strengths]
+            best = strengths[max(range(len(right)), key=right.__getitem__)]
+        return {"accuracy": self._accuracy(x, y, judged, truth, best), "width": float(x.shape[1])}
+
+    def _accuracy(self, x: Tensor, y: Tensor, judged: Tensor, truth: Tensor, strength: float) -> float:
+        """Of the classifier trained on x [N, D] with classes y, on other features with theirs."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # features that are not separable take many rounds
+            guess = self._classifier(len(x), strength).fit(x.numpy(), y.numpy()).predict(judged.numpy())
+        return float((torch.from_numpy(guess) == truth).double().mean())
 
     def judges(self, task: Task) -> Task:
         """``on``, where one is named."""
@@ -113,14 +143,19 @@ class Probe(Evaluator):
     def _step(self, data: Data) -> int:
         return max(1, -(-len(data) // self.items)) if self.items else 1
 
-    def _tuned(self, built: Built, task: Any, bench: Bench, split: str) -> dict[str, float]:
+    def _tuned(self, built: Built, task: Any, bench: Bench, split: str, vector: bool = False) -> dict[str, float]:
         """A copy of the network with a new last layer, trained on the labelled items, as the task judges it."""
+        task = task.labelled() if hasattr(task, "labelled") else task
         net = copy.deepcopy(built.module).requires_grad_(True)
         seed = key_of(bench.seed, "probe")
         with torch.random.fork_rng(devices=[]):
             seed_modules(seed, torch.device("cpu"))
             texts = isinstance(task, Tokenized)
-            tuned = TextClassifier(net, int(task.outputs), self.pool) if texts else with_head(net, task.outputs)
+            if vector:
+                width = self._features(built, task, Part(task.train, torch.arange(1)), bench, vector=True)[0].shape[1]
+                tuned: nn.Module = nn.Sequential(net, nn.Linear(width, task.outputs).to(bench.device))
+            else:
+                tuned = TextClassifier(net, int(task.outputs), self.pool) if texts else with_head(net, task.outputs)
         contract = built.contract.with_(classes=None, width=None)
         few = Part(task.train, torch.arange(0, len(task.train), self._step(task.train)))
 
@@ -132,25 +167,28 @@ class Probe(Evaluator):
         scores: dict[str, float] = task.evaluate(Built(tuned, contract), getattr(task, split), device=bench.device)
         return scores
 
-    def _classifier(self, items: int) -> Any:
+    def _classifier(self, items: int, strength: float) -> Any:
         from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier
         from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
+        from sklearn.preprocessing import Normalizer, StandardScaler
         from sklearn.svm import LinearSVC
 
         if self.how == "knn":
             return KNeighborsClassifier(min(self.neighbours, items), metric="cosine")
+        scaler = Normalizer() if self.unit else StandardScaler()
         if self.how == "svm":
-            return make_pipeline(StandardScaler(), LinearSVC(C=self.strength, random_state=0))
-        return make_pipeline(StandardScaler(), LogisticRegression(C=self.strength, max_iter=1000))
+            return make_pipeline(scaler, LinearSVC(C=strength, random_state=0))
+        return make_pipeline(scaler, LogisticRegression(C=strength, max_iter=1000))
 
-    def _features(self, built: Built, task: Task, data: Data, bench: Bench, step: int = 1) -> tuple[Tensor, Tensor]:
-        """Features [N, D] and classes [N] of every ``step``-th item."""
+    def _features(
+        self, built: Built, task: Task, data: Data, bench: Bench, step: int = 1, vector: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Features [N, D] and classes [N] of every ``step``-th item; ``vector``: they are what the network answers."""
         module: nn.Module = built.module
         whole = isinstance(task, Tokenized) and not self.feature  # of a text: the encoder's last hidden states
-        path = "" if whole else self.feature or last_linear(module)
-        tap, found, labels = Tap(module, [] if whole else [path]), [], []
+        path = "" if whole or vector else self.feature or last_linear(module)
+        tap, found, labels = Tap(module, [path] if path else []), [], []
         try:
             with torch.no_grad(), evaluating([module]):
                 for ids in torch.arange(0, len(data), step).split(self.eval_batch):
@@ -161,8 +199,8 @@ class Probe(Evaluator):
                         labels.append(batch["y"].cpu())
                         continue
                     with tap:
-                        task.feed(module, built.contract.feed(batch))
-                    found.append(pooled(tap.acts[path], picture_of(batch)).float().cpu())
+                        out = Signal(task.feed(module, built.contract.feed(batch))).output
+                    found.append(pooled(tap.acts[path] if path else out, picture_of(batch)).float().cpu())
                     labels.append(batch["y"].cpu())
         finally:
             tap.close()

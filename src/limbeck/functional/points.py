@@ -55,12 +55,12 @@ def in_unit_sphere(points: Tensor) -> Tensor:
 
 
 def _distances(a: Tensor, b: Tensor, shape: Shape = "sphere") -> Tensor:
-    """``[N, A, B]`` of points ``[N, A, 3]`` and ``[N, B, 3]``, squared for the sphere.
+    """``[N, A, B]`` of points ``[N, A, 3]`` and ``[N, B, 3]``.
 
     From differences: by the scalar product, near points would be told apart by rounding.
     """
-    gap = a.unsqueeze(2) - b.unsqueeze(1)
-    return gap.abs().amax(-1) if shape == "cube" else gap.square().sum(-1)
+    p = math.inf if shape == "cube" else 2.0
+    return torch.cdist(a, b, p=p, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def nearest_points(centres: Tensor, points: Tensor, k: int, *, shape: Shape = "sphere") -> Tensor:
@@ -157,7 +157,15 @@ def nearest_crop(points: Tensor, centre: Tensor, keep: int, *, shape: Shape = "s
     return points[rows.unsqueeze(1), ids]
 
 
-def complete_points(points: Tensor, size: int, order: Tensor | None = None, *, neighbours: int = 4) -> Tensor:
+def complete_points(
+    points: Tensor,
+    size: int,
+    order: Tensor | None = None,
+    *,
+    neighbours: int = 4,
+    length: Tensor | None = None,
+    least: int | None = None,
+) -> Tensor:
     """Clouds brought to one length ``[N, size, 3]``: new points are the means of some points and their nearest neighbours.
 
     The given points stay in front, as they are. As many points as are missing get a companion, the mean of the nearest
@@ -172,6 +180,8 @@ def complete_points(points: Tensor, size: int, order: Tensor | None = None, *, n
         size: the length wanted.
         order: in which order points get companions, or stay: a permutation int64 ``[N, P]``; left out, as they lie.
         neighbours: how many make a mean.
+        length: clouds of differing lengths: how many of its points, from the first on, each has: int64 ``[N]``.
+        least: the smallest of the lengths, where that is known: looking for it would cost a wait on a GPU.
 
     Example:
         >>> line = torch.tensor([[[0.0, 0, 0], [1.0, 0, 0], [3.0, 0, 0]]])
@@ -187,6 +197,8 @@ def complete_points(points: Tensor, size: int, order: Tensor | None = None, *, n
         order = torch.arange(p, device=points.device).expand(n, p)
     elif order.shape != (n, p):
         raise ShapeError("order", given=list(order.shape), expected=f"a permutation of the points of each, [{n}, {p}]")
+    if length is not None:
+        return _complete_ragged(points, size, order, neighbours, length, least)
     if p >= size:
         return points[rows, order[:, :size].sort(1).values]
     whole = points
@@ -197,6 +209,42 @@ def complete_points(points: Tensor, size: int, order: Tensor | None = None, *, n
         order = torch.cat([order, whole.shape[1] + torch.arange(made.shape[1], device=order.device).expand(n, -1)], 1)
         whole = torch.cat([whole, made], 1)
     return whole
+
+
+def _complete_ragged(
+    points: Tensor, size: int, order: Tensor, neighbours: int, length: Tensor, least: int | None
+) -> Tensor:
+    """`complete_points` of clouds that differ in length, all at once: those that are whole wait for the others."""
+    n, p = points.shape[:2]
+    least = int(length.min()) if least is None else least
+    if length.shape != (n,) or not neighbours <= least <= p:
+        given = f"{list(length.shape)}, the least {least}"
+        raise ShapeError("length", given=given, expected=f"numbers of points [{n}], from {neighbours} to {p}")
+    rows = torch.arange(n, device=points.device).unsqueeze(1)
+    has = length.to(points.device)
+    order = order[
+        rows, (order >= has.unsqueeze(1)).to(torch.uint8).argsort(dim=1, stable=True)
+    ]  # what is there comes first
+    first = min(p, size)
+    places = torch.arange(size, device=points.device)
+    kept = order[:, :first].masked_fill(places[:first] >= has.clamp(max=size).unsqueeze(1), p).sort(1).values
+    whole = points.new_zeros(n, size + 1, 3)  # the last place takes what is one too many
+    whole[:, :first] = points[rows, kept.clamp(max=p - 1)]
+    has = has.clamp(max=size)
+    grows = (places < has.unsqueeze(1)) & (has < size).unsqueeze(1)
+    order = torch.where(grows, torch.nn.functional.pad(order[:, :first], (0, size - first)), places)
+    while least < size:
+        reach = min(size, first)  # no cloud is longer yet
+        chosen = order[:, : min(reach, size - least)]
+        apart = _distances(whole[rows, chosen], whole[:, :reach])
+        apart = apart.masked_fill((places[:reach] >= has.unsqueeze(1)).unsqueeze(1), math.inf)
+        near = apart.topk(neighbours, largest=False).indices
+        made = whole[rows.unsqueeze(2), near].mean(2)
+        turn = places[: chosen.shape[1]]
+        at = torch.where(turn < torch.minimum(has, size - has).unsqueeze(1), has.unsqueeze(1) + turn, size)
+        whole = whole.scatter(1, at.unsqueeze(2).expand(-1, -1, 3), made)
+        has, least, first = (2 * has).clamp(max=size), 2 * least, 2 * first
+    return whole[:, :size]
 
 
 class Groups(NamedTuple):

@@ -103,6 +103,7 @@ def cross_view_contrast(
     teacher: Tensor,
     queue: Tensor | None = None,
     *,
+    own: Tensor | None = None,
     temperature: float = 0.07,
     where: Tensor | None = None,
 ) -> Tensor:
@@ -112,8 +113,10 @@ def cross_view_contrast(
     teacher's side carries no gradient. DCGLR's abstract has such a term; this form of it is a [reconstruction].
 
     Args:
-        student, teacher: embeddings of two views ``[2, N, D]``, of any length.
+        student: embeddings of two views ``[2, N, D]``, of any length.
+        teacher: likewise ``[2, M, D]``, the student's items among them: those of the whole batch.
         queue: the teacher's embeddings of other items ``[M, D]``, which nobody's is.
+        own: which of the teacher's items are the student's, int64 ``[N]``; left out, both have the same.
         temperature: tau, above 0.
         where: valid items ``[N]``; the others count 0.
 
@@ -125,11 +128,12 @@ def cross_view_contrast(
         >>> cross_view_contrast(z, z, temperature=1.0)
         tensor([0.5514, 0.5514, 0.5514])
     """
-    if student.ndim != 3 or len(student) != 2 or student.shape != teacher.shape:
+    fits = student.ndim == 3 and len(student) == 2 and teacher.ndim == 3 and teacher.shape[::2] == student.shape[::2]
+    if not fits or (own is None and student.shape != teacher.shape):
         raise ShapeError(
             "student", given=f"{list(student.shape)} and {list(teacher.shape)}", expected="both two views [2, N, D]"
         )
-    own = torch.arange(student.shape[1], device=student.device)
+    own = torch.arange(student.shape[1], device=student.device) if own is None else own
     keys = teacher.detach()
     if queue is not None:
         keys = torch.cat([keys, queue.detach().to(keys).expand(2, -1, -1)], 1)  # [2, N + M, D]
@@ -137,7 +141,14 @@ def cross_view_contrast(
     return (ways[0] + ways[1]) / 2
 
 
-def n_pair(student: Tensor, teacher: Tensor, *, scale: float = 64.0, where: Tensor | None = None) -> Tensor:
+def n_pair(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    own: Tensor | None = None,
+    scale: float = 64.0,
+    where: Tensor | None = None,
+) -> Tensor:
     """The teacher's answer to an item names the student's among those to all items, crop by crop: the mean, ``[N]``.
 
     ``-log softmax_j(scale p_i . s_jv)_i`` averaged over crops v. The scalar products are plain: p is a distribution, s
@@ -146,8 +157,9 @@ def n_pair(student: Tensor, teacher: Tensor, *, scale: float = 64.0, where: Tens
     Source: Sohn 2016 for the N-pair loss; in this form POS-BERT, the sibling of DCGLR.
 
     Args:
-        student: ``[V, N, K]`` of V crops.
+        student: ``[V, M, K]`` of V crops: of the teacher's items, and of others that they are told from.
         teacher: distributions ``[N, K]``.
+        own: which of the student's items are the teacher's, int64 ``[N]``; left out, both have the same.
         scale: multiplies the scalar products.
         where: valid items ``[N]``; the others count 0.
 
@@ -156,14 +168,22 @@ def n_pair(student: Tensor, teacher: Tensor, *, scale: float = 64.0, where: Tens
         >>> n_pair(p.expand(3, 2, 2), p, scale=1.0)
         tensor([0.3133, 0.3133])
     """
-    if student.ndim != 3 or student.shape[1:] != teacher.shape:
+    if (
+        student.ndim != 3
+        or student.shape[2:] != teacher.shape[1:]
+        or (own is None and student.shape[1] != len(teacher))
+    ):
         raise ShapeError(
             "teacher", given=list(teacher.shape), expected=f"[N, K] of the student's [V, N, K] {list(student.shape)}"
         )
     dtype = statistics_dtype(student, teacher)
     mask = as_mask(where, teacher.shape[:1])
     scores = scale * torch.einsum("ik,vjk->vij", teacher.detach().to(dtype), student.to(dtype))
-    return keep((scores.logsumexp(-1) - scores.diagonal(dim1=1, dim2=2)).mean(0), mask)
+    if own is None:
+        named = scores.diagonal(dim1=1, dim2=2)
+    else:
+        named = scores.gather(2, own.expand(len(scores), -1).unsqueeze(2)).squeeze(2)
+    return keep((scores.logsumexp(-1) - named).mean(0), mask)
 
 
 def queued(queue: Tensor | None, new: Tensor, size: int) -> Tensor | None:

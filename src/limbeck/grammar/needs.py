@@ -47,8 +47,9 @@ IN_PIXELS = ("map", "boxes", "poses")
 """Forms whose targets lie in the pixels of the input: one that is resized no longer fits them."""
 
 
-Items = Literal["pictures", "rows", "tokens", "table"]
-"""What goes into a network: pictures, rows of numbers, token ids, or rows of typed columns (beside their numbers)."""
+Items = Literal["pictures", "rows", "tokens", "table", "clouds"]
+"""What goes into a network: pictures, rows of numbers, token ids, rows of typed columns (beside their numbers), or clouds of
+points."""
 
 
 class Tokens(Protocol):
@@ -98,7 +99,8 @@ class Needs:
     """What a network is built for.
 
     Attributes:
-        inputs: shape of one item: (channels, height, width) of pictures, (features,) of rows.
+        inputs: shape of one item: (channels, height, width) of pictures, (features,) of rows, (points, 3) of
+            clouds.
         outputs: how many values it answers with, at each place where there are several.
         form: see `Form`.
         names: of the outputs (class names), in the task's order; empty where they have none.
@@ -138,6 +140,8 @@ class Needs:
             return "tokens"
         if self.table is not None:
             return "table"
+        if len(self.inputs) == 2:
+            return "clouds"
         return "pictures" if self.pictures else "rows"
 
     @property

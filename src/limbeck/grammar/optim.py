@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Literal
 
@@ -26,6 +26,8 @@ class Optim(Settings):
         lr: the peak learning rate.
         optimizer: any optimiser of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
         weight_decay: decay of the weights per unit of learning rate.
+        weight_decay_end: what it has become after the last step, along half a cosine; ``null``: it stays. Parameters with a
+            ``weight_decay`` of their own (``groups``) keep that.
         momentum: for optimisers that have it.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``poly``: (1 - share done) to the power ``power``;
             ``step``: times ``gamma`` at each of the ``milestones``; ``drop``: a tenth after 1/2.
@@ -35,6 +37,7 @@ class Optim(Settings):
         floor: the rate does not fall below it; ``linear``, ``cosine`` and ``poly`` end there.
         warmup: steps of linear warm-up.
         clip: largest gradient norm of each role in each phase; ``null`` never clips.
+        clip_by: what ``clip`` is a norm of: the whole ``role``, or each ``parameter`` by itself.
         options: further arguments of the optimiser, passed as they are.
         groups: other values for some parameters, by patterns of their names (``head.*``, ``*.bias``): ``lr`` (a peak of
             their own, or ``x10`` for ten times the rate), ``weight_decay``, or another argument of the optimiser. Of
@@ -63,6 +66,8 @@ class Optim(Settings):
         floor: float = 0.0,
         groups: dict[str, dict[str, Any]] | None = None,
         only: list[str] | None = None,
+        weight_decay_end: float | None = None,
+        clip_by: Literal["role", "parameter"] = "role",
     ) -> None:
         if steps < 0:
             raise ValueError("steps must be 0 or more")
@@ -72,6 +77,8 @@ class Optim(Settings):
             raise ValueError("lr must be a finite number above 0")
         if weight_decay < 0:
             raise ValueError("weight_decay must be 0 or more")
+        if weight_decay_end is not None and not 0 <= weight_decay_end < math.inf:
+            raise ValueError("weight_decay_end must be 0 or more, or null")
         if warmup < 0 or (steps and warmup > steps):
             raise ValueError(f"warmup must lie between 0 and steps ({steps})")
         if clip is not None and not clip > 0:
@@ -100,6 +107,7 @@ class Optim(Settings):
         self.schedule: Schedule = schedule
         self.warmup, self.clip, self.options = warmup, clip, dict(options or {})
         self.keep_statistics = keep_statistics
+        self.weight_decay_end, self.clip_by = weight_decay_end, clip_by
 
     def rate(self, step: int, total: int | None = None) -> float:
         """The learning rate of step ``step`` (from 0) of ``total``: a pure function, so resuming is exact."""
@@ -120,6 +128,31 @@ class Optim(Settings):
         if self.schedule == "drop":
             return max(low, self.lr * (1.0 if x < 0.5 else 0.1))
         return self.lr
+
+    def decay(self, step: int, total: int | None = None) -> float | None:
+        """The weight decay of step ``step`` of ``total``; ``None`` where it stays as it is."""
+        if self.weight_decay_end is None:
+            return None
+        x = min(1.0, step / max(1, self.steps if total is None else total))
+        end = self.weight_decay_end
+        return end + (self.weight_decay - end) * 0.5 * (1.0 + math.cos(math.pi * x))
+
+    def shorten(self, grads: Sequence[Tensor], norm: Tensor, whole: Callable[[Tensor], Tensor] = lambda t: t) -> None:
+        """Gradients made shorter in place where they are longer than ``clip``: all together, or each by itself.
+
+        Args:
+            grads: a role's.
+            norm: of all together.
+            whole: makes a sharded tensor whole.
+        """
+        if self.clip is None:
+            return
+        grads = list(grads)
+        if self.clip_by == "role":
+            torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))
+        else:
+            each = torch.stack([whole(n) for n in torch._foreach_norm(grads)])
+            torch._foreach_mul_(grads, list((self.clip / (each + 1e-6)).clamp(max=1.0).unbind()))
 
     def learning(self, names: Iterable[str]) -> list[str]:
         """Which parameters learn, by their names: all, or those that fit ``only``."""
@@ -173,6 +206,8 @@ class Optim(Settings):
                 if fnmatchcase(name, pattern):
                     own |= given
             own = {k: v for k, v in own.items() if k != "lr"} | {"times": _times(own.get("lr"), self.lr)}
+            if "weight_decay" in own:
+                own["own_decay"] = True
             key = "" if own == {"times": 1.0} else repr(sorted(own.items()))
             found.setdefault(key, {"params": [], **own})["params"].append(named[name])
         return [g for g in found.values() if g["params"]]
@@ -182,10 +217,12 @@ class Optim(Settings):
         return Optim(**{**settings_of(self), **changes})
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of a step, in every group its share of it."""
+def set_rate(optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None) -> None:
+    """The learning rate of a step, in every group its share of it; and its weight decay, where that is not ``None``."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["times"] if "times" in group else rate
+        if decay is not None and "weight_decay" in group and not group.get("own_decay"):
+            group["weight_decay"] = decay
 
 
 def _group(pattern: str, given: Any, lr: float) -> dict[str, Any]:

@@ -79,4 +79,5 @@ _ITEMS: dict[Items, str] = {
     "rows": "rows of numbers",
     "tokens": "texts",
     "table": "rows of a table",
+    "clouds": "clouds of points",
 }

@@ -28,9 +28,10 @@ class Prototypes(nn.Module):
         self.register_buffer("weight_g", torch.ones(outputs, 1))
         nn.init.kaiming_uniform_(self.weight_v, a=5**0.5)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., inputs] to [..., outputs]."""
-        return nn.functional.linear(x, self.weight_v * (self.weight_g / self.weight_v.norm(dim=1, keepdim=True)))
+    def forward(self, x: Tensor, still: bool = False) -> Tensor:
+        """[..., inputs] to [..., outputs]; ``still``: no gradient goes to the rows, so that no optimiser moves them."""
+        rows = self.weight_v.detach() if still else self.weight_v
+        return nn.functional.linear(x, rows * (self.weight_g / rows.norm(dim=1, keepdim=True)))
 
 
 class PrototypeHead(nn.Module):
@@ -79,9 +80,9 @@ class PrototypeHead(nn.Module):
         out: Tensor = self.mlp(x)
         return out
 
-    def compare(self, z: Tensor) -> Tensor:
-        """Logits [N, outputs] of embeddings [N, bottleneck]."""
-        out: Tensor = self.last_layer(nn.functional.normalize(z, dim=-1))
+    def compare(self, z: Tensor, still: bool = False) -> Tensor:
+        """Logits [N, outputs] of embeddings [N, bottleneck]; ``still``: the prototypes get no gradient."""
+        out: Tensor = self.last_layer(nn.functional.normalize(z, dim=-1), still)
         return out
 
     def forward(self, x: Tensor) -> Tensor:

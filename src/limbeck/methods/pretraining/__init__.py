@@ -1,1 +1,1 @@
-"""Students that learn from images without labels first."""
+"""Students that learn without labels first."""

@@ -8,7 +8,7 @@ drawn from its surface, by area.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -98,7 +98,8 @@ class CloudSource(Source):
         if not found.y:
             notes.append("the clouds have no labels: nothing but features can be learnt from them")
             y = {s: torch.zeros(len(t), dtype=torch.int64) for s, t in x.items()}
-            return judge_by_valid({s: ArrayData(x[s], y[s]) for s in x}, [ONE], "label", notes)
+            made = judge_by_valid({s: ArrayData(x[s], y[s]) for s in x}, [ONE], "label", notes)
+            return replace(made, labelled=False)
         for split in together:
             if len(found.y[split]) != len(together[split]):
                 raise DataError(

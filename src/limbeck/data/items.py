@@ -57,6 +57,7 @@ class Splits:
         notes: sentences about how the data was read, a line each, for the screen, the report and ``result.json``.
         declared: whether the classes were named by the data itself, so that each should have items.
         columns: of rows: what each number of a row is, in order (``colour=red`` of a text column); empty where not known.
+        labelled: whether the items have labels; without any all are of one class, which says nothing.
     """
 
     train: Items
@@ -67,6 +68,7 @@ class Splits:
     notes: list[str] = field(default_factory=list)
     declared: bool = False
     columns: list[str] = field(default_factory=list)
+    labelled: bool = True
 
 
 def as_path(text: str | Path, argument: str) -> Path:

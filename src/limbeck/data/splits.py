@@ -116,8 +116,9 @@ def ready(
             "the splits' inputs differ in shape: " + ", ".join(f"{k} {list(v)}" for k, v in shapes.items()),
             remedy="set task.size to bring pictures to one size",
         )
-    made = Splits(train, valid, test, splits.labels, splits.kind, notes, columns=splits.columns)
-    notes += tell_classes(splits.labels, sizes_of(made))
+    made = Splits(train, valid, test, splits.labels, splits.kind, notes, columns=splits.columns, labelled=splits.labelled)
+    if splits.labelled:
+        notes += tell_classes(splits.labels, sizes_of(made))
     return made
 
 
@@ -166,7 +167,7 @@ def deal_anew(splits: Splits, deal: int) -> Splits:
 
 
 def _check_classes(splits: Splits, empty_classes: EmptyClasses | None) -> None:
-    if splits.kind == "number":
+    if splits.kind == "number" or not splits.labelled:
         return
     everything = [items for items in (splits.train, splits.valid, splits.test) if items is not None]
     if splits.kind == "label":

@@ -19,13 +19,21 @@ class Direct(Evaluator):
     """
 
     def accept(self, task: Any) -> None:
-        """Refuse a task that makes data sets."""
+        """Refuse a task that makes data sets, or features."""
         if hasattr(task, "pool") and not getattr(task, "scores_networks", False):
             raise ConfigError(
                 "evaluator",
                 f"networks are judged directly, and {type(task).__name__} makes data sets",
                 given="direct",
                 expected="fresh",
+                remedy="leave the evaluator out, and it is the task's own",
+            )
+        if getattr(task, "answers", "") == "vector":
+            raise ConfigError(
+                "evaluator",
+                f"networks are judged directly, and those of {type(task).__name__} answer with features alone",
+                given="direct",
+                expected="probe",
                 remedy="leave the evaluator out, and it is the task's own",
             )
         self.baseline = getattr(task, "baseline", "alone")

@@ -134,8 +134,7 @@ class Optim(Settings):
         if self.weight_decay_end is None:
             return None
         x = min(1.0, step / max(1, self.steps if total is None else total))
-        end = self.weight_decay_end
-        return end + (self.weight_decay - end) * 0.5 * (1.0 + math.cos(math.pi * x))
+        return self.weight_decay + (self.weight_decay_end - self.weight_decay) * 0.5 * (1.0 - math.cos(math.pi * x))
 
     def shorten(self, grads: Sequence[Tensor], norm: Tensor, whole: Callable[[Tensor], Tensor] = lambda t: t) -> None:
         """Gradients made shorter in place where they are longer than ``clip``: all together, or each by itself.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from limbeck.data.clouds import ONE, PictureClouds
+from limbeck.data.clouds import PictureClouds
 from limbeck.data.items import ArrayData, Items, Part, Splits
 from limbeck.data.sources import Source
 from limbeck.errors import ConfigError, DataError
@@ -94,7 +94,7 @@ class Clouds(Labelled):
     def check_splits(self, splits: Splits) -> None:
         """Refuse clouds without labels where they are to be told apart."""
         super().check_splits(splits)
-        if self.answers == "classes" and splits.labels == [ONE]:
+        if self.answers == "classes" and not splits.labelled:
             raise DataError(
                 "task.data",
                 "the clouds have no labels, and this task is to tell their classes",
@@ -138,7 +138,7 @@ class CloudFeatures(Clouds):
     def check_splits(self, splits: Splits) -> None:
         """Note whether there are labels."""
         super().check_splits(splits)
-        if splits.labels == [ONE]:
+        if not splits.labelled:
             self.kind_of_target: Any = "none"
 
     def answer_shape(self, z: Tensor, items: int) -> str:

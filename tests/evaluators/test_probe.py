@@ -14,6 +14,7 @@ from limbeck.errors import ConfigError, TapError
 from limbeck.evaluators.probe import Probe
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Built
+from limbeck.grammar.optim import Optim
 from limbeck.run.running import run
 from limbeck.tasks.classification import Classification
 from tests.tiny import tree_of
@@ -57,3 +58,29 @@ def test_a_run_is_scored_by_a_probe(tmp_path: Path) -> None:
     result = run(tree, tmp_path, quiet=True)
     assert list(result["metrics"]["rows"]) == ["student", "teacher", "alone", "random"]
     assert result["primary"] == "accuracy" and result["metrics"]["rows"]["random"]["accuracy"] > 0.3
+
+
+def test_features_that_a_network_answers_with(bench: Any) -> None:
+    from limbeck.data.clouds import PictureClouds
+    from limbeck.networks.clouds import PointNet
+    from limbeck.tasks.clouds import CloudFeatures
+
+    task = CloudFeatures(data=PictureClouds(points=32))
+    task.load(0)
+    clouds = SimpleNamespace(task=task, device=torch.device("cpu"), teacher=None, seed=0)
+    torch.manual_seed(0)
+    artifact = NetworkArtifact(task, Built(PointNet(24, [16]), model=None))
+    found = Probe("svm", unit=True, strength=[1e-6, 10.0], items=300).score(artifact, clouds)
+    assert found["width"] == 24 and found["accuracy"] > 0.3  # the weaker one would tell next to nothing
+    weak = Probe("svm", unit=True, strength=1e-6, items=300).score(artifact, clouds)
+    assert (
+        weak["accuracy"]
+        < found["accuracy"]
+        == Probe("svm", unit=True, strength=10.0, items=300).score(artifact, clouds)["accuracy"]
+    )
+    tuned = Probe("fine-tune", optim=Optim(steps=3, batch_size=16, warmup=0), items=60).score(artifact, clouds)
+    assert {"accuracy", "nll"} <= set(tuned)
+    with pytest.raises(ConfigError, match=r"evaluator\.on.*clouds"):
+        Probe(on=bench.task).accept(task)
+    with pytest.raises(ValueError, match="strength"):
+        Probe(strength=[])

@@ -85,6 +85,21 @@ def test_views_name_each_other() -> None:
     assert torch.autograd.gradcheck(lambda x: cross_view_contrast(x, t, q, temperature=0.5), (s.requires_grad_(),))
 
 
+def test_a_part_of_a_batch_is_compared_with_all_of_it() -> None:
+    draw = torch.Generator().manual_seed(4)
+    s, t = (torch.randn(2, 6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    queue = torch.randn(3, 5, generator=draw, dtype=torch.float64)
+    own = torch.tensor([2, 3])
+    part = cross_view_contrast(s[:, own], t, queue, own=own)
+    torch.testing.assert_close(part, cross_view_contrast(s, t, queue)[own])
+    p = t[0].softmax(-1)
+    torch.testing.assert_close(n_pair(s, p[own], own=own, scale=4.0), n_pair(s, p, scale=4.0)[own])
+    with pytest.raises(ShapeError):
+        cross_view_contrast(s[:, own], t)
+    with pytest.raises(ShapeError):
+        n_pair(s, p[own])
+
+
 def test_n_pair_is_a_cross_entropy_of_plain_products() -> None:
     s, p = some(3, 4, 6), some(4, 6, seed=1).softmax(-1)
     want = torch.stack([nf.cross_entropy(8 * p @ s[v].T, torch.arange(4), reduction="none") for v in range(3)]).mean(0)

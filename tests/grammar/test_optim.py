@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from limbeck.engine.checkpoints import optimiser_state, restore_optimiser
 from limbeck.grammar.method import Batch, Context, Method, Terms
-from limbeck.grammar.optim import Optim, lay_out
+from limbeck.grammar.optim import Optim, lay_out, set_rate
 from tests.toy import bound, engine
 
 
@@ -136,3 +136,40 @@ def test_a_foreign_layout_does_not_change_what_is_learnt() -> None:
     plain, turned = learn(False), learn(True)
     for name in plain:
         torch.testing.assert_close(plain[name], turned[name], rtol=1e-6, atol=1e-7)
+
+
+def test_weight_decay_moves_along_a_cosine_but_for_groups_of_their_own() -> None:
+    net = nn.Linear(2, 2)
+    optim = Optim(
+        optimizer="sgd",
+        lr=1.0,
+        momentum=0,
+        weight_decay=0.1,
+        weight_decay_end=0.5,
+        groups={"bias": {"weight_decay": 0.0}},
+    )
+    assert [optim.decay(step, 4) for step in (0, 2, 4, 9)] == pytest.approx([0.1, 0.3, 0.5, 0.5])
+    assert Optim(weight_decay=0.1).decay(3, 4) is None
+    opt = optim.build(dict(net.named_parameters()))
+    for p in net.parameters():
+        p.grad = torch.zeros_like(p)
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    set_rate(opt, 1.0, optim.decay(2, 4))
+    opt.step()
+    torch.testing.assert_close(net.weight.detach(), 0.7 * before["weight"])
+    assert torch.equal(net.bias, before["bias"])
+    with pytest.raises(ValueError, match="weight_decay_end"):
+        Optim(weight_decay_end=-1.0)
+
+
+def test_gradients_are_clipped_together_or_each_by_itself() -> None:
+    def grads() -> list[torch.Tensor]:
+        return [torch.tensor([3.0, 4.0]), torch.tensor([0.3, 0.4]), torch.tensor([[0.0, 12.0]])]
+
+    together, each, never = grads(), grads(), grads()
+    Optim(clip=1.0).shorten(together, torch.tensor(13.01))
+    torch.testing.assert_close(torch.cat([g.flatten() for g in together]).norm(), torch.tensor(1.0), atol=1e-3, rtol=0)
+    Optim(clip=1.0, clip_by="parameter").shorten(each, torch.tensor(13.01))
+    assert [float(g.norm()) for g in each] == pytest.approx([1.0, 0.5, 1.0], abs=1e-5)
+    Optim().shorten(never, torch.tensor(13.01))
+    assert all(torch.equal(a, b) for a, b in zip(never, grads(), strict=True))

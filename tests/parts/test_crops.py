@@ -31,7 +31,7 @@ def test_a_piece_is_what_is_nearest_to_one_of_its_points(shape: Any) -> None:
     x = clouds()
     views = CloudViews(local=3, shape=shape, completion="resample", **STILL)
     crops = views.cut(x, torch.arange(5), DRAWS)
-    assert crops.large.shape == (2, 5, 40, 3) and crops.others[0].shape == (3, 5, 20, 3) and crops.count == 5
+    assert crops.large.shape == (2, 5, 40, 3) and crops.others[0].shape == (3, 5, 20, 3) and crops.views == 5
     lengths = set()
     for i in range(5):
         for piece in crops.large[:, i]:

@@ -1,6 +1,6 @@
 """Clouds of points [N, P, 3]: arrays, folders of clouds and meshes by class, the user's own function, pictures as points.
 
-Every source brings its clouds to one length: a cloud with more points keeps some of them, drawn by its number; one with
+Every source brings its clouds to one length: a cloud with more points keeps some of them, drawn by what it holds; one with
 fewer gets means of neighbouring points beside its own (`limbeck.functional.points.complete_points`); of a mesh points are
 drawn from its surface, by area.
 """
@@ -18,13 +18,14 @@ from torch import Tensor
 
 from limbeck.data.arrays import judge_by_valid, open_npy, open_npz, read_names, targets_of
 from limbeck.data.columns import Target
-from limbeck.data.items import ArrayData, Items, Part, Splits, as_path
+from limbeck.data.items import ArrayData, Items, Part, Splits, as_path, digest
 from limbeck.data.listing import File, list_all
 from limbeck.data.meshes import CLOUDS, read_cloud, sample_surface
 from limbeck.data.names import SPLITS, counted, plain, some, split_of
 from limbeck.data.sources import Digits, Source
 from limbeck.errors import DataError, LimbeckError, first_line
-from limbeck.functional.points import complete_points
+from limbeck.functional.points import complete_points, in_unit_sphere
+from limbeck.grammar.method import Batch
 from limbeck.grammar.random import Draws
 from limbeck.recipe.imports import imported
 
@@ -169,12 +170,15 @@ def _one_length(clouds: Mapping[str, Sequence[Array]], points: int | None, found
         x = torch.empty(len(several), size, 3)
         for i, cloud in enumerate(several):
             c = torch.from_numpy(np.ascontiguousarray(cloud, dtype=np.float32))
+            if len(c) == size:
+                x[i] = c
+                continue
+            order = Draws(0, ("points", digest(c))).permutation("order", len(c))  # the same wherever the cloud stands
             if len(c) > size:
                 longer += 1
-                c = c[Draws(0, ("points", split, i)).permutation("kept", len(c))[:size].sort().values]
-            elif len(c) < size:
+                c = c[order[:size].sort().values]
+            else:
                 shorter += 1
-                order = Draws(0, ("points", split, i)).permutation("completed", len(c))
                 c = complete_points(c.unsqueeze(0), size, order.unsqueeze(0))[0]
             x[i] = c
         made[split] = x
@@ -187,6 +191,76 @@ def _one_length(clouds: Mapping[str, Sequence[Array]], points: int | None, found
             f"{counted(shorter, 'cloud')} with fewer than {size} points: means of neighbouring points were added (task.data.points)"
         )
     return made
+
+
+class AskedClouds:
+    """Clouds that somebody asks a trained network about, without labels.
+
+    Args:
+        given: files of one cloud or mesh each, folders of such, arrays [P, 3] or [N, P, 3], or a list of these.
+        points: the length that each is brought to.
+        normalise: move each to the origin and scale it to a radius of 1.
+
+    Attributes:
+        names: a file's, or a number.
+
+    Raises:
+        DataError: a file that is not there or cannot be read, or what is no cloud.
+    """
+
+    def __init__(self, given: Any, points: int, normalise: bool = True) -> None:
+        self.names: list[str] = []
+        clouds: list[Array] = []
+        for one in list(given) if isinstance(given, (list, tuple)) else [given]:
+            for name, cloud in _asked(one, points):
+                self.names.append(name or str(len(self.names)))
+                clouds.append(cloud)
+        if not clouds:
+            raise DataError("inputs", "there are no clouds", expected="files of clouds, folders of them, or arrays")
+        found = Clouds({"inputs": clouds}, where="inputs", place={"inputs": self.names})
+        _check(found.clouds, found)
+        self.x = _one_length(found.clouds, points, found)["inputs"]
+        self.x = in_unit_sphere(self.x) if normalise else self.x
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def fetch(self, items: Tensor) -> Batch:
+        """The clouds as one batch."""
+        return {"x": self.x[items]}
+
+
+def _asked(one: Any, points: int) -> list[tuple[str, Array]]:
+    """The clouds of one thing that was handed over, each with its name."""
+    if not isinstance(one, (str, Path)):
+        x = np.asarray(one)
+        return [("", cloud) for cloud in x] if x.ndim == 3 else [("", x)]
+    path = as_path(one, "inputs")
+    if not path.exists():
+        raise DataError(str(path), "there is no such file or folder", remedy="check the path")
+    if path.is_dir():
+        files = list_all(path, lambda name: name.lower().endswith(CLOUDS), "cloud").found
+        return [(str(path / f.name), _cloud(f, points)) for f in files]
+    if path.suffix.lower() in (".npy", ".npz"):
+        x = open_npy(path) if path.suffix.lower() == ".npy" else np.zeros(0)
+        if path.suffix.lower() == ".npz":
+            arrays = open_npz(path)
+            name = next((n for n in CloudArrays.X if n in arrays), None)
+            if name is None:
+                raise DataError(str(path), "holds no array points", given=sorted(arrays))
+            x = arrays[name]
+        return [(f"{one}#{i}", cloud) for i, cloud in enumerate(x)] if x.ndim == 3 else [(str(one), x)]
+    if path.suffix.lower() not in CLOUDS:
+        raise DataError(str(path), "is no cloud by its ending", expected=", ".join(CLOUDS))
+    return [(str(one), _cloud(File(path.name, path), points))]
+
+
+def _cloud(file: File, points: int) -> Array:
+    """One file's points; of a mesh so many of its surface."""
+    vertices, faces = read_cloud(file.name, file.read())
+    if faces is None or not len(faces):
+        return vertices
+    return sample_surface(vertices, faces, points, Draws(0, ("surface", file.name)).numpy("points"))
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
@@ -339,7 +413,7 @@ class CloudFolder(CloudSource):
                 stray.append(file.name)
                 continue
             try:
-                cloud = self._cloud(file)
+                cloud = _cloud(file, self.points or 1024)
             except (OSError, ValueError, LimbeckError) as error:
                 bad.append(f"{file.name} ({first_line(error)})")
                 continue
@@ -362,13 +436,6 @@ class CloudFolder(CloudSource):
             )
         found.clouds = dict(clouds)
         return found
-
-    def _cloud(self, file: File) -> Array:
-        vertices, faces = read_cloud(file.name, file.read())
-        if faces is None or not len(faces):
-            return vertices
-        rng = Draws(0, ("surface", file.name)).numpy("points")
-        return sample_surface(vertices, faces, self.points or 1024, rng)
 
 
 class CloudImported(CloudSource):
@@ -484,4 +551,4 @@ def _drawn(items: Items, points: int) -> Tensor:
     return torch.cat(found)
 
 
-__all__ = ["CloudArrays", "CloudFolder", "CloudImported", "CloudSource", "Clouds", "PictureClouds"]
+__all__ = ["AskedClouds", "CloudArrays", "CloudFolder", "CloudImported", "CloudSource", "Clouds", "PictureClouds"]

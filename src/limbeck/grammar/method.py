@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -612,10 +613,11 @@ class Method(Component, Generic[T]):
         """
         wanted = self.task_type()
         if wanted is not None and not isinstance(task, wanted):
+            names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower() for cls in (wanted, type(task))]
             raise ConfigError(
                 "task",
-                f"{type(self).__name__} is for {wanted.__name__.lower()}, and the task is {type(task).__name__.lower()}",
-                expected=f"task={wanted.__name__.lower()}",
+                f"{type(self).__name__} is for {names[0]}, and the task is {names[1]}",
+                expected=f"task={names[0]}",
             )
 
     @classmethod

@@ -26,7 +26,7 @@ class _Rows(nn.Module):
     Args:
         inputs, outputs: widths.
         norm: see `Norm`.
-        slope: of the activation below zero; 1 is none.
+        slope: of the activation below zero.
     """
 
     def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", slope: float = 0.0) -> None:
@@ -40,9 +40,7 @@ class _Rows(nn.Module):
         """[..., inputs] to [..., outputs]."""
         x = self.linear(x)
         flat: Tensor = self.norm(x.flatten(0, -2))
-        if self.slope != 1.0:
-            flat = leaky_relu(flat, self.slope) if self.slope else relu(flat)
-        return flat.view(x.shape)
+        return (leaky_relu(flat, self.slope) if self.slope else relu(flat)).view(x.shape)
 
 
 def _check_widths(**given: int | Sequence[int]) -> None:
@@ -70,8 +68,7 @@ class PointNet(nn.Module):
         super().__init__()
         _check_widths(features=features, widths=widths)
         sizes = [3, *widths, features]
-        slopes = [0.0] * len(widths) + [1.0]  # what the maximum is taken of may be negative
-        self.layers = nn.Sequential(*(_Rows(a, b, norm, s) for (a, b), s in zip(pairwise(sizes), slopes, strict=True)))
+        self.layers = nn.Sequential(*(_Rows(a, b, norm) for a, b in pairwise(sizes)))
 
     def forward(self, points: Tensor) -> Tensor:
         """[N, P, 3] to [N, features]."""

@@ -41,8 +41,8 @@ class Crops(NamedTuple):
     others: list[Tensor]
 
     @property
-    def count(self) -> int:
-        """How many views the student sees."""
+    def views(self) -> int:
+        """How many the student sees."""
         return len(self.large) + sum(len(group) for group in self.others)
 
 

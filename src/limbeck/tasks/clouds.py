@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from limbeck.data.clouds import PictureClouds
+from limbeck.data.clouds import AskedClouds, PictureClouds
 from limbeck.data.items import ArrayData, Items, Part, Splits
 from limbeck.data.sources import Source
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.points import in_unit_sphere
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
-from limbeck.grammar.method import Built, Data
+from limbeck.grammar.method import Batch, Built, Data
 from limbeck.grammar.needs import Form, Needs
 from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
@@ -105,6 +106,20 @@ class Clouds(Labelled):
         """Nothing: coordinates are normalised cloud by cloud."""
         return (), ()
 
+    def describe(self) -> dict[str, Any]:
+        """And whether clouds are normalised."""
+        return {**super().describe(), "normalise": self.normalise}
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        super()._recall(about)
+        self.normalise = bool(about.get("normalise", True))
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Clouds: files of one each, folders of such, arrays [P, 3] or [N, P, 3], or a list of these; brought to the length and
+        place of those that the network learnt from."""
+        shape = tuple(self.recalled.get("input") or self.shape)
+        return AskedClouds(given, shape[0], self.normalise)
+
     def labelled(self) -> Clouds:
         """The same items, answered with classes."""
         made = copy.copy(self)
@@ -146,6 +161,13 @@ class CloudFeatures(Clouds):
         if self.answers != "vector":
             return super().answer_shape(z, items)
         return "" if z.ndim == 2 and len(z) == items else f"[{items}, D], one feature a cloud of {list(self.shape)}"
+
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """The feature of each cloud."""
+        if self.answers != "vector":
+            return super().reply(built, batch, asked, items, **options)
+        features = self.signal(built, batch).logits.float().cpu()
+        return [Answer({"feature": row.tolist()}, {"feature": row}) for row in features]
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None

@@ -259,7 +259,7 @@ def test_baselines_are_as_large_as_what_was_made(task: GraphCondensation) -> Non
         (["method.max_itemsets=1"], "method.max_itemsets=1 sets"),
         (["method.budget=8", "method.top=null"], "take .* bytes"),
         (["task.data=digits"], "items are no graphs"),
-        (["task=graphs"], "GraphCondensation|graphcondensation"),
+        (["task=graphs"], "GraphCondensation|graph-condensation"),
         (["student.kind=gnn"], "kind"),
         (["student.layers=0"], "layers"),
         (["evaluator.baselines=[kmeans]"], "kmeans"),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+import limbeck
 from limbeck.engine.context import RunContext
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.schedule import cosine
@@ -163,9 +164,9 @@ def test_prototypes_stay_for_an_epoch_and_the_teacher_follows(tmp_path: Path) ->
 
 
 def test_flat_parameters_do_not_decay_and_each_is_clipped(tmp_path: Path) -> None:
-    made = tiny("dcglr", tmp_path, "method.clip=0.5", "train.weight_decay=0.04")
+    made = tiny("dcglr", tmp_path)
     optim = made.method.stages()[0].optim["student"]
-    assert optim.clip == 0.5 and optim.clip_by == "parameter" and optim.weight_decay_end == 0.4
+    assert optim.clip == 3.0 and optim.clip_by == "parameter" and optim.weight_decay_end == 0.4
     flat = {n for n, p in made.method.roles["student"].module.named_parameters() if p.ndim < 2}
     assert flat and {n for n, g in optim.groups.items() if g == {"weight_decay": 0.0}} == flat
     assert optim.decay(0, 10) == 0.04 and math.isclose(optim.decay(10, 10) or 0, 0.4)
@@ -178,6 +179,13 @@ def test_both_networks_are_judged_and_either_is_delivered(tmp_path: Path) -> Non
     from safetensors.torch import load_file
 
     assert not any("head" in n for n in load_file(tmp_path / "student.safetensors"))
+    cloud = np.random.default_rng(0).normal(size=(31, 3))
+    np.savetxt(tmp_path / "chair.xyz", cloud)
+    found = limbeck.load(tmp_path).predict([str(tmp_path / "chair.xyz"), cloud])
+    first, second = (one.tensors["feature"] for one in found.answers)
+    assert first.shape == (8,) and torch.allclose(first, second, atol=1e-5)
+    with pytest.raises(LimbeckError, match="no rows of x, y, z"):
+        limbeck.load(tmp_path).predict(np.zeros((4, 2)))
 
 
 def test_clouds_without_labels_are_judged_on_others(tmp_path: Path) -> None:
@@ -204,7 +212,7 @@ def test_clouds_without_labels_are_judged_on_others(tmp_path: Path) -> None:
         (["method.loss=distill", "method.queue=8"], "queue"),
         (["method.loss=contrast", "method.contrast_weight=0"], "contrast_weight"),
         (["method.contrast_form=npair", "method.queue=8"], "npair"),
-        (["task=classification"], "cloudfeatures|cloud"),
+        (["task=classification"], "task=cloud-features"),
         (["evaluator={use: direct}"], "probe"),
     ],
 )

@@ -85,8 +85,6 @@ class Dcglr(Method[CloudFeatures]):
         embedding: what is contrasted: the head's ``bottleneck``, or what a ``projector`` of two layers makes of the feature.
         queue: embeddings of earlier objects, which the batch's are told from too.
         freeze: epochs in which the prototypes stay as they were drawn.
-        clip: largest gradient norm of each parameter by itself; ``null`` never clips.
-        weight_decay_end: what ``train.weight_decay`` becomes; ``null``: it stays. Biases and norms have none.
         deliver: the ``student``, or its averaged ``teacher``. Both have a row in the report.
     """
 
@@ -113,8 +111,6 @@ class Dcglr(Method[CloudFeatures]):
     embedding: Literal["bottleneck", "projector"] = "bottleneck"
     queue: Natural = 0
     freeze: Natural = 1
-    clip: Positive | None = 3.0
-    weight_decay_end: NonNegative | None = 0.4
     deliver: Literal["student", "teacher"] = "student"
 
     def validate(self) -> None:
@@ -162,7 +158,7 @@ class Dcglr(Method[CloudFeatures]):
             self.new(average, like=role, decay=kept).batch_stats = self.teacher_statistics == "batch"
         self.learners = tuple(pairs)
         self.state = {"centre": torch.zeros(self.prototypes), "queue": torch.zeros(0, self.bottleneck)}
-        self.next: dict[str, Tensor] = {}
+        self.next: dict[str, Any] = {}
         self.notes = list(self._warned())
 
     def _warned(self) -> Iterator[str]:
@@ -188,7 +184,7 @@ class Dcglr(Method[CloudFeatures]):
             x = cloud[:, torch.arange(n) % points].to(next(module.parameters()).device)
             try:
                 with torch.no_grad(), evaluating([module]):
-                    out = self.task.feed(module, {"x": x + 1e-3 * torch.randn_like(x)})
+                    out = self.task.feed(module, {"x": x})
             except (LimbeckError, RuntimeError, ValueError, IndexError) as error:
                 text = " ".join(str(error).split())[:200]
                 raise ConfigError(
@@ -202,17 +198,15 @@ class Dcglr(Method[CloudFeatures]):
         return width
 
     def stages(self) -> list[Stage]:
-        """One, in which biases and norms do not decay, and each parameter's gradient is clipped by itself."""
+        """One, in which biases and norms do not decay (the recipe's ``train`` has the paper's decay and clipping)."""
         train, data = self.setup.train, self.task.train
         optim = {role: self._optim(train, self.roles[role].module) for role in self.learners}
         return [Stage("distil", steps=train.steps, data=data, batch_size=train.batch_size, optim=optim)]
 
     def _optim(self, train: Optim, module: nn.Module) -> Optim:
-        flat: dict[str, Any] = {
-            n: {"weight_decay": 0.0} for n, p in module.named_parameters() if p.requires_grad and p.ndim < 2
-        }
-        clip: dict[str, Any] = {} if self.clip is None else {"clip": self.clip, "clip_by": "parameter"}
-        return train.with_(groups={**flat, **train.groups}, weight_decay_end=self.weight_decay_end, **clip)
+        named = module.named_parameters()
+        flat: dict[str, Any] = {n: {"weight_decay": 0.0} for n, p in named if p.requires_grad and p.ndim < 2}
+        return train.with_(groups={**flat, **train.groups})
 
     # --------------------------------------------------------------------------------------------------------- a step
     def step(self, batch: Batch, ctx: Context) -> Iterator[Terms | Share | Gather]:
@@ -223,6 +217,7 @@ class Dcglr(Method[CloudFeatures]):
         centre = self.state["centre"].to(ctx.device)
         if self.compares and self.centering:
             sums = yield Share(t=t.float().sum((0, 1)), n=torch.tensor(float(2 * n), device=ctx.device))
+            assert sums is not None
             self.next["centre"] = moved_centre(centre, (sums["t"] / sums["n"]).unsqueeze(0), self.centre_momentum)
         keys: Any = None
         if self.weight and self.contrast_form == "infonce":
@@ -236,8 +231,10 @@ class Dcglr(Method[CloudFeatures]):
             end=self.teacher_temperature,
         )
         if self.distils:
-            heats = {"student_temperature": self.student_temperature, "teacher_temperature": tau_t}
-            terms["distil"] = Term(multicrop_cross_entropy(s, t, centre, **heats), to=("student", "head"))
+            values = multicrop_cross_entropy(
+                s, t, centre, student_temperature=self.student_temperature, teacher_temperature=tau_t
+            )
+            terms["distil"] = Term(values, to=("student", "head"))
         if keys is not None:
             queue = self.state["queue"].to(ctx.device)
             values = cross_view_contrast(
@@ -251,10 +248,11 @@ class Dcglr(Method[CloudFeatures]):
                 values, to=("student", "projector" if self.projects else "head"), weight=self.weight
             )
             if self.queue:
-                self.next["queue"] = queued(queue, keys["z"].transpose(0, 1).flatten(0, 1), self.queue)  # type: ignore[assignment]
+                self.next["queue"] = queued(queue, keys["z"].transpose(0, 1).flatten(0, 1), self.queue)
         elif self.weight:
             rows = yield Gather(s=(s / self.student_temperature).transpose(0, 1))  # [N, V, K], with graph
             p = ((t - centre) / tau_t).softmax(-1)
+            assert rows is not None
             values = self._named(rows, p)
             terms["contrast"] = Term(values, to=("student", "head"), weight=self.weight)
         entropy = {} if not self.compares else {"teacher_entropy": (_entropy(t, centre, tau_t).sum(), 2 * n)}

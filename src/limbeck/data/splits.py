@@ -116,7 +116,9 @@ def ready(
             "the splits' inputs differ in shape: " + ", ".join(f"{k} {list(v)}" for k, v in shapes.items()),
             remedy="set task.size to bring pictures to one size",
         )
-    made = Splits(train, valid, test, splits.labels, splits.kind, notes, columns=splits.columns, labelled=splits.labelled)
+    made = Splits(
+        train, valid, test, splits.labels, splits.kind, notes, columns=splits.columns, labelled=splits.labelled
+    )
     if splits.labelled:
         notes += tell_classes(splits.labels, sizes_of(made))
     return made

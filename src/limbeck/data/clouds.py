@@ -8,12 +8,13 @@ drawn from its surface, by area.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from limbeck.data.arrays import judge_by_valid, open_npy, open_npz, read_names, targets_of
@@ -27,6 +28,7 @@ from limbeck.errors import DataError, LimbeckError, first_line
 from limbeck.functional.points import complete_points, in_unit_sphere
 from limbeck.grammar.method import Batch
 from limbeck.grammar.random import Draws
+from limbeck.grammar.settings import settings
 from limbeck.recipe.imports import imported
 
 NAMES = {
@@ -46,6 +48,9 @@ ONE = "cloud"
 
 LEAST = 4
 """Points that every cloud must have: companions are means of so many."""
+
+Points = Annotated[int, Ge(LEAST)]
+"""So many points or more."""
 
 
 @dataclass
@@ -69,6 +74,7 @@ class Clouds:
     notes: list[str] = field(default_factory=list)
 
 
+@settings
 class CloudSource(Source):
     """What sources of clouds share.
 
@@ -76,12 +82,8 @@ class CloudSource(Source):
         points: how many points every cloud is brought to; ``null`` keeps their own number, which must then be the same.
     """
 
-    points: int | None = None
-
-    def _points(self, points: int | None) -> None:
-        if points is not None and points < LEAST:
-            raise ValueError(f"points must be {LEAST} or more, or null")
-        self.points = points
+    _: KW_ONLY
+    points: Points | None = None
 
     def clouds(self) -> Clouds:
         """All clouds as they lie, with their labels."""
@@ -264,6 +266,7 @@ def _cloud(file: File, points: int) -> Array:
 
 
 # ------------------------------------------------------------------------------------------------------ arrays
+@settings
 class CloudArrays(CloudSource):
     """NumPy arrays: one ``.npz`` or ``.npy`` file of clouds [N, P, 3], or a folder with ``train.npz`` and, if there is one,
     ``test.npz``.
@@ -283,16 +286,10 @@ class CloudArrays(CloudSource):
     X: ClassVar[tuple[str, ...]] = ("points", "x", "xyz", "clouds", "data", "pos")
     Y: ClassVar[tuple[str, ...]] = ("y", "labels", "label", "targets")
 
-    def __init__(
-        self,
-        path: str,
-        x: str | None = None,
-        y: str | None = None,
-        classes: str | None = None,
-        points: int | None = None,
-    ) -> None:
-        self.path, self.x, self.y, self.classes = path, x, y, classes
-        self._points(points)
+    path: str
+    x: str | None = None
+    y: str | None = None
+    classes: str | None = None
 
     def clouds(self) -> Clouds:
         """The arrays."""
@@ -379,6 +376,7 @@ def _named(arrays: Mapping[str, Any], asked: str | None, usual: Sequence[str], s
 
 
 # ------------------------------------------------------------------------------------------------------ folders
+@settings
 class CloudFolder(CloudSource):
     """Files of one cloud or mesh each, in folders: one folder a class, with ``train`` and ``test`` above or below it.
 
@@ -391,9 +389,10 @@ class CloudFolder(CloudSource):
         labels: ``false`` takes all files below the folder, whatever folders they lie in, as clouds without labels.
     """
 
-    def __init__(self, path: str, points: int | None = 1024, labels: bool = True) -> None:
-        self.path, self.labels = path, labels
-        self._points(points)
+    path: str
+    labels: bool = True
+    _: KW_ONLY
+    points: Points | None = 1024
 
     def clouds(self) -> Clouds:
         """The files, each with its folder's name."""
@@ -438,6 +437,7 @@ class CloudFolder(CloudSource):
         return found
 
 
+@settings
 class CloudImported(CloudSource):
     """What the user's own function returns. Naming it runs its code.
 
@@ -452,15 +452,14 @@ class CloudImported(CloudSource):
     code: ClassVar[str] = "function"
     paths: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, function: str, options: dict[str, Any] | None = None, points: int | None = None) -> None:
-        self.function, self.options = function, dict(options or {})
-        self._points(points)
+    function: str
+    options: dict[str, Any] | None = None
 
     def clouds(self) -> Clouds:
         """What the function returns."""
         made = imported(self.function, "task.data.function")
         try:
-            given = made(**self.options)
+            given = made(**(self.options or {}))
         except LimbeckError:
             raise
         except Exception as error:
@@ -492,6 +491,7 @@ class CloudImported(CloudSource):
         return found
 
 
+@settings
 class PictureClouds(CloudSource):
     """Pictures as flat clouds: points drawn from bright places, z = 0. A stand-in where no scanned objects are at hand.
 
@@ -503,9 +503,14 @@ class PictureClouds(CloudSource):
         points: of each cloud.
     """
 
-    def __init__(self, of: Source = Digits(), points: int | None = 96) -> None:  # noqa: B008 (a description; nothing is read)
-        self.of = of
-        self._points(points or 96)
+    of: Source = Digits()
+    _: KW_ONLY
+    points: Points | None = 96
+
+    def validate(self) -> None:
+        """There is no number that pictures would keep."""
+        if self.points is None:
+            raise ValueError("points must be a number: pictures have none of their own")
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures' splits and classes, their pixels as clouds."""
@@ -523,7 +528,7 @@ class PictureClouds(CloudSource):
                 continue
             base = items.data if isinstance(items, Part) else items
             if id(base) not in whole:
-                whole[id(base)] = ArrayData(_drawn(base, self.points or 96), base.y)
+                whole[id(base)] = ArrayData(_drawn(base, self.points or 0), base.y)
             data = whole[id(base)]
             made[name] = Part(data, items.ids) if isinstance(items, Part) else data
         assert made["train"] is not None

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge
 from torch import nn
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import DEEPEST, Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, Positive, settings
+from limbeck.grammar.task import Depth, Task
+from limbeck.models.classifier import Loaded
 from limbeck.networks.clouds import CloudHead, Dgcnn, Norm, PointNet, PointTransformer
 
 NAMES = {"model": {"pointnet": "PointNetModel", "dgcnn": "DgcnnModel", "vit3d": "Vit3dModel"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-class CloudModel(Classifier):
+class CloudModel(Loaded):
     """Base of models of point clouds: a subclass makes the encoder."""
 
     forms = ("classes", "vector")
@@ -45,6 +43,7 @@ class CloudModel(Classifier):
         return CloudHead(module, width, needs.outputs)
 
 
+@settings
 class PointNetModel(CloudModel):
     """PointNet (Qi et al., 2017), without its transforms of the input: a perceptron of each point, the maximum over points.
 
@@ -54,21 +53,9 @@ class PointNetModel(CloudModel):
         norm: ``batch`` over all points of a batch, ``layer`` over each point's channels, or ``none``.
     """
 
-    def __init__(
-        self,
-        widths: list[int] = [64, 64, 64, 128],  # noqa: B006 (copied, never changed)
-        features: Annotated[int, Ge(1)] = 256,
-        norm: Norm = "batch",
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if any(w < 1 for w in widths):
-            raise ValueError("widths must be 1 or more each")
-        self.widths, self.features, self.norm = list(widths), features, norm
-        self._source(checkpoint, labels, None, None, entry, strip, check)
+    widths: list[Count] = [64, 64, 64, 128]  # noqa: RUF012 (copied, never changed)
+    features: Count = 256
+    norm: Norm = "batch"
 
     def encoder(self, features: int | None) -> tuple[nn.Module, int]:
         """A `limbeck.networks.clouds.PointNet`."""
@@ -76,6 +63,7 @@ class PointNetModel(CloudModel):
         return PointNet(width, self.widths, self.norm), width
 
 
+@settings
 class DgcnnModel(CloudModel):
     """DGCNN (Wang et al., 2019): each point looks at the k points whose features are nearest to its own, layer by layer.
 
@@ -87,23 +75,17 @@ class DgcnnModel(CloudModel):
         norm: ``batch`` over all points of a batch, ``layer`` over each point's channels, or ``none``.
     """
 
-    def __init__(
-        self,
-        k: Annotated[int, Ge(1)] = 20,
-        widths: list[int] = [64, 64, 128, 256],  # noqa: B006 (copied, never changed)
-        wide: Annotated[int, Ge(1)] = 1024,
-        features: Annotated[int, Ge(1)] = 256,
-        norm: Norm = "batch",
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if not widths or any(w < 1 for w in widths):
-            raise ValueError("widths must be one or more numbers of at least 1")
-        self.k, self.widths, self.wide, self.features, self.norm = k, list(widths), wide, features, norm
-        self._source(checkpoint, labels, None, None, entry, strip, check)
+    k: Count = 20
+    widths: list[Count] = [64, 64, 128, 256]  # noqa: RUF012 (copied, never changed)
+    wide: Count = 1024
+    features: Count = 256
+    norm: Norm = "batch"
+
+    def validate(self) -> None:
+        """There is an edge convolution."""
+        super().validate()
+        if not self.widths:
+            raise ValueError("widths must be one or more numbers")
 
     def encoder(self, features: int | None) -> tuple[nn.Module, int]:
         """A `limbeck.networks.clouds.Dgcnn`."""
@@ -111,6 +93,7 @@ class DgcnnModel(CloudModel):
         return Dgcnn(width, self.k, self.widths, self.wide, self.norm), width
 
 
+@settings
 class Vit3dModel(CloudModel):
     """DCGLR's 3D-ViT: a transformer whose tokens are patches of neighbouring points; its feature is the class token.
 
@@ -123,28 +106,18 @@ class Vit3dModel(CloudModel):
         norm: of the layers before the tokens: ``batch``, ``layer`` or ``none``.
     """
 
-    def __init__(
-        self,
-        width: Annotated[int, Ge(1)] = 192,
-        depth: Annotated[int, Ge(1)] = 4,
-        heads: Annotated[int, Ge(1)] = 4,
-        ratio: float = 2.0,
-        patch: Annotated[int, Ge(1)] = 32,
-        norm: Norm = "batch",
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if width % heads:
+    width: Count = 192
+    depth: Depth = 4
+    heads: Count = 4
+    ratio: Positive = 2.0
+    patch: Count = 32
+    norm: Norm = "batch"
+
+    def validate(self) -> None:
+        """Heads divide the channels."""
+        super().validate()
+        if self.width % self.heads:
             raise ValueError("width must be a multiple of heads")
-        if depth > DEEPEST:
-            raise ValueError(f"depth must be at most {DEEPEST:,}")
-        if not ratio > 0:
-            raise ValueError("ratio must be above 0")
-        self.width, self.depth, self.heads, self.ratio, self.patch, self.norm = width, depth, heads, ratio, patch, norm
-        self._source(checkpoint, labels, None, None, entry, strip, check)
 
     def encoder(self, features: int | None) -> tuple[nn.Module, int]:
         """A `limbeck.networks.clouds.PointTransformer`, whose feature is as wide as its tokens."""

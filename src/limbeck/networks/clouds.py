@@ -12,7 +12,7 @@ from torch.nn.functional import leaky_relu, relu
 
 from limbeck.errors import ConfigError, ShapeError
 from limbeck.functional.points import check_clouds, nearest_points, sample_and_group
-from limbeck.networks.masked_autoencoder import TransformerBlock
+from limbeck.networks.vision_transformer import TransformerBlock
 
 __all__ = ["CloudHead", "Dgcnn", "Norm", "PointNet", "PointTransformer"]
 

@@ -85,6 +85,9 @@ RELATIONS = (
 )
 """What is said of a concept, singular/plural where they differ. [reconstructed]"""
 
+MOST = 300
+"""Real statements, evenly spread, on which critics are compared, and by which perplexity is ranked: a large generator is slow."""
+
 GOALS = ("should", "needs")
 """How a prompt about a goal ends: ``In order to cook rice, one should``. [reconstructed]"""
 
@@ -291,9 +294,12 @@ class I2d2(Method[Statements]):
         if self.critic == "none":
             return None
         if self.critic == "perplexity":
-            real = [s.text for s in self.task.statements("valid")]
-            return Likelihood(self.task, self.roles["teacher"].module, real)
+            return self._perplexity()
         return self._classifier("critic")
+
+    def _perplexity(self) -> Likelihood:
+        real = [s.text for s in self.task.statements("valid")]
+        return Likelihood(self.task, self.roles["teacher"].module, real[:: -(-len(real) // MOST)])
 
     def _classifier(self, name: str) -> Classifier:
         part: Any = self.task.part(self.participants[name].task)
@@ -307,10 +313,10 @@ class I2d2(Method[Statements]):
         """
         made = self.task.labelled("validity")
         test = [i for i, split in enumerate(made.splits) if split == "test"]
-        real, bad = ([made.documents[i].text for i in test if int(made.y[i]) == y] for y in (1, 0))
-        likely = Likelihood(self.task, self.roles["teacher"].module, [s.text for s in self.task.statements("valid")])
+        both = [[made.documents[i].text for i in test if int(made.y[i]) == y] for y in (1, 0)]
+        real, bad = (texts[:: -(-len(texts) // MOST)] for texts in both)
         critics: dict[str, Critic | None] = {"critic": self.filter_critic(), "held-out": self._classifier("held-out")}
-        critics["perplexity"] = likely
+        critics["perplexity"] = self._perplexity()
         by_chance = 3 * (1 / 6 / max(1, len(real))) ** 0.5  # three deviations of a guesser's area
         for name, critic in critics.items():
             if critic is None:

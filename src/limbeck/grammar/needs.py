@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, get_args
 
@@ -94,6 +94,19 @@ class Columns(Protocol):
         """The rows of a batch as a DataFrame of all columns but the target."""
 
 
+class Parts(Protocol):
+    """The parts of poses, and the poses that a detector of them begins with.
+
+    Attributes:
+        joints: name of each part -> how many joints it has.
+    """
+
+    joints: Mapping[str, int]
+
+    def anchors(self, part: str, count: int) -> Tensor:
+        """So many poses [count, J, 5] that stand for those of the training data: x, y in the unit box, then X, Y, Z."""
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a network is built for.
@@ -112,6 +125,7 @@ class Needs:
         tokens: of texts: their tokenizer and length.
         table: of tables: their columns.
         schedule: of denoisers: the noise schedule.
+        parts: of poses: their parts.
         null: of denoisers that are told embeddings: that of no text at all, [L, D].
 
     Example:
@@ -132,6 +146,7 @@ class Needs:
     table: Columns | None = field(default=None, compare=False)
     schedule: Schedule | None = field(default=None, compare=False)
     null: Tensor | None = field(default=None, compare=False)
+    parts: Parts | None = field(default=None, compare=False)
 
     @property
     def items(self) -> Items:

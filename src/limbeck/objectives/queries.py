@@ -113,6 +113,22 @@ def over_pixels(batch: Batch) -> list[str]:
     return [name for name in ("y", "valid", "where") if isinstance(batch.get(name), Tensor) and batch[name].ndim == 3]
 
 
+def _moves_with(task: Task, name: str) -> None:
+    """Refuse pictures whose boxes or points would stay where they are.
+
+    Raises:
+        ConfigError: which.
+    """
+    example = task.example(1)
+    still = [k for k in example if k in ("boxes", "points") or k.startswith("pose:")]
+    if still:
+        raise ConfigError(
+            f"queries.{name}",
+            f"it moves pictures and leaves their {still[0].split(':')[0]}",
+            remedy="use flip-poses, which mirrors both" if still[0] != "boxes" else "leave it out",
+        )
+
+
 @settings
 class Flip(Query):
     """Mirror left to right, with probability one half; a mask with its picture.
@@ -126,8 +142,9 @@ class Flip(Query):
     views: Natural = 0
 
     def accept(self, task: Task) -> None:
-        """Pictures alone."""
+        """Pictures, whose boxes and points it does not move."""
         _image(task.example(1), "flip")
+        _moves_with(task, "flip")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mirrored images where the draw says so."""
@@ -154,6 +171,7 @@ class Crop(Query):
         """Pictures alone."""
         example = task.example(1)
         _image(example, "crop")
+        _moves_with(task, "crop")
         if over_pixels(example):
             raise ConfigError(
                 "queries.crop", "it moves pictures and leaves their masks", remedy="use map-crop, which moves both"

@@ -1,0 +1,1 @@
+"""Poses of bodies, hands and faces."""

@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,8 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
         if stage.begin is not None:
             stage.begin(ctx)
             engine.place(method)
+        if callable(stage.data):  # told when the stage begins, from what earlier ones left
+            stage = replace(stage, data=stage.data(ctx))
         cast(method.roles, tuple(learners(stage, method.roles)))
         batch = next(iter(engine.batches(stage, 0, 1)))[0]
         micro = ctx.at(0)

@@ -42,7 +42,8 @@ class MergedPoses:
         fill_missing: bool = True,
         consistency: Consistency = "wrists",
     ) -> None:
-        self.data, self.found, self.parts, self.links = data, found, list(parts), dict(links)
+        self.data, self.found, self.parts = data, found, list(parts)
+        self.links = {n: v for n, v in links.items() if {x for x in v if isinstance(x, str)} <= set(parts)}
         self.given: dict[str, Any] = {
             "score_threshold": score_threshold, "iou_threshold": iou_threshold, "fill_missing": fill_missing
         }  # fmt: skip

@@ -56,6 +56,7 @@ CARD = Card(
     claim="One student of pseudo-labels and experts' outputs finds every part's joints far better than the same network trained "
     "on the union with missing labels taken for absent, and nearly as well as each expert, in one pass for three.",
     recipe="dope",
+    baseline={"dope": ("method.pseudo=false", "method.weight=0")},
     exceptions={"at_equality": "an expert knows one part, a student all: its own tests look at one part"},
     notes="task.parts and method.parts must be the same. Experts are the participants expert_PART: trained on the pictures that "
     "are labelled for the part, or loaded (participants.expert_hand.checkpoint=FILE). Anchor poses are no matter of side: hands "

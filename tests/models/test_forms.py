@@ -42,7 +42,8 @@ def test_a_form_that_a_model_does_not_have_is_refused_with_the_models_that_have_
 
 
 @pytest.mark.parametrize(
-    "form", ["classes", "map", "tokens", "hidden-tokens", "denoiser", "pyramid", "vector", "boxes", "keypoints", "poses"]
+    "form",
+    ["classes", "map", "tokens", "hidden-tokens", "denoiser", "pyramid", "vector", "boxes", "keypoints", "poses"],
 )
 def test_every_form_has_models(form: str) -> None:
     assert form in FORMS

@@ -54,6 +54,9 @@ class Metric:
 
 _PARTS: Final = re.compile(r"(.+?)(_stochastic)?_w([0-9.e+-]+)_n(\d+)")
 
+_OF_PART: Final = re.compile(r"(.+?)_(pa_mpjpe|mpjpe|pck|nme|recall|precision)")
+"""A metric of one part of a pose: ``hand_pck``."""
+
 _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy": ("accuracy", True, True),
     "balanced_accuracy": ("balanced accuracy", True, True),
@@ -132,6 +135,13 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "complete": ("texts that came to their end", True, True),
     "words": ("words a text", False, None),
     "average_precision": ("average precision", True, True),
+    "pck": ("keypoints found (PCK)", True, True),
+    "nme": ("normalised mean error", True, False),
+    "mpjpe": ("mean error of joints in space (MPJPE)", False, False),
+    "pa_mpjpe": ("MPJPE after alignment", False, False),
+    "failure": ("poses that failed", True, False),
+    "pixels": ("mean error in pixels", False, False),
+    "gap": ("distance to the teacher's points", True, None),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
 
@@ -141,7 +151,10 @@ def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
     split, _, bare = name.rpartition("/")
     parts = _PARTS.fullmatch(bare)
     bare = parts[1] if parts else bare
-    label, percent, higher = _METRICS.get(bare, (bare.replace("_", " "), False, None))
+    own = _OF_PART.fullmatch(bare) if bare not in _METRICS else None
+    label, percent, higher = _METRICS.get(own[2] if own else bare, (bare.replace("_", " "), False, None))
+    if own:
+        label = f"{label} of {own[1].replace('_', ' ')}"
     if parts:
         steps = f"{parts[4]} step{'' if parts[4] == '1' else 's'}"
         label = f"{label} (w = {parts[3]}, {steps}{', stochastic' if parts[2] else ''})"

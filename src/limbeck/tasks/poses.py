@@ -74,7 +74,7 @@ class Poses(SourceTask):
     missing: Literal["ignore", "background"] = "ignore"
     student_items: Count | None = None
     eval_batch: Count = 16
-    pck: Positive = 0.1
+    pck: Positive = 0.2
     meets: Fraction = 0.3
     whole: bool = True
 

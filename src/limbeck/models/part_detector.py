@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
 from torch import nn
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
-from limbeck.grammar.task import Check, Task
-from limbeck.models.classifier import Classifier
+from limbeck.grammar.settings import Count, Fraction, settings
+from limbeck.grammar.task import Task
+from limbeck.models.classifier import Loaded
 from limbeck.networks.part_detector import PartDetector, resnet_detector
 from limbeck.networks.two_stage import small_detector
 
@@ -19,7 +23,8 @@ ANCHORS = {"body": 20}
 """Anchor poses of a part where the recipe names no number; of every other part 10."""
 
 
-class PartDetectorModel(Classifier):
+@settings
+class PartDetectorModel(Loaded):
     """Proposals shared by all parts, and for each part scores and poses of its anchor poses, which are those of the training
     data: their means after k-means.
 
@@ -40,34 +45,16 @@ class PartDetectorModel(Classifier):
     forms = ("poses",)
     takes = ("pictures",)
 
-    def __init__(
-        self,
-        body: str = "small",
-        weights: str | None = None,
-        anchors: dict[str, int] | None = None,
-        side: int | None = None,
-        width: int = 32,
-        proposals: int = 64,
-        pool: int = 5,
-        min_score: float = 0.3,
-        overlap: float = 0.1,
-        detections: int = 10,
-        checkpoint: str | None = None,
-        labels: str | list[str] | None = None,
-        entry: str | None = None,
-        strip: str = "",
-        check: Check = "on",
-    ) -> None:
-        if min(width, proposals, pool, detections) < 1 or (side is not None and side < 32):
-            raise ValueError("width, proposals, pool and detections must be 1 or more, side 32 or more")
-        if not (0 <= min_score <= 1 and 0 < overlap <= 1):
-            raise ValueError("min_score must lie in [0, 1], overlap in (0, 1]")
-        if any(k < 1 for k in (anchors or {}).values()):
-            raise ValueError("anchors must be 1 or more of each part")
-        self.body, self.weights, self.anchors, self.side = body, weights, dict(anchors or {}), side
-        self.width, self.proposals, self.pool = width, proposals, pool
-        self.min_score, self.overlap, self.detections = min_score, overlap, detections
-        self._source(checkpoint, labels, None, None, entry, strip, check)
+    body: str = "small"
+    weights: str | None = None
+    anchors: dict[str, Count] = {}  # noqa: RUF012 (copied by settings)
+    side: Annotated[int, Ge(32)] | None = None
+    width: Count = 32
+    proposals: Count = 64
+    pool: Count = 5
+    min_score: Fraction = 0.3
+    overlap: Annotated[float, Gt(0), Le(1)] = 0.1
+    detections: Count = 10
 
     def make(self, needs: Needs) -> nn.Module:
         """The detector, its anchor poses those of the task."""

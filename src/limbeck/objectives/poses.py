@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Context, Query
+from limbeck.grammar.settings import Fraction, Natural, settings
 from limbeck.grammar.task import Task
 
 NAMES = {"query": {"flip-poses": "FlipPoses"}}
@@ -30,6 +31,7 @@ def mirrored_pose(pose: Tensor, flip: tuple[int, ...], width: int) -> Tensor:
     return turned
 
 
+@settings
 class FlipPoses(Query):
     """Mirror left to right, with probability one half, all keypoints with the picture.
 
@@ -38,10 +40,8 @@ class FlipPoses(Query):
         views: draws repeat after this many passes (so a cache can hold them); 0: never.
     """
 
-    def __init__(self, probability: float = 0.5, views: int = 0) -> None:
-        if not 0 <= probability <= 1:
-            raise ValueError("probability must lie between 0 and 1")
-        self.probability, self.views = probability, views
+    probability: Fraction = 0.5
+    views: Natural = 0
 
     def accept(self, task: Task) -> None:
         """Keypoints whose mirror images are known.

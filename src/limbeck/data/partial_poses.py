@@ -128,7 +128,7 @@ class AnchorPoses:
 
     def __init__(self, data: Items, parts: Mapping[str, Skeleton]) -> None:
         self.data = data
-        self.joints = {n: len(s.joints) for n, s in parts.items()}
+        self.joints: Mapping[str, int] = {n: len(s.joints) for n, s in parts.items()}
         self._made: dict[tuple[str, int], Tensor] = {}
 
     def anchors(self, part: str, count: int) -> Tensor:

@@ -517,3 +517,83 @@ def _whitening(n: int, d: Draw) -> Any:
 
 
 add("zca", "zca.ZCA", _whitening)
+
+# ------------------------------------------------------------------------------------------------- add-ons of methods
+
+for _part in ("both", "direction", "norm"):
+    for _below in ("max", "teacher"):
+        add(
+            f"norm_direction-{_part}-{_below}",
+            "feature.norm_direction",
+            lambda n, d, p=_part, b=_below: (
+                lambda s, t, e, **k: feature.norm_direction(
+                    s, t.detach(), feature.unit(e).detach(), **{"part": p, "denominator": b, **k}
+                ),
+                (d(n, C), d(n, C), d(n, C)),
+            ),
+        )
+
+
+def _class_means(n: int, d: Draw) -> Any:
+    y = d.ids(n)
+    return (lambda x, **k: feature.class_means(x, y, C, **k)[0]), (d(n, 3),)
+
+
+def _class_directions(n: int, d: Draw) -> Any:
+    y = d.ids(n)
+    return (lambda m, **k: feature.class_directions(m, y, **k)), (d(C, 3),)
+
+
+add("class_means", "feature.class_means", _class_means, coupled=True, whole=True)
+add("class_directions", "feature.class_directions", _class_directions, whole=True)
+add("divide_by_std", "divide_by_std", lambda n, d: (F.divide_by_std, (d(n, C),)))
+add(
+    "mix_pairs",
+    "mixing.mix_pairs",
+    lambda n, d: (
+        lambda x, u: F.mixing.mix_pairs(x, u.sigmoid(), torch.arange(len(x)).flip(0), torch.arange(len(x))),
+        (d(n, C), d(n)),
+    ),
+    whole=True,
+)
+add(
+    "partial_shares",
+    "mixing.partial_shares",
+    lambda n, d: (lambda u: F.mixing.partial_shares(u, torch.arange(min(1, len(u)))), (d(n),)),
+    whole=True,
+)
+add(
+    "affine_matrices",
+    "adversarial.affine_matrices",
+    lambda n, d: (F.adversarial.affine_matrices, (d(n, 6), d(n, 6))),
+)
+add(
+    "warp",
+    "adversarial.warp",
+    lambda n, d: (
+        lambda x, m, **k: F.adversarial.warp(x, torch.eye(2, 3, dtype=m.dtype) + 0.1 * m, **k),
+        (d(n, 2, 4, 4), d(n, 2, 3)),
+    ),
+)
+add(
+    "patch_mix",
+    "adversarial.patch_mix",
+    lambda n, d: (
+        lambda x, w: F.adversarial.patch_mix(x, w, torch.arange(len(x)).flip(0)),
+        (d(n, 2, 4, 4), d(n, 2, 2)),
+    ),
+    whole=True,
+)
+add(
+    "patch_weights",
+    "adversarial.patch_weights",
+    lambda n, d: (lambda w: F.adversarial.patch_weights(w, (4, 4)), (d(n, 2, 2),)),
+)
+add(
+    "augmentor_loss",
+    "adversarial.augmentor_loss",
+    lambda n, d: (
+        lambda s, a, t, **k: F.adversarial.augmentor_loss(s, a, t.detach(), **{"cap": 1.0, **k}),
+        (d(n, C), d(n, C), d(n, C)),
+    ),
+)

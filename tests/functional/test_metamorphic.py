@@ -122,10 +122,14 @@ def test_every_function_with_a_mask_is_here() -> None:
 
 # Another value of each option; with what else it is given, where it means nothing alone.
 ANOTHER: dict[str, Any] = {
+    "align_corners": True,
     "alpha": 0.3,
     "beta": 0.2,
     "center": torch.full((1,), 0.4, dtype=torch.float64),
+    "cap": 0.05,
     "chunk": None,  # changes the memory that is taken, and nothing else: test_chunks_do_not_show
+    "denominator": "teacher",
+    "detach": True,
     "detach_student": False,
     "detach_weights": True,
     "dims": 1,
@@ -133,11 +137,16 @@ ANOTHER: dict[str, Any] = {
     "gamma": 0.3,
     "head_threshold": 0.9,
     "label_smoothing": 0.4,
+    "lambda_s": 0.3,
+    "lambda_t": 0.9,
     "metric": "l1",
     "mix": 0.4,
+    "mode": "nearest",
     "mu": 0.7,
     "nontarget": "uniform",
     "normalise": "unit",
+    "padding": "border",
+    "part": "norm",
     "power": 3.0,
     "rank_source": "final",
     "reduce": "sum",

@@ -19,6 +19,7 @@ NAMES = sorted(SPECIMENS)
 DIFFERENTIABLE = [n for n in NAMES if not SPECIMENS[n].constant]
 
 NO_TENSORS = {
+    "adversarial": "switch_mode",
     "augment": "generator_draw keyed_draw seeded_draw strategy_names uniform_draw",
     "diffusion": "check_guidance check_terminal_snr halving_rounds halving_times scale_from_w stochastic_times w_from_scale",
     "matching": "flat_parameters flat_step_loss loops_for syn_batches unflatten",
@@ -44,7 +45,10 @@ NOT_YET = {
 }
 """Functions that only their own tests look at: no specimen has been written yet. Nothing new belongs here."""
 
-KEEPING = ("reverse_gradient", "zca.ZCA", "matching.trajectory_gradient")
+KEEPING = (
+    *("reverse_gradient", "zca.ZCA", "matching.trajectory_gradient", "mixing.mix_pairs", "mixing.partial_shares"),
+    *("adversarial.affine_matrices", "adversarial.warp", "adversarial.patch_mix", "adversarial.patch_weights"),
+)
 """Functions that answer in the dtype they were given, as pictures and their gradients are wanted; so do augmentations."""
 
 ROUNDING = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import (
+    adversarial,
     attention,
     augment,
     contrast,
@@ -12,6 +13,7 @@ from . import (
     matching,
     meshes,
     metrics,
+    mixing,
     packing,
     recovery,
     relation,
@@ -40,11 +42,13 @@ from .labels import cross_entropy
 from .nontarget import TargetNontarget, dkd, masked_log_softmax, nkd
 from .self_knowledge import SelfKnowledge, uskd, uskd_labels, uskd_rank, uskd_target
 from .sparse import sparse_kl
+from .temperature import divide_by_std
 
 __all__ = [
     "SelfKnowledge",
     "TargetNontarget",
     "adaptive_kl",
+    "adversarial",
     "attention",
     "augment",
     "binary_kl",
@@ -57,6 +61,7 @@ __all__ = [
     "curriculum_temperature",
     "dense",
     "diffusion",
+    "divide_by_std",
     "dkd",
     "entropy",
     "feature",
@@ -67,6 +72,7 @@ __all__ = [
     "matching",
     "meshes",
     "metrics",
+    "mixing",
     "nkd",
     "packing",
     "recovery",

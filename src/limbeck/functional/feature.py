@@ -11,12 +11,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError, ShapeError
-from ._common import as_mask, choose, keep, statistics_dtype
+from ..errors import ConfigError, DataError, ShapeError
+from ._common import as_mask, check_labels, choose, extremes, keep, statistics_dtype
 
 Metric = Literal["l2", "l1", "smooth_l1", "cosine"]
 Reduce = Literal["mean", "sum"]
 Normalise = Literal["none", "unit", "standard"]
+Part = Literal["both", "direction", "norm"]
+Denominator = Literal["max", "teacher"]
 
 
 def unit(x: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -144,3 +146,135 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0, 
         maps.append(attention_map(fitted, power=power))
     where = as_mask(where, student.shape[:1])
     return keep((maps[0] - maps[1]).square().sum(-1), where)
+
+
+def class_means(
+    features: Tensor, labels: Tensor, classes: int, *, where: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean feature of each class ``[C, D]`` and the number of items it is the mean of ``[C]``; no items, zeros.
+
+    Args:
+        features: ``[N, D]``.
+        labels: class ids ``[N]``, or soft labels ``[N, C]``, by which items count for several classes.
+        classes: C.
+        where: valid items ``[N]``.
+
+    Means of batches are joined by their numbers: ``(m1 * n1 + m2 * n2) / (n1 + n2)``.
+
+    Raises:
+        ShapeError, DataError: labels that fit neither form, or lie outside ``0 .. C-1``.
+
+    Example:
+        >>> class_means(torch.tensor([[1.0, 0.0], [3.0, 0.0]]), torch.tensor([1, 1]), 2)
+        (tensor([[0., 0.],
+                [2., 0.]]), tensor([0., 2.]))
+    """
+    if features.ndim != 2:
+        raise ShapeError("features", given=list(features.shape), expected="[N, D]")
+    x = features.to(statistics_dtype(features))
+    where = as_mask(where, x.shape[:1])
+    labels = check_labels(labels, (len(x), classes), where)
+    share = (
+        labels.to(x.dtype) if labels.is_floating_point() else torch.nn.functional.one_hot(labels, classes).to(x.dtype)
+    )
+    if where is not None:
+        x, share = (torch.where(where.unsqueeze(-1), v, torch.zeros_like(v)) for v in (x, share))
+    count = share.sum(0)
+    return share.T @ x / torch.where(count > 0, count, torch.ones_like(count)).unsqueeze(-1), count
+
+
+def class_directions(means: Tensor, labels: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """The unit vector of each item's class mean ``[N, D]``; of a soft label the mixture of unit vectors, not made unit again.
+
+    `norm_direction` is linear in it, so a soft label's loss is the mixture of its classes' losses.
+
+    Args:
+        means: class means ``[C, D]``.
+        labels: class ids ``[N]`` or soft labels ``[N, C]``.
+        where: valid items ``[N]``; the others have direction zero.
+
+    Raises:
+        DataError: a class whose mean is zero has no direction (seen on the CPU only); the error names such classes.
+
+    Example:
+        >>> class_directions(torch.tensor([[3.0, 4.0], [0.0, 2.0]]), torch.tensor([1, 0]))
+        tensor([[0.0000, 1.0000],
+                [0.6000, 0.8000]])
+    """
+    if means.ndim != 2:
+        raise ShapeError("means", given=list(means.shape), expected="[C, D]")
+    e = unit(means)
+    where = as_mask(where, labels.shape[:1])
+    labels = check_labels(labels, (len(labels), len(means)), where)
+    found = labels.to(e.dtype) @ e if labels.is_floating_point() else e[labels]
+    length = means.detach().square().sum(-1)
+    if extremes(length) is not None and bool((length == 0).any()):
+        asked = (labels > 0).any(0) if labels.is_floating_point() else torch.bincount(labels, minlength=len(means)) > 0
+        none = (asked & (length == 0)).nonzero().flatten().tolist()
+        if none:
+            raise DataError(
+                "means",
+                f"the means of classes {none} are zero, which has no direction",
+                remedy="give each class an item",
+            )
+    return keep(found, None if where is None else where.unsqueeze(-1).expand_as(found))
+
+
+def norm_direction(
+    student: Tensor,
+    teacher: Tensor,
+    direction: Tensor | None = None,
+    *,
+    part: Part = "both",
+    denominator: Denominator = "max",
+    where: Tensor | None = None,
+) -> Tensor:
+    """Norm and direction of a feature: ``1 - f_s . e / max(|f_s|, |f_t|)``, one value per item in [0, 2].
+
+    Where the student's feature is the shorter one, the denominator is a constant, and its projection on ``e`` grows; where
+    it is the longer one, this is ``1 - cos(f_s, e)``. The teacher's feature has no gradient.
+
+    Args:
+        student: features ``[..., D]`` before the classifier.
+        teacher: features ``[..., D]``.
+        direction: ``e`` ``[..., D]``, of length one: the item's class mean in the teacher (`class_directions`); ``None``
+            takes the direction of the teacher's feature of the same item.
+        part: ``both``; ``direction`` alone, ``1 - cos(f_s, e)``; or ``norm`` alone, ``1 - |f_s| / max(|f_s|, |f_t|)``
+            [reconstructed: the loss of a feature that has the right direction].
+        denominator: ``max``, or the ``teacher``'s norm always: the student's then grows without end.
+        where: valid items ``[...]``.
+
+    Source: Wang et al. 2023 (arXiv 2305.17007), eq. of the ND loss, and the released code.
+
+    Example:
+        >>> e = torch.tensor([[1.0, 0.0]])
+        >>> norm_direction(3 * e, 2 * e, e), norm_direction(e, 2 * e, e), norm_direction(-3 * e, 2 * e, e)
+        (tensor([0.]), tensor([0.5000]), tensor([2.]))
+    """
+    choose("part", part, Part)
+    choose("denominator", denominator, Denominator)
+    for name, given in (("teacher", teacher), ("direction", direction)):
+        if given is not None and given.shape != student.shape:
+            raise ShapeError(
+                name,
+                given=list(given.shape),
+                expected=f"the student's shape {list(student.shape)}",
+                remedy="bring the student's feature to the teacher's width with an adapter",
+            )
+    dtype = statistics_dtype(student, teacher)
+    where = as_mask(where, student.shape[:-1])
+    s, t = student.to(dtype), teacher.detach().to(dtype)
+    e = unit(t) if direction is None else direction.detach().to(dtype)
+    if where is not None:
+        s, t, e = (torch.where(where.unsqueeze(-1), x, torch.zeros_like(x)) for x in (s, t, e))
+    own, other = s.square().sum(-1), t.square().sum(-1)
+    # at a tie the student's norm, as the released code takes it: torch.maximum would halve the gradient there
+    largest = other if denominator == "teacher" else torch.where(own >= other, own, other)
+    tiny = torch.finfo(dtype).tiny
+    if part == "direction":
+        value = (s * e).sum(-1) * own.clamp_min(tiny).rsqrt()
+    elif part == "norm":
+        value = own.clamp_min(tiny).sqrt() * largest.clamp_min(tiny).rsqrt()
+    else:
+        value = (s * e).sum(-1) * largest.clamp_min(tiny).rsqrt()
+    return keep(1.0 - value, where)

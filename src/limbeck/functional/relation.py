@@ -84,8 +84,22 @@ def pearson(student: Tensor, teacher: Tensor, *, dim: int = -1) -> Tensor:
     return 1.0 - (s * t).sum(-1)
 
 
+def _correlation(a: Tensor, b: Tensor, eps: float) -> Tensor:
+    """The cosine of rows ``[..., D]``, with ``eps`` added to the product of their norms."""
+    if eps == 0:
+        return (unit(a) * unit(b)).sum(-1)
+    least = torch.finfo(a.dtype).tiny
+    norms = [x.square().sum(-1).clamp_min(least).sqrt() for x in (a, b)]
+    return (a * b).sum(-1) / (norms[0] * norms[1] + eps)
+
+
 def dist(
-    student: Tensor, teacher: Tensor, *, temperature: float = 1.0, where: Tensor | None = None
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float = 1.0,
+    eps: float = 0.0,
+    where: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """DIST: Pearson distance of the predictions, between classes of an item and between items of a class.
 
@@ -93,6 +107,7 @@ def dist(
         student: logits ``[N, C]``.
         teacher: logits ``[N, C]``.
         temperature: of both softmaxes (T squared is the paper's weight; multiply it in yourself).
+        eps: added to the product of two norms; the released code has 1e-8.
         where: valid items ``[N]``.
 
     Returns:
@@ -113,8 +128,8 @@ def dist(
     if len(s) == 0:
         raise DataError("student", "an empty batch has no relations")
     q, p = (s / temperature).softmax(-1), (t / temperature).softmax(-1)
-    inter = keep(pearson(q, p), mask)
+    rows = [x - x.mean(-1, keepdim=True) for x in (q, p)]
+    inter = keep(1.0 - _correlation(rows[0], rows[1], eps), mask)
     share = mask.to(q.dtype).unsqueeze(1) / mask.sum().clamp_min(1)
     columns = [keep(x - (x * share).sum(0), mask.unsqueeze(1).expand_as(x)) for x in (q, p)]
-    a, b = (unit(x.T) for x in columns)
-    return inter, 1.0 - (a * b).sum(-1)
+    return inter, 1.0 - _correlation(columns[0].T, columns[1].T, eps)

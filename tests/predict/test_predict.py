@@ -416,6 +416,26 @@ def test_a_run_is_judged_again_with_the_numbers_of_its_report(recipe: str, tmp_p
     assert {k: got[k] for k in told} == pytest.approx({k: said[k] for k in told}, rel=1e-6)
 
 
+@pytest.mark.expensive
+@pytest.mark.parametrize("form", ["safetensors", "onnx"])
+@pytest.mark.parametrize("recipe", ["kd3", "fabric-rd", "bpkd", "token-kd", "minilm"])
+def test_what_is_exported_is_what_was_reported(recipe: str, form: str, tmp_path: Path) -> None:
+    run(tree_of(recipe), tmp_path / "run", quiet=True)
+    student = limbeck.load(tmp_path / "run", device="cpu")
+    exported = limbeck.load(limbeck_export(tmp_path / "run", form, tmp_path / "out"), device="cpu")
+    given: Any = (
+        ["one two three", "and four more words"]
+        if recipe in ("token-kd", "minilm")
+        else torch.rand(3, *student.about["input"])
+    )
+    if recipe == "minilm":
+        given = [f"one {student.task.tokenizer.mask_token} three"]
+    for mine, theirs in zip(student.predict(given), exported.predict(given), strict=True):
+        numbers = {k for k, v in mine.items() if isinstance(v, float)}
+        assert {k: theirs[k] for k in numbers} == pytest.approx({k: mine[k] for k in numbers}, rel=1e-4, abs=1e-5)
+        assert theirs.get("label") == mine.get("label")
+
+
 # --------------------------------------------------------------------------------------------------------------- refusals
 def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     """What a command says in the one line with which it ends."""

@@ -210,7 +210,9 @@ def write_onnx(
     inputs = tuple(batch[k].long() if batch[k].dtype == torch.bool else batch[k] for k in keys)
     plain = out / "student.onnx"
     out.mkdir(parents=True, exist_ok=True)
-    about = NetworkArtifact(task, twin).about()
+    plain_twin = NetworkArtifact(task, twin)
+    plain_twin.metrics = dict(artifact.metrics)  # a threshold among them
+    about = plain_twin.about()
     about["onnx"] = {
         "file": plain.name,
         "normalise": "inside" if inside else "outside" if contract.mean else "none",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from limbeck.grammar.method import Built
 
@@ -32,6 +33,18 @@ class Artifact:
     def state(self) -> dict[str, Any]:
         """Its tensors and modules by name: what is kept of it where it is the best so far."""
         raise TypeError(f"{type(self).__name__} must define state")
+
+    def take(self, state: Mapping[str, Any], where: str = "best") -> None:
+        """Put back what `state` gave of an artifact of the same make.
+
+        Args:
+            state: tensors by name, and modules as their own state.
+            where: what an error is about.
+
+        Raises:
+            CheckpointCorrupt: it is of another make.
+        """
+        _lay(self.state(), state, where)
 
     def size(self) -> dict[str, float]:
         """Parameters, bytes and the like."""
@@ -100,6 +113,22 @@ class NetworkArtifact(Artifact):
             "parameters": float(sum(p.numel() for p in self.built.module.parameters())),
             "bytes": float(sum(t.numel() * t.element_size() for t in tensors)),
         }
+
+
+def _lay(into: Mapping[str, Any], state: Mapping[str, Any], where: str) -> None:
+    """Values into the modules and tensors of the same names, strictly."""
+    from limbeck.errors import CheckpointCorrupt
+    from limbeck.storage.weights import load_strict
+
+    if set(into) != set(state):
+        raise CheckpointCorrupt(where, f"holds {sorted(state)}", expected=f"{sorted(into)}")
+    for name, value in into.items():
+        if isinstance(value, nn.Module):
+            load_strict(value, state[name], f"{where} ({name})")
+        elif isinstance(value, Mapping):
+            _lay(value, state[name], f"{where} ({name})")
+        elif isinstance(value, Tensor):
+            value.data.copy_(state[name])
 
 
 def _node(model: Any) -> dict[str, Any] | None:

@@ -265,11 +265,14 @@ def _modules(loaded: Loaded) -> list[nn.Module]:
 
 def _best(loaded: Loaded) -> None:
     """The best student's weights in the place of the last one's."""
-    from limbeck.run.restoring import best_of, lay
+    from limbeck.grammar.artifact import NetworkArtifact
+    from limbeck.run.restoring import best_of
 
-    state = best_of(loaded.path)["state"]
-    into = loaded.made.state() if loaded.made is not None else {"network": loaded.module}
-    lay(into, state, str(loaded.path / "best"))
+    made = loaded.made
+    if made is None:
+        assert loaded.task is not None
+        made = NetworkArtifact(loaded.task, loaded.built)
+    made.take(best_of(loaded.path)["state"], str(loaded.path / "best"))
 
 
 def _restored(place: opening.Place, number: int | None, device: str | torch.device | None) -> Loaded:

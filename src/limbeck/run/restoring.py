@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor, nn
-
 from limbeck.engine.bench import Bench
 from limbeck.engine.engine import Engine
-from limbeck.errors import CheckpointCorrupt, ConfigError
-from limbeck.grammar.artifact import Artifact
+from limbeck.errors import ConfigError, LimbeckError
+from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.recipe.recipe import Recipe, build, check, load_tree
-from limbeck.run.preparing import prepare
+from limbeck.run.folder import read_result
+from limbeck.run.preparing import participants, prepare
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
+from limbeck.storage.weights import load_state_dict, load_strict
 
 
 @dataclass
@@ -38,30 +38,6 @@ class Restored:
     finished: bool
 
 
-def lay(into: Mapping[str, Any], state: Mapping[str, Any], where: str = "best") -> None:
-    """Weights that a run kept of its best student, into what it made in the end, of the same make.
-
-    Args:
-        into: modules and tensors by name, as `limbeck.grammar.artifact.Artifact.state` gives them.
-        state: likewise, modules as their state.
-        where: what an error is about.
-
-    Raises:
-        CheckpointCorrupt: they are of another make.
-    """
-    from limbeck.storage.weights import load_strict
-
-    if set(into) != set(state):
-        raise CheckpointCorrupt(where, f"holds {sorted(state)}", expected=f"{sorted(into)}")
-    for name, value in into.items():
-        if isinstance(value, nn.Module):
-            load_strict(value, state[name], f"{where} ({name})")
-        elif isinstance(value, Mapping):
-            lay(value, state[name], f"{where} ({name})")
-        elif isinstance(value, Tensor):
-            value.data.copy_(state[name])
-
-
 def restore(folder: Path, checkpoint: int | Literal["best", "last"] | None = None, teacher: bool = False) -> Restored:
     """Read a run back from its folder, finished or interrupted in the middle.
 
@@ -81,7 +57,34 @@ def restore(folder: Path, checkpoint: int | Literal["best", "last"] | None = Non
         raise ConfigError(str(folder), "no run lies here (config.yaml is missing)", expected="a run folder")
     recipe = build(check(load_tree(config)))
     bench = prepare(recipe, folder, say=lambda text: None, untaught=not teacher, check=False)
-    return bring_back(recipe, bench, folder, checkpoint)
+    found = bring_back(recipe, bench, folder, checkpoint)
+    whole = checkpoint == "best" or (found.finished and not isinstance(checkpoint, int))
+    if not teacher and not whole and _borrows(found):
+        return restore(folder, checkpoint, teacher=True)
+    return found
+
+
+def _borrows(found: Restored) -> bool:
+    """Whether what a run made has parts of a network that had to be trained before, and is only a stand-in here."""
+    parts = getattr(found.artifact, "parts", None) or {}
+    models = participants(found.recipe)
+    return any(
+        part.module is found.bench.built[name].module
+        for part in parts.values()
+        for name, model in models.items()
+        if found.recipe.method.participants[name].taught and not model.trained
+    )
+
+
+def _as_left(made: Artifact, folder: Path) -> None:
+    """What lies in a finished run's folder is what it made: its metrics, and of a chain the parts that are others' too."""
+    if not isinstance(made, NetworkArtifact):
+        return
+    with contextlib.suppress(LimbeckError):
+        made.metrics = dict(read_result(folder / "result.json")["metrics"]["student"])
+    weights = folder / "student.safetensors"
+    if hasattr(made, "parts") and weights.is_file():
+        load_strict(made.built.module, load_state_dict(weights), str(folder), "student")
 
 
 def best_of(folder: Path) -> dict[str, Any]:
@@ -130,6 +133,8 @@ def bring_back(
     finished = int(saved["stage"]) >= len(engine.stages)
     made, step = recipe.method.artifact(), int(saved["step"])
     if best is not None:
-        lay(made.state(), best["state"], str(folder / "best"))
+        made.take(best["state"], str(folder / "best"))
         step = int(best["step"])
+    elif finished and not isinstance(checkpoint, int):
+        _as_left(made, folder)
     return Restored(recipe, bench, made, str(saved["stage_name"]), step, finished)

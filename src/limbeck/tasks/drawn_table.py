@@ -63,6 +63,12 @@ class TableArtifact(Artifact):
         made = self.rows()
         return {name: torch.from_numpy(np.ascontiguousarray(v)) for name, v in vars(made).items()}
 
+    def take(self, state: Mapping[str, Any], where: str = "best") -> None:
+        """The rows of the first draw."""
+        from limbeck.tasks.table import Drawn
+
+        self._first = Drawn(**{name: value.numpy() for name, value in state.items()})
+
     def size(self) -> dict[str, float]:
         """Rows, and the parameters of what draws them."""
         return {"items": float(len(self.rows().y)), **self._sizes}

@@ -150,6 +150,12 @@ class SetArtifact(Artifact):
         step = {} if self.lr is None else {"step_size": torch.tensor(self.lr)}
         return {"images": self.images, "labels": self.labels, "ids": self.ids, **step}
 
+    def take(self, state: Mapping[str, Any], where: str = "best") -> None:
+        """Images, labels and the step size."""
+        super().take(state, where)
+        if "step_size" in state:
+            self.lr = float(state["step_size"])
+
     def train(
         self,
         module: nn.Module,

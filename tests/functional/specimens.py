@@ -14,7 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from limbeck import functional as F
-from limbeck.functional import augment, diffusion, feature, matching, metrics, relation, zca
+from limbeck.functional import (
+    augment,
+    diffusion,
+    feature,
+    matching,
+    metrics,
+    privacy,
+    relation,
+    revision,
+    transport,
+    zca,
+)
 
 C = 5
 Make = Callable[[int, "Draw"], tuple[Callable[..., Any], tuple[Tensor, ...]]]
@@ -313,6 +324,132 @@ add(
     constant=True,
     whole=True,
 )
+
+# ---------------------------------------------------------------------------------------------- transport of predictions
+
+add(
+    "pairwise_cost",
+    "transport.pairwise_cost",
+    pair(lambda s, t, **k: transport.pairwise_cost(up(s).softmax(-1), up(t).softmax(-1), **k)),
+    whole=True,
+)
+add(
+    "sinkhorn_plan",
+    "transport.sinkhorn_plan",
+    lambda n, d: (transport.sinkhorn_plan, (d(n, n),)),
+    coupled=True,
+    whole=True,
+)
+add("sinkhorn", "transport.sinkhorn", pair(lambda s, t, **k: transport.sinkhorn(s, t, **k)), coupled=True)
+
+
+def _groups(s: Tensor, t: Tensor, where: Tensor | None = None, **k: Any) -> Tensor:
+    return transport.sinkhorn(s, t, where=None if where is None else where[:, None], norm="l2", **k)
+
+
+add("sinkhorn-groups", "transport.sinkhorn", lambda n, d: (_groups, (d(n, 2, C), d(n, 2, C))))
+add("sinkhorn_classes", "transport.sinkhorn_classes", pair(transport.sinkhorn_classes))
+add(
+    "sinkhorn_classes-distance",
+    "transport.sinkhorn_classes",
+    pair(lambda s, t, **k: transport.sinkhorn_classes(s, t, **{"metric": "distance", **k})),
+)
+
+# ----------------------------------------------------------------------------------------------- privacy and revision
+
+add(
+    "span_score",
+    "privacy.span_score",
+    lambda n, d: (
+        lambda x: privacy.span_score(
+            torch.tensor([[0, 0], [0, 3], [3, 6]]),
+            torch.tensor([[2 * i, 2 * i + 1] for i in range(n)]).reshape(n, 2),
+            up(x).sigmoid(),
+        ),
+        (d(n),),
+    ),
+    whole=True,
+)
+add("memorisation_score", "privacy.memorisation_score", lambda n, d: (privacy.memorisation_score, (d(n), d(n))))
+add(
+    "per_token_temperature",
+    "privacy.per_token_temperature",
+    lambda n, d: (lambda x, **k: privacy.per_token_temperature(up(x).sigmoid(), **k), (d(n),)),
+)
+add(
+    "protected_target",
+    "privacy.protected_target",
+    lambda n, d: (
+        lambda z, h, e, **k: privacy.protected_target(z, up(h).exp(), e, **{"scale": 0.5, **k}).exp(),
+        (d(n, C), d(n), d(n, C)),
+    ),
+    constant=True,
+)
+add(
+    "exposure",
+    "privacy.exposure",
+    lambda n, d: (lambda x: privacy.exposure(x, torch.tensor([0, 3])), (d(n, C),)),
+    constant=True,
+)
+add(
+    "leakage_reduction",
+    "privacy.leakage_reduction",
+    lambda n, d: (privacy.leakage_reduction, (d(n), d(n))),
+    "empty",
+    whole=True,
+)
+
+
+def _repair(n: int, d: Draw) -> Any:
+    mine, theirs = d.some(n, 3), d.some(n, 3)
+
+    def call(s: Tensor, t: Tensor, where: Tensor | None = None, **k: Any) -> tuple[Tensor, Tensor]:
+        mask = torch.ones(n, 3, dtype=torch.bool) if where is None else where[:, None].expand(n, 3)
+        found = revision.locate_and_repair(s, t, mine, theirs, mask, **k)
+        return found.difference, found.keep_length
+
+    return call, (d(n, 3, C), d(n, 3, C))
+
+
+def _clip(call: Callable[..., Any]) -> Make:
+    """Teacher's probabilities or logits, and two levels."""
+    return lambda n, d: (
+        lambda t, u, v, **k: call(up(t), up(u).sigmoid(), 0.3 * up(v).sigmoid(), **k),
+        (d(n, C), d(n), d(n)),
+    )
+
+
+add("locate_and_repair", "revision.locate_and_repair", _repair, constant=True)
+add(
+    "clip_thresholds",
+    "revision.clip_thresholds",
+    _clip(lambda t, u, v, **k: revision.clip_thresholds(t.softmax(-1), u, v, **k)),
+)
+add(
+    "clip_mask",
+    "revision.clip_mask",
+    _clip(lambda t, u, v, **k: revision.clip_mask(t.softmax(-1), v, u, **k)),
+)
+add(
+    "clipped_kl",
+    "revision.clipped_kl",
+    lambda n, d: (
+        lambda s, t, u, v, **k: revision.clipped_kl(s, t, 0.3 * up(v).sigmoid(), up(u).sigmoid(), **k),
+        (d(n, C), d(n, C), d(n), d(n)),
+    ),
+)
+for _relation in ("hadamard", "cosine", "outer"):
+    add(
+        f"span_relation-{_relation}",
+        "revision.span_relation",
+        lambda n, d, r=_relation: (
+            lambda s, t, **k: revision.span_relation(
+                s, t, torch.arange(max(0, n - 1))[:, None] + torch.arange(2), **{"relation": r, **k}
+            ),
+            (d(n, C), d(n, C)),
+        ),
+        whole=True,
+    )
 
 # --------------------------------------------------------------------------------------------------------- diffusion
 

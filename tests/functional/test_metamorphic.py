@@ -187,6 +187,25 @@ ANOTHER: dict[str, Any] = {
     "kind": None,  # specimens of their own
     "t": None,
     "dim": 0,
+    "iterations": 1,
+    "norm": "l2",
+    "log_domain": None,  # the same numbers: test_transport
+    "detach_plan": True,
+    "offset": 1.0,
+    "width": 0.5,
+    "t_min": 0.5,
+    "t_max": 20.0,
+    "shape": "exp",
+    "difference": "reverse_kl",
+    "pad": None,  # what stands behind the prefix, which the specimen does not show
+    "level": "fraction_of_max",
+    "k": 3,
+    "mask": "hard",
+    "tau": 0.3,
+    "keep_target": False,
+    "min_mass": 0.9,
+    "renormalise": False,
+    "relation": "cosine",
 }
 SPECIAL: dict[tuple[str, str], tuple[str, Any]] = {
     # an option that only some specimen can show: (specimen, value)
@@ -211,6 +230,13 @@ SPECIAL: dict[tuple[str, str], tuple[str, Any]] = {
     ("sparse_kl", "scale_t2"): ("sparse_kl-renormalise", (False, {"temperature": 2.0})),
     ("taid_target", "detach_student"): ("taid_target", True),
     ("ctkd", "value"): ("ctkd", "cross_entropy"),
+    ("transport.sinkhorn_plan", "variant"): ("sinkhorn_plan", None),  # of two dimensions both say the same
+    ("transport.sinkhorn", "variant"): ("sinkhorn-groups", "released"),
+    ("transport.sinkhorn", "temperature"): ("sinkhorn", 1.0),
+    ("transport.sinkhorn_classes", "temperature"): ("sinkhorn_classes", 1.0),
+    ("transport.sinkhorn_classes", "metric"): ("sinkhorn_classes", "distance"),
+    ("revision.clip_mask", "mask"): ("clip_mask", None),  # a hard one has no gradient: test_revision
+    ("privacy.protected_target", "space"): ("protected_target", "probability"),
 }
 
 

@@ -24,6 +24,8 @@ NO_TENSORS = {
     "diffusion": "check_guidance check_terminal_snr halving_rounds halving_times scale_from_w stochastic_times w_from_scale",
     "matching": "flat_parameters flat_step_loss loops_for syn_batches unflatten",
     "metrics": "calibration_error frechet_distance perplexity",
+    "privacy": "noise_scale",
+    "revision": "span_pairs",
     "schedule": "constant cosine exponential linear piecewise ramp taid_alpha taid_check taid_update warm_cosine warmup warmup_cosine",
     "zca": "fit_zca",
 }

@@ -39,7 +39,10 @@ def divide(x: Tensor, heads: int) -> Tensor:
 
 
 def relation_logits(x: Tensor, y: Tensor) -> Tensor:
-    """``x y^T / sqrt(D)`` [..., T, T] of vectors [..., T, D]: attention scores, where they are queries and keys."""
+    """``x y^T / sqrt(D)`` [..., T, T] of vectors [..., T, D]: attention scores, where they are queries and keys.
+
+    In their own dtype, as attention multiplies them; `relation` goes on in float32.
+    """
     return x @ y.transpose(-1, -2) / math.sqrt(x.shape[-1])
 
 

@@ -71,10 +71,12 @@ def channel_statistics(x: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]
     Raises:
         ShapeError: a channel has fewer than two positions, and so no deviation.
     """
-    if x.ndim < 3 or x[0, 0].numel() < 2:
+    if x.ndim < 3 or x.shape[2:].numel() < 2:
         raise ShapeError("x", given=list(x.shape), expected="maps [N, C, H, W] with two or more positions a channel")
     flat = x.detach().to(statistics_dtype(x)).flatten(2)
-    return flat.mean(2), (flat.var(2) + eps).sqrt()
+    mean = flat.mean(2)
+    var = (flat - mean.unsqueeze(2)).square().sum(2) / (flat.shape[2] - 1)  # torch's own warns where there are no items
+    return mean, (var + eps).sqrt()
 
 
 def mix_distribution(

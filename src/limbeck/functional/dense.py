@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 from ..errors import ConfigError, ShapeError
-from ._common import Value, choose
+from ._common import Value, choose, statistics_dtype
 from .divergence import kl, soft_cross_entropy
 
 Count = Literal["nonzero", "mask_sum", "pixels"]
@@ -175,6 +175,7 @@ def edge_divergence(
         True
     """
     _same(student, teacher)
+    mask = mask.to(statistics_dtype(student, mask))  # products of logits are no place for half precision
     s, t = (mask * student, mask * teacher) if premask else (student, teacher)
     phi = kl(s, t, temperature=temperature)  # [N, h, w]
     alpha = torch.as_tensor(alpha, dtype=phi.dtype, device=phi.device)
@@ -258,7 +259,7 @@ def body_divergence(
         return (phi * weight).sum((1, 2)) / weight.sum((1, 2)).clamp_min(1e-6)
     if kind != "channel":
         raise ConfigError.unknown("body", kind, ("channel", "pixel"), "body")
-    body = (1.0 - mask) * valid.unsqueeze(-1)
+    body = (1.0 - mask.to(statistics_dtype(student, mask))) * valid.unsqueeze(-1)
     if exclude:
         return channel_divergence(student, teacher, temperature=temperature, where=body > 0).mean(-1)
     return channel_divergence(body * student, body * teacher, temperature=temperature).mean(-1)

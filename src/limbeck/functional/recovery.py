@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ._common import statistics_dtype
 
 Curriculum = Literal["none", "step", "linear", "cosine"]
 Direction = Literal["global-to-local", "local-to-global"]
@@ -34,8 +35,10 @@ def channel_moments(x: Tensor) -> Moments:
     """
     if x.ndim < 2:
         raise ShapeError("x", given=list(x.shape), expected="[N, C, ...]")
+    if not x.shape[0]:
+        raise ShapeError("x", "no items have no statistics", given=list(x.shape), expected="[N, C, ...]")
     dims = [0, *range(2, x.ndim)]
-    var, mean = torch.var_mean(x, dims, correction=0)
+    var, mean = torch.var_mean(x.to(statistics_dtype(x)), dims, correction=0)
     return Moments(mean, var)
 
 
@@ -61,8 +64,8 @@ def statistics_gap(x: Tensor, running_mean: Tensor, running_var: Tensor, *, var_
             expected=f"{list(found.mean.shape)}, as the input has channels",
         )
     # the gradient of a norm at exactly 0 is taken as 0 by torch
-    var = torch.linalg.vector_norm(running_var.to(x.dtype) - found.var)
-    return var_weight * var + torch.linalg.vector_norm(running_mean.to(x.dtype) - found.mean)
+    var = torch.linalg.vector_norm(running_var.to(found.var.dtype) - found.var)
+    return var_weight * var + torch.linalg.vector_norm(running_mean.to(found.mean.dtype) - found.mean)
 
 
 class Variation(NamedTuple):
@@ -83,6 +86,7 @@ def image_variation(x: Tensor) -> Variation:
     """
     if x.ndim != 4:
         raise ShapeError("x", given=list(x.shape), expected="[N, C, H, W]")
+    x = x.to(statistics_dtype(x))
     gaps = (
         x[..., :, :-1] - x[..., :, 1:],
         x[..., :-1, :] - x[..., 1:, :],
@@ -100,7 +104,7 @@ def image_norm(x: Tensor) -> Tensor:
         >>> image_norm(torch.ones(1, 1, 2, 2)).tolist()
         [2.0]
     """
-    return torch.linalg.vector_norm(x.flatten(1), dim=1)
+    return torch.linalg.vector_norm(x.flatten(1).to(statistics_dtype(x)), dim=1)
 
 
 def crop_floor(

@@ -136,16 +136,15 @@ def select(
             # best first; those that are dropped come last, whatever their score
             order = value.sort(descending=True, stable=True).indices
             order = order[(~alike[order]).int().sort(stable=True).indices]
-            kept = torch.zeros_like(alike)
             if rule == "topk":
-                kept[order[: math.ceil(ratio * len(value))]] = True
+                order = order[: math.ceil(ratio * len(value))]
             else:
                 order = order[alike[order]]
                 named, place = classes[order].sort(stable=True)
                 sizes = torch.bincount(named, minlength=p.shape[-1])
                 rank = torch.arange(len(named), device=named.device) - (sizes.cumsum(0) - sizes)[named]
-                kept[order[place[rank < per_class]]] = True
-            kept &= alike
+                order = order[place[rank < per_class]]
+            kept = torch.zeros_like(alike).scatter(0, order, True) & alike
         return Selection(value, confidence, classes, kept)
 
 

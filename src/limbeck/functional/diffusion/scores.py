@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, ShapeError
-from .._common import choose
+from .._common import choose, statistics_dtype
 from ._precision import expand, result_dtype
 from .predictions import Kind, from_x_eps
 from .schedules import alpha_sigma
@@ -97,6 +97,7 @@ def carry(x: Tensor, gradient: Tensor) -> Tensor:
         [7.0, 7.0, 7.0]
     """
     _alike(x, gradient)
+    x = x.to(statistics_dtype(x))
     return ((x - x.detach()) * gradient.detach()).flatten(1).sum(1)
 
 
@@ -108,6 +109,7 @@ def pull(x: Tensor, gradient: Tensor) -> Tensor:
         12.5
     """
     _alike(x, gradient)
+    x = x.to(statistics_dtype(x))
     return 0.5 * (x - (x - gradient).detach()).square().flatten(1).sum(1)
 
 

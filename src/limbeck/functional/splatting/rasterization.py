@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ...errors import ConfigError, DataError, ShapeError
 from .._common import choose
+from .._once import eager
 from .compositing import composite
 from .harmonics import spherical_harmonics
 from .projection import covariances, project
@@ -41,6 +42,7 @@ def largest_alpha() -> float:
     return 0.999 if old else 0.99
 
 
+@eager("project and composite")
 def rasterization(
     means: Tensor,
     quats: Tensor | None,

@@ -219,6 +219,9 @@ def test_fingerprint_follows_content() -> None:
 
 def test_the_embedded_text_leaks_nothing() -> None:
     texts = PythonHelp().deal()
+    few, whole = PythonHelp(documents=40).read()["all"], PythonHelp().read()["all"]
+    assert len(few) == 40 and few[0] == whole[0] and all(d in whole for d in few)
+    assert PythonHelp(documents=10**6).read()["all"] == whole
     assert sum(len(d.text) for d in texts.train) > 200_000 and len(texts.test) >= 10 and len(texts.valid) >= 5
 
     def paragraphs(documents: list[Document]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import Any
 
 import numpy as np
 import pytest
@@ -82,3 +83,27 @@ def test_the_uniform_choice_and_thirty_two_layers_of_fifty_four_variants() -> No
     assert time.process_time() - begin < 20
     assert best.score <= min(t.greedy().score, t.uniform().score)
     assert len(set(t.uniform().index.tolist())) == 1
+
+
+def test_scores_of_a_few_millionths_are_told_apart() -> None:
+    rng = np.random.default_rng(0)
+    score = rng.random((6, 5)) * 1e-7
+    score[:, 2] = 0.0
+    table = Knapsack(score, {"size": np.ones((6, 5))}, {"size": 6.0})
+    assert table.exact().index.tolist() == [2] * 6 and table.exact().gap <= 1e-4
+
+
+def test_what_was_found_when_the_time_was_over_is_told_with_its_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+    import scipy.optimize
+
+    real = scipy.optimize.milp
+
+    def hurried(*args: Any, **more: Any) -> Any:
+        found = real(*args, **more)
+        found.status, found.mip_gap = 1, 0.25
+        return found
+
+    monkeypatch.setattr(scipy.optimize, "milp", hurried)
+    table = Knapsack(np.array([[0.0, 1.0], [0.0, 5.0]]), {"size": np.array([[4.0, 1.0], [4.0, 1.0]])}, {"size": 5.0})
+    choice = table.exact()
+    assert choice.index.tolist() == [1, 0] and choice.gap == 0.25

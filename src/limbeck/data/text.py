@@ -17,6 +17,7 @@ from limbeck.data.names import counted, is_blank, some
 from limbeck.data.splits import whole_wanted
 from limbeck.errors import DataError
 from limbeck.grammar.component import Component
+from limbeck.grammar.settings import Count, settings
 
 NAMES = {"source": {"pydoc": "PythonHelp"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -328,15 +329,21 @@ def cut_up(document: Document, size: int, blanks: bool = True) -> tuple[list[Doc
     return [document], ""
 
 
+@settings
 class PythonHelp(TextSource):
     """The language reference that Python ships (``pydoc_data.topics``): real English and code on every machine.
 
     About 370 thousand characters in 3.11. The help texts quote each other at length; a paragraph is kept only where it
     stands in the longest text, so that nothing that is judged was also learnt. A document is a section of a topic, long
     ones cut.
+
+    Args:
+        documents: so many of them, evenly spread; all by default.
     """
 
     long = True
+
+    documents: Count | None = None
 
     def read(self) -> dict[str, list[Document]]:
         """The sections of all topics."""
@@ -362,7 +369,9 @@ class PythonHelp(TextSource):
                 held.append(paragraph.strip("\n"))
             if held:
                 sections.append("\n\n".join(held))
-        return {"all": [piece for section in sections for piece in passages(Document(section + "\n"), 2000)]}
+        found = [piece for section in sections for piece in passages(Document(section + "\n"), 2000)]
+        wanted = min(self.documents or len(found), len(found))
+        return {"all": [found[i * len(found) // wanted] for i in range(wanted)]}
 
 
 __all__ = ["Document", "PythonHelp", "TextSource", "Texts", "cut_up", "deal", "passages"]

@@ -276,13 +276,22 @@ class Knapsack:
             unit = np.array([abs(t) or 1.0 for t in tops])
             rules.append(LinearConstraint(np.stack(rows) / unit[:, None], -np.inf, np.array(tops) / unit))
         options = {"mip_rel_gap": GAP, "time_limit": seconds}
-        found = milp(value, constraints=rules, bounds=Bounds(0, 1), integrality=np.ones(len(group)), options=options)
-        if found.status == 1:
-            raise ConfigError(
-                "search", f"the solver was not sure after {seconds:g} seconds", remedy="set search=greedy"
-            )
+        # the solver also stops within 1e-6 of the best: scores of a few millionths must not all seem alike to it
+        largest = float(np.abs(value).max()) or 1.0
+        found = milp(
+            value * (1e3 / largest),
+            constraints=rules,
+            bounds=Bounds(0, 1),
+            integrality=np.ones(len(group)),
+            options=options,
+        )
         if found.x is None:
+            if found.status == 1:
+                raise ConfigError(
+                    "search", f"the solver found no choice in {seconds:g} seconds", remedy="set search=greedy"
+                )
             return None
+        self._gap = float(found.mip_gap or 0.0)
         index = np.zeros(len(self.score), dtype=np.int64)
         taken = found.x > 0.5
         index[group[taken]] = variant[taken]

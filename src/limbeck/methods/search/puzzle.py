@@ -67,7 +67,7 @@ from limbeck.parts.decoders import (
     watching,
     whole,
 )
-from limbeck.parts.search import Choice, Infeasible, Knapsack
+from limbeck.parts.search import GAP, Choice, Infeasible, Knapsack
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokens import shifted
 
@@ -564,6 +564,11 @@ class Puzzle(Method[Language]):
         except DataError:
             if self.search == "uniform":
                 raise
+        if found["mip"].gap > 2 * GAP:
+            self.notes.append(
+                f"the search's time was over: another architecture may be better than mip's by {100 * found['mip'].gap:.2g} % of "
+                "its score at most"
+            )
         further: list[Choice] = []
         for n in range(self.further):
             try:

@@ -585,7 +585,7 @@ WRONG = [
     (["method.chain.0.weight=-1"], "method.chain.0.weight: must be 0 or more"),
     (["seed=-1"], "seed: must be 0 or more (got -1)"),
     (["name='a/b'"], "name: must be letters"),
-    (["engine.devices=0"], "engine.devices: must be 1 or more (got 0)"),
+    (["engine.devices=0"], "engine.devices: got 0 (int), expected whole number 1 or more"),
     # overrides
     (["train.steps"], "train.steps: is no setting, expected key=value"),
     (["=3"], "is no setting"),

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.functional import (
+    attention,
     augment,
+    contrast,
     diffusion,
     feature,
     matching,
@@ -734,3 +736,12 @@ add(
         (d(n, C), d(n, C), d(n, C)),
     ),
 )
+
+# --------------------------------------------------------------------------------------------------------------- texts
+
+add(
+    "score distance",
+    "attention.score_distance",
+    lambda n, d: (attention.score_distance, (d(n, 2, 3, 3), d(n, 2, 3, 3))),
+)
+add("paired nce", "contrast.paired_info_nce", pair(contrast.paired_info_nce), "empty", coupled=True)

@@ -206,6 +206,9 @@ ANOTHER: dict[str, Any] = {
     "min_mass": 0.9,
     "renormalise": False,
     "relation": "cosine",
+    "masked": 0.0,
+    "queries": torch.eye(2, 5, dtype=torch.float64),
+    "others": torch.eye(2, 5, dtype=torch.float64),
 }
 SPECIAL: dict[tuple[str, str], tuple[str, Any]] = {
     # an option that only some specimen can show: (specimen, value)

@@ -75,6 +75,38 @@ def _log_rows(x: Tensor, y: Tensor, mask: Tensor | None, causal: bool) -> Tensor
     return (z if hidden is None else z.masked_fill(hidden, torch.finfo(z.dtype).min)).log_softmax(-1)
 
 
+def score_distance(student: Tensor, teacher: Tensor, *, masked: float = -100.0) -> Tensor:
+    """Mean squared distance of attention scores before the softmax, one value per item and head ``[N, A]``.
+
+    Source: TinyBERT (Jiao et al. 2020, arXiv 1909.10351), eq. 7, as its released code has it, which ERNIE-Tiny's latent loss
+    follows [reconstructed].
+
+    Args:
+        student: scores ``[N, A, T, T]``, those of padding at a large negative number.
+        teacher: scores ``[N, A, T, T]``; no gradient goes there.
+        masked: scores at or below count as 0 in both, so that padding does not outweigh everything else.
+
+    Raises:
+        ShapeError: the two have other items, heads or tokens.
+
+    Example:
+        >>> s, t = torch.tensor([[[[1.0, -1e4], [1.0, -1e4]]]]), torch.tensor([[[[3.0, -1e4], [1.0, -1e4]]]])
+        >>> score_distance(s, t)
+        tensor([[1.]])
+    """
+    if student.ndim != 4 or student.shape != teacher.shape:
+        raise ShapeError(
+            "teacher",
+            given=list(teacher.shape),
+            expected=f"scores {list(student.shape)}, [N, A, T, T]",
+            remedy="networks with other numbers of heads are compared by relations: relation_divergence",
+        )
+    dtype = statistics_dtype(student, teacher)
+    x, y = student.to(dtype), teacher.detach().to(dtype)
+    gap = x.masked_fill(x <= masked, 0) - y.masked_fill(y <= masked, 0)
+    return gap.square().mean((-1, -2))
+
+
 @eager("relation and a divergence of its rows")
 def relation_divergence(
     student: tuple[Tensor, Tensor],

@@ -59,6 +59,54 @@ def info_nce(
     return keep(cosines.logsumexp(1) - own, mask)
 
 
+def paired_info_nce(
+    query: Tensor,
+    keys: Tensor,
+    *,
+    scale: float | Tensor = 10.0,
+    queries: Tensor | None = None,
+    others: Tensor | None = None,
+) -> Tensor:
+    """Symmetric InfoNCE [N]: the mean of naming each query's key among all keys, and each key's query among all queries.
+
+    Source: Radford et al. 2021 (CLIP, arXiv 2103.00020), figure 3; ModularStarEncoder (arXiv 2503.03008) uses ``scale`` 10.
+
+    Args:
+        query: embeddings ``[N, D]`` of any length; the n-th belongs to the n-th key. They are normalised here.
+        keys: embeddings ``[N, D]``.
+        scale: multiplies the cosines, above 0 (the inverse of a temperature).
+        queries: more queries ``[M, D]``, for the keys to be told from (those of other processes).
+        others: more keys ``[M, D]``, for the queries to be told from.
+
+    Raises:
+        ConfigError: a scale that is a number is not above 0.
+        ShapeError: queries and keys differ in shape, or there is one pair only and nothing to tell it from.
+
+    Example:
+        >>> e = torch.eye(3)
+        >>> paired_info_nce(e, e, scale=1.0)
+        tensor([0.5514, 0.5514, 0.5514])
+    """
+    if not isinstance(scale, Tensor) and not scale > 0:
+        raise ConfigError("scale", given=scale, expected="a number > 0")
+    if query.ndim != 2 or query.shape != keys.shape:
+        raise ShapeError("keys", given=list(keys.shape), expected=f"one key per query, {list(query.shape)}")
+    q, k = (
+        (query if queries is None else torch.cat([query, queries])),
+        (keys if others is None else torch.cat([keys, others])),
+    )
+    if min(len(q), len(k)) < 2:
+        raise ShapeError(
+            "query", given=list(query.shape), expected="two pairs or more: one has nothing to be told from"
+        )
+    dtype = statistics_dtype(query, keys)
+    q, k = unit(q.to(dtype)), unit(k.to(dtype))
+    own, n = torch.arange(len(query), device=query.device), len(query)
+    rows = scale * q[:n] @ k.T  # [N, N + M]
+    columns = rows.T if len(q) == n == len(k) else scale * k[:n] @ q.T
+    return 0.5 * ((rows.logsumexp(1) - rows[own, own]) + (columns.logsumexp(1) - columns[own, own]))
+
+
 def channel_statistics(x: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Mean and deviation [N, C] of each channel of pictures or feature maps, without gradient.
 

@@ -291,6 +291,34 @@ def test_keypoints_in_the_pixels_of_the_picture(tmp_path: Path) -> None:
     assert f"{task.labels[0]} x" in (tmp_path / "p.csv").read_text().splitlines()[0]
 
 
+def test_poses_in_the_pixels_of_the_picture(tmp_path: Path) -> None:
+    data = {"use": "drawn-figures", "items": 12, "test_items": 3, "side": 48}
+    anchors = {"body": 2, "hand": 2, "face": 2}
+    student_ = {"use": "part-detector", "width": 8, "proposals": 8, "pool": 3, "min_score": 0.0, "anchors": anchors}
+    task, built, folder, said = made({"use": "poses", "data": data}, student_, tmp_path / "p")
+    x = task.test.fetch(torch.tensor([0]))["x"]
+    small = (x[0] * 255).round().to(torch.uint8)
+    big = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    student = limbeck.load(folder)
+    found = student.predict([write(tmp_path / "a.png", small), write(tmp_path / "b.png", big)], draw=tmp_path / "drawn")
+    with torch.no_grad():
+        own = task.detections(built_in_evaluation(built), {"x": small[None].float() / 255})
+    for p in task.parts:
+        seen = [list(b["points"].values()) for b in found[0]["boxes"] if b["label"] == p]
+        where = own[f"where:{p}"][0]
+        assert len(seen) == int(where.sum()) > 0
+        torch.testing.assert_close(torch.tensor(seen), own[f"pose:{p}"][0, where, :, :2], atol=1e-4, rtol=1e-4)
+    assert max(v for b in found[1]["boxes"] for v in b["box"]) > 60  # in the pixels of the larger picture
+    assert len(student.predict(small, threshold=1.0)[0]["boxes"]) == 0
+    found.save(tmp_path / "p.csv")
+    head = (tmp_path / "p.csv").read_text().splitlines()[0]
+    assert "head x" in head and "head Z" in head and "thumb y" in head
+    with pytest.raises(DataError, match="parts and joints"):
+        student.evaluate("task.data={use: drawn-figures, items: 12, test_items: 3, side: 48, parts: [body]}")
+    again = student.evaluate("task.data={use: drawn-figures, items: 12, test_items: 3, side: 48}")
+    assert again["pck"] == pytest.approx(said["pck"]) and again["recall"] == pytest.approx(said["recall"])
+
+
 def test_anomalies(tmp_path: Path) -> None:
     from sklearn.metrics import roc_auc_score
 

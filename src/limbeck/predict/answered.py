@@ -122,10 +122,13 @@ def flat(row: dict[str, Any]) -> list[dict[str, Any]]:
     if "boxes" not in row:
         return [cells]
     sides = ("left", "top", "right", "bottom")
-    return [
-        {**cells, "label": b["label"], "score": b["score"], **dict(zip(sides, b["box"], strict=True))}
-        for b in row["boxes"]
-    ]
+    found = []
+    for b in row["boxes"]:
+        own = {**cells, "label": b["label"], "score": b["score"], **dict(zip(sides, b["box"], strict=True))}
+        for name, axes in (("points", "xy"), ("space", "XYZ")):  # of poses
+            own |= {f"{j} {axis}": v for j, at in b.get(name, {}).items() for axis, v in zip(axes, at, strict=True)}
+        found.append(own)
+    return found
 
 
 def flat_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

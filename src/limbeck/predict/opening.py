@@ -25,6 +25,7 @@ BY_FORM = {
     "pyramid": "anomaly",
     "boxes": "boxes",
     "keypoints": "keypoints",
+    "poses": "poses",
     "graphs": "graphs",
     "tokens": "language",
     "hidden-tokens": "masked-words",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from limbeck.data.asked import AskedPictures, unfitted
 from limbeck.data.figures import DrawnFigures
-from limbeck.data.items import Items, Part, Splits
+from limbeck.data.items import Items, Part, Splits, to_unit
 from limbeck.data.keypoints import Skeleton
 from limbeck.data.partial_poses import AnchorPoses, Boxed, OnePart, dealt, source_of
 from limbeck.data.sources import Source
@@ -21,6 +22,7 @@ from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError, Tea
 from limbeck.functional import keypoints as K
 from limbeck.functional import pose_metrics as P
 from limbeck.functional.boxes import iou
+from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Bundle, Data, Term
 from limbeck.grammar.needs import Needs
@@ -85,6 +87,14 @@ class Poses(SourceTask):
         splits = ready(read_poses(self.data, self.size), self.valid_fraction, self.test_fraction, "keep", self.deal)
         self.parts: dict[str, Skeleton] = dict(source_of(splits.train).parts)
         self.links: dict[str, Any] = dict(source_of(splits.train).links)
+        known = {p: list(s["joints"]) for p, s in (self.recalled.get("parts") or {}).items()}
+        if known and known != {p: list(s.joints) for p, s in self.parts.items()}:
+            raise DataError(
+                "task.data",
+                "its parts and joints are not those that the network was made for",
+                given={p: len(s.joints) for p, s in self.parts.items()},
+                expected=str({p: len(j) for p, j in known.items()}),
+            )
         absent = self.missing == "background"
         self.hidden: Items = splits.train  # with every label that the data have
         for name in ("train", "valid", "test"):
@@ -102,7 +112,7 @@ class Poses(SourceTask):
             splits.notes.append(
                 "what a training picture is not labelled for is taken for absent (task.missing=background)"
             )
-        self.poses = AnchorPoses(Boxed(self.hidden, train.told), self.parts)
+        self.poses: Any = AnchorPoses(Boxed(self.hidden, train.told), self.parts)
         return splits
 
     @property
@@ -131,7 +141,7 @@ class Poses(SourceTask):
                 setattr(one, split, items)
             one._pool = one.teacher_train
             one.parts, one.links, one.labels = {name: self.parts[name]}, {}, [name]
-            one.poses = _Named(self.poses, name)  # type: ignore[assignment]
+            one.poses = _Named(self.poses, name)
             one.notes, one.class_sizes = [], {}
             kept[name, self._seed] = one
         return kept[name, self._seed]
@@ -206,6 +216,55 @@ class Poses(SourceTask):
                 remedy=f"set {teacher.model.setting('check')}=off to go on all the same",
             )
         teacher.notes.append(told)
+
+    # ------------------------------------------------------------------------------------------------------- answers
+
+    def _recall(self, about: Mapping[str, Any]) -> None:
+        self.parts = {
+            str(p): Skeleton(tuple(str(j) for j in s["joints"]), tuple((int(a), int(b)) for a, b in s["edges"]))
+            for p, s in about["parts"].items()
+        }
+        self.links = {str(k): list(v) for k, v in about["links"].items()}
+        self.poses = Unknown({p: len(s.joints) for p, s in self.parts.items()})
+
+    def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
+        """Pictures, brought into the square that the network was trained on, the rest of which is black."""
+        return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
+
+    def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
+        """Poses of all parts, the surest first: ``label`` (the part), ``score``, ``box``, ``points`` (x, y in the pixels of the
+        picture as it was given) and ``space`` (X, Y, Z about the root) by joint; those below ``threshold`` left out.
+        """
+        out = {n: v.cpu() for n, v in self.detections(built, batch).items()}
+        least = float(options.get("threshold") or 0.0)  # the network leaves out what scores too little for it
+        found = []
+        for i, item in enumerate(items.tolist()):
+            size = asked.size_of(item)
+            listed: list[dict[str, Any]] = []
+            for p, skeleton in self.parts.items():
+                for m in (out[f"where:{p}"][i] & (out[f"score:{p}"][i] >= least)).nonzero()[:, 0].tolist():
+                    pose = out[f"pose:{p}"][i, m]
+                    own = unfitted(torch.cat([pose[:, :2], out[f"box:{p}"][i, m].view(2, 2)]), size, self._side)
+                    one = {"label": p, "score": float(out[f"score:{p}"][i, m]), "box": own[-2:].flatten().tolist()}
+                    one["points"] = dict(zip(skeleton.joints, own[:-2].tolist(), strict=True))
+                    one["space"] = dict(zip(skeleton.joints, pose[:, 2:].tolist(), strict=True))
+                    listed.append(one)
+            listed.sort(key=lambda one: -one["score"])
+            found.append(Answer({"boxes": listed}, {}))
+        return found
+
+    @property
+    def _side(self) -> tuple[int, int]:
+        return self.shape[1], self.shape[2]
+
+    def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
+        """The picture with its skeletons."""
+        drawn = []
+        for one in answer.row["boxes"]:
+            c, skeleton = list(self.parts).index(one["label"]), self.parts[one["label"]]
+            at = torch.tensor(list(one["points"].values()))
+            drawn.append(Drawn(at, torch.ones(len(at), dtype=torch.bool), skeleton.edges, COLOURS[c % len(COLOURS)]))
+        return skeletons(to_unit(asked.original(item)), drawn)
 
     # ------------------------------------------------------------------------------------------------------- judging
 
@@ -325,8 +384,9 @@ class Poses(SourceTask):
 
     def describe(self) -> dict[str, Any]:
         """What must travel with a detector so that its answers can be read elsewhere."""
-        joints = {p: list(s.joints) for p, s in self.parts.items()}
-        return {"form": "poses", "input": list(self.shape), "outputs": self.outputs, "parts": joints}
+        parts = {p: {"joints": list(s.joints), "edges": [list(e) for e in s.edges]} for p, s in self.parts.items()}
+        about = {"form": "poses", "input": list(self.shape), "outputs": self.outputs, "classes": list(self.parts)}
+        return about | {"parts": parts, "links": {k: list(v) for k, v in self.links.items()}}
 
     def default_student(self) -> dict[str, Any]:
         """A small detector."""
@@ -338,6 +398,17 @@ class Poses(SourceTask):
 
 
 _SUMS = ("joints", "hits", "true", "found", "met", "nme", "deep", "mpjpe", "aligned")
+
+
+class Unknown:
+    """Parts of a network whose anchor poses are among its weights."""
+
+    def __init__(self, joints: Mapping[str, int]) -> None:
+        self.joints = joints
+
+    def anchors(self, part: str, count: int) -> Tensor:
+        """Zeros [count, J, 5], which the weights replace."""
+        return torch.zeros(count, self.joints[part], 5)
 
 
 class _Named:

@@ -31,6 +31,7 @@ NAMES = (
     "cache",
     "mirage",
     "g2sd",
+    "dope",
     "splatting",
     "resume",
     "start",

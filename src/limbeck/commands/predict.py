@@ -80,7 +80,7 @@ def main(words: list[str]) -> int:
         for note in loaded.notes:
             say(f"limbeck predict: {note}", error=True)
         given = [*args.files, *args.text]
-        makes = loaded.kind in ("sampler", "scene", "dataset", "table")
+        makes = loaded.kind in ("sampler", "scene", "dataset", "table", "other")
         if not given and not makes:
             raise ConfigError("FILE", "is missing", expected="files or folders")
         if makes and args.draw is None and loaded.kind in ("sampler", "scene"):

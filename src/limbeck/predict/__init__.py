@@ -230,6 +230,8 @@ def _load(
         loaded = Loaded(place, kind, None, made.built, where, made)
     else:
         task = opening.task_of(place)
+        if kind != "scene" and type(task).reply is Task.reply:  # what it makes is evaluated, and answers nothing
+            return Loaded(place, "other", None, Built(None), where)
         task.recall(place.about)
         loaded = Loaded(place, kind, task, opening.network(place, task, module), where)
     if number == "best":

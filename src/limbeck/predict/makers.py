@@ -35,6 +35,12 @@ def maker(loaded: Loaded, inputs: Any, batch: int, options: dict[str, Any]) -> P
             "RUN", "a table was made there, which answers nothing", given=str(loaded.path),
             remedy="its rows are in table.csv (pandas.read_csv); train on them with task.data=csv:FILE",
         )  # fmt: skip
+    if loaded.kind == "other":
+        name = loaded.about.get("use") or "this task"
+        raise ConfigError(
+            "RUN", f"students of the task {name} give no predictions for single inputs", given=str(loaded.path),
+            remedy="limbeck evaluate RUN evaluates one; limbeck export RUN writes its network",
+        )  # fmt: skip
     if loaded.kind == "sampler":
         return _samples(loaded, inputs, batch, options)
     if loaded.kind == "scene":

@@ -428,7 +428,7 @@ def test_samplers_and_scenes_make_pictures(recipe: str, inputs: Any, count: int,
 @pytest.mark.parametrize("recipe", ["mtt", "mirage", "fair-data", "dope"])
 def test_sets_and_tables_answer_nothing(recipe: str, tmp_path: Path) -> None:
     run(tree_of(recipe), tmp_path / "run", quiet=True)
-    with pytest.raises(ConfigError, match="answers nothing|no predictions"):
+    with pytest.raises(ConfigError, match=r"answers nothing|no predictions"):
         limbeck.load(tmp_path / "run").predict(["x.png"])
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.two_processes import TwoProcesses
+
 os.environ.setdefault("LIMBECK_PROGRESS", "0")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -43,3 +45,11 @@ def shared_workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _workspace(shared_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
     yield
+
+
+@pytest.fixture(scope="session")
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
+    """A pair of processes, kept for all tests that ask for what two learn."""
+    pair = TwoProcesses(tmp_path_factory.mktemp("two"))
+    yield pair
+    pair.close()

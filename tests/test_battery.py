@@ -375,11 +375,3 @@ def test_no_add_on_is_there_unasked(name: str, tmp_path: Path) -> None:
 def test_two_processes_follow_one(name: str, plain: Tiny, two_processes: TwoProcesses) -> None:
     except_for(name, "processes")
     assert not differences(state_of(plain), two_processes.state(name), tolerance=1e-5)
-
-
-@pytest.fixture(scope="session")
-def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
-    """A pair of processes, kept for all methods."""
-    pair = TwoProcesses(tmp_path_factory.mktemp("two"))
-    yield pair
-    pair.close()

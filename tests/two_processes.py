@@ -38,16 +38,16 @@ class TwoProcesses:
         self.pair: subprocess.Popen[bytes] | None = None
         self.said: IO[bytes] | None = None
 
-    def state(self, name: str, most: float = MOST) -> Any:
-        """What a method has learnt in two processes."""
+    def state(self, name: str, *words: str, most: float = MOST) -> Any:
+        """What a method has learnt in two processes; ``words``: settings beside its tiny recipe's."""
         from limbeck.storage import store
 
         if self.pair is None or self.pair.poll() is not None:
             self._start()
         assert self.pair is not None
         self.asked += 1
-        done, place = self.place / f"done{self.asked}", self.place / name
-        _write(self.place / f"ask{self.asked}", name)
+        done, place = self.place / f"done{self.asked}", self.place / f"{name}-{self.asked}"
+        _write(self.place / f"ask{self.asked}", "\n".join([name, *words]))
         until = time.monotonic() + most
         while not done.exists():
             if self.pair.poll() is not None or time.monotonic() > until:
@@ -56,7 +56,7 @@ class TwoProcesses:
                 self.close()
                 raise AssertionError(f"the pair {why} over {name}: {(self.place / 'said.txt').read_text()[-4000:]}")
             time.sleep(0.02)
-        failed = sorted(self.place.glob(f"{name}-*.txt"))
+        failed = sorted(self.place.glob(f"{name}-{self.asked}-*.txt"))
         if failed:
             raise AssertionError(failed[0].read_text())
         return store.load_tree(place / "state")
@@ -125,19 +125,20 @@ def _work(place: Path) -> None:
             if time.monotonic() - since > IDLE:
                 _leave()
             time.sleep(0.02)
-        name = question.read_text()
+        name, *words = question.read_text().split("\n")
         if name == LEAVE:
             _leave()
+        label = f"{name}-{asked}"
         gc.freeze()
         try:
-            run = tiny(name, place / name).run()
+            run = tiny(name, place / label, *words).run()
             state = state_of(run)
             flat = {f"{r}.{k}": v for r, s in state["roles"].items() for k, v in s.items()}
             dist.same_everywhere(store.fingerprint(flat), f"{name}: the weights")
             if rank == 0:
-                store.save_tree(place / name / "state", state)
+                store.save_tree(place / label / "state", state)
         except Exception:
-            (place / f"{name}-{rank}.txt").write_text(traceback.format_exc())
+            (place / f"{label}-{rank}.txt").write_text(traceback.format_exc())
         dist.barrier()
         if rank == 0:
             _write(place / f"done{asked}", name)

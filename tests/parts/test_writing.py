@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +19,9 @@ from limbeck.grammar.method import Setup  # noqa: E402
 from limbeck.grammar.random import Draws  # noqa: E402
 from limbeck.methods.language.token_kd import TokenKd  # noqa: E402
 from limbeck.parts.writing import OnPolicy, Replay, _Words, written  # noqa: E402
-from limbeck.storage import store  # noqa: E402
 from tests.parts.texts import setup_of, start  # noqa: E402
+from tests.tiny import differences, state_of, tiny  # noqa: E402
+from tests.two_processes import TwoProcesses  # noqa: E402
 
 
 def bound(setup: Setup | None = None, **changes: Any) -> tuple[TokenKd, RunContext, Engine]:
@@ -144,34 +142,13 @@ def test_a_stopped_run_with_replay_goes_on_exactly(tmp_path: Path) -> None:
     assert whole.state["replay"]["threshold"] == again.state["replay"]["threshold"]
 
 
-def test_two_processes_write_and_keep_the_texts_of_one(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
-    env = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]),
-    }
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    script = ["tests.parts.replay", str(tmp_path / "two")]
-    done = subprocess.run(
-        [*launch, *script], env=env, cwd=root, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    one, two = replayed(), store.load_tree(tmp_path / "two")
-    weights = one.roles["student"].module.state_dict()
-    assert all(torch.allclose(weights[k], two["weights"][k], atol=1e-5) for k in weights)
-    a, b = one.state["replay"], two["state"]["replay"]
-    assert torch.equal(a["texts"], b["texts"]) and a["threshold"] == b["threshold"] and len(a["texts"]) == 6
-
-
-def replayed() -> TokenKd:
-    """A short run whose student's texts are kept, with batches that two processes cut unevenly."""
-    method = TokenKd(
-        divergence="reverse", sampler=Replay(capacity=6, start=0.9, check_every=2, valid_items=2, tolerance=0.0)
-    )
-    method.bind(setup_of(steps=6, batch=5))
-    Engine(EngineSettings(device="cpu")).run(method)
-    return method
+def test_two_processes_write_and_keep_the_texts_of_one(tmp_path: Path, two_processes: TwoProcesses) -> None:
+    """Of batches that two processes cut unevenly."""
+    sampler = "{use: replay, capacity: 6, start: 0.9, check_every: 2, valid_items: 2, tolerance: 0.0}"
+    words = ["method.divergence=reverse", f"method.sampler={sampler}", "train.batch_size=5"]
+    one = state_of(tiny("token-kd", tmp_path, *words).run())
+    assert len(one["state"]["replay"]["texts"]) == 6
+    assert not differences(one, two_processes.state("token-kd", *words), tolerance=1e-5)
 
 
 def test_samplers_that_cannot_work_are_refused() -> None:

@@ -21,7 +21,7 @@ from limbeck.engine.step import Phases, Stepper, add_ons
 from limbeck.engine.unaided import Unaided
 from limbeck.errors import NonFinite
 from limbeck.grammar.card import read_card, recipe_path
-from limbeck.grammar.method import Gather, Gathered, Share, Terms
+from limbeck.grammar.method import Gather, Gathered, Objective, Share, Terms
 from limbeck.grammar.role import cast
 from limbeck.models.from_run import FromRun
 from limbeck.recipe.overrides import presets_of
@@ -63,8 +63,11 @@ def first_phases(run: Any) -> Iterator[tuple[Terms, RunContext]]:
     """The phases of the first step of every stage of steps, with the graph of each; nothing is updated."""
     engine, method = run.engine, run.method
     engine.prepare(method)
-    for stage in engine.stages:
+    for index, stage in enumerate(engine.stages):
         ctx = RunContext(engine, method, stage, engine.device)
+        if index == 0:
+            for objective in add_ons(method).values():
+                objective.begin(ctx)
         if stage.setup is not None:
             stage.setup(ctx)
             engine.place(method)
@@ -186,8 +189,11 @@ def test_items_leave_every_role_alone(name: str, tmp_path: Path) -> None:
     run = tiny(name, tmp_path)
     engine, method = run.engine, run.method
     engine.prepare(method)
-    for stage in engine.stages:
+    for index, stage in enumerate(engine.stages):
         ctx = RunContext(engine, method, stage, engine.device)
+        if index == 0:
+            for objective in add_ons(method).values():
+                objective.begin(ctx)
         if stage.setup is not None:
             stage.setup(ctx)
             engine.place(method)
@@ -213,12 +219,15 @@ def test_frozen_stays_trained_moves(name: str, tmp_path: Path) -> None:
     run.engine.run(run.method)
     learn = {n for stage in run.engine.stages for n in stage.optim if stage.items is None}
     begun = any(stage.begin is not None for stage in run.engine.stages)
+    filled = {o.projector for o in add_ons(run.method).values() if type(o).begin is not Objective.begin}
     for role_name, role in run.method.roles.items():
         if role_name not in before or not isinstance(role.module, torch.nn.Module):
             continue
         if role_name not in learn and role.of is None:
-            assert (begun and role_name != "teacher") or not differences(
-                before[role_name], dict(role.module.state_dict())
+            assert (
+                (begun and role_name != "teacher")
+                or role_name in filled
+                or not differences(before[role_name], dict(role.module.state_dict()))
             )
             assert not role.module.training
             assert all(p.grad is None for p in role.module.parameters())

@@ -35,6 +35,7 @@ class RunContext:
         self.seed, self.device = engine.seed if stage.remember is None else 0, device
         self.optim = stage.optim
         self.roles = method.roles
+        self.queries = method.setup.queries
         self.scope = stage.scope
         self._draws: Draws | None = Draws(self.seed, (stage.scope,), device)
         self.signals: dict[str, Signal] = {}

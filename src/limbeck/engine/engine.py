@@ -105,6 +105,9 @@ class Engine(RunState):
             if index == 0 and at == 0 and not begun:
                 with evaluating(r.module for r in method.roles.values()):
                     method.begin(ctx)
+                    with torch.no_grad():
+                        for objective in add_ons(method).values():
+                            objective.begin(ctx)
                 self._hashes.clear()
                 self.place(method)
             if index >= at:
@@ -193,6 +196,8 @@ class Engine(RunState):
         Optimisers are tried too, on parameters without numbers, and whether batches can be cut as they must.
         """
         self.place(method)
+        for query in method.setup.queries.values():
+            query.attach(method)
         self._prepare_objectives(method)
         self.stages = tuned(method.stages(), method.setup.stages, method.stage_names)
         names = [s.name for s in self.stages]
@@ -324,6 +329,8 @@ class Engine(RunState):
             objective.name = name
             if objective.needs_teacher and "teacher" not in method.roles:
                 raise ConfigError(f"objectives.{name}", "it needs a teacher, and this run has none")
+            teacher = method.roles["teacher"].module if "teacher" in method.roles else None
+            objective.look(method.roles["student"].module, teacher)
             if isinstance(method.roles["student"].module, nn.Module):
                 method.roles["student"].taps(tuple(objective.student_taps))
             if objective.teacher_taps:
@@ -331,11 +338,11 @@ class Engine(RunState):
         ctx = RunContext(self, method, Stage("dry", steps=0), self.device)
         batch = to_device(method.task.example(2), self.device)
         with evaluating(r.module for r in method.roles.values()), torch.no_grad():
-            student = ctx.signal("student", batch)
-            teacher = ctx.signal("teacher", batch) if "teacher" in method.roles else None
+            shown = ctx.signal("student", batch)
+            taught = ctx.signal("teacher", batch) if "teacher" in method.roles else None
         for name, objective in objectives.items():
             seed_modules(key_of(self.seed, "projector", name), self.device)
-            projector = objective.prepare(student, teacher, batch)
+            projector = objective.prepare(shown, taught, batch)
             if projector is not None:
                 method.roles[objective.projector] = Role(projector.to(self.device))
 

@@ -216,6 +216,7 @@ class Context(Protocol):
         device: where the batch lies.
         task: what the student is for.
         roles: every participant by name.
+        queries: the recipe's queries, by name.
         optim: the stage's optimisers, as the recipe has tuned them.
         signals: what `signal` has shown in this micro-batch, by role.
     """
@@ -228,6 +229,7 @@ class Context(Protocol):
     device: torch.device
     task: Task
     roles: dict[str, Role]
+    queries: dict[str, Query]
     optim: dict[str, Optim]
     draws: Draws
     signals: dict[str, Signal]
@@ -309,6 +311,19 @@ class Objective(Component):
     needs_teacher: ClassVar[bool] = True
     name: str = ""
 
+    def accept(self, task: Task) -> None:
+        """Refuse a task that the objective is not for: asked when the data are read, before anything is trained.
+
+        Raises:
+            ConfigError: what was given, what is expected.
+        """
+
+    def look(self, student: Any, teacher: Any) -> None:
+        """Name the taps that the recipe leaves out, from the two networks (``teacher``: ``None`` where there is none)."""
+
+    def begin(self, ctx: Context) -> None:
+        """Compute what it needs of all data, once, before the run's first step, into buffers of its projector."""
+
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check shapes on one dry batch; return the projector to train, if there is one (it becomes a role)."""
         return None
@@ -341,6 +356,9 @@ class Query(Component):
         Raises:
             ConfigError: what was given, what is expected.
         """
+
+    def attach(self, method: Method[Any]) -> None:
+        """Change what the bound method's roles show (their contracts), before anything is trained; may be called again."""
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The batch to use."""

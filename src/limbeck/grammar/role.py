@@ -6,13 +6,14 @@ import copy
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError, ShapeError
+from limbeck.functional.temperature import divide_by_std
 from limbeck.grammar.signal import Signal, Tap, train_mode
 
 
@@ -27,6 +28,8 @@ class Contract:
         classes: for each of the task's classes the model's own output index; ``None`` when they agree.
         width: how many outputs the model has, as its last dimension; ``None`` where that is not known.
         scale, shift: for numbers: what brings the model's outputs into the task's units; empty when they agree.
+        by_std: in training, divide the logits by their own standard deviation, ``through`` which gradients flow or that is
+            ``detached``; empty leaves them.
         transform: a further input transform, by name for the report (whitening); called last.
         key: the tensor of a batch that it acts on.
     """
@@ -39,6 +42,7 @@ class Contract:
     width: int | None = None
     scale: tuple[float, ...] = ()
     shift: tuple[float, ...] = ()
+    by_std: Literal["", "through", "detached"] = ""
     transform: Callable[[Tensor], Tensor] | None = field(default=None, compare=False)
     key: str = "x"
 
@@ -76,7 +80,7 @@ class Contract:
         """
         if self.width is not None:
             check_classes_last(Signal(out).output, self.width, "output")
-        if self.classes is None and not self.scale:
+        if self.classes is None and not self.scale and not self.by_std:
             return out
         z = out if isinstance(out, Tensor) else Signal(out).logits
         if self.classes is not None:
@@ -84,7 +88,7 @@ class Contract:
         if self.scale:
             scale, shift = (torch.tensor(v, dtype=z.dtype, device=z.device) for v in (self.scale, self.shift))
             z = z * scale + shift
-        return z
+        return divide_by_std(z, detach=self.by_std == "detached") if self.by_std else z
 
     def describe(self) -> str:
         """The contract in words, for the log: empty when nothing is inserted."""

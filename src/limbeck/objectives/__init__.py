@@ -6,7 +6,10 @@ In a loop of your own: ``limbeck.objectives.Criterion``.
 from __future__ import annotations
 
 from limbeck.objectives.criterion import Criterion
+from limbeck.objectives.decoupled import Dist, Dkd
 from limbeck.objectives.feature import AttentionTransfer, FeatureMatch, Relation
+from limbeck.objectives.mixing import PartialMixup
+from limbeck.objectives.norm_direction import NormDirection
 from limbeck.objectives.output import Divergence, Kl, Supervised
 from limbeck.objectives.queries import Augment, Crop, Cutmix, Flip, Mixup, Noise
 
@@ -16,12 +19,16 @@ __all__ = [
     "Criterion",
     "Crop",
     "Cutmix",
+    "Dist",
     "Divergence",
+    "Dkd",
     "FeatureMatch",
     "Flip",
     "Kl",
     "Mixup",
     "Noise",
+    "NormDirection",
+    "PartialMixup",
     "Relation",
     "Supervised",
 ]

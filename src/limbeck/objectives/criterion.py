@@ -75,6 +75,14 @@ class Criterion(nn.Module):
                     "asks the run's task for its loss, and a loop of your own has none",
                     remedy="add your own loss of criterion.out",
                 )
+            if type(objective).begin is not Objective.begin:
+                raise ConfigError(
+                    f"objectives.{name}",
+                    "it computes values over a run's training data, and a loop of your own has no run",
+                    remedy="use its function (limbeck.functional) in your loop",
+                )
+        for objective in self.objectives.values():
+            objective.look(student, teacher)
         refuse_shared(student, teacher)
         self.projectors = nn.ModuleDict()
         self.shown: dict[str, Tensor] = {}

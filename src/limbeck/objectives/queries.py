@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
-from limbeck.grammar.method import Batch, Context, Query
+from limbeck.grammar.method import Batch, Context, Objective, Query
 from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Positive, settings
 from limbeck.grammar.task import Task
 from limbeck.recipe.imports import imported
@@ -30,8 +30,8 @@ NAMES = {
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 
-def accept_all(queries: Mapping[str, Query], task: Task, place: str = "queries") -> None:
-    """Every query of a recipe asked whether it is one for this task; ``place`` is where the recipe names them.
+def accept_all(queries: Mapping[str, Query | Objective], task: Task, place: str = "queries") -> None:
+    """Every query (or objective) of a recipe asked whether it is for this task; ``place`` is where the recipe names them.
 
     Raises:
         ConfigError: one is not; the error names it as the recipe does.
@@ -40,7 +40,7 @@ def accept_all(queries: Mapping[str, Query], task: Task, place: str = "queries")
         try:
             query.accept(task)
         except LimbeckError as error:  # a query does not know what the recipe calls it
-            inner = "" if error.argument.startswith("queries.") else f".{error.argument}"
+            inner = "" if error.argument.startswith(f"{place}.") else f".{error.argument}"
             error.argument = f"{place}.{name}{inner}"
             raise
 

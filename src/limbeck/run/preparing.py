@@ -58,6 +58,7 @@ def prepare(
     evaluator_of(recipe).accept(task)
     method.judged_by(evaluator_of(recipe))
     accept_all(recipe.queries, task)
+    accept_all(recipe.objectives, task, "objectives")
     student_model = recipe.student
     assert student_model is not None
     bench = Bench(

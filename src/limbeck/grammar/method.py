@@ -793,7 +793,8 @@ class Method(Component, Generic[T]):
         own = self.roles[role]
         merged = getattr(own.module, "merged", None)
         module = merged() if callable(merged) else own.module
-        return NetworkArtifact(self.setup.task, replace(self._origin(role), module=module, contract=own.contract))
+        contract = own.contract.with_(by_std="")  # which belongs to training: what is saved answers without it
+        return NetworkArtifact(self.setup.task, replace(self._origin(role), module=module, contract=contract))
 
     def _origin(self, role: str) -> Built:
         """The participant that a role is, or is a copy, a view or an average of; else the student."""

@@ -134,8 +134,8 @@ def test_attaches_to_other_methods_by_recipe(name: str, words: list[str], tmp_pa
         ("mixup-kd", ["method.unmixed=2"], "unmixed"),
         ("mixup-kd", ["method.beta=0"], "beta"),
         ("mixup-kd", ["method.mix=full", "method.unmixed_end=0.5"], "unmixed_end"),
-        ("mixup-kd", ["task.data=scikit-learn:breast_cancer"], "images"),
-        ("mixup-kd", ["task.data=scikit-learn:breast_cancer", "method.mix=none"], "3 classes or more"),
+        ("mixup-kd", ["task.data=scikit-learn:breast-cancer"], "images"),
+        ("mixup-kd", ["task.data=scikit-learn:breast-cancer", "method.mix=none"], "3 classes or more"),
         ("kd", ["queries.mix=partial-mixup", "queries.mix.classes=3"], "classes: got 3, expected 10"),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from limbeck.errors import ConfigError, DataError, LimbeckError
 from limbeck.functional.feature import class_directions, class_means, norm_direction
 from limbeck.methods.classification.nd_loss import NdLoss
 from limbeck.networks.shows import last_linear
+from limbeck.objectives import NormDirection
 from limbeck.recipe.recipe import build, check, load_tree
 from tests.tiny import Tiny
 from tests.tiny import shared_tiny as tiny
@@ -142,9 +144,10 @@ def test_what_does_not_fit_is_refused(name: str, words: list[str], said: str, tm
         tiny(name, tmp_path, *words).run()
 
 
-def test_settings_without_effect_and_tasks_without_classes_are_refused(tmp_path: Path) -> None:
+def test_settings_without_effect_and_tasks_without_classes_are_refused() -> None:
     words = ["objectives.nd={use: norm-direction, part: direction, denominator: teacher}"]
     with pytest.raises(ConfigError, match="changes nothing for part=direction"):
         build(check(load_tree("kd", words)))
-    with pytest.raises(ConfigError, match="one class each"):
-        tiny("kd", tmp_path, "objectives.nd=norm-direction", "task.data=scikit-learn:diabetes")
+    for kind in ("number", "labels"):
+        with pytest.raises(ConfigError, match="one class each"):
+            NormDirection().accept(SimpleNamespace(kind_of_target=kind))  # type: ignore[arg-type]

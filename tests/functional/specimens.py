@@ -744,4 +744,10 @@ add(
     "attention.score_distance",
     lambda n, d: (attention.score_distance, (d(n, 2, 3, 3), d(n, 2, 3, 3))),
 )
+add("half jeffreys", "half_jeffreys", pair(F.half_jeffreys))
+add(
+    "channel correlation",
+    "relation.channel_correlation",
+    lambda n, d: (relation.channel_correlation, (d(n, 3, 4), d(n, 3, 4))),
+)
 add("paired nce", "contrast.paired_info_nce", pair(contrast.paired_info_nce), "empty", coupled=True)

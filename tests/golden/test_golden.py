@@ -143,7 +143,8 @@ def test_no_two_cases_record_the_same_thing() -> None:
     seen: dict[bytes, str] = {}
     for folder, slug, case in find_cases(HERE / "vectors"):
         with np.load(folder / case["file"], allow_pickle=False) as stored:
-            print_ = b"".join(stored[name].tobytes() for name in sorted(case["expected"]))
+            numbers = b"".join(stored[name].tobytes() for name in sorted(case["expected"]))
+        print_ = slug.encode() + numbers  # short answers of two systems may agree by chance
         name = f"{slug} {case['case']}"
         assert print_ not in seen, f"{name} and {seen[print_]} expect the same numbers"
         seen[print_] = name

@@ -103,6 +103,39 @@ def jeffreys(
     return pair.done(_both_ways(pair.log_p, pair.log_q), scale_t2)
 
 
+def half_jeffreys(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    eps: float = 0.0,
+    temperature: float | Tensor = 1.0,
+    scale_t2: bool = True,
+    where: Tensor | None = None,
+) -> Tensor:
+    """The mean of the forward and the reverse KL, which SSLD calls a JS divergence. Logits ``[..., C]`` to values ``[...]``.
+
+    It is not the Jensen-Shannon divergence: that compares each distribution with the mixture of both.
+
+    Source: Cui et al. 2021 (SSLD, arXiv 2103.05959).
+
+    Args:
+        student, teacher: logits ``[..., C]``.
+        eps: added to both sides of each ratio of probabilities, as the released code does (1e-10, later 1e-12); 0 is exact.
+        temperature, scale_t2, where: as in `kl`.
+
+    Example:
+        >>> a, b = torch.tensor([0.0, 1.0]), torch.tensor([1.0, 0.0])
+        >>> torch.allclose(half_jeffreys(a, b), jeffreys(a, b) / 2)
+        True
+    """
+    pair = Pair.of(student, teacher, temperature, where)
+    if not eps:
+        return pair.done(0.5 * _both_ways(pair.log_p, pair.log_q), scale_t2)
+    p, q = pair.log_p.exp(), pair.log_q.exp()
+    gap = ((p + eps) / (q + eps)).log()
+    return pair.done(0.5 * ((p - q) * gap).sum(-1), scale_t2)
+
+
 def _both_ways(log_a: Tensor, log_b: Tensor) -> Tensor:
     """``sum (a - b)(log a - log b)``: both directions of the KL in one sum whose terms are all non-negative."""
     a, b = log_a.exp(), log_b.exp()

@@ -44,6 +44,38 @@ def gram(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Te
     return keep(gap.square().sum(1) / mask.sum().clamp_min(1), mask)
 
 
+def channel_correlation(student: Tensor, teacher: Tensor, *, eps: float = 1e-12, where: Tensor | None = None) -> Tensor:
+    """Squared distance of the channels' correlations ``F F^T``, rows of length one, over the number of channels ``[N]``.
+
+    Source: Liu et al. 2021 (ICKD, arXiv 2202.03680). DisWOT (Dong et al. 2023, arXiv 2303.15678) takes it of the classifier's
+    gradients, a class for an item and one position.
+
+    Args:
+        student, teacher: maps ``[N, C, ...]`` with as many channels; positions may differ.
+        eps: a shorter row keeps its length.
+        where: items that count ``[N]``; the others count 0.
+
+    Raises:
+        ShapeError: other items or channels.
+
+    Example:
+        >>> x = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0))
+        >>> channel_correlation(2 * x, x).max().item() < 1e-10
+        True
+    """
+    if student.ndim < 2 or student.shape[:2] != teacher.shape[:2]:
+        raise ShapeError("teacher", given=list(teacher.shape), expected=f"[N, C, ...] with {list(student.shape[:2])}")
+    dtype = statistics_dtype(student, teacher)
+    mask = as_mask(where, student.shape[:1])
+
+    def related(x: Tensor) -> Tensor:
+        flat = x.to(dtype).flatten(2) if x.ndim > 2 else x.to(dtype)[..., None]
+        return torch.nn.functional.normalize(flat @ flat.transpose(1, 2), dim=-1, eps=eps)
+
+    gap = related(student) - related(teacher.detach())
+    return keep(gap.square().sum((1, 2)) / student.shape[1], mask)
+
+
 def distances(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
     """Relational distillation by distances: Huber loss between pairwise distances, each divided by its mean.
 

@@ -46,7 +46,7 @@ def main(words: list[str]) -> int:
         metavar="KIND",
         type=common.one_of(("float", "uint8"), "--input", "kind of input"),
         default="float",
-        help="onnx, pictures: float in [0, 1] (default), or uint8 in 0 to 255",
+        help="onnx, images: float in [0, 1] (default), or uint8 in 0 to 255",
     )
     parser.add_argument("--license", metavar="ID", default="", help="hub: for the model card, such as apache-2.0")
     parser.add_argument("--trust", action="store_true", help=common.TRUST)

@@ -273,7 +273,7 @@ def _metric(restored: Restored) -> tuple[str, bool]:
     evaluator, task = evaluator_of(restored.recipe), restored.bench.task
     if type(evaluator).__name__ == "Direct" or not isinstance(restored.artifact, NetworkArtifact):
         return main_metric(evaluator, task)
-    return task.primary, task.higher_is_better  # graphs are judged by the task itself
+    return task.primary, task.higher_is_better  # graphs are evaluated by the task itself
 
 
 def _known(run_folder: Path | None) -> dict[str, float]:
@@ -306,25 +306,28 @@ def _folder(artifact: NetworkArtifact, format: str, out: Path) -> str:
 def _script_of(artifact: NetworkArtifact, library: str, out: Path) -> str:
     """``use.py`` of a network's folder."""
     model, task = artifact.built.model, artifact.task
+    about = json.loads((out / "student.json").read_text(encoding="utf-8")) if (out / "student.json").is_file() else {}
     if library == "timm":
-        return use.timm_script() if artifact.built.labels else use.timm_features_script()
+        return use.timm_script(about)
     if library == "diffusers" and (out / "model_index.json").is_file():
         return use.DIFFUSERS.replace("STEPS", str(min(artifact.students.steps)))  # type: ignore[attr-defined]
     if (out / "sampler.json").is_file():
+        words = isinstance(getattr(artifact.built.module, "null_condition", None), torch.Tensor)
+        if words and getattr(model, "name", ""):
+            steps = str(min(artifact.students.steps))  # type: ignore[attr-defined]
+            return use.PROMPTED.replace("PIPELINE", model.name).replace("STEPS", steps)
         return use.SAMPLER
     place = "." if (out / "config.json").is_file() else "student"
     if library == "transformers":
         pipeline = _pipeline(out / place)
         if pipeline:
-            options = {"truncation": True} if pipeline == "text-classification" else {}
-            return use.pipeline_script(pipeline, place, **options)
+            return use.pipeline_script(pipeline, place, about)
         return use.FEATURES.replace("FOLDER", place)
-    about = json.loads((out / "student.json").read_text(encoding="utf-8")) if (out / "student.json").is_file() else {}
     if type(model).__name__ == "Torchvision" and about.get("task", {}).get("form") == "classes":
         state = (out / "student.safetensors").is_file()
         if state and about["preprocessing"]["kind"] == "image":
             width = len(artifact.built.labels or []) or task.needs.outputs
-            return use.torchvision_script(about, model.name, model.options, width)
+            return use.torchvision_script(about, model.name, model.options or {}, width)
     if artifact.kind == "scene" or task.needs.form == "scene":
         return use.tensors_script("student.safetensors")
     return use.LOADED

@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from limbeck.errors import ConfigError
 from limbeck.export import use
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
@@ -47,7 +45,7 @@ def write_hub(artifact: Artifact, out: Path) -> str:
     artifact.save(out)
     if (out / "sampler.json").is_file():
         if _unconditional(module):
-            _write_pipeline(module, out)
+            _write_pipeline(out, bool(getattr(artifact, "clip", False)))
             return "diffusers"
         return "limbeck"
     inside = out / "student"
@@ -109,7 +107,7 @@ def _unconditional(module: Any) -> bool:
     return plain and not getattr(module, "guided", False) and getattr(config, "class_embed_type", None) is None
 
 
-def _write_pipeline(module: nn.Module, out: Path) -> None:
+def _write_pipeline(out: Path, clip: bool) -> None:
     """``model_index.json`` with ``unet/`` and ``scheduler/``, as `DDIMPipeline` lies on the hub."""
     import diffusers
 
@@ -120,8 +118,7 @@ def _write_pipeline(module: nn.Module, out: Path) -> None:
     (out / "unet" / "scheduler").replace(out / "scheduler")
     path = out / "scheduler" / "scheduler_config.json"
     scheduler = json.loads(path.read_text(encoding="utf-8"))
-    # steps end at pure noise, as the student's do
-    scheduler |= {"_class_name": "DDIMScheduler", "timestep_spacing": "trailing", "set_alpha_to_one": True}
+    scheduler |= {"clip_sample": clip, "clip_sample_range": 1.0}
     atomic_write(path, json.dumps(scheduler, indent=2).encode())
     index = {
         "_class_name": "DDIMPipeline",

@@ -196,7 +196,7 @@ def write_onnx(
         )
     pictures = len(task.needs.inputs) == 3 and task.needs.form != "denoiser"
     if pixels == "uint8" and (not pictures or normalise == "outside"):
-        why = "bytes are normalised inside the graph" if pictures else "it takes no pictures"
+        why = "bytes are normalised inside the graph" if pictures else "it takes no images"
         raise ConfigError("--input", why, given="uint8", expected="float", remedy="leave it out")
     inside = normalise == "inside" and bool(contract.mean)
     units = _units(task) if normalise == "inside" else None

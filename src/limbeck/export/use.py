@@ -66,7 +66,7 @@ def _answer(about: Mapping[str, Any], z: str = "z") -> list[str]:
     target = about["task"].get("target", "label")
     if target == "number":
         told = "[round(float(v), 4) for v in z]"
-        if about["task"].get("number_mean") and about["task"].get("units") is None:
+        if about["task"].get("number_mean") and about["onnx"]["outputs"][0]["name"] != "numbers":
             mean, std = about["task"]["number_mean"], about["task"]["number_std"]
             return [f"z = z * np.array({std}) + np.array({mean})  # the data's units", f"print(name, {told})"]
         return [f"print(name, {told})"]
@@ -99,18 +99,16 @@ def onnx_script(about: Mapping[str, Any]) -> str:
         run = "z = session.run(None, {'x': x})[0][0]"
         loop = [*_pictures(said), *_pixels(said, io), run]
         if form == "classes":
-            return _script(
-                "python use.py PICTURE...: what each picture shows.", imports, head, [*loop, *_answer(about)]
-            )
+            return _script("python use.py IMAGE...: the class of each image.", imports, head, [*loop, *_answer(about)])
         if form == "map":
             loop += [
                 "classes = z.argmax(-1).astype(np.uint8)  # a class for every place [h, w]",
                 "Image.fromarray(classes).save(name + '.classes.png')",
                 "print(name, {labels[i]: int((classes == i).sum()) for i in np.unique(classes)})",
             ]
-            return _script("python use.py PICTURE...: a map of classes beside each picture.", imports, head, loop)
+            return _script("python use.py IMAGE...: a map of classes beside each image.", imports, head, loop)
         loop.append("print(name, z.shape, 'from', float(z.min()), 'to', float(z.max()))")
-        return _script("python use.py PICTURE...: the map of each picture.", imports, head, loop)
+        return _script("python use.py IMAGE...: the map of each image.", imports, head, loop)
     if said["kind"] == "row":
         return _rows_script(about, imports, head)
     if said["kind"] == "text":
@@ -126,7 +124,7 @@ def _rows_script(about: Mapping[str, Any], imports: list[str], head: list[str]) 
     if names:
         head = [*head, f"columns = {json.dumps(names)}  # 'colour=red' is 1 where colour is red"]
         loop += [
-            "rows = list(csv.DictReader(open(name, newline='')))",
+            "rows = list(csv.DictReader(pathlib.Path(name).read_text().splitlines()))",
             "cell = lambda row, c: float(row[c]) if c in row else float(row[c.split('=')[0]] == c.split('=', 1)[1])",
             "x = np.array([[cell(row, c) for c in columns] for row in rows], np.float32)",
         ]
@@ -211,45 +209,45 @@ def _call_script(about: Mapping[str, Any], imports: list[str], head: list[str]) 
         "Image.fromarray(picture).save(f'{name}.png')",
         "print(name, f'{name}.png')",
     ]
-    return _script("python use.py CLASS...: a new picture of each class.", imports, head, loop)
+    return _script("python use.py CLASS...: a new image of each class.", imports, head, loop)
 
 
 # ------------------------------------------------------------------------------------------------------------- libraries
-def timm_script() -> str:
+def timm_script(about: Mapping[str, Any]) -> str:
     """timm's own loading and transform."""
-    return _script(
-        "python use.py PICTURE...: what each picture shows, by timm alone.",
-        ["import pathlib, sys", "import timm, timm.data, torch", "from PIL import Image"],
-        [
-            "here = pathlib.Path(__file__).parent.resolve()",
-            "model = timm.create_model(f'local-dir:{here}', pretrained=True).eval()",
-            "config = timm.data.resolve_model_data_config(model)",
-            "transform, mode = timm.data.create_transform(**config), 'L' if config['input_size'][0] == 1 else 'RGB'",
-            "labels = model.pretrained_cfg['label_names']",
-        ],
-        [
-            "x = transform(Image.open(name).convert(mode))[None]",
-            "with torch.no_grad():",
-            "    p = model(x)[0].softmax(-1)",
-            "print(name, labels[p.argmax()], round(p.max().item(), 3))",
-        ],
-    )
+    task = about["task"]
+    head = [
+        "here = pathlib.Path(__file__).parent.resolve()",
+        "model = timm.create_model(f'local-dir:{here}', pretrained=True).eval()",
+        "config = timm.data.resolve_model_data_config(model)",
+        "transform, mode = timm.data.create_transform(**config), 'L' if config['input_size'][0] == 1 else 'RGB'",
+    ]
+    if about["labels"]:
+        head.append(f"labels = {json.dumps(about['labels'])}")
+    loop = [
+        "with torch.no_grad():",
+        "    z = model(transform(Image.open(name).convert(mode))[None])[0]",
+        *(_torch_answer(task) if about["labels"] else ["print(name, z.shape)"]),
+    ]
+    what = "the class of each image" if about["labels"] else "the feature of each image"
+    imports = ["import pathlib, sys", "import timm, timm.data, torch", "from PIL import Image"]
+    return _script(f"python use.py IMAGE...: {what}, by timm alone.", imports, head, loop)
 
 
-def timm_features_script() -> str:
-    """As `timm_script`, of a network that answers with a feature."""
-    return (
-        timm_script()
-        .replace("labels = model.pretrained_cfg['label_names']\n", "")
-        .replace("p = model(x)[0].softmax(-1)", "feature = model(x)[0]")
-        .replace("labels[p.argmax()], round(p.max().item(), 3)", "feature.shape")
-        .replace("what each picture shows", "the feature of each picture")
-    )
+def _torch_answer(task: Mapping[str, Any]) -> list[str]:
+    """Lines that print what the answer ``z`` [K], a tensor, means; ``labels`` are the names."""
+    target = task.get("target", "label")
+    if target == "number":
+        units = f"(z * torch.tensor({task['number_std']}) + torch.tensor({task['number_mean']})).tolist()"
+        return [f"print(name, dict(zip(labels, {units})))"]
+    if target == "labels":
+        return ["print(name, [n for n, v in zip(labels, z.sigmoid().tolist()) if v > 0.5])"]
+    return ["p = z.softmax(-1)", "print(name, labels[p.argmax()], round(p.max().item(), 3))"]
 
 
 PIPELINES = {
-    "image-classification": ("PICTURE...", "what each picture shows"),
-    "image-segmentation": ("PICTURE...", "where each class is in each picture"),
+    "image-classification": ("IMAGE...", "the class of each image"),
+    "image-segmentation": ("IMAGE...", "where each class is in each image"),
     "text-classification": ("'A TEXT'...", "the class of each text"),
     "fill-mask": ("'A TEXT WITH <mask>'...", "the likeliest words at each mask"),
     "text-generation": ("'A BEGINNING'...", "how each text goes on"),
@@ -257,16 +255,24 @@ PIPELINES = {
 """transformers' pipelines that open exports: what is typed, and what comes."""
 
 
-def pipeline_script(pipeline: str, folder: str = ".", **options: Any) -> str:
+def pipeline_script(pipeline: str, folder: str, about: Mapping[str, Any]) -> str:
     """transformers' own pipeline."""
     given, gives = PIPELINES[pipeline]
-    more = "".join(f", {k}={v!r}" for k, v in options.items())
-    return _script(
-        f"python use.py {given}: {gives}, by transformers alone.",
-        ["import pathlib, sys", "from transformers import pipeline"],
-        [f"run = pipeline({pipeline!r}, str(pathlib.Path(__file__).parent / {folder!r}))"],
-        [f"print(name, run(name{more}))"],
-    )
+    more = ", truncation=True" if pipeline == "text-classification" else ""
+    head = [f"run = pipeline({pipeline!r}, str(pathlib.Path(__file__).parent / {folder!r}))"]
+    task = about.get("task") or {}
+    loop = [f"print(name, run(name{more}))"]
+    if task.get("target") == "labels":
+        loop = [f"print(name, [f for f in run(name, top_k=None{more}) if f['score'] > 0.5])"]
+    if task.get("target") == "number":
+        units = dict(zip(about["labels"], zip(task["number_mean"], task["number_std"], strict=True), strict=True))
+        head.append(f"units = {json.dumps(units)}  # mean and deviation of each number")
+        loop = [
+            f"found = run(name, top_k=None, function_to_apply='none'{more})",
+            "print(name, {f['label']: f['score'] * units[f['label']][1] + units[f['label']][0] for f in found})",
+        ]
+    imports = ["import pathlib, sys", "from transformers import pipeline"]
+    return _script(f"python use.py {given}: {gives}, by transformers alone.", imports, head, loop)
 
 
 def torchvision_script(about: Mapping[str, Any], name: str, options: Mapping[str, Any], outputs: int) -> str:
@@ -274,17 +280,8 @@ def torchvision_script(about: Mapping[str, Any], name: str, options: Mapping[str
     said = about["preprocessing"]
     arguments = "".join(f", {k}={v!r}" for k, v in {**options, "num_classes": outputs}.items())
     shape = "[:, None, None]"
-    target = about["task"].get("target", "label")
-    print_ = {
-        "label": ["p = z.softmax(-1)", "print(name, labels[p.argmax()], round(p.max().item(), 3))"],
-        "labels": ["print(name, [n for n, v in zip(labels, z.sigmoid().tolist()) if v > 0.5])"],
-        "number": [
-            f"print(name, (z * torch.tensor({about['task'].get('number_std')})"
-            f" + torch.tensor({about['task'].get('number_mean')})).tolist())"
-        ],
-    }[target]
     return _script(
-        "python use.py PICTURE...: what each picture shows, by torchvision alone.",
+        "python use.py IMAGE...: the class of each image, by torchvision alone.",
         [
             "import json, pathlib, sys",
             "import torch, torchvision",
@@ -304,7 +301,7 @@ def torchvision_script(about: Mapping[str, Any], name: str, options: Mapping[str
             *([f"x = x.expand({said['input'][0]}, -1, -1)"] if said["mode"] == "L" and said["input"][0] > 1 else []),
             "with torch.no_grad():",
             "    z = model(((x - mean) / std)[None])[0]",
-            *print_,
+            *_torch_answer(about["task"]),
         ],
     )
 
@@ -325,14 +322,14 @@ def tensors_script(file: str) -> str:
     )
 
 
-IMAGES = '''"""python use.py: the pictures with their classes, as torchvision's ImageFolder reads them."""
+IMAGES = '''"""python use.py: the images with their classes, as torchvision's ImageFolder reads them."""
 
 import pathlib, tempfile
 from torchvision.datasets import ImageFolder
 
 here = pathlib.Path(__file__).parent
 data = ImageFolder(here)
-print(len(data), "pictures of", len(data.classes), "classes:", data.classes)
+print(len(data), "images of", len(data.classes), "classes:", data.classes)
 image, label = data[0]
 print("the first:", image.size, data.classes[label])
 '''
@@ -355,7 +352,7 @@ with next(pathlib.Path(__file__).parent.glob("*.csv")).open(newline="") as file:
 print(len(rows), "rows:", list(rows[0]))
 '''
 
-SAMPLER = '''"""python use.py CLASS...: a new picture of each class."""
+SAMPLER = '''"""python use.py CLASS...: a new image of each class."""
 
 import pathlib, sys
 import torch
@@ -370,7 +367,7 @@ for name in sys.argv[1:]:
     print(name, f"{name}.png")
 '''
 
-DIFFUSERS = '''"""python use.py N: N new pictures, by diffusers alone."""
+DIFFUSERS = '''"""python use.py N: N new images, by diffusers alone."""
 
 import pathlib, sys
 from diffusers import DDIMPipeline
@@ -381,6 +378,19 @@ images = pipeline(batch_size=int(sys.argv[1]), num_inference_steps=STEPS).images
 for i, image in enumerate(images):
     image.save(f"{i}.png")
     print(f"{i}.png")
+'''
+
+PROMPTED = '''"""python use.py 'A PROMPT'...: an image of each, by diffusers, with text encoder and autoencoder of PIPELINE."""
+
+import pathlib, sys
+from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+
+here = pathlib.Path(__file__).parent / "student"
+unet, scheduler = UNet2DConditionModel.from_pretrained(here), DDIMScheduler.from_pretrained(here / "scheduler")
+pipeline = StableDiffusionPipeline.from_pretrained("PIPELINE", unet=unet, scheduler=scheduler)
+for i, name in enumerate(sys.argv[1:]):
+    pipeline(name, num_inference_steps=STEPS, guidance_scale=0).images[0].save(f"{i}.png")
+    print(name, f"{i}.png")
 '''
 
 FEATURES = '''"""python use.py 'A TEXT'...: the feature of each text (the mean over its tokens), by transformers alone."""
@@ -401,8 +411,8 @@ LOADED = '''"""python use.py FILE...: the answer for each file."""
 import pathlib, sys
 import limbeck
 
-student = limbeck.load(pathlib.Path(__file__).parent)
-print(student.predict(sys.argv[1:]))
+for answer in limbeck.load(pathlib.Path(__file__).parent).predict(sys.argv[1:]):
+    print(answer)
 '''
 
 __all__ = [
@@ -413,11 +423,11 @@ __all__ = [
     "LOADED",
     "PARQUET",
     "PIPELINES",
+    "PROMPTED",
     "SAMPLER",
     "onnx_script",
     "pipeline_script",
     "tensors_script",
-    "timm_features_script",
     "timm_script",
     "torchvision_script",
     "write_about",

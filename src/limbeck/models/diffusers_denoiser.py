@@ -404,7 +404,7 @@ class Diffusers(Model):
             assumed.append(f"its last condition ({null}) is taken to stand for 'no condition'")
         if null is not None and count is not None and null >= count:
             raise ConfigError("null_condition", given=null, expected=f"an index below the network's {count} conditions")
-        if count is not None and count < needs.outputs:
+        if count is not None and 0 < count < needs.outputs:  # none at all: of all images alike, which nothing can guide
             raise ConfigError("model", f"the network knows {count} conditions and the task has {needs.outputs} classes")
         return null, assumed
 

@@ -163,6 +163,8 @@ def test_texts_reach_the_same_classes(form: str, texts: Path, text_run: tuple[Pa
         re.findall(r"\b(sea|wood)\b", line.removeprefix(row["text"]))[0] for line, row in zip(lines, rows, strict=True)
     ]
     found = sum(t == row["label"] for t, row in zip(told, rows, strict=True)) / len(rows)
+    where = next(out.rglob("tokenizer_config.json"))
+    assert json.loads(where.read_text())["model_max_length"] == 12
     assert accuracy > 0.6 and found == pytest.approx(accuracy, abs=1.5 / len(rows))
 
 

@@ -194,8 +194,12 @@ def _write(
         again = _onnx(artifact, out, format == "onnx-int8", normalise, pixels, work, write_onnx)
         made, facts = again
         total = len(artifact.judge(task).test)
-        with work.doing("scoring the graph on the test split", total) as each:
-            after = cost.score(made, task, each)
+        after: dict[str, float] = {}
+        try:
+            with work.doing("scoring the graph on the test split", total) as each:
+                after = cost.score(made, task, each)
+        except ConfigError as error:  # features, which say nothing by themselves
+            facts["note"] = f"not scored: {error.problem}"
         before = {metric: known[metric]} if metric in known and metric in after else {}
         if metric in after and not before:
             with work.doing("scoring the network as it was made", total) as each:
@@ -212,6 +216,7 @@ def _write(
         }
     with work.doing(f"writing {format}"):
         library = _folder(artifact, format, out)
+        _limit_tokenizer(out)
         use.write_use(out, _script_of(artifact, library, out))
     facts = {"bytes": _bytes(out), "library": library}
     with work.doing("reading it back"):
@@ -243,6 +248,7 @@ def _onnx(
 
             with quiet():
                 artifact.task.tokenizer.save_pretrained(out / about["preprocessing"]["tokenizer"]["folder"])  # type: ignore[attr-defined]
+            _limit_tokenizer(out, about)
         schedule = getattr(artifact, "schedule", None)
         if schedule is not None:
             steps = min(artifact.students.steps)  # type: ignore[attr-defined]
@@ -303,6 +309,21 @@ def _folder(artifact: NetworkArtifact, format: str, out: Path) -> str:
     return library_of(out / "student") if (out / "student" / "config.json").is_file() else "limbeck"
 
 
+def _limit_tokenizer(out: Path, about: dict[str, Any] | None = None) -> None:
+    """Rows of an encoder are as long as in training: said in the tokenizer's own file, where pipelines look for it."""
+    path = out / "student.json"
+    if about is None:
+        about = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    said = about.get("preprocessing") or {}
+    if "tokenizer" not in said or "before" in said:  # a language model goes on beyond the length of training
+        return
+    config = out / said["tokenizer"]["folder"] / "tokenizer_config.json"
+    if config.is_file():
+        held = json.loads(config.read_text(encoding="utf-8"))
+        held["model_max_length"] = said["tokenizer"]["max_length"]
+        atomic_write(config, json.dumps(held, indent=2).encode())
+
+
 def _script_of(artifact: NetworkArtifact, library: str, out: Path) -> str:
     """``use.py`` of a network's folder."""
     model, task = artifact.built.model, artifact.task
@@ -312,8 +333,9 @@ def _script_of(artifact: NetworkArtifact, library: str, out: Path) -> str:
     if library == "diffusers" and (out / "model_index.json").is_file():
         return use.DIFFUSERS.replace("STEPS", str(min(artifact.students.steps)))  # type: ignore[attr-defined]
     if (out / "sampler.json").is_file():
-        words = isinstance(getattr(artifact.built.module, "null_condition", None), torch.Tensor)
-        if words and getattr(model, "name", ""):
+        empty = getattr(artifact.built.module, "null_condition", None)
+        words = isinstance(empty, torch.Tensor)
+        if words and getattr(model, "name", None):
             steps = str(min(artifact.students.steps))  # type: ignore[attr-defined]
             return use.PROMPTED.replace("PIPELINE", model.name).replace("STEPS", steps)
         return use.SAMPLER

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from limbeck.commands.export import main
 from limbeck.engine import interrupt
@@ -21,8 +22,12 @@ from limbeck.engine.progress import Progress
 from limbeck.errors import ConfigError, Stopped
 from limbeck.export import _Work, export
 from limbeck.export.cost import is_loss, told, warnings_of
+from limbeck.export.onnx import write_onnx
+from limbeck.grammar.artifact import NetworkArtifact
+from limbeck.grammar.method import Built
 from limbeck.run import run
 from limbeck.storage.store import load_tree
+from limbeck.tasks.classification import Classification
 from tests.export.files import trained, used
 from tests.tiny import tree_of
 
@@ -162,3 +167,21 @@ def test_numbers_come_in_the_units_of_the_data(tmp_path: Path) -> None:
     answers = [ast.literal_eval(line.split(" ", 1)[1])[0] for line in used(out, tmp_path / "test.csv")]
     rmse = float(np.sqrt(np.mean((np.array(answers) - truth) ** 2)))
     assert rmse == pytest.approx(result["metrics"]["student"]["rmse"], rel=1e-3) and rmse < 300
+
+
+def test_a_network_that_fixes_its_batch_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript")
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.reshape(len(x), 64)) + torch.zeros(len(x), 10)
+
+    task = Classification()
+    task.load()
+    with pytest.raises(ConfigError, match=r"fixes how many items go in at once \(x\).*x\.shape\[0\]"):
+        write_onnx(NetworkArtifact(task, Built(Fixed())), tmp_path)
+    assert not list(tmp_path.glob("*.onnx"))

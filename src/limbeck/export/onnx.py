@@ -229,6 +229,16 @@ def write_onnx(
     say("comparing it with torch")
     worst = 0.0
     network = OnnxNetwork(plain, contract=before)
+    fixed = [i.name for i in network.session.get_inputs() if i.shape and isinstance(i.shape[0], int)]
+    if fixed:
+        plain.unlink()
+        raise ConfigError(
+            "--format",
+            f"the network's code fixes how many items go in at once ({', '.join(fixed)})",
+            given="onnx",
+            expected="a network for any number of items",
+            remedy="use x.shape[0] in it, where it uses len(x); or export safetensors",
+        )
     for n in (1, 2, len(inputs[0])):
         worst = max(worst, _difference(graph, network, [t[:n] for t in inputs]))
     if worst > TOLERANCE:

@@ -216,7 +216,7 @@ class VisionTransformer(nn.Module):
                     remedy="student and teacher must cut images into the same patches",
                 )
             tokens = tokens.gather(1, masking.visible.unsqueeze(-1).expand(-1, -1, tokens.shape[2]))
-        n = len(x)
+        n = x.shape[0]  # not len(x), which a traced graph would hold as a constant
         parts = [(self.cls_token + self.pos_embed[:, :1]).expand(n, -1, -1), tokens]
         return torch.cat(parts if last is None else [*parts, last.expand(n, -1, -1)], 1)
 

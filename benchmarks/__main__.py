@@ -32,6 +32,7 @@ NAMES = (
     "mirage",
     "g2sd",
     "dope",
+    "dcglr",
     "splatting",
     "resume",
     "start",

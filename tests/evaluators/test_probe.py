@@ -84,3 +84,21 @@ def test_features_that_a_network_answers_with(bench: Any) -> None:
         Probe(on=bench.task).accept(task)
     with pytest.raises(ValueError, match="strength"):
         Probe(strength=[])
+
+
+def test_an_untrained_network_normalises_by_the_data() -> None:
+    from limbeck.evaluators.probe import settle
+
+    task = Classification()
+    task.load(0)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.BatchNorm1d(8), nn.Linear(8, 10))
+    before = {n: p.detach().clone() for n, p in net.named_parameters()}
+    settle(Built(net), task, batch_size=100, batches=3)
+    with torch.no_grad():
+        x = net[1](net[0](task.train.fetch(torch.arange(300))["x"]))
+    norm: Any = net[2]
+    torch.testing.assert_close(norm.running_mean, x.mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([part.var(0) for part in x.split(100)]).mean(0))
+    assert norm.momentum == 0.1 and not net.training
+    assert all(torch.equal(p, before[n]) for n, p in net.named_parameters())

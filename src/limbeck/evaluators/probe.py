@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
 from typing import Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from limbeck.data.items import Part
+from limbeck.engine.batches import to_device
 from limbeck.engine.inner import fit
 from limbeck.errors import ConfigError
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
@@ -33,7 +35,8 @@ class Probe(Evaluator):
     network itself, fine-tuned on them.
 
     Rows: the participants, the task's baselines (``alone``: the student trained by the task's own labels) and ``random``
-    (the student as it is before training): what the architecture alone shows.
+    (the student as it is before training, its batch norm with the statistics of training items): what the architecture alone
+    shows.
 
     Args:
         how: ``linear`` (logistic regression), ``svm`` (linear support vectors) or ``knn`` (nearest neighbours by cosine) on
@@ -215,6 +218,7 @@ class Probe(Evaluator):
                 seed_modules(key_of(bench.seed, "init", "student"), torch.device("cpu"))
                 built = bench.student_model.build(task)
             built.module.to(bench.device)
+            settle(built, task, self.eval_batch)
             return NetworkArtifact(task, built)
 
         networks = {
@@ -223,6 +227,34 @@ class Probe(Evaluator):
             if isinstance(bench.built[n].module, nn.Module) and self.whose == "all"
         }
         return {**networks, **task.baselines(bench), "random": random}
+
+
+def settle(built: Built, task: Task, batch_size: int = 256, batches: int = 8) -> None:
+    """Give the batch norm of an untrained network the mean statistics of some training items; no weight changes.
+
+    Without them it would normalise by nothing, and a trained network would look better for that alone.
+    """
+    norms = [
+        m for m in built.module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
+    if not norms:
+        return
+    kept = [m.momentum for m in norms]
+    device, data = next(built.module.parameters()).device, task.train
+    try:
+        for m in norms:
+            m.reset_running_stats()
+            m.momentum = None  # the plain mean over batches
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            built.module.train()
+            for ids in itertools.islice(torch.arange(len(data)).split(batch_size), batches):
+                if len(ids) > 1 or len(data) == 1:
+                    batch = to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
+                    task.feed(built.module, built.contract.feed(batch))
+    finally:
+        for m, momentum in zip(norms, kept, strict=True):
+            m.momentum = momentum
+        built.module.eval()
 
 
 class TextClassifier(nn.Module):
@@ -271,4 +303,4 @@ def with_head(net: nn.Module, outputs: int) -> nn.Module:
     return net
 
 
-__all__ = ["Probe", "TextClassifier"]
+__all__ = ["Probe", "TextClassifier", "settle"]

@@ -53,7 +53,7 @@ CARD = Card(
         "contrast_form=npair is POS-BERT's",
         "positions by a perceptron of the centre": "reconstructed",
     },
-    claim="A linear classifier on frozen features tells more with both losses than with distillation alone, and far more than on "
+    claim="A linear classifier on frozen features tells more with both losses than with distillation alone, and more than on "
     "the same encoder untrained, whichever encoder it is.",
     recipe="dcglr",
     exceptions={"batch_of_one": "a single object has no other that it could be told from: refused"},

@@ -31,6 +31,8 @@ NAMES = (
     "cache",
     "mirage",
     "g2sd",
+    "puzzle",
+    "vild",
     "dope",
     "dcglr",
     "splatting",

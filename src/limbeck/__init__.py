@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from limbeck.predict import Loaded, load
     from limbeck.recipe.recipe import Recipe
     from limbeck.recipe.trust import trusting
+    from limbeck.self_distilled import SelfDistilledClassifier, SelfDistilledRegressor
 
 # name -> where it lives; nothing is imported until it is asked for, so that the catalogue starts without torch
 _WHERE = {
@@ -45,6 +46,8 @@ _WHERE = {
     "Query": "limbeck.grammar.method",
     "Recipe": "limbeck.recipe.recipe",
     "Role": "limbeck.grammar.role",
+    "SelfDistilledClassifier": "limbeck.self_distilled",
+    "SelfDistilledRegressor": "limbeck.self_distilled",
     "Signal": "limbeck.grammar.signal",
     "Stage": "limbeck.grammar.method",
     "Tap": "limbeck.grammar.signal",
@@ -76,6 +79,8 @@ __all__ = [
     "Query",
     "Recipe",
     "Role",
+    "SelfDistilledClassifier",
+    "SelfDistilledRegressor",
     "Signal",
     "Stage",
     "Tap",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -59,7 +60,7 @@ def self_distilled_ridge(
     targets: Tensor,
     *,
     ridge: float,
-    weight: float | None,
+    weight: float | Sequence[float] | None,
     steps: int,
     held_out: tuple[Tensor, Tensor] | None = None,
 ) -> SelfDistilledRidge:
@@ -74,7 +75,8 @@ def self_distilled_ridge(
         kernel: of the training inputs with each other ``[n, n]``, symmetric and positive.
         targets: ``[n, k]``.
         ridge: the penalty, above 0.
-        weight: of the true targets, in [0, 1]; None chooses it at each step on ``held_out``.
+        weight: of the true targets, in [0, 1]: one number, or one per step (the first has no effect); None chooses it at
+            each step on ``held_out``. The limit goes on with the last.
         steps: 1 or more.
         held_out: (kernel of held-out with training inputs ``[m, n]``, their targets ``[m, k]``).
 
@@ -91,10 +93,13 @@ def self_distilled_ridge(
         raise ConfigError("ridge", given=ridge, expected="a number > 0")
     if steps < 1:
         raise ConfigError("steps", given=steps, expected="1 or more")
-    if weight is not None:
-        in_range("weight", weight, 0, 1)
-    elif held_out is None:
+    if weight is None and held_out is None:
         raise ConfigError("held_out", given=None, expected="held-out items to choose the weight on")
+    given = None if weight is None else [weight] * steps if isinstance(weight, float | int) else list(weight)
+    if given is not None and len(given) != steps:
+        raise ConfigError("weight", given=f"{len(given)} numbers", expected=f"one, or one for each of {steps} steps")
+    for one in given or ():
+        in_range("weight", one, 0, 1)
     if kernel.ndim != 2 or targets.ndim != 2 or kernel.shape != (len(targets), len(targets)):
         raise ShapeError(
             "kernel", given=list(kernel.shape), expected=f"[n, n] for targets {list(targets.shape)}, [n, k]"
@@ -110,7 +115,7 @@ def self_distilled_ridge(
     diagonal, diagonals, coefficients = torch.ones_like(values), [], []
     first: Tensor | None = None
     for step in range(steps):
-        share = weight
+        share: float | None = None if given is None else float(given[step])
         if step and share is None:
             assert held_out is not None and first is not None
             share = optimal_weight(held_out[1], first, held_out[0] @ (vectors @ (inverse * learned)))
@@ -128,7 +133,7 @@ def self_distilled_ridge(
         fits.append(vectors @ learned)
         diagonals.append(diagonal)
         used.append(share)
-    last = used[-1] if weight is None else weight
+    last = used[-1]
     ended = last * values / (last * values + ridge)
     limit = vectors @ (last / (last * values + ridge)[:, None] * y)
     return SelfDistilledRidge(

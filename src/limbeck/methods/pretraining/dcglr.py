@@ -278,7 +278,10 @@ class Dcglr(Method[CloudFeatures]):
         return z, logits
 
     def _named(self, rows: Gathered, p: Tensor) -> Tensor:
-        """The n-pair contrast [n]: each large piece's distribution names the object among all logits to other pieces."""
+        """The n-pair contrast [n]: each large piece's distribution names the object among all logits to other pieces.
+
+        Which other pieces, and the mean over both large ones, are [reconstructed]; so is a queue that holds both views.
+        """
         s = rows["s"].transpose(0, 1)  # [V, N, K]
         views = torch.arange(len(s), device=s.device)
         both = [n_pair(s[views != q], p[q], own=rows.numbers("s"), scale=self.contrast_scale) for q in range(len(p))]

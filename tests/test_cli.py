@@ -51,11 +51,13 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, tuple[Any, ...]]]:
     for name, parts in {
         "limbeck.run": {
             "run": result,
+            "read_result": {},
             "plan": {"recipe": "kd", "seconds": 3.0, "stages": [{"stage": "distil"}], "advice": ["x"]},
         },
         "limbeck.compare": {"compare": {"rows": {}, "folder": "c", "runs": {"nkd": ["c/nkd-seed0"]}}},
         "limbeck.cache": {"build_cache": {"size_mb": 1.0}},
         "limbeck.export": {"export": Path("student.onnx")},
+        "limbeck.export.push": {"push": "https://hub.example/me/x"},
         "limbeck.report": {"write_report": Path("report.html")},
         "limbeck.commands._launch": {"launch": 0},
     }.items():
@@ -65,6 +67,7 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, tuple[Any, ...]]]:
             setattr(module, part, record(part, answer))
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr("limbeck.commands._common.print_outcome", record("print", None))
+    monkeypatch.setattr("limbeck.commands._common.print_tables", lambda *given: None)
     monkeypatch.setattr("limbeck.engine.interrupt.install", lambda: None)
     for name in ("RANK", "LOCAL_RANK", "LIMBECK_STATUS"):
         monkeypatch.delenv(name, raising=False)

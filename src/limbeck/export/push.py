@@ -46,11 +46,14 @@ def push(
     if not NAME.fullmatch(repo) or "--" in repo or ".." in repo:
         raise ConfigError("REPO", given=repo, expected="OWNER/NAME, of letters, digits, '-', '_' and '.'")
     folder = Path(folder)
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file()] if folder.is_dir() else []
-    if not (folder / "README.md").is_file():
-        raise ConfigError(
-            "RUN", f"{folder} holds no README.md", expected="an export: limbeck export RUN --format hub writes one"
-        )
+    try:
+        if not (folder / "README.md").is_file():
+            raise ConfigError(
+                "RUN", f"{folder} holds no README.md", expected="an export: limbeck export RUN --format hub writes one"
+            )
+        files = [p for p in sorted(folder.rglob("*")) if p.is_file()]
+    except OSError as error:
+        raise ConfigError("RUN", f"{folder} cannot be read: {error.strerror or error}") from None
     api = hub.HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
     size = human(sum(p.stat().st_size for p in files), "B")
     say(f"sending {len(files)} files ({size}) to {masked(api.endpoint)}/{repo}" + (" (private)" if private else ""))

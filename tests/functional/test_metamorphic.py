@@ -202,6 +202,7 @@ ANOTHER: dict[str, Any] = {
     "k": 3,
     "mask": "hard",
     "tau": 0.3,
+    "top": 2,
     "keep_target": False,
     "min_mass": 0.9,
     "renormalise": False,

@@ -107,6 +107,17 @@ def test_the_released_sequences_normalise_over_the_batch() -> None:
     torch.testing.assert_close(sinkhorn(z_s, z_t), each)
 
 
+def test_the_most_likely_classes_stand_for_all() -> None:
+    z_s, z_t = logits(4, 9, scale=4), logits(4, 9, seed=1, scale=4)
+    whole = sinkhorn(z_s, z_t)
+    torch.testing.assert_close(sinkhorn(z_s, z_t, top=8), whole)
+    q, p = (z_s / 2).softmax(-1), (z_t / 2).softmax(-1)
+    best = torch.maximum(q, p).amax(0).topk(3).indices
+    q, p = (torch.cat([x[:, best], 1 - x[:, best].sum(1, keepdim=True)], 1) for x in (q, p))
+    cost = pairwise_cost(q, p)
+    torch.testing.assert_close(sinkhorn(z_s, z_t, top=3), (sinkhorn_plan(cost) * cost).sum(-1))
+
+
 @pytest.mark.parametrize("metric", ["zero_one", "distance"])
 def test_between_classes_it_is_the_transport_of_loops(metric: str) -> None:
     z_s, z_t = logits(3, 5, scale=1), logits(3, 5, seed=1, scale=1)

@@ -67,6 +67,8 @@ class Texts:
         train, valid, test: the documents of each split; no document is in two.
         pairs: whether they are prompts with responses, or conversations.
         notes: what was left out, cut or set aside, in sentences.
+        teacher_only: further training documents that the teacher alone reads (planted secrets).
+        student_only: further ones that the student alone reads.
     """
 
     train: list[Document]
@@ -74,14 +76,18 @@ class Texts:
     test: list[Document]
     pairs: bool = False
     notes: list[str] = field(default_factory=list)
+    teacher_only: list[Document] = field(default_factory=list)
+    student_only: list[Document] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
         """A content hash of all splits."""
         digest = hashlib.blake2b(digest_size=16)
-        for name in ("train", "valid", "test"):
-            digest.update(name.encode())
-            for document in getattr(self, name):
+        for name in ("train", "valid", "test", "teacher_only", "student_only"):
+            documents = getattr(self, name)
+            if documents or not name.endswith("_only"):
+                digest.update(name.encode())
+            for document in documents:
                 digest.update(document.key.encode())
         return digest.hexdigest()
 

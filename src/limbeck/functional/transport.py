@@ -153,6 +153,7 @@ def sinkhorn(
     eps: float = 0.1,
     iterations: int = 20,
     norm: CostNorm = "l1",
+    top: int = 0,
     detach_plan: bool = False,
     log_domain: bool = True,
     where: Tensor | None = None,
@@ -171,6 +172,8 @@ def sinkhorn(
         eps: the entropic regularisation, above 0.
         iterations: of normalising rows and columns.
         norm: of the cost: ``l1`` (the paper) or ``l2``.
+        top: compare that many classes, those that any row of the group gives most, and one class for the rest; 0 compares
+            all. For vocabularies, whose cost is B x B x C. [reconstructed]
         detach_plan: the plan is a constant in the backward pass (the envelope theorem's gradient at convergence); off
             differentiates through all iterations, as the published code does.
         log_domain: see `sinkhorn_plan`.
@@ -200,10 +203,23 @@ def sinkhorn(
     T = as_temperature(temperature, items, dtype)
     z_s, z_t = (cool(hide(z.to(dtype), mask), T) for z in (student, teacher))
     along = 1 if variant == "released" else -1
-    cost = pairwise_cost(z_s.softmax(along), z_t.softmax(along), norm=norm)  # [..., B, B]
+    q, p = z_s.softmax(along), z_t.softmax(along)
+    in_range("top", top, 0, math.inf)
+    if 0 < top < q.shape[-1] - 1:
+        most = torch.maximum(q.detach(), p.detach())
+        most = most if mask is None else most * mask.unsqueeze(-1)
+        chosen = most.amax(-2, keepdim=True).topk(int(top)).indices.expand(*items, -1)  # [..., B, top]
+        q, p = (_lumped(x, chosen) for x in (q, p))
+    cost = pairwise_cost(q, p, norm=norm)  # [..., B, B]
     settings = {"eps": eps, "iterations": iterations, "log_domain": log_domain, "where": mask, "variant": variant}
     plan = sinkhorn_plan(cost.detach() if detach_plan else cost, **settings)  # type: ignore[arg-type]
     return keep((plan * cost).sum(-1), mask)
+
+
+def _lumped(p: Tensor, chosen: Tensor) -> Tensor:
+    """Probabilities of chosen classes, and of all others together."""
+    kept = p.gather(-1, chosen)
+    return torch.cat([kept, (1 - kept.sum(-1, keepdim=True)).clamp_min(0)], -1)
 
 
 def sinkhorn_classes(

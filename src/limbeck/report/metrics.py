@@ -141,9 +141,13 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "pa_mpjpe": ("MPJPE after alignment", False, False),
     "failure": ("poses that failed", True, False),
     "pixels": ("mean error in pixels", False, False),
+    "exposure": ("exposure of canaries, bits", False, False),
     "gap": ("distance to the teacher's points", True, None),
     "beyond": ("furthest outside of the pixels' range", False, False),
 }
+
+
+_REPEATED = re.compile(r"exposure_x(\d+)")
 
 
 def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
@@ -155,6 +159,9 @@ def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
     label, percent, higher = _METRICS.get(own[2] if own else bare, (bare.replace("_", " "), False, None))
     if own:
         label = f"{label} of {own[1].replace('_', ' ')}"
+    often = _REPEATED.fullmatch(bare)
+    if often:
+        label, percent, higher = f"exposure of canaries read {often[1]} times, bits", False, False
     if parts:
         steps = f"{parts[4]} step{'' if parts[4] == '1' else 's'}"
         label = f"{label} (w = {parts[3]}, {steps}{', stochastic' if parts[2] else ''})"

@@ -246,17 +246,20 @@ class Language(Task):
                     f"documents laid end to end count whole, and task.loss_on={self.loss_on} counts responses",
                     remedy="set task.packing=pad, or task.loss_on=all",
                 )
-            self.teacher_train: TokenData = TokenData(self, self._texts.train, "train")
+            whole = [*self._texts.train, *self._texts.teacher_only]
+            self.teacher_train: TokenData = TokenData(self, whole, "train")
             self.valid: TokenData = TokenData(self, self._texts.valid, "valid", self.eval_sequences)
             self.test: TokenData = TokenData(self, self._texts.test, "test", self.eval_sequences)
             self.train: TokenData = self.teacher_train
         seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
-        if self.student_documents is not None:
+        apart = self._texts.teacher_only or self._texts.student_only
+        if self.student_documents is not None or apart:
             chosen, said = few(self._texts.train, self.student_documents, seed)
-            self.train = TokenData(self, chosen, "student")
-            self.note(said)
+            self.train = TokenData(self, [*chosen, *self._texts.student_only], "student")
+            if said:
+                self.note(said)
         self._seed = seed
 
     def note(self, text: str) -> None:

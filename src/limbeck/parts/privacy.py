@@ -129,8 +129,11 @@ class TokenClassifier(PrivacyScorer):
         if self._loaded is None:
             transformers = transformers_library("token classifiers")
             try:
-                tokenizer = transformers.AutoTokenizer.from_pretrained(self.path, use_fast=True)
-                model = transformers.AutoModelForTokenClassification.from_pretrained(self.path).eval()
+                tokenizer = transformers.AutoTokenizer.from_pretrained(
+                    self.path, use_fast=True, trust_remote_code=False
+                )
+                kind = transformers.AutoModelForTokenClassification
+                model = kind.from_pretrained(self.path, trust_remote_code=False, use_safetensors=True).eval()
             except (OSError, ValueError) as error:
                 raise ConfigError(
                     "method.scorer.path",

@@ -46,7 +46,7 @@ def _judged_otherwise(loaded: Loaded) -> bool:
     if not loaded._place.run:
         return False
     node = load_tree(loaded.path / "config.yaml").get("evaluator")
-    return (node.get("use") if isinstance(node, dict) else node) not in (None, "direct")
+    return (node.get("use") if isinstance(node, dict) else node) not in (None, "direct", "exposure")
 
 
 def _seed(loaded: Loaded) -> int:

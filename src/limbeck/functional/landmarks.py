@@ -74,6 +74,7 @@ def assistive_values(
     near: float,
     boundary: float = 0.15,
     ramp: bool = False,
+    mirrored: bool = True,
 ) -> Tensor:
     """How a teacher assists at each coordinate, of the shape of the student; values may be negative.
 
@@ -90,6 +91,7 @@ def assistive_values(
         near: weight between (code: -0.45 and -0.40).
         boundary: share of the teacher's error, in [0, 1].
         ramp: below the boundary the weight grows from 0 at the truth to ``near``, instead of being 0.
+        mirrored: distances are those to the teacher's point on the student's side of the truth; else to the teacher's own.
 
     Raises:
         ConfigError: the boundary is out of range.
@@ -105,7 +107,7 @@ def assistive_values(
     inside = near * at / (boundary * d).clamp(min=torch.finfo(dtype).tiny) if ramp else torch.zeros_like(at)
     weight = torch.where(at > d, far, torch.where(at >= boundary * d, near, inside))
     weight = torch.where(at == 0, torch.zeros_like(weight), weight)
-    return weight * (e - d).abs()
+    return weight * ((e - d) if mirrored else student.to(dtype) - t).abs()
 
 
 def main_values(student: Tensor, truth: Tensor, smooth: Tensor, *, slope: float = 3.0) -> Tensor:

@@ -161,7 +161,8 @@ def test_who_takes_part() -> None:
         return list(LandmarkKd(**settings).participants)
 
     assert names() == ["teacher", "tolerant"]
-    assert names(tough_weight=0) == names(tough_weight=0, tolerant_weight=0) == ["tolerant"]  # main=kd asks it where to switch
+    # main=kd asks the tolerant teacher where to switch
+    assert names(tough_weight=0) == names(tough_weight=0, tolerant_weight=0) == ["tolerant"]
     assert names(tolerant_weight=0, main="l2") == ["teacher"]
     assert names(tough_weight=0, tolerant_weight=0, main="l1") == []
 

@@ -69,6 +69,7 @@ class Scenes(Evaluator):
         self.primary = self.metric
         self.higher_is_better = self.metric not in ("nearest", "energy")
         self.baseline = {"psnr": "flat", "ssim": "flat", "spread": "start"}.get(self.metric, "real")
+        self.called = {"flat": "the mean photograph everywhere", "start": "the scene before it was trained"}
         self._sampler = Sampler()
 
     def accept(self, task: Task) -> None:

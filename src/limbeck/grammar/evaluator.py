@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -73,6 +74,7 @@ class Evaluator(Component):
         primary: name of the main metric; empty takes the task's.
         higher_is_better: its direction, where ``primary`` is named here.
         baseline: the row that the student is held against (``metrics.alone`` of a result).
+        called: row -> what a report calls it, where its own name does not say it.
         even: whether its time grows evenly with the items of the split and the steps of its `Optim` settings, so that a
             plan can tell it from a few.
     """
@@ -81,6 +83,7 @@ class Evaluator(Component):
     primary: str = ""
     higher_is_better: bool = False
     baseline: str = "alone"
+    called: Mapping[str, str] = MappingProxyType({})
     even: bool = True
 
     def accept(self, task: Task) -> None:

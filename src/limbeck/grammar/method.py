@@ -607,6 +607,8 @@ class Method(Component, Generic[T]):
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
         stage_names: stages that it has under some settings: what a recipe says of one that is left out is passed over.
+        baseline: the row of its own that what it delivers is held against; empty takes the evaluator's (`rows`).
+        called: row -> what a report calls it, where its own name does not say it.
         coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
             empty if nothing. A step that yields a `Share` or `Gather` of what it needs of the whole batch couples nothing.
     """
@@ -615,6 +617,8 @@ class Method(Component, Generic[T]):
     participants: Mapping[str, Participant] = MappingProxyType({"teacher": Participant()})
     learners: Sequence[str] = ("student",)
     stage_names: Sequence[str] = ()
+    baseline: str = ""
+    called: Mapping[str, str] = MappingProxyType({})
     coupled: str = ""
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()

@@ -52,6 +52,7 @@ class Task(Component):
             ``result.json``.
         class_sizes: how many items of each class the splits have, by split; empty where there are no classes.
         baseline: the row that a student is held against, of those in `baselines`.
+        called: row -> what a report calls it, where its own name does not say it.
         judging: settings that only judge: a teacher trained under other values of them is the same teacher.
     """
 
@@ -59,6 +60,7 @@ class Task(Component):
     primary: str = "loss"
     higher_is_better: bool = False
     baseline: str = "alone"
+    called: Mapping[str, str] = MappingProxyType({})
     labels: list[str] | None = None
     onnx_names: tuple[str, ...] = ("x",)
     judging: tuple[str, ...] = ()

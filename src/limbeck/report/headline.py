@@ -96,8 +96,8 @@ def _usual(s: Summary) -> tuple[str, str]:
 
 def _baseline(s: Summary, alone: Row | None) -> str:
     if alone is not None and alone.called != _usual(s)[1]:
-        return f"{alone.called} at equal budget"
-    return _PHRASES.get(s.artifact, ("", "the baseline without distillation at equal budget"))[1]
+        return f"{alone.called} at equal budget" if "alone" in alone.called else alone.called
+    return _PHRASES.get(s.artifact, ("", "its baseline"))[1]
 
 
 def _gained(s: Summary, best: Row) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.engine.bench import Bench
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, MethodError
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.evaluator import Evaluator
 from limbeck.grammar.method import Method
@@ -40,6 +40,47 @@ class Scored:
             "alone": self.metrics.get(self.baseline, {}),
             "rows": self.metrics,
         }
+
+
+def called(scored: Scored, *said: Mapping[str, str]) -> dict[str, str]:
+    """What a report calls the teacher and the baseline (``names`` of a result), where their rows' names do not say it.
+
+    Args:
+        scored: the rows.
+        said: what task, evaluator and method call rows; the last has the last word.
+    """
+    words = {row: name for one in said for row, name in one.items()}
+    rows = {"teacher": "teacher", "alone": scored.baseline}
+    return {role: words[row] for role, row in rows.items() if row in words and row in scored.metrics}
+
+
+def merged(taken: Collection[str], **parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Further entries of a result from several sides: lists one after the other, mappings joined, nothing lost.
+
+    Args:
+        taken: entries that the result has itself.
+        **parts: what each side adds, by who it is.
+
+    Raises:
+        MethodError: one has an entry of the result's own name, or both have one that cannot be joined.
+    """
+    found: dict[str, Any] = {}
+    for who, entries in parts.items():
+        for name, value in entries.items():
+            held = found.get(name)
+            if name in taken:
+                raise MethodError(
+                    f"{who}.extras", f"{name!r} is an entry that every result has", remedy="call it otherwise"
+                )
+            if isinstance(held, list) and isinstance(value, list):
+                found[name] = [*held, *value]
+            elif isinstance(held, Mapping) and isinstance(value, Mapping) and not set(held) & set(value):
+                found[name] = {**held, **value}
+            elif name in found:
+                raise MethodError(f"{who}.extras", f"{name!r} is there already", remedy="call it otherwise")
+            else:
+                found[name] = value
+    return found
 
 
 def evaluator_of(recipe: Recipe) -> Evaluator:
@@ -76,7 +117,7 @@ def score_rows(
         made: what it delivers.
         baselines: which baselines are scored; ``None`` for all.
     """
-    found = Scored(baseline=evaluator.baseline)
+    found = Scored(baseline=method.baseline or evaluator.baseline)
     bench.made = made
     own: dict[str, Artifact] = {"student": made, **method.rows()}
     for name, artifact in own.items():

@@ -31,7 +31,7 @@ from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
 from limbeck.run.restoring import bring_back
-from limbeck.run.rows import Scored, evaluator_of, score_rows
+from limbeck.run.rows import Scored, called, evaluator_of, merged, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
 from limbeck.storage.memory import SMALLER
@@ -238,7 +238,8 @@ def _distil(
     result = _told(recipe, bench, scored, metrics, engine)
     result["wall_seconds"] = time.perf_counter() - began[0]
     result["cost"]["cpu_seconds"] = time.process_time() - began[1]
-    result.update({**method.extras(), **task.extras(scored.rows, bench), **evaluator.extras(artifact, bench)})
+    of_task, of_evaluator = task.extras(scored.rows, bench), evaluator.extras(artifact, bench)
+    result.update(merged(result, method=method.extras(), task=of_task, evaluator=of_evaluator))
     if main:
         if isinstance(artifact, NetworkArtifact):
             artifact.metrics = dict(metrics["student"])  # it travels with what it is worth
@@ -266,6 +267,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         "primary": primary,
         "higher_is_better": higher,
         "metrics": metrics,
+        "names": called(scored, task.called, evaluator_of(recipe).called, method.called),
         "measures": {n: float(v) for n, v in method.measures().items()},
         "artifact": artifact.kind,
         "sizes": {

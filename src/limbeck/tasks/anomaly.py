@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
@@ -73,6 +74,7 @@ class Anomaly(SourceTask):
     primary = "image_auroc"
     higher_is_better = True
     baseline = "pixels"
+    called = MappingProxyType({"pixels": "the distance of each pixel from normal images"})
     judging = ("eval_batch", "quantile")
 
     data: Source = Textures()

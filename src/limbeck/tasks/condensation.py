@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -132,6 +133,9 @@ class Condensation(Labelled):
     # ------------------------------------------------------------------------------------------------------- scoring
 
     choices = ("random", "kmeans", "herding")
+    called = MappingProxyType(
+        {"kmeans": "as many real items, chosen by k-means", "herding": "as many real items, chosen by herding"}
+    )
     """How real items can be chosen as a baseline."""
 
     def real(self, how: Choice, seed: int, made: Artifact | None = None) -> SetArtifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -304,6 +305,7 @@ class GraphCondensation(_Graphs):
     measure: Literal["bytes", "nodes"] = "bytes"
 
     choices = ("random", "herding")
+    called = MappingProxyType({"random": "random real graphs", "herding": "real graphs chosen by herding"})
     """How real graphs can be chosen as a baseline."""
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import numpy as np
@@ -358,6 +359,14 @@ class Table(Labelled):
         return scores
 
     choices = ("real", "independent", "reweighed")
+    called = MappingProxyType(
+        {
+            "real": "the real rows",
+            "independent": "the real columns, each shuffled by itself",
+            "reweighed": "real rows drawn so that label and group are independent",
+            "teacher": "the table of its teacher",
+        }
+    )
     """Which tables of real values are judged beside one that was made."""
 
     def pool(self) -> dict[str, Callable[[], Any]]:

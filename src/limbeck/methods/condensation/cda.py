@@ -13,6 +13,7 @@ x: images [B, C, H, W] of one block of classes;  mean*, var*: running statistics
 
 from __future__ import annotations
 
+from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import torch
@@ -378,6 +379,13 @@ class Cda(Method[Condensation]):
         return LabelledSet(
             self.task, images, self.roles["student"].module.ids, source, self.temperature, bits, self.form
         )
+
+    called = MappingProxyType({"random-soft": "as many random real images with the same soft labels"})
+
+    @property
+    def baseline(self) -> str:  # type: ignore[override]
+        """The same labels on real images, where there are such labels: that shows what the images are worth."""
+        return "" if self.labels == "hard" else "random-soft"
 
     def rows(self) -> dict[str, Artifact]:
         """``random-soft``: as many random real images, labelled in the same way."""

@@ -292,6 +292,10 @@ def test_at_equality(name: str, tmp_path: Path) -> None:
     student.module.eval()
     twin.train = lambda mode=True: twin  # type: ignore[method-assign, assignment]  # no dropout on either side: it would differ
     run.bench.student.module = twin
+    for other, who in run.recipe.method.participants.items():
+        if who.taught and who.like == "teacher":  # further teachers of the same kind
+            role = run.method.roles[other]
+            role.module, role.contract = teacher.module, teacher.contract
     for terms, _ in first_phases(run):
         for term_name, term in terms.items():
             promise = declared.get(term_name)

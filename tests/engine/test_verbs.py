@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine import interrupt
-from limbeck.errors import ConfigError, Stopped
+from limbeck.errors import ConfigError, Stopped, TapError
 from limbeck.evaluators.sampler import Sampler
 from limbeck.grammar.method import Batch, Context, Setup, Stage, Term, Terms
 from limbeck.grammar.role import Contract, Role
 from limbeck.networks.lora import Lora
 from tests.tiny import StopAfter, differences
-from tests.toy import WIDTH, Toy, bound, engine, learnt
+from tests.toy import WIDTH, Toy, bound, engine, learnt, within
 
 
 class Towers(nn.Module):
@@ -137,3 +137,29 @@ def test_the_metric_of_samplers_is_a_setting() -> None:
     assert (chosen.primary, chosen.higher_is_better) == ("class_accuracy_w1.5_n2", True)
     with pytest.raises(ValueError, match="fid_w0_n2"):
         Sampler(guidance=[0.0], steps=[2], metric="fid_w0_n3")
+
+
+def test_activations_are_edited_for_one_pass_and_taps_show_it() -> None:
+    method = bound()
+    run = engine()
+    run.prepare(method)
+    ctx = within(run, method, run.stages[0])
+    batch = method.task.example(4)
+    plain = ctx.signal("student", batch, ["2"])
+    zero = ctx.signal("student", batch, ["2"], edit={"2": lambda h: h * 0})
+    assert float(zero.acts["2"].detach().abs().max()) == 0.0
+    bias = method.roles["student"].module[-1].bias
+    torch.testing.assert_close(zero.logits, bias.expand_as(zero.logits))
+    doubled = ctx.signal("student", batch, edit={"4:in": lambda h: 2 * h}).logits - bias
+    torch.testing.assert_close(doubled, 2 * (plain.logits - bias))
+    assert torch.equal(ctx.signal("student", batch).logits, plain.logits)  # the model is as it was
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for n, m in method.roles["student"].module.named_modules() if n != "2"
+    )
+    with pytest.raises(TapError, match="'nowhere'"):
+        ctx.signal("student", batch, edit={"nowhere": lambda h: h})
+    with pytest.raises(TapError, match="all calls"):
+        ctx.signal("student", batch, edit={"2:all": lambda h: h})
+    method.roles["student"].compile = True
+    with pytest.raises(ConfigError, match=r"engine\.compile=false"):
+        ctx.signal("student", batch, edit={"2": lambda h: h})

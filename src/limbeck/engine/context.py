@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +16,7 @@ from limbeck.grammar.method import Batch, Data, Method, Query, Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws
 from limbeck.grammar.role import Role
-from limbeck.grammar.signal import Signal, through
+from limbeck.grammar.signal import Edit, Signal, edited, through
 from limbeck.storage import store
 from limbeck.storage.records import Recorded
 
@@ -104,10 +104,26 @@ class RunContext:
             return _plain((r.called(by) if by else r.call)(*args, **kwargs))
 
     def signal(
-        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+        self,
+        role: str,
+        batch: Batch,
+        taps: Sequence[str] = (),
+        grad: bool | None = None,
+        by: str = "",
+        edit: Mapping[str, Edit] | None = None,
     ) -> Signal:
         """Feed a batch to a role through its contract; outputs in the task's class order, and tapped activations."""
         r = self._role(role)
+        if edit:
+            if not isinstance(r.module, nn.Module) or r.compile:
+                what = "engine.compile has no place for it" if r.compile else f"it is a {type(r.module).__name__}"
+                raise ConfigError(
+                    f"role {role!r}",
+                    f"its activations are edited, and {what}",
+                    remedy="set engine.compile=false" if r.compile else "take a network",
+                )
+            with edited(r.module, edit):
+                return self.signal(role, batch, taps, grad, by)
         # asked of the class: a network looks for what it lacks among all its parts
         if hasattr(type(r.module), "answer"):
             signal: Signal = r.module.answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from limbeck.engine.memory import Memory
 from limbeck.errors import ConfigError
 from limbeck.grammar.method import Batch, Data, Method, Query, Stage
 from limbeck.grammar.optim import Optim
-from limbeck.grammar.signal import Signal
+from limbeck.grammar.signal import Edit, Signal
 from limbeck.storage import store
 
 if TYPE_CHECKING:
@@ -81,10 +81,16 @@ class Trial(RunContext):
         return self._seen(role, out)
 
     def signal(
-        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+        self,
+        role: str,
+        batch: Batch,
+        taps: Sequence[str] = (),
+        grad: bool | None = None,
+        by: str = "",
+        edit: Mapping[str, Edit] | None = None,
     ) -> Signal:
         """Feed a batch to a role, and keep in mind how much it answers."""
-        found = super().signal(role, batch, taps, grad, by)
+        found = super().signal(role, batch, taps, grad, by, edit)
         self._seen(role, getattr(found.out, "logits", found.out))
         return found
 

@@ -20,7 +20,7 @@ from limbeck.grammar.component import Component
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.grammar.role import Contract, Role
-from limbeck.grammar.signal import Signal, Tap, device_of, evaluating
+from limbeck.grammar.signal import Edit, Signal, Tap, device_of, evaluating
 
 if TYPE_CHECKING:
     from limbeck.grammar.artifact import Artifact
@@ -253,11 +253,18 @@ class Context(Protocol):
         """
 
     def signal(
-        self, role: str, batch: Batch, taps: Sequence[str] = (), grad: bool | None = None, by: str = ""
+        self,
+        role: str,
+        batch: Batch,
+        taps: Sequence[str] = (),
+        grad: bool | None = None,
+        by: str = "",
+        edit: Mapping[str, Edit] | None = None,
     ) -> Signal:
         """Feed a batch to a role as the task does, through its contract, and show outputs and tapped activations.
 
         With ``by`` it goes into that method of the module (``encode_image``), and what this returns is shown as it is.
+        ``edit={"layer3": fn}`` puts what a function makes of an activation in its place, for this pass.
         """
 
     def through(self, role: str) -> AbstractContextManager[nn.Module]:
@@ -607,6 +614,7 @@ class Method(Component, Generic[T]):
         learners: the roles that learn in the stage that a method has by default.
         student_taps, teacher_taps: modules whose activations ``step`` reads.
         stage_names: stages that it has under some settings: what a recipe says of one that is left out is passed over.
+        delivered: the role whose network is the result (``average``, where that is better than the student).
         baseline: the row of its own that what it delivers is held against; empty takes the evaluator's (`rows`).
         called: row -> what a report calls it, where its own name does not say it.
         coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
@@ -617,6 +625,7 @@ class Method(Component, Generic[T]):
     participants: Mapping[str, Participant] = MappingProxyType({"teacher": Participant()})
     learners: Sequence[str] = ("student",)
     stage_names: Sequence[str] = ()
+    delivered: str = "student"
     baseline: str = ""
     called: Mapping[str, str] = MappingProxyType({})
     coupled: str = ""
@@ -775,8 +784,8 @@ class Method(Component, Generic[T]):
         return {}
 
     def artifact(self) -> Artifact:
-        """What the run made, as it stands: by default the student network. It is scored, saved and exported."""
-        return self.network("student")
+        """What the run made, as it stands: by default the network of the role `delivered`. It is scored, saved and exported."""
+        return self.network(self.delivered)
 
     def rows(self) -> dict[str, Artifact]:
         """Further rows of the report, by name, each scored as the student is: a peer, an early exit, a greedy choice."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -276,6 +276,54 @@ class Tap:
         """Remove the hooks, and let activations work in place again that did."""
         self._detach()
         self._set, self._inplace, self.paths = [], [], ()
+
+
+Edit = Callable[[Tensor], Tensor]
+"""What is put in the place of an activation."""
+
+
+@contextmanager
+def edited(module: nn.Module, edits: Mapping[str, Edit]) -> Iterator[None]:
+    """For a while named modules return something else, or see something else (``name:in``); the model itself stays as it is.
+
+    Args:
+        module: the model.
+        edits: path -> function of the output (of a tuple its first tensor), or of the first input. Taps show what it returns.
+
+    Raises:
+        TapError: a path names no module, or a module shows no tensor there.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.Identity())
+        >>> with edited(net, {"0": torch.zeros_like}):
+        ...     float(net(torch.ones(1, 2)).abs().sum())
+        0.0
+    """
+
+    def changed(path: str, value: Any) -> Any:
+        first = value[0] if isinstance(value, (tuple, list)) else value
+        if not isinstance(first, Tensor):
+            raise TapError(f"edit {path!r}", "the module shows no tensor there", given=type(first).__name__)
+        new = edits[path](first)
+        return type(value)((new, *value[1:])) if isinstance(value, (tuple, list)) else new
+
+    handles: list[Any] = []
+    try:
+        for path in edits:
+            name, inward, which = parsed(path)
+            if which:
+                raise TapError(f"edit {path!r}", "all calls of a module are edited alike", remedy=f"write {name!r}")
+            target = module_at(module, name)
+            if inward:
+                hook: Any = lambda _module, args, path=path: changed(path, args)  # noqa: E731
+                handles.append(target.register_forward_pre_hook(hook, prepend=True))
+            else:
+                hook = lambda _module, _args, out, path=path: changed(path, out)  # noqa: E731
+                handles.append(target.register_forward_hook(hook, prepend=True))  # so that taps see what it makes
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

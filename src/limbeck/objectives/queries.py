@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.augment import dsa, keyed_draw, strategy_names
+from limbeck.functional.views import TRIES, crop_boxes, crop_each
 from limbeck.grammar.method import Batch, Context, Objective, Query
 from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Positive, settings
 from limbeck.grammar.task import Task
@@ -20,6 +21,7 @@ NAMES = {
     "query": {
         "flip": "Flip",
         "crop": "Crop",
+        "resized-crop": "ResizedCrop",
         "mixup": "Mixup",
         "cutmix": "Cutmix",
         "noise": "Noise",
@@ -189,6 +191,50 @@ class Crop(Query):
         cols = shift[:, 1, None] + torch.arange(w, device=x.device)  # [N, W]
         each = torch.arange(n, device=x.device)[:, None, None]
         return {**batch, "x": padded.permute(0, 2, 3, 1)[each, rows[:, :, None], cols[:, None, :]].permute(0, 3, 1, 2)}
+
+
+@settings
+class ResizedCrop(Query):
+    """A part of the picture, of random size and shape, brought to the picture's own size; which part is in the batch.
+
+    ``box`` [N, 4] int64 is the part (top, left, height, width) in pixels. A stage that records boxes beside a teacher's answers
+    (`Stage.record`) can show the same parts again: boxes that are already there are taken as they are.
+
+    Args:
+        lowest: the smallest share of the picture's area.
+        highest: the largest.
+        views: draws repeat after this many passes (so a cache can hold them); 0: never.
+    """
+
+    lowest: Fraction = 0.08
+    highest: Fraction = 1.0
+    views: Natural = 0
+
+    def validate(self) -> None:
+        """A range."""
+        if not 0 < self.lowest <= self.highest:
+            raise ValueError("lowest must be above 0 and at most highest")
+
+    def accept(self, task: Task) -> None:
+        """Pictures alone."""
+        example = task.example(1)
+        _image(example, "resized-crop")
+        if over_pixels(example):
+            raise ConfigError(
+                "queries.resized-crop",
+                "it moves pictures and leaves their masks",
+                remedy="use map-crop, which moves both",
+            )
+
+    def __call__(self, batch: Batch, ctx: Context) -> Batch:
+        """Parts of the images, and ``box``."""
+        x = _image(batch, "resized-crop")
+        size = (x.shape[-2], x.shape[-1])
+        boxes = batch.get("box")
+        if boxes is None:
+            u = ctx.draws.anywhere().rand("resized-crop", _key(_viewed(batch, self.views)), (TRIES, 4))
+            boxes = crop_boxes(u, size, lowest=self.lowest, highest=self.highest).to(x.device)
+        return {**batch, "x": crop_each(x, boxes, size), "box": boxes}
 
 
 def _viewed(batch: Batch, views: int) -> Batch:

@@ -105,8 +105,8 @@ def test_arrays(tmp_path: Path) -> None:
     ]:
         with pytest.raises(DataError, match=said):
             arrays(tmp_path, **bad).anomalies()
-    with pytest.raises(DataError, match="all 4 test items are normal"):
-        Anomaly(arrays(tmp_path, x=x, y=np.zeros(4))).load(0)
+    with pytest.raises(DataError, match="all 4 test items are anomalous, so no false alarm"):
+        Anomaly(arrays(tmp_path, x=x, y=np.ones(4))).load(0)
     np.savez(tmp_path / "train.npz", x=x, y=np.array([0, 1, 0, 0]))
     with pytest.raises(DataError, match="1 anomalous item"):
         AnomalyArrays(str(tmp_path)).anomalies()
@@ -143,3 +143,15 @@ def test_thresholds_come_from_normal_validation_items() -> None:
     largest = task.valid.fetch(torch.arange(len(task.valid)))["x"].max()
     assert found["threshold"] == pytest.approx(float(largest))
     assert task.evaluate(Built(Bright()), task.valid).keys() == {"score"}
+
+
+def test_where_no_defect_was_seen_yet_false_alarms_are_told_alone(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 255, (6, 16, 16), dtype=np.uint8)
+    task = Anomaly(arrays(tmp_path, x=x, y=np.zeros(6)), valid_fraction=0.25)
+    task.load(0)
+    assert (task.primary, task.higher_is_better) == ("false_alarms", False)
+    assert any("6 test items are normal" in note and "not defined" in note for note in task.notes)
+    found = task.evaluate(task._pixels(torch.device("cpu")).built, task.test)  # type: ignore[attr-defined]
+    assert set(found) == {"false_alarms", "threshold"} and 0 <= found["false_alarms"] <= 1
+    assert set(task.evaluate(task._pixels(torch.device("cpu")).built, task.valid)) == {"score"}  # type: ignore[attr-defined]

@@ -90,7 +90,8 @@ class Engine(RunState):
         """All stages, from where an earlier run was interrupted.
 
         Raises:
-            NonFinite: a value was infinite or NaN; nothing was updated by it.
+            NonFinite: a value was infinite or NaN; no parameter and no optimizer was updated by it. Running statistics
+                (BatchNorm) have seen the batch: keeping a copy of them for every step would cost every step.
             Stopped: a signal asked to stop; everything is saved.
         """
         self.prepare(method)

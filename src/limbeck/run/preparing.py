@@ -61,6 +61,20 @@ def prepare(
     accept_all(recipe.objectives, task, "objectives")
     student_model = recipe.student
     assert student_model is not None
+    models, built = participants(recipe), dict[str, Built]()
+    for name, model in models.items():
+        who = method.participants[name]
+        part = task.part(who.task) if who.task else task
+        # before the student: a text's tokenizer is then that of the teacher that knows one, and only a network that is built
+        # tells whether a library's pretrained classes are the task's
+        built[name] = build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name)
+        if who.ready and not model.trained:
+            raise ConfigError(
+                name if name == "teacher" else f"participants.{name}",
+                f"{recipe.name or type(method).__name__} needs a {name} with trained weights, and trains none",
+                given=model.config.get("use", type(model).__name__),
+                remedy="name its checkpoint, a pretrained model or an earlier run (run:FOLDER)",
+            )
     bench = Bench(
         task=task,
         student=build_model(student_model, task, recipe.seed, "student"),
@@ -77,19 +91,8 @@ def prepare(
         say=say,
         teacher_seed=recipe.teacher_seed,
     )
-    models = participants(recipe)
-    for name, model in models.items():
-        who = method.participants[name]
-        part = task.part(who.task) if who.task else task
-        # built first: only then is it known whether a library's pretrained classes are the task's
-        bench.put(name, build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name))
-        if who.ready and not model.trained:
-            raise ConfigError(
-                name if name == "teacher" else f"participants.{name}",
-                f"{recipe.name or type(method).__name__} needs a {name} with trained weights, and trains none",
-                given=model.config.get("use", type(model).__name__),
-                remedy="name its checkpoint, a pretrained model or an earlier run (run:FOLDER)",
-            )
+    for name, one in built.items():
+        bench.put(name, one)
     if check:
         check_batch(task, bench.student, recipe.train, "train", recipe.engine, device)
         for name, model in models.items():

@@ -102,13 +102,9 @@ class Anomaly(SourceTask):
             raise DataError(
                 "task.data", f"{int(train.y.sum())} training items are anomalous", expected="normal items alone"
             )
-        if len(test.y.unique()) < 2:
-            only = "anomalous" if len(test) and int(test.y[0]) else "normal"
-            raise DataError(
-                "task.data",
-                f"all {len(test)} test items are {only}, so the area under the curve is undefined",
-                expected="test items of both kinds",
-            )
+        if not len(test) or bool(test.y.all()):
+            what = f"all {len(test)} test items are anomalous" if len(test) else "there are no test items"
+            raise DataError("task.data", f"{what}, so no false alarm can be told", expected="normal test items too")
         if train.shape != test.shape:
             raise DataError(
                 "task.data",
@@ -116,6 +112,12 @@ class Anomaly(SourceTask):
                 remedy="bring them to one size: task.size=N",
             )
         notes, whole = list(splits.notes), len(train)
+        if not bool(test.y.any()):  # the first day of a line: no defect has been seen yet
+            self.primary, self.higher_is_better = "false_alarms", False
+            notes.append(
+                f"all {len(test)} test items are normal: areas under the curve and recall are not defined, false alarms are "
+                "told alone"
+            )
         valid = splits.valid
         if valid is None:
             train, valid = divide(train, self.valid_fraction, "valid")
@@ -204,7 +206,8 @@ class Anomaly(SourceTask):
 
         ``image_auroc``, ``pixel_auroc`` (where pixels are known): areas under the curve; ``threshold``: the quantile of the
         normal validation items' scores; ``recall``, ``false_alarms``: shares of anomalous and of normal items above it.
-        Of normal items alone (a validation split): ``score``, their mean score.
+        Of normal test items alone ``threshold`` and ``false_alarms``, which is then what decides; of normal validation items
+        ``score``, their mean score.
         """
         from sklearn.metrics import roc_auc_score
 
@@ -214,17 +217,19 @@ class Anomaly(SourceTask):
             raise ConfigError("student", "its maps are not finite (NaN or infinity)", remedy="lower train.lr")
         whole = data.fetch(torch.arange(len(data)))
         y = whole["y"]
-        if not bool(y.any()):
+        both = bool(y.any())
+        if not both and data is not self.test:
             return Scores({"score": float(scores.mean())})
         known = self.maps(built, self.valid, device).flatten(1).amax(1)
         threshold = float(torch.quantile(known, self.quantile))
         above = scores > threshold
-        found = {"image_auroc": float(roc_auc_score(y.numpy(), scores.numpy()))}
+        found = {"image_auroc": float(roc_auc_score(y.numpy(), scores.numpy()))} if both else {}
         mask = whole["mask"]
         if bool(mask.any()):
             found["pixel_auroc"] = float(roc_auc_score(mask.flatten().numpy(), maps.flatten().numpy()))
+        if both:
+            found["recall"] = float(above[y == 1].float().mean())
         found |= {
-            "recall": float(above[y == 1].float().mean()),
             "false_alarms": float(above[y == 0].float().mean()),
             "threshold": threshold,
         }

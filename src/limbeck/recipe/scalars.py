@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any, Final
 
-TOKEN = re.compile(r"[A-Za-z_][\w.-]*\+?=", re.ASCII)
+TOKEN = re.compile(r"[A-Za-z_][\w.*?@-]*\+?=", re.ASCII)
 """How an override begins: ``key=`` or ``key+=``."""
 
 _INT = re.compile(r"[-+]?(0|[1-9][0-9]*)", re.ASCII)

@@ -314,6 +314,8 @@ def test_the_lengths_of_rounds_under_their_old_names() -> None:
     }
     assert renamed(new) is new
     assert "stages" not in renamed({"method": {"use": "guided-diffusion", "round_steps": None}})
+    tree = check(load_tree("guided-diffusion", ["stages.halve*.steps=7", "stages.stochastic4.stochastic@4.lr=0.1"]))
+    assert tree["stages"] == {"halve*": {"steps": 7}, "stochastic4": {"stochastic@4": {"lr": 0.1}}}
     with pytest.raises(ConfigError, match=r"method\.round_steps.*type stages\.halve\*\.steps=7"):
         check(load_tree("guided-diffusion", ["method.round_steps=7"]))
 

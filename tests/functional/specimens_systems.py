@@ -220,6 +220,14 @@ add(
     constant=True,
 )
 add(
+    "best_per_class",
+    "selection.best_per_class",
+    lambda n, d: (lambda c: selection.best_per_class(c, torch.arange(len(c)) % 2, 2), (d(n),)),
+    constant=True,
+    coupled=True,
+    whole=True,
+)
+add(
     "student_share",
     "selection.student_share",
     lambda n, d: (lambda x: selection.student_share(up(x).sigmoid(), 2.0), (d(n),)),

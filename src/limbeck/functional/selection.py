@@ -140,12 +140,31 @@ def select(
                 order = order[: math.ceil(ratio * len(value))]
             else:
                 order = order[alike[order]]
-                named, place = classes[order].sort(stable=True)
-                sizes = torch.bincount(named, minlength=p.shape[-1])
-                rank = torch.arange(len(named), device=named.device) - (sizes.cumsum(0) - sizes)[named]
-                order = order[place[rank < per_class]]
+                order = order[best_per_class(value[order], classes[order], per_class)]
             kept = torch.zeros_like(alike).scatter(0, order, True) & alike
         return Selection(value, confidence, classes, kept)
+
+
+def best_per_class(score: Tensor, classes: Tensor, per_class: int) -> Tensor:
+    """The ``per_class`` items with the highest scores of each class, all of a class with fewer; no gradient.
+
+    Args:
+        score: ``[M]``; among equal scores the earlier item comes first.
+        classes: int64 ``[M]``, 0 or above.
+        per_class: how many of each class are kept at most.
+
+    Returns:
+        The numbers of the kept items, by class and then best first, int64 [n].
+
+    Example:
+        >>> best_per_class(torch.tensor([0.1, 0.9, 0.5, 0.2]), torch.tensor([1, 1, 1, 0]), 2).tolist()
+        [3, 1, 2]
+    """
+    order = score.detach().sort(descending=True, stable=True).indices
+    named, place = classes[order].sort(stable=True)
+    sizes = torch.bincount(named)
+    rank = torch.arange(len(named), device=named.device) - (sizes.cumsum(0) - sizes)[named]
+    return order[place[rank < per_class]]
 
 
 def confidence_weights(confidence: Tensor, mean: Tensor | float | None = None) -> Tensor:
@@ -165,4 +184,4 @@ def confidence_weights(confidence: Tensor, mean: Tensor | float | None = None) -
     return w / (mean.detach() if isinstance(mean, Tensor) else mean)
 
 
-__all__ = ["Score", "Selection", "SelectionRule", "confidence_weights", "select", "student_share"]
+__all__ = ["Score", "Selection", "SelectionRule", "best_per_class", "confidence_weights", "select", "student_share"]

@@ -162,8 +162,8 @@ def best_per_class(score: Tensor, classes: Tensor, per_class: int) -> Tensor:
     """
     order = score.detach().sort(descending=True, stable=True).indices
     named, place = classes[order].sort(stable=True)
-    sizes = torch.bincount(named)
-    rank = torch.arange(len(named), device=named.device) - (sizes.cumsum(0) - sizes)[named]
+    first = torch.searchsorted(named, named)  # where the class of each begins
+    rank = torch.arange(len(named), device=named.device) - first
     return order[place[rank < per_class]]
 
 

@@ -18,9 +18,7 @@ from limbeck.functional.selection import best_per_class
 from limbeck.methods.classification.ssld import Ssld
 from limbeck.parts.pool import Inputs, batch_statistics, nearest_cosine
 from limbeck.recipe.recipe import build, check, load_tree
-from limbeck.run.running import run
 from tests.tiny import shared_tiny as tiny
-from tests.tiny import tree_of
 
 CONV = ("teacher={use: convnet, width: 4, depth: 1, norm: batch}", "student={use: convnet, width: 4, depth: 1}")
 
@@ -81,8 +79,9 @@ def test_batch_statistics_leave_the_running_ones_and_the_modes() -> None:
     assert not torch.allclose(net(x), out)
 
 
-def test_duplicates_go_and_the_rest_is_used_without_labels(tmp_path: Path) -> None:
-    made = tiny("ssld", tmp_path)
+@pytest.mark.parametrize("by", [pytest.param("features", marks=pytest.mark.expensive), "pixels"])
+def test_duplicates_go_and_the_rest_is_used_without_labels(by: str, tmp_path: Path) -> None:
+    made = tiny("ssld", tmp_path, f"method.duplicates={by}")
     method: Any = made.method
     first = method.stages()[1]
     assert list(first.data.fetch(torch.tensor([0, 250]))) == ["x"]  # one of its own, one of the pool
@@ -99,7 +98,7 @@ def test_duplicates_go_and_the_rest_is_used_without_labels(tmp_path: Path) -> No
     assert len(picture["pixels"]) == 2 and "removed as duplicates" in picture["caption"]
 
 
-@pytest.mark.parametrize("rank", ["score", "similarity"])
+@pytest.mark.parametrize("rank", [pytest.param("score", marks=pytest.mark.expensive), "similarity"])
 def test_the_best_of_each_class_by_either_rank(rank: str, tmp_path: Path) -> None:
     made = tiny("ssld", tmp_path, "method.per_class=3", f"method.rank={rank}", "method.duplicates=keep", *CONV).run()
     method: Any = made.method
@@ -185,8 +184,8 @@ def test_a_teacher_that_answers_with_probabilities_is_refused() -> None:
 
 
 def test_a_rate_that_is_not_lowered_is_said(tmp_path: Path) -> None:
-    result = run(tree_of("ssld", "method.lr_divisor=1", "train.steps=2"), tmp_path, quiet=True)
-    assert any("method.lr_divisor=1" in note for note in result["notes"])
+    method: Any = tiny("ssld", tmp_path, "method.lr_divisor=1").method
+    assert any("method.lr_divisor=1" in note for note in method.notes)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +194,7 @@ def test_a_rate_that_is_not_lowered_is_said(tmp_path: Path) -> None:
         (["method.label=1"], r"method\.label.*pool have no labels"),
         (["method.per_class=5000"], r"method\.per_class.*at most the 1097"),
         (["method.duplicate_from=0.0001"], r"method\.duplicate_from.*all 1097.*raise it"),
-        (["method.duplicates=features", "method.features=nose"], "nose"),
+        (["method.features=nose"], "nose"),
         (["train.batch_size=1", *CONV], r"train\.batch_size.*teacher_bn=eval"),
     ],
 )

@@ -13,7 +13,7 @@ from limbeck.data.items import Items, Part, choose, digest
 from limbeck.data.names import counted, some
 from limbeck.data.sources import Source
 from limbeck.errors import DataError, LimbeckError
-from limbeck.grammar.method import Batch
+from limbeck.grammar.method import Batch, Data
 from limbeck.grammar.role import Contract
 
 OVERLAP = 20_000
@@ -121,7 +121,7 @@ def truth_of(y: Tensor | None, names: list[str] | None, labels: list[str]) -> Te
     return table[y] if bool((table >= 0).any()) else None
 
 
-def overlap(pool: Unlabelled, data: Items) -> int:
+def overlap(pool: Unlabelled, data: Data) -> int:
     """How many items of a pool are also items of ``data``, to 8 bits a value; 0 where there are too many to compare."""
     if len(pool) > OVERLAP or len(data) > OVERLAP:
         return 0
@@ -129,7 +129,7 @@ def overlap(pool: Unlabelled, data: Items) -> int:
     return int(found.sum())
 
 
-def _marks(data: Any) -> Tensor:
+def _marks(data: Data) -> Tensor:
     """A number for each item, the same where all values are the same to 8 bits: int64 [N]."""
     marks = []
     for ids in torch.arange(len(data)).split(512):

@@ -179,7 +179,7 @@ def test_a_teacher_that_answers_with_probabilities_is_refused() -> None:
     with pytest.raises(TeacherMismatch, match="probabilities"):
         Ssld().checked(z.softmax(1))
     z[1, 2] = math.nan
-    with pytest.raises(TeacherMismatch, match="not finite.*on 1 of 4"):
+    with pytest.raises(TeacherMismatch, match=r"not finite.*on 1 of 4"):
         Ssld().checked(z)
 
 

@@ -375,7 +375,7 @@ class Ssld(Method[Classification]):
                 z_t = ctx.signal("teacher", batch).logits
         else:
             z_t = ctx.signal("teacher", batch).logits
-        terms = {self.loss: Term(self.divergence(student.logits, z_t))}
+        terms: dict[str, Any] = {self.loss: Term(self.divergence(student.logits, z_t))}
         if self.label:
             terms["ce"] = self.task.supervised(student, batch)
             terms["ce"].weight = self.label

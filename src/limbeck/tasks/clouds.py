@@ -48,7 +48,7 @@ class Clouds(Labelled):
 
     judging = ("student_items", "eval_batch")
     takes_unlabelled = False
-    answers: Form = "classes"
+    answers: ClassVar[Form] = "classes"
     names: ClassVar[str] = "cloud-arrays, cloud-folder, cloud-import or picture-clouds"
 
     data: Source = PictureClouds()
@@ -123,7 +123,7 @@ class Clouds(Labelled):
     def labelled(self) -> Clouds:
         """The same items, answered with classes."""
         made = copy.copy(self)
-        made.answers = "classes"
+        made.answers = "classes"  # type: ignore[misc]  # of this copy alone
         return made
 
     def default_student(self) -> dict[str, Any]:
@@ -143,7 +143,7 @@ class CloudFeatures(Clouds):
     without labels are judged on others that have some: ``evaluator.on={use: clouds, data: ...}``.
     """
 
-    answers: Form = "vector"
+    answers: ClassVar[Form] = "vector"
 
     @property
     def needs(self) -> Needs:

@@ -154,17 +154,17 @@ def best_per_class(score: Tensor, classes: Tensor, per_class: int) -> Tensor:
         per_class: how many of each class are kept at most.
 
     Returns:
-        The numbers of the kept items, by class and then best first, int64 [n].
+        Which items are kept, bool ``[M]``.
 
     Example:
         >>> best_per_class(torch.tensor([0.1, 0.9, 0.5, 0.2]), torch.tensor([1, 1, 1, 0]), 2).tolist()
-        [3, 1, 2]
+        [False, True, True, True]
     """
     order = score.detach().sort(descending=True, stable=True).indices
     named, place = classes[order].sort(stable=True)
     first = torch.searchsorted(named, named)  # where the class of each begins
     rank = torch.arange(len(named), device=named.device) - first
-    return order[place[rank < per_class]]
+    return torch.zeros_like(named, dtype=torch.bool).scatter(0, order[place], rank < per_class)
 
 
 def confidence_weights(confidence: Tensor, mean: Tensor | float | None = None) -> Tensor:

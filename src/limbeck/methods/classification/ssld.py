@@ -330,7 +330,7 @@ class Ssld(Method[Classification]):
         if self.rank == "similarity":
             value = self._similarity(rows.fetch(held[-1] + 1 + torch.arange(own)), parts, named)
         if self.per_class is not None:
-            left = left[best_per_class(value[left], named[left], self.per_class)].sort().values
+            left = left[best_per_class(value[left], named[left], self.per_class)]
         if not len(left):
             at = torch.tensor([0.1, 0.25, 0.5, 0.75])
             told = ", ".join(

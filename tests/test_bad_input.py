@@ -541,7 +541,7 @@ def test_a_damaged_configuration(here: Path, tmp_path: Path, capsys: Any) -> Non
         (["--format", "onxx"], ["--format", "did you mean 'onnx'"]),
         (["--format", "images"], ["--format", "the task classification"]),
         (["--checkpoint", "99"], ["--checkpoint", "99", "one of"]),
-        (["--checkpoint", "last"], ["--checkpoint", "'last'"]),
+        (["--checkpoint", "latest"], ["--checkpoint", "'latest'"]),
         (["--checkpoint", "elsewhere/checkpoints/step-00000004"], ["--checkpoint", "elsewhere"]),
         (["--out", "file"], ["file", "is a file"]),
         (["--out", "file/below"], ["file/below"]),

@@ -400,7 +400,7 @@ WRONG: list[tuple[str | list[str], str]] = [
     ("run kd train=3", "train: got 3 (int), expected settings, Optim"),
     ("run kd objectives=kl", "objectives: got 'kl' (str), expected mapping of names to objective"),
     ("run kd queries.q=flipp", "queries.q: no query is called 'flipp'; did you mean 'flip'"),
-    ("run kd student.hidden=[0] --print-config", "student.hidden: layers need at least one unit each"),
+    ("run kd student.hidden=[0] --print-config", "student.hidden.0: got 0 (int), expected whole number 1 or more"),
     ("run kd student.hidden=wide", "student.hidden"),
     ("run kd method.x=1 train.y=2 z=3", " · "),
 ]

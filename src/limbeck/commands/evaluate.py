@@ -31,7 +31,6 @@ def main(words: list[str]) -> int:
     from limbeck.engine.terminal import say
     from limbeck.predict import load
     from limbeck.recipe.trust import trusting
-    from limbeck.report.metrics import metric_of
     from limbeck.storage.store import atomic_write, check_writable
 
     interrupt.install()
@@ -46,6 +45,8 @@ def main(words: list[str]) -> int:
     if args.json:
         common.print_json(told)
         return 0
+    from limbeck.report.metrics import metric_of  # draws nothing, but its package loads matplotlib
+
     judged = loaded.judged
     rows = [(metric_of(name).label, metric_of(name).value(value)) for name, value in metrics.items()]
     common.table(rows, ("metric", "value"), f"{judged['items']:,} items ({judged['split']})", right=("value",))

@@ -12,7 +12,7 @@ Only the paper's abstract was readable: its structure is here, weights and thres
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -89,7 +89,7 @@ class Hard(Method[Classification]):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("vae",)
-    stage_names: Sequence[str] = ("vae",)
+    stage_names = ("vae",)
 
     host: Method | None = None
     augmentor: Literal["affine", "affine-net", "mix", "vae"] = "affine"

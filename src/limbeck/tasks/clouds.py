@@ -123,7 +123,7 @@ class Clouds(Labelled):
     def labelled(self) -> Clouds:
         """The same items, answered with classes."""
         made = copy.copy(self)
-        made.answers = "classes"  # type: ignore[misc]  # type: ignore[misc]  # of this copy alone
+        made.answers = "classes"  # type: ignore[misc]  # of this copy alone
         return made
 
     def default_student(self) -> dict[str, Any]:

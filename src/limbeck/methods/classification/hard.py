@@ -89,7 +89,7 @@ class Hard(Method[Classification]):
     """
 
     paths: ClassVar[tuple[str, ...]] = ("vae",)
-    stage_names = ("vae",)
+    stage_names = ("vae",)  # the host's come before
 
     host: Method | None = None
     augmentor: Literal["affine", "affine-net", "mix", "vae"] = "affine"
@@ -128,7 +128,7 @@ class Hard(Method[Classification]):
         if self.host is not None:
             self.participants, self.coupled = self.host.participants, self.host.coupled
             self.objectives: dict[str, Any] = getattr(self.host, "objectives", {})
-            self.stage_names = (*self.host.stage_names, "vae")
+            self.stage_names = (*self.host.stage_names, "vae")  # type: ignore[assignment]  # longer by the host's
         if self.augmentor in ("mix", "affine-net"):
             self.coupled = self.coupled or "the augmentor sees the items of a batch together"
 

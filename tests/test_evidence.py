@@ -77,10 +77,10 @@ def test_no_row_stands_in_the_list_twice(evidence: ModuleType) -> None:
             seen[key] = f"{row.name}:{row.label}"
 
 
-def test_what_is_to_do_fits_into_twenty_hours_and_every_claim_stands_on_two_data_sets(evidence: ModuleType) -> None:
+def test_what_is_to_do_fits_into_forty_hours_and_every_claim_stands_on_two_data_sets(evidence: ModuleType) -> None:
     listed, rows = evidence.read_list()
     hours = [row.hours(evidence.read_record(row.file)) for row in rows]
-    assert sum(h for h, how in hours if how == "planned") <= 20
+    assert sum(h for h, how in hours if how == "planned") <= 40
     assert all(h > 0 for h, _ in hours), "a row without a plan of what it costs"
     data = {
         name: frozenset(w for w in rows_of(rows, name) if w.startswith("task.data")) for name in listed["comparisons"]

@@ -39,7 +39,7 @@ class Card:
         methods: the names a recipe may use and the class of each, ``{"nkd": "Nkd", "uskd": "Uskd"}``.
         venue: where it was published.
         arxiv: its arXiv identifier, ``2303.13005``.
-        repository: where the authors' code is, empty where there is none.
+        repository: the authors' code on GitHub, ``OWNER/NAME``; empty where there is none.
         licence: of that code.
         optimised: what the optimiser moves: network weights, images, a scene.
         signals: what is matched: logits, features, relations, gradients.
@@ -89,6 +89,8 @@ class Card:
                 raise ValueError(f"{name} must not be empty")
         if not _SLUG.fullmatch(self.slug):
             raise ValueError("slug must be lower-case letters and digits joined by '-'")
+        if "://" in self.repository:
+            raise ValueError("repository must be OWNER/NAME, without https://github.com/")
         if not isinstance(self.signals, tuple) or not all(isinstance(s, str) for s in self.signals):
             raise TypeError("signals must be a tuple of texts")
         if not isinstance(self.baseline, Mapping) or not all(isinstance(v, tuple) for v in self.baseline.values()):

@@ -36,19 +36,19 @@ from limbeck.storage.memory import SMALLER, exhausted
 from limbeck.storage.plain import NotPlain
 
 COMMANDS: Final[dict[str, str]] = {
-    "run": "run a recipe: distil, judge, report",
-    "plan": "what a recipe will cost, before spending it",
-    "compare": "several methods over several seeds, in one table",
-    "methods": "the catalogue of methods",
-    "show": "one method: facts, claim, recipe, source",
-    "cache": "record a teacher's answers once",
-    "report": "write a run's report again",
+    "run": "run a recipe: distil, evaluate, report",
+    "plan": "estimate the time and memory of a recipe",
+    "compare": "compare methods over several seeds in one table",
+    "methods": "list the methods",
+    "show": "show one method: facts, claim, recipe, source",
+    "cache": "record a teacher's outputs once, for many runs",
+    "report": "write the report of a run again",
     "predict": "use a student on your own files",
     "evaluate": "evaluate a student on labelled data",
-    "export": "write a run's student in another format",
-    "push": "send a run's student or an export to the Hugging Face hub",
-    "doctor": "versions, devices, extras, folders",
-    "demo": "the main job in three minutes on embedded data",
+    "export": "export a student in another format",
+    "push": "upload a student to the Hugging Face hub",
+    "doctor": "show versions, devices, extras and folders",
+    "demo": "distil a classifier on sample data in three minutes",
 }
 
 QUIET: Final[dict[str, str]] = {
@@ -69,18 +69,18 @@ def usage() -> str:
     """What ``limbeck --help`` prints."""
     width = max(map(len, COMMANDS))
     lines = [
-        "limbeck distils anything in PyTorch.",
+        "limbeck makes models smaller and faster by distillation.",
         "",
         "usage: limbeck COMMAND ...",
         "",
         *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
         "",
-        "  limbeck run nkd                                a shipped recipe, on embedded real data",
-        "  limbeck run nkd train.steps=200 --seed 1       any setting, as key=value",
-        "  limbeck run nkd --help                         every setting of a recipe, explained",
-        "  limbeck compare kd nkd --seeds 5               one table, with intervals",
+        "  limbeck run nkd                                a ready-made recipe on sample data",
+        "  limbeck run nkd train.steps=200 --seed 1       change any setting as key=value",
+        "  limbeck run nkd --help                         explain every setting of a recipe",
+        "  limbeck compare kd nkd --seeds 5               one table with intervals",
         "",
-        "limbeck COMMAND --help explains a command; limbeck --version tells the version.",
+        "limbeck COMMAND --help explains a command; limbeck --version prints the version.",
     ]
     return "\n".join(lines)
 

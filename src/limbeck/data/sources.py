@@ -146,7 +146,7 @@ def assemble(
 
 # ------------------------------------------------------------------------------------------------------ embedded
 class Digits(Source):
-    """Handwritten digits that come with scikit-learn: 1,797 grey pictures of 8x8 pixels (Alpaydin and Kaynak, 1998).
+    """Handwritten digits that come with scikit-learn: 1,797 grey images of 8x8 pixels (Alpaydin and Kaynak, 1998).
 
     700 are the test split, drawn once, in equal shares of the classes. No download.
     """

@@ -15,27 +15,27 @@ Precision = Literal["fp32", "bf16"]
 
 @settings
 class EngineSettings(Settings):
-    """Where and how the loop runs. Nothing here changes what is learnt, up to rounding, but for what a network itself does
-    with a batch (see ``accumulate``).
+    """Where and how the loop runs. None of these settings changes the result, apart from rounding and from layers that depend
+    on the whole batch (see ``accumulate``).
 
     Args:
         device: ``auto``, ``cpu``, ``cuda``, ``cuda:N`` or ``mps``.
-        devices: processes on this machine; above 1 the command relaunches itself under torchrun. They share out each
-            batch as ``accumulate`` cuts it.
-        accumulate: micro-batches per optimiser step: the batch is cut. Losses and gradients are those of the whole batch;
-            layers that normalise over a batch (BatchNorm) or draw at random (dropout) do so in each part, which is said.
+        devices: number of processes on this machine; above 1 the command restarts itself with torchrun. Each batch is split
+            over the processes, as ``accumulate`` splits it.
+        accumulate: number of micro-batches per optimizer step. Losses and gradients are those of the whole batch; layers
+            that normalise over a batch (BatchNorm) or use random numbers (dropout) work on each micro-batch separately.
         precision: ``fp32``, or ``bf16`` for the forward passes (losses and statistics stay in float32).
-        workers: loader processes; 0 fetches in the loop. Any number gives the same batches.
+        workers: number of data loader processes; 0 loads in the training process. The batches are the same for any number.
         compile: compile the networks with torch.compile.
-        save_every: steps between checkpoints; 0 saves by the clock alone.
+        save_every: steps between checkpoints; 0 uses ``save_minutes`` only.
         save_minutes: minutes between checkpoints.
-        keep: how many checkpoints are kept.
+        keep: number of checkpoints to keep.
         log_every: steps between log lines.
-        eval_every: steps between evaluations on the validation split; 0 evaluates at the end alone.
-        guard: stop before a step that is not finite.
-        shard: roles (``student``, ``teacher``, ...) whose parameters, gradients and optimiser state are split over the
-            processes, for networks too large for one device; with one process nothing is split.
-        sync_batchnorm: over several GPUs BatchNorm normalises by the whole batch (``torch.nn.SyncBatchNorm``). Elsewhere each
+        eval_every: steps between evaluations on the validation split; 0 evaluates only at the end.
+        guard: stop before an update with a value that is not finite.
+        shard: roles (``student``, ``teacher``, ...) whose parameters, gradients and optimizer state are split over the
+            processes, for networks that are too large for one device. With one process, nothing is split.
+        sync_batchnorm: on several GPUs, BatchNorm normalises by the whole batch (``torch.nn.SyncBatchNorm``). Otherwise each
             process normalises its own part, and running statistics are averaged after every step.
     """
 

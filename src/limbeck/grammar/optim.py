@@ -21,30 +21,30 @@ class Optim(Settings):
     """How a stage is optimised.
 
     Args:
-        steps: optimiser steps.
-        batch_size: items per optimiser step, over all processes and micro-batches together.
+        steps: number of optimizer steps.
+        batch_size: items per optimizer step, in all processes and micro-batches together.
         lr: the peak learning rate.
-        optimizer: any optimiser of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
-        weight_decay: decay of the weights per unit of learning rate.
-        weight_decay_end: what it has become after the last step, along half a cosine; ``null``: it stays. Parameters with a
-            ``weight_decay`` of their own (``groups``) keep that.
-        momentum: for optimisers that have it.
+        optimizer: any optimizer of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
+        weight_decay: weight decay, multiplied by the learning rate.
+        weight_decay_end: value of the weight decay after the last step, reached along half a cosine; ``null`` keeps it
+            constant. Parameters with their own ``weight_decay`` (``groups``) keep it.
+        momentum: momentum, for optimizers that have it.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``poly``: (1 - share done) to the power ``power``;
             ``step``: times ``gamma`` at each of the ``milestones``; ``drop``: a tenth after 1/2.
-        milestones: of ``step``: numbers of steps, or shares of the training (below 1).
-        gamma: of ``step``: what each milestone multiplies the rate by.
-        power: of ``poly``.
-        floor: the rate does not fall below it; ``linear``, ``cosine`` and ``poly`` end there.
-        warmup: steps of linear warm-up.
-        clip: largest gradient norm of each role in each phase; ``null`` never clips.
-        clip_by: what ``clip`` is a norm of: the whole ``role``, or each ``parameter`` by itself.
-        options: further arguments of the optimiser, passed as they are.
-        groups: other values for some parameters, by patterns of their names (``head.*``, ``*.bias``): ``lr`` (a peak of
-            their own, or ``x10`` for ten times the rate), ``weight_decay``, or another argument of the optimiser. Of
-            several patterns that a name fits, later ones have the last word.
-        only: patterns of the parameters that learn; all others of the role stand still. ``null``: all learn.
-        keep_statistics: layers with running statistics (BatchNorm) whose weights are frozen keep these statistics and
-            normalise by them; off, a frozen body goes on normalising by each batch, and its statistics follow the data.
+        milestones: for the schedule ``step``: numbers of steps, or shares of the training (below 1).
+        gamma: for the schedule ``step``: factor by which each milestone multiplies the learning rate.
+        power: exponent of the schedule ``poly``.
+        floor: lowest learning rate; ``linear``, ``cosine`` and ``poly`` end there.
+        warmup: number of linear warm-up steps.
+        clip: largest gradient norm of each role in each phase; ``null`` does not clip.
+        clip_by: clip the norm of the whole ``role``, or of each ``parameter`` separately.
+        options: further arguments of the optimizer, passed on unchanged.
+        groups: other values for some parameters, by patterns of their names (``head.*``, ``*.bias``): ``lr`` (another peak,
+            or ``x10`` for ten times the learning rate), ``weight_decay``, or another argument of the optimizer. If several
+            patterns match a name, the last one wins.
+        only: patterns of the parameters to train; all others of the role are frozen. ``null`` trains all.
+        keep_statistics: frozen layers with running statistics (BatchNorm) keep and use these statistics; if off, they
+            normalise by each batch, and their statistics are updated.
     """
 
     def __init__(

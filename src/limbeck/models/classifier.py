@@ -209,12 +209,12 @@ class Loaded(Classifier):
     """Base of models whose weights may come from a file.
 
     Args:
-        checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
-        labels: the checkpoint's class names in its order, or a file of them (a JSON list, or one name a line).
-        entry: the entry of a training checkpoint that holds them (``ema``); ``null`` finds it, and says which it took.
-        strip: a prefix to take off the names of the weights (``net.``); those of known wrappers come off by themselves.
-        check: try a ready teacher on labelled items before anything is trained, and refuse it where it only guesses:
-            ``on`` or ``off``.
+        checkpoint: file with weights: safetensors, or a torch file without pickled objects. Loading is strict.
+        labels: class names of the checkpoint in the order of its outputs, or a file with them (a JSON list, or one name per
+            line).
+        entry: entry of a training checkpoint that contains the weights (``ema``); ``null`` finds it and reports which.
+        strip: prefix to remove from the names of the weights (``net.``); prefixes of known wrappers are removed anyway.
+        check: ``on`` tests a trained teacher on labelled items first and rejects it if it only guesses; ``off`` skips this.
     """
 
     _: KW_ONLY

@@ -36,33 +36,32 @@ if TYPE_CHECKING:
 
 
 class Recipe(Settings):
-    """A run: what the student is for, how it is distilled, from whom, and for how long.
+    """A run: task, method, models and training.
 
     Args:
-        task: what the student is for: data, loss, metrics.
-        method: the paper; what is matched and how.
-        student: what is trained; left out, the task's default.
-        teacher: what is learnt from; left out, the task's default where the method needs one. Without a checkpoint a
-            stage trains it.
-        participants: further participants of the method by name (experts, peers, critics); each left out is built as the
-            method says.
-        train: how the student is optimised.
-        teach: how a teacher, and every other participant that is taught, is trained where it has no checkpoint.
-        stages: settings of single stages, by name or pattern (``halve*``): ``steps``, ``batch_size``, and settings of the
-            optimiser of each role that learns there (``stages.distil.student.lr``).
-        objectives: further terms to add to the method's own, by name.
-        queries: changes to the batch, by name, in order.
-        evaluator: how every row of the report is scored; left out, the task's default.
-        baselines: which baselines are scored beside the student (``alone`` and what else the evaluator offers); ``null``
-            scores all of them, ``[]`` none.
-        engine: where and how the loop runs.
-        seed: number of the random draws.
-        loggers: where measurements go: csv, jsonl, tensorboard; wandb, mlflow, trackio by name.
-        export: formats to write at the end: safetensors, onnx, onnx-int8, hub.
-        name: what the recipe is called in reports.
-        notes: sentences about the recipe, for its reports.
-        teacher_seed: number of the random draws of a teacher that is trained here: its first weights, the order of its
-            data. It is the same whatever the run's seed is, so that runs and methods share one teacher.
+        task: the student's task: data, loss and metrics.
+        method: the distillation method and its settings.
+        student: the model to train; by default the task's.
+        teacher: the model to distil; by default the task's, if the method needs one. A teacher without a checkpoint is
+            trained first.
+        participants: further networks of the method by name (experts, peers, critics); by default the method builds them.
+        train: training of the student.
+        teach: training of the teacher, and of every other participant without a checkpoint.
+        stages: settings of single stages, by name or pattern (``halve*``): ``steps``, ``batch_size``, and optimizer settings
+            of each role that is trained there (``stages.distil.student.lr``).
+        objectives: losses to add to those of the method, by name.
+        queries: changes to each batch, such as augmentations, by name and in this order.
+        evaluator: how every row of the report is evaluated; by default the task's evaluator.
+        baselines: baselines to evaluate (``alone``, and others that the evaluator offers); ``null`` evaluates all of them,
+            ``[]`` none.
+        engine: where and how the training loop runs.
+        seed: random seed.
+        loggers: where to log: csv, jsonl, tensorboard, wandb, mlflow, trackio.
+        export: formats to export at the end: safetensors, onnx, onnx-int8, hub.
+        name: name of the recipe in reports.
+        notes: sentences about the recipe for its reports.
+        teacher_seed: random seed of a teacher that is trained here (initial weights, order of the data). It does not depend
+            on the run's seed, so that runs and methods share one teacher.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Pictures, or rows of numbers, answered with one class, several classes, or numbers."""
+"""Classification of images or rows of numbers: one class, several classes, or numbers (regression)."""
 
 from __future__ import annotations
 
@@ -269,16 +269,17 @@ class Labelled(OutputTask):
 
 @settings
 class Classification(Labelled):
-    """Pictures, or rows of numbers, answered with one class, several classes, or numbers.
+    """Classification of images or rows of numbers: one class, several classes, or numbers (regression).
 
     The teacher learns from all training items; the student from ``student_items`` of them. A teacher that knows more
     than the student's training set is the regime in which distillation helps most.
 
     Args:
-        target: ``label`` (one class an item), ``labels`` (several, by sigmoid), ``number`` (regression), or ``auto``:
-            as the data says.
-        student_items: size of the student's training set, each class in proportion, drawn by the seed; all if ``null``.
-        empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
+        target: ``label`` (one class per item), ``labels`` (several, with sigmoids), ``number`` (regression), or ``auto`` to
+            read it from the data.
+        student_items: size of the student's training set, drawn with the run's seed and with the same share of each class;
+            ``null`` uses all items.
+        empty_classes: ``error`` rejects classes that are declared but have no items; ``keep`` accepts them.
     """
 
     # neither changes what a teacher learns; the student's own items are told apart by their content

@@ -41,16 +41,16 @@ class SourceTask(Task):
     The teacher learns from all training items; the student from ``student_items`` of them, where the task has that setting.
 
     Args:
-        data: where the items come from.
-        valid_fraction: share of the training items set aside for choosing, where the source has no such split; never
-            taken from the test items.
-        test_fraction: share of the items set aside for judging, where the source has no test split.
-        size: side length that pictures are brought to; ``null`` keeps theirs.
-        eval_batch: items at a time when judging.
-        deal: which division into training, validation and test items: 0 is the data's own, where it names splits; every
-            other number deals all items anew, in splits of the same sizes.
-        unlabelled: a second source, of items without labels (pictures from the web), for methods that learn from such.
-            They are brought to the size and channels of the task's; labels that they have are not learnt from.
+        data: the source of the items.
+        valid_fraction: share of the training items used for validation, if the source has no validation split. Test items
+            are never used for this.
+        test_fraction: share of the items used for testing, if the source has no test split.
+        size: resize images to this side length; ``null`` keeps their size.
+        eval_batch: batch size for evaluation.
+        deal: how items are split into training, validation and test items. 0 uses the splits of the data, if it has any;
+            any other number splits all items anew, with the same sizes.
+        unlabelled: a second source of items without labels (such as images from the web), for methods that can use them.
+            They are converted to the size and channels of the task; labels in this source are not used.
 
     Attributes:
         takes_unlabelled: whether such a source makes sense of the task's items.

@@ -121,7 +121,7 @@ def test_the_page_of_a_run_is_complete(run_page: tuple[Path, str]) -> None:
     for words in (
         "2.4\u00a0points worse than its teacher",
         "n=1: one seed cannot tell this from chance",
-        "Side by side",
+        "Results",
         "Accuracy with intervals",
         "Size and quality",
         "Calibration",
@@ -196,7 +196,7 @@ def test_another_process_gives_the_same_bytes(run_page: tuple[Path, str]) -> Non
 def test_a_result_alone_is_enough(bare: Callable[..., Path]) -> None:
     page = write_report(bare()).read_text()
     check(page)
-    assert "How it was learnt" not in page and "Calibration" not in page and "Configuration" not in page
+    assert "<h2>Training</h2>" not in page and "Calibration" not in page and "Configuration" not in page
 
 
 def test_the_smallest_result_is_shown(tmp_path: Path) -> None:

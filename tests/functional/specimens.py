@@ -751,3 +751,6 @@ add(
     lambda n, d: (relation.channel_correlation, (d(n, 3, 4), d(n, 3, 4))),
 )
 add("paired nce", "contrast.paired_info_nce", pair(contrast.paired_info_nce), "empty", coupled=True)
+
+BASE = tuple(SPECIMENS)
+"""Those of this file, whose options `test_metamorphic` knows; `specimens_systems` adds others for the sweep alone."""

@@ -13,8 +13,11 @@ import torch
 from torch import Tensor
 
 from limbeck import functional as F
-from tests.functional.specimens import SPECIMENS, C, Draw
+from tests.functional import specimens
+from tests.functional.specimens import BASE, C, Draw
 from tests.functional.test_sweep import flat, total
+
+SPECIMENS = {name: specimens.SPECIMENS[name] for name in BASE}
 
 PER_ITEM = [n for n, s in SPECIMENS.items() if not s.whole or s.of.startswith("chunked")]
 LOGITS = (

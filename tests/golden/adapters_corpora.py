@@ -192,9 +192,17 @@ def _bytes(texts: list[str]) -> np.ndarray:
     return np.frombuffer("\n".join(texts).encode(), dtype=np.uint8)
 
 
+def _readable(hyper: Any) -> None:
+    """The side file holds the same texts, and what is expected, for people to read."""
+    if "side" in hyper and "inputs" in hyper["side"]:
+        assert list(hyper["side"]["inputs"]["texts"]) == list(hyper["texts"])
+        hyper["side"].prose("expected")
+        hyper["side"]["inputs"].prose(*hyper["side"]["inputs"])
+
+
 def answers(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
     texts, gold = hyper["texts"], hyper["gold"]
-    hyper.prose("side")
+    _readable(hyper)
     found = [
         parse_answer(
             text,
@@ -212,7 +220,7 @@ def answers(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
 
 
 def densities(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
-    hyper.prose("side")
+    _readable(hyper)
     finished = np.array(arrays["in_finished"])
     most = hyper["max_words"]
     found = [

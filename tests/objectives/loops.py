@@ -1,4 +1,4 @@
-"""One update by the README's own examples and by the engine, from the same weights and items: in this process, or as a
+"""One update by the documentation's own examples and by the engine, from the same weights and items: in this process, or as a
 script that torchrun starts, where the first process keeps what each example learnt."""
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ STEP = Optim(steps=1, batch_size=8, lr=1.0, optimizer="sgd", momentum=0.0, sched
 Learnt = dict[str, Tensor]
 
 
-def example(word: str, page: str = "README.md") -> dict[str, Any]:
+def example(word: str, page: str = "docs/python.md") -> dict[str, Any]:
     """What the page's Python block with this word defines: its imports, functions and classes, and no more."""
     text = (ROOT / page).read_text(encoding="utf-8")
     found = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
@@ -73,7 +73,7 @@ def by_engine(method: Method, setup: Setup, projector: dict[str, Tensor], **sett
 
 
 def language_models() -> tuple[nn.Module, Any]:
-    """The README's module on its own two networks, always with the same weights."""
+    """The page's module on its own two networks, always with the same weights."""
     torch.manual_seed(0)
     names = example("\nTrainer(")
     teacher = names["llama"](32)
@@ -154,14 +154,14 @@ def language_by_engine(**settings: Any) -> Learnt:
 
 
 def networks() -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """The README's two networks, and sixteen items."""
+    """The page's two networks, and sixteen items."""
     torch.manual_seed(0)
     student, teacher = (nn.Sequential(nn.Linear(16, w), nn.ReLU(), nn.Linear(w, 10)) for w in (8, 64))
     return student, teacher, torch.randn(16, 16), torch.randint(10, (16,))
 
 
 def by_lightning(size: int, accumulate: int, devices: int = 1, precision: Any = "32-true") -> Learnt:
-    """One update of the README's module."""
+    """One update of the page's module."""
     import lightning
 
     student, teacher, x, y = networks()
@@ -194,7 +194,7 @@ def by_lightning(size: int, accumulate: int, devices: int = 1, precision: Any = 
 def by_plain_loop(parts: list[slice]) -> Learnt:
     """One update by the loop of docs/python.md; in each process of a group its own items."""
     student, teacher, x, y = networks()
-    names = example("DistributedDataParallel", "docs/python.md")
+    names = example("DistributedDataParallel")
     own = model = names["Distilled"](student, teacher, torch.zeros(2, 16))
     world = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if world > 1:

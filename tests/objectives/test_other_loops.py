@@ -1,4 +1,4 @@
-"""The README's examples in other people's loops make the engine's own update, however it is cut and wherever it runs."""
+"""The documentation's examples in other people's loops make the engine's own update, however it is cut and wherever it runs."""
 
 from __future__ import annotations
 

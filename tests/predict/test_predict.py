@@ -425,7 +425,7 @@ def test_samplers_and_scenes_make_pictures(recipe: str, inputs: Any, count: int,
 
 
 @pytest.mark.expensive
-@pytest.mark.parametrize("recipe", ["mtt", "mirage", "fair-data", "dope"])
+@pytest.mark.parametrize("recipe", ["mtt", "mirage", "fair-data"])
 def test_sets_and_tables_answer_nothing(recipe: str, tmp_path: Path) -> None:
     run(tree_of(recipe), tmp_path / "run", quiet=True)
     with pytest.raises(ConfigError, match=r"answers nothing|no predictions"):

@@ -58,6 +58,12 @@ def token_graph(
     Raises:
         ConfigError: ``k`` or ``sigma`` is out of range.
         ShapeError: not ``[N, D]``.
+
+    Example:
+        >>> token_graph(torch.tensor([[0.0], [1.0], [5.0]]), 1).neighbours.int()
+        tensor([[0, 1, 0],
+                [1, 0, 1],
+                [0, 0, 0]], dtype=torch.int32)
     """
     choose("axis", axis, Axis)
     if tokens.ndim != 2:

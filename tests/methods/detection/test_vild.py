@@ -101,7 +101,7 @@ def test_variant_says_what_novel_classes_do_in_the_softmax(tmp_path: Path) -> No
         (["task.data=digits"], "no boxes"),
         (["task.text=/nowhere.npz"], "no such file"),
         (["student.body=retinanet_resnet50_fpn"], "has one stage"),
-        (["student.body=nope"], r"student\.body: no body of a detector is called 'nope'"),
+        (["student.body=nope"], r"(student|proposer)\.body: no body of a detector is called 'nope'"),
         (["task.masks=true"], "student.masks=true"),
         (["student=mlp"], "detectors"),
     ],

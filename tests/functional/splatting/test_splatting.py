@@ -92,6 +92,30 @@ def test_a_turned_world_looks_the_same_and_order_does_not_matter() -> None:
     torch.testing.assert_close(S.rasterization(**mixed)[0], picture, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("side", [12, 80], ids=["one tile", "tiles"])
+def test_what_is_not_seen_adds_nothing_whatever_it_is(side: int) -> None:
+    g = torch.Generator().manual_seed(0)
+    n = 30
+    leaves = [
+        torch.rand(n, 2, generator=g, dtype=torch.float64) * side,
+        torch.tensor([0.3, 0.05, 0.2], dtype=torch.float64).repeat(n, 1),
+        torch.rand(n, generator=g, dtype=torch.float64),
+        torch.rand(n, 3, generator=g, dtype=torch.float64),
+    ]
+    depths, radii = torch.rand(n, generator=g, dtype=torch.float64), torch.full((n, 2), 20)
+    radii[::3] = 0
+    kept = torch.arange(n) % 3 > 0
+    want = S.composite(*(x[kept] for x in leaves), depths[kept], radii[kept], side, side)
+    for x in (*leaves, depths):
+        x[::3] = float("nan")
+    for x in leaves:
+        x.requires_grad_()
+    got = S.composite(*leaves, depths, radii, side, side)
+    torch.testing.assert_close(got, want)
+    for slope in torch.autograd.grad(got[0].square().sum() + got[1].sum(), leaves):
+        assert slope.isfinite().all() and not slope[::3].any() and slope[kept].any()
+
+
 def test_an_empty_or_unseen_scene_is_the_background() -> None:
     given = scene(0)
     behind = torch.rand(2, 3, dtype=torch.float64)

@@ -48,14 +48,20 @@ def composite(
         >>> round(composite(*one, 2, 2)[1][0, 0].item(), 4)  # 0.5 exp(-9 / 4)
         0.0527
     """
-    picture = features.new_zeros(height, width, features.shape[1])
-    covered = features.new_zeros(height, width, 1)
-    seen = (radii > 0).all(-1).nonzero().squeeze(1)
-    if not len(seen):
-        return picture + 0 * features.sum(), covered + 0 * opacities.sum()
-    order = seen[torch.sort(depths.detach()[seen].float(), stable=True).indices]
+    seen = (radii > 0).all(-1)
     # rows in drawing order, one gather for all tiles
     parts = [means2d, conics, opacities[:, None], features]
+    if width * height * len(radii) < DENSE:  # no shape depends on what is seen: this much compiles as one graph
+        rows = torch.cat(parts, 1)
+        rows = torch.where(seen[:, None], rows, torch.zeros_like(rows))  # which adds nothing, whatever was there
+        order = torch.sort(depths.detach().float(), stable=True).indices
+        made = _tile(rows[order], 0, 0, width, height, max_alpha)
+        return made[0], made[1]
+    kept = seen.nonzero().squeeze(1)
+    if not len(kept):
+        empty = features.new_zeros(height, width, features.shape[1] + 1)
+        return empty[..., :-1] + 0 * features.sum(), empty[..., -1:] + 0 * opacities.sum()
+    order = kept[torch.sort(depths.detach()[kept].float(), stable=True).indices]
     rows = torch.cat(parts, 1)[order]
     if tile_size is None or width * height * len(order) < DENSE:
         made = _tile(rows, 0, 0, width, height, max_alpha)

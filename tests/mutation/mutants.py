@@ -35,6 +35,7 @@ _ERRORS = "functional/diffusion/losses.py"
 _HALVING = "functional/diffusion/halving.py"
 _SAMPLERS = "functional/diffusion/samplers.py"
 _E, _STEP, _BATCHES = "engine/engine.py", "engine/step.py", "engine/batches.py"
+_RUN_STATE, _OPTIM = "engine/checkpoints.py", "grammar/optim.py"
 _TOKENS, _DENOISERS = "parts/next_tokens.py", "parts/denoisers.py"
 _KD, _NKD = "methods/classification/kd.py", "methods/classification/nkd_uskd.py"
 _TAID, _GUIDED, _MTT = (
@@ -670,29 +671,29 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _E,
-        '_restore_optimiser(opt, saved["optimisers"][name])',
+        'restore_optimiser(opt, saved["optimisers"][name])',
         "pass",
         ENGINE,
         "a resumed run forgets its optimisers",
     ),
     Mutant(
-        _E,
+        _RUN_STATE,
         '        method.state = copy.deepcopy(saved["state"]) if partly else saved["state"]\n',
         "",
         ENGINE,
         "a resumed run forgets the method's state",
     ),
     Mutant(
-        _STEP,
-        "torch._foreach_mul_(grads[r], (clip[r] / (norms[r] + 1e-6)).clamp(max=1.0))",
-        "torch._foreach_mul_(grads[r], clip[r] / (norms[r] + 1e-6))",
+        _OPTIM,
+        "torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))",
+        "torch._foreach_mul_(grads, self.clip / (norm + 1e-6))",
         ENGINE,
         "clipping enlarges small gradients",
     ),
     Mutant(
-        _STEP,
-        "torch._foreach_mul_(grads[r], (clip[r] / (norms[r] + 1e-6)).clamp(max=1.0))",
-        "torch._foreach_mul_(grads[r], (norms[r] / clip[r]).clamp(max=1.0))",
+        _OPTIM,
+        "torch._foreach_mul_(grads, (self.clip / (norm + 1e-6)).clamp(max=1.0))",
+        "torch._foreach_mul_(grads, (norm / self.clip).clamp(max=1.0))",
         ENGINE,
         "clipping upside down",
     ),

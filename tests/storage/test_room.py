@@ -157,8 +157,11 @@ ABSURD: dict[str, tuple[list[str], str]] = {
     "student": (["student=mlp:[10000000000]"], "student.hidden: the network needs 2.56 TB"),
     "teacher": (["teacher=mlp:[8, 10000000000]"], "teacher.hidden: the network needs"),
     "wide": (["student=convnet", "student.width=100000"], "train.batch_size: 50 items a step need"),
-    "deep": (["student=convnet", "student.depth=999999999"], "student.depth: must be from 1 to 10,000"),
-    "deep resnet": (["student=cifar-resnet", "student.depth=9000000002"], "at most 10,000"),
+    "deep": (
+        ["student=convnet", "student.depth=999999999"],
+        "student.depth: got 999999999 (int), expected whole number between 1 and 10000",
+    ),
+    "deep resnet": (["student=cifar-resnet", "student.depth=9000000002"], "expected whole number between 8 and 10000"),
     "pictures": (["task.size=1000000"], "task.size: 1,797 pictures of 1,000,000 x 1,000,000 pixels need"),
     "loaders": (["engine.workers=10000000"], "engine.workers: 10,000,000 further processes need"),
     "processes": (["engine.devices=1000000"], "engine.devices: 999,999 further processes need"),

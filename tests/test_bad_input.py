@@ -394,7 +394,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["taid", *LM, "teacher=hf:words-a", "student=hf:words-b", "task.tokenizer=words-b"],
         ["tokenizer"],
     ),
-    "vocabularies that differ": (["taid", *LM, "teacher=hf:words-a"], ["task.tokenizer", "words-a"]),
+    "vocabularies that differ": (["taid", *LM, "teacher=hf:words-a", "student=hf:words-b"], ["words-a", "words-b"]),
     "no such model": (["taid", *LM, "teacher=hf:nowhere/at-all"], ["nowhere/at-all"]),
     "no text": (["taid", *LM, "task.data=text:text.txt"], ["text"]),
     "no text file": (["taid", *LM, "task.data=text:gone.txt"], ["gone.txt"]),

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from limbeck.cache import Cache, Tail, build_cache
-from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped
+from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, TeacherMismatch
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run import plan, prepare, run
 from tests.tiny import quiet, tiny, tree_of
@@ -161,6 +161,36 @@ def test_pretrained_language_models_are_recorded_as_they_are_run(tmp_path: Path)
     told = build_cache(tree_of("taid", *models), tmp_path / "cache", yes=True)
     assert told["items"] > 0
     assert tiny("taid", tmp_path / "run", models[1], f"teacher=cached:{tmp_path / 'cache'}").run()
+
+
+def test_a_recording_brings_the_tokenizer_of_its_teacher(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from limbeck.models.causal_lm import CausalLm
+    from limbeck.tasks.tokenizers import word_tokenizer
+    from tests.tasks.texts import small
+
+    task = small()
+    for name, words in (("one", "a b c d e f the of"), ("two", "of the f e d c b a x y z")):
+        task._tokenizer, task._whose = word_tokenizer([words] * 3, 300), "hf:it"
+        model = CausalLm(layers=1, width=16, heads=2)
+        model.save(model.build(task).module, tmp_path / name)
+    one, two = (str(tmp_path / name / "student") for name in ("one", "two"))
+    folder = tmp_path / "cache"
+    assert (
+        build_cache(tree_of("taid", f"teacher=hf:{one}"), folder, yes=True)["items"] > 0
+    )  # the student is from scratch
+    made = tiny("taid", tmp_path / "run", f"teacher=cached:{folder}")
+    given = transformers.AutoTokenizer.from_pretrained(one)
+    assert made.bench.task.tokenizer.get_vocab() == given.get_vocab()
+    assert made.run()
+    tiny("taid", tmp_path / "same", f"teacher=cached:{folder}", f"student=hf:{one}")
+    with pytest.raises(TeacherMismatch):
+        tiny("taid", tmp_path / "other", f"teacher=cached:{folder}", f"student=hf:{two}")
+    with pytest.raises((TeacherMismatch, CacheMismatch)):
+        tiny("taid", tmp_path / "named", f"teacher=cached:{folder}", f"task.tokenizer={two}")
+    # a pretrained student's tokenizer is that of a teacher from scratch, too
+    mine = tiny("taid", tmp_path / "mine", f"student=hf:{two}")
+    assert mine.bench.task.tokenizer.get_vocab() == transformers.AutoTokenizer.from_pretrained(two).get_vocab()
 
 
 def test_no_cache_there(tmp_path: Path) -> None:

@@ -42,6 +42,9 @@ NAMES = {"model": {"cached": "Cached"}}
 
 SHARD_ITEMS = 4096
 
+TOKENIZER = "tokenizer"
+"""The folder within a cache of a pretrained network's tokenizer, where texts were recorded as that one reads them."""
+
 Tail = Literal["uniform_rest", "renormalise"]
 
 
@@ -67,6 +70,11 @@ class Cached(Model):
         """A recording needs no training."""
         return True
 
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether a pretrained network's tokenizer lies with the records: the texts were read by it."""
+        return (Path(self.path) / TOKENIZER).is_dir()
+
     def build(self, task: Task) -> Built:
         """The recording, checked against the task's data and classes.
 
@@ -76,6 +84,7 @@ class Cached(Model):
         """
         task.load()
         cache = Cache(Path(self.path), self.tail)
+        cache.spell(task)
         cache.check(task)
         cache.leave_out(task)
         if self.fingerprint is not None and cache.about["teacher"] != self.fingerprint:
@@ -141,6 +150,22 @@ class Cache:
                 f"trained without {len(self.left_out)} of {whole} items, whose answers the recorded teacher {self.folder} "
                 f"does not hold: {some(self.left_out)}"
             )
+
+    def spell(self, task: Task) -> None:
+        """Have texts read as they were when they were recorded: by the same tokenizer, in rows as long.
+
+        Raises:
+            TeacherMismatch: the task has another tokenizer already.
+        """
+        text, folder = task.needs.tokens, self.folder / TOKENIZER
+        if text is None:
+            return
+        if folder.is_dir():
+            from limbeck.tasks.tokenizers import load_tokenizer
+
+            text.adopt(load_tokenizer(str(folder)), str(folder))
+        if self.about.get("length") is not None and self.about["task"].get("length") is None:
+            text.limit(self.about["length"], str(self.folder))
 
     def check(self, task: Task) -> None:
         """Refuse other data or other classes."""
@@ -411,6 +436,12 @@ def build_cache(
         if len(left_out) == len(task.train):
             raise ConfigError("--leave-out", "no item would be left", remedy="look at what the teacher answers")
         full = {**about, "metrics": metrics, "divergence": divergence, "left_out": left_out}
+        text = task.needs.tokens
+        if text is not None:
+            full["length"] = text.length
+            if text.adopted:
+                with store.atomic_folder(out / TOKENIZER) as place:
+                    text.tokenizer.save_pretrained(place)
         store.save_tree(out / "about", full)
     return _told(out, full)
 
@@ -420,7 +451,8 @@ def _say(text: str) -> None:
 
 
 def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
-    written = sum(p.stat().st_size for part in (*out.glob("shard-*"), out / "about") for p in part.iterdir())
+    parts = [*out.glob("shard-*"), out / "about", *out.glob(TOKENIZER)]
+    written = sum(p.stat().st_size for part in parts for p in part.iterdir())
     told = {
         "folder": str(out),
         "items": about["items"],

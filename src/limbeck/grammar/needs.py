@@ -69,6 +69,10 @@ class Tokens(Protocol):
         """The tokenizer."""
 
     @property
+    def adopted(self) -> bool:
+        """Whether the tokenizer is that of a pretrained network: neither named by the recipe nor trained on the text."""
+
+    @property
     def vocabulary(self) -> int:
         """How many token ids there are (the largest and one)."""
 

@@ -280,6 +280,11 @@ class Model(Component):
         """Whether ``build`` returns trained weights (then no teacher stage is needed). Asked after ``build``."""
         return self.checkpoint is not None
 
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether it reads texts by a tokenizer of its own. Whoever does is built first, and the task takes it over."""
+        return False
+
     def teach(self, bench: Bench, optim: Optim) -> Built:
         """A teacher without trained weights, trained on the task's own labels: a remembered stage."""
         return bench.train_network(self, bench.task.teacher_train, optim, bench.name)

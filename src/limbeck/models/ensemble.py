@@ -110,6 +110,11 @@ class EnsembleOf(Model):
         """Whether every member is."""
         return all(m.trained for m in self.members)
 
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Whether one of its members does."""
+        return any(member.brings_tokenizer for member in self.members)
+
     def build(self, task: Task) -> Built:
         """All members, joined.
 

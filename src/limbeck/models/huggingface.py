@@ -94,6 +94,11 @@ class HuggingFace(LibraryModel):
         """Whether the weights are already good for something; of a classifier known once it is built."""
         return self._ready
 
+    @property
+    def brings_tokenizer(self) -> bool:
+        """Of texts it reads its own, whether or not its weights are taken."""
+        return True
+
     def build(self, task: Task) -> Built:
         """The network. No code from the Hub is run, and weights are read as safetensors or with ``weights_only``."""
         self._ready = self.pretrained or self.checkpoint is not None

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from limbeck.cache import Cache
 from limbeck.engine import distributed as dist
 from limbeck.engine import identity
 from limbeck.engine.bench import Bench, build_model
@@ -62,11 +63,14 @@ def prepare(
     student_model = recipe.student
     assert student_model is not None
     models, built = participants(recipe), dict[str, Built]()
-    for name, model in models.items():
+    # whoever brings a tokenizer comes first, so that those from scratch learn its tokens, whichever role it has; then the
+    # participants before the student, for only a network that is built tells whether its pretrained classes are the task's
+    for name, model in sorted({**models, "student": student_model}.items(), key=lambda m: not m[1].brings_tokenizer):
+        if name == "student":
+            built[name] = build_model(model, task, recipe.seed, name)
+            continue
         who = method.participants[name]
         part = task.part(who.task) if who.task else task
-        # before the student: a text's tokenizer is then that of the teacher that knows one, and only a network that is built
-        # tells whether a library's pretrained classes are the task's
         built[name] = build_model(model, part, recipe.teacher_seed if who.taught else recipe.seed, name)
         if who.ready and not model.trained:
             raise ConfigError(
@@ -77,7 +81,7 @@ def prepare(
             )
     bench = Bench(
         task=task,
-        student=build_model(student_model, task, recipe.seed, "student"),
+        student=built["student"],
         teacher=None,
         student_model=student_model,
         train=recipe.train,
@@ -91,8 +95,11 @@ def prepare(
         say=say,
         teacher_seed=recipe.teacher_seed,
     )
-    for name, one in built.items():
+    for name in models:
+        one = built[name]
         bench.put(name, one)
+        if isinstance(one.module, Cache):
+            one.module.check(task)  # again: a student with fewer positions may have made the rows shorter since
     if check:
         check_batch(task, bench.student, recipe.train, "train", recipe.engine, device)
         for name, model in models.items():

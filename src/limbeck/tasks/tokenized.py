@@ -73,6 +73,14 @@ class Tokenized:
                 self._whose = "the tokenizer trained on this text"
         return self._tokenizer
 
+    @property
+    def adopted(self) -> bool:
+        """Whether the tokenizer is that of a pretrained network: neither named by the recipe nor trained on the text."""
+        return self._tokenizer is not None and self._whose not in (
+            "task.tokenizer",
+            "the tokenizer trained on this text",
+        )
+
     def adopt(self, tokenizer: Any, name: str) -> None:
         """A pretrained model brings its tokenizer: it becomes the task's, or must agree with it.
 

@@ -110,14 +110,24 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
 def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
     from limbeck.tasks.tokenizers import word_tokenizer
 
-    folder = tmp_path / "encoder"
-    tokenizer = word_tokenizer(["other words than those of the reference"] * 3, 300)
-    tokenizer.save_pretrained(folder)
+    folder, other = tmp_path / "encoder", tmp_path / "other"
+    texts = {
+        folder: "other words than those of the reference",
+        other: "the reference of those than words other and more",
+    }
     config = transformers.BertConfig(
         vocab_size=400, hidden_size=8, num_hidden_layers=1, num_attention_heads=4, intermediate_size=8
     )
-    transformers.BertModel(config).save_pretrained(folder)
-    with pytest.raises(TeacherMismatch, match=r"task\.tokenizer"):
-        tiny("minilm", tmp_path, f"teacher=hf:{folder}")
+    for place, text in texts.items():
+        word_tokenizer([text] * 3, 300).save_pretrained(place)
+        transformers.BertModel(config).save_pretrained(place)
+    with pytest.raises(TeacherMismatch):
+        tiny("minilm", tmp_path, f"teacher=hf:{folder}", f"student=hf:{other}")
+    with pytest.raises(TeacherMismatch):
+        tiny("minilm", tmp_path, f"teacher=hf:{folder}", f"task.tokenizer={other}")
+    served: Any = tiny(
+        "minilm", tmp_path, f"teacher=hf:{folder}"
+    ).bench.task  # a student from scratch learns its tokens
+    assert served.tokenizer.get_vocab() == transformers.AutoTokenizer.from_pretrained(folder).get_vocab()
     made = tiny("minilm", tmp_path, f"teacher={{use: hf, name: {folder}}}", f"task.tokenizer={folder}")
     assert "encoder alone" in " ".join(made.bench.notes)

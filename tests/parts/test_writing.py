@@ -19,8 +19,9 @@ from limbeck.grammar.method import Setup  # noqa: E402
 from limbeck.grammar.random import Draws  # noqa: E402
 from limbeck.methods.language.token_kd import TokenKd  # noqa: E402
 from limbeck.parts.writing import OnPolicy, Replay, _Words, written  # noqa: E402
+from limbeck.run.running import run  # noqa: E402
 from tests.parts.texts import setup_of, start  # noqa: E402
-from tests.tiny import differences, state_of, tiny  # noqa: E402
+from tests.tiny import differences, state_of, tiny, tree_of  # noqa: E402
 from tests.two_processes import TwoProcesses  # noqa: E402
 
 
@@ -153,17 +154,82 @@ def test_two_processes_write_and_keep_the_texts_of_one(tmp_path: Path, two_proce
 
 def test_samplers_that_cannot_work_are_refused() -> None:
     method, ctx, _ = bound()
-    with pytest.raises(ConfigError, match=r"method\.sampler"):
+    with pytest.raises(ConfigError, match="no method has taken it"):
         Replay()(method.task.example(1), ctx.at(0))
-    method, ctx, _ = bound(setup_of(plain=True), sampler=OnPolicy(fraction=1.0))
+    for sampler in (OnPolicy(fraction=1.0), Replay()):
+        with pytest.raises(ConfigError, match="no generate"):
+            bound(setup_of(plain=True), sampler=sampler)
     with pytest.raises(ConfigError, match="no generate"):
-        OnPolicy(fraction=1.0)(method.task.example(1), ctx.at(0))
+        written(torch.nn.Identity(), method.task.example(1), ctx.draws)
+    with pytest.raises(ValueError, match="at most 1 together"):
+        OnPolicy(fraction=0.7, teacher=0.4)
     for wrong in ({"fraction": 2.0}, {"temperature": -1.0}, {"top_k": -1}, {"top_p": 0.0}, {"prompt": 1.0}):
         with pytest.raises(ValueError):
             OnPolicy(**wrong)
     for wrong in ({"capacity": 0}, {"start": 2.0}, {"tolerance": -1.0}):
         with pytest.raises(ValueError):
             Replay(**wrong)  # type: ignore[arg-type]
+
+
+def test_the_teacher_writes_some_of_the_texts() -> None:
+    sampler = OnPolicy(fraction=0.0, teacher=1.0, temperature=0.0)
+    method, ctx, _ = bound(sampler=sampler)
+    batch = method.task.example(3)
+    made = sampler(batch, ctx.at(0))
+    theirs = written(method.roles["teacher"].module, batch, ctx.at(0).draws, temperature=0.0)
+    own = written(method.roles["student"].module, batch, ctx.at(0).draws, temperature=0.0)
+    assert torch.equal(made["input_ids"], theirs["input_ids"]) and not torch.equal(made["input_ids"], own["input_ids"])
+    third, shares = OnPolicy(fraction=0.3, teacher=0.5), {"student": 0, "teacher": 0}
+
+    def count(batch: Any, ctx: Any, who: str = "student") -> Any:
+        shares[who] += 1
+        return batch
+
+    third.write = count  # type: ignore[method-assign]
+    for step in range(400):
+        third(batch, ctx.at(step))
+    assert 90 < shares["student"] < 150 and 160 < shares["teacher"] < 240
+
+
+def test_no_more_words_than_are_asked_for() -> None:
+    sampler = OnPolicy(fraction=1.0, tokens=3)
+    method, ctx, _ = bound(setup_of(pairs=True), sampler=sampler)
+    batch = method.task.example(4)
+    made = sampler(batch, ctx.at(0))
+    new = made["attention_mask"].sum(1) - batch["prompt"]
+    assert bool((new <= 3).all()) and bool((new >= 1).all())
+    assert torch.equal(made["labels"].ne(-100).sum(1), new)
+
+
+def test_a_recording_is_no_teacher_of_new_texts() -> None:
+    class Recording:
+        def rows(self) -> None: ...
+
+        def answer(self) -> None: ...
+
+    method, _, _ = bound()
+    method.roles["teacher"].module = Recording()
+    with pytest.raises(ConfigError, match="recorded teacher"):
+        OnPolicy().bind(method)
+
+
+@pytest.mark.parametrize(
+    ("name", "query"),
+    [("kd", "{use: replay, start: 1, check_every: 2}"), ("taid", "{use: on-policy, fraction: 1, tokens: 4}")],
+)
+def test_texts_are_written_for_any_method_and_not_for_the_student_alone(name: str, query: str, tmp_path: Path) -> None:
+    words = ["method=kd"] if name == "kd" else []
+    tree = tree_of("token-kd" if name == "kd" else "taid", *words, f"queries.texts={query}", "baselines=[alone]")
+    result = run(tree, tmp_path / "run", quiet=True)
+    (table,) = result["tables"]
+    assert table["title"] == "texts written in training" and int(table["rows"][0][0]) == 4 * 6
+    again = run(tree_of("token-kd", "baselines=[alone]"), tmp_path / "data", quiet=True)
+    assert again["metrics"]["alone"] == result["metrics"]["alone"]
+
+
+def test_a_task_without_texts_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"queries\.x.*task=language"):
+        run(tree_of("kd", "queries.x=on-policy"), tmp_path, quiet=True)
 
 
 def test_another_model_writes_too() -> None:

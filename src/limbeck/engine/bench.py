@@ -81,7 +81,8 @@ class Bench:
 
     def alone(self) -> Built:
         """The student's architecture trained by the task's own loss: same data, steps, optimiser, seed, augmentations."""
-        return self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, self.queries)
+        queries = {n: q for n, q in self.queries.items() if q.alone}
+        return self.train_network(self.student_model, self.task.train, self.train, "alone", self.seed, queries)
 
     def teaching(self, name: str, participant: Participant) -> Bench:
         """The same bench as the model of a participant sees it that is to be taught: its own name, task and data."""

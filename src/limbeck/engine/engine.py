@@ -38,7 +38,7 @@ from limbeck.engine.stages import check_patterns, learners, reached, tuned
 from limbeck.engine.step import Seen, Stepper, add_ons
 from limbeck.engine.timing import Timed, Trial, median, wait_for
 from limbeck.errors import ConfigError, MethodError, Stopped, first_line
-from limbeck.grammar.method import Batch, Method, Stage
+from limbeck.grammar.method import Batch, Method, Query, Stage
 from limbeck.grammar.random import Draws, key_of, own_generators, seed_modules
 from limbeck.grammar.role import Role, cast
 from limbeck.grammar.signal import evaluating
@@ -109,6 +109,8 @@ class Engine(RunState):
                     with torch.no_grad():
                         for objective in add_ons(method).values():
                             objective.begin(ctx)
+                        for query in method.setup.queries.values():
+                            query.begin(ctx)
                 self._hashes.clear()
                 self.place(method)
             if index >= at:
@@ -593,6 +595,9 @@ class Engine(RunState):
         self._settle(stepper, wait)
         if type(method).observe is not Method.observe:
             method.observe(seen.means(), stepper.ctx.at(step))
+        for query in method.setup.queries.values():
+            if type(query).observe is not Query.observe:
+                query.observe(stepper.ctx.at(step))
         for role in method.roles.values():
             if role.of in method.roles and method.roles[role.of].learns:
                 role.follow(method.roles[role.of], step, total)

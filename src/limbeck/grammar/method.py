@@ -352,10 +352,12 @@ class Query(Component):
 
     Attributes:
         coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
+        alone: whether the student that is trained alone, as a baseline, gets its batches too.
     """
 
     kind: ClassVar[str] = "query"
     coupled: ClassVar[str] = ""
+    alone: ClassVar[bool] = True
 
     def accept(self, task: Task) -> None:
         """Refuse a task whose batches the query cannot change: asked when the data are read, before anything is trained.
@@ -366,6 +368,16 @@ class Query(Component):
 
     def attach(self, method: Method[Any]) -> None:
         """Change what the bound method's roles show (their contracts), before anything is trained; may be called again."""
+
+    def begin(self, ctx: Context) -> None:
+        """Change values once, when the run begins: not where it goes on."""
+
+    def observe(self, ctx: Context) -> None:
+        """Called after every optimiser step, like a method's ``observe``; what it moves lies in the method's state."""
+
+    def extras(self) -> dict[str, Any]:
+        """Further entries of ``result.json``, for the report."""
+        return {}
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """The batch to use."""

@@ -287,6 +287,10 @@ class NextTokens(Method[Language]):
             stage.queries, stage.begin = [self.sampler], self.sampler.begin
         return [stage]
 
+    def extras(self) -> dict[str, Any]:
+        """What the sampler tells of its texts."""
+        return self.sampler.extras() if self.sampler is not None else {}
+
     def compared(self, tokens: Tokens, ctx: Context) -> Tensor:
         """J of every position ``[N, T-1]``."""
         raise TypeError(f"{type(self).__name__} must define compared")

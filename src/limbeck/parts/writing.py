@@ -1,13 +1,16 @@
 """Texts that a language model writes: keyed generation, and queries in whose place the student writes itself.
 
-Texts come from transformers' ``generate``; every token is drawn with a key of its own (seed, step, item, position), by
-adding Gumbel noise to the logits and taking the largest (Gumbel 1954), which samples from the softmax exactly. So a
-resumed run, another number of processes or of micro-batches writes the same texts.
+Texts come from transformers' ``generate``, a batch at once, with a cache of keys and values. Every token is drawn with a
+key of its own (seed, step, item, position), by adding Gumbel noise to the logits and taking the largest (Gumbel 1954),
+which samples from the softmax exactly. So a resumed run, another number of processes or of micro-batches writes the same
+texts.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -19,10 +22,18 @@ from limbeck.grammar.method import Batch, Context, Data, Method, Query
 from limbeck.grammar.random import Draws
 from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, settings
 from limbeck.grammar.signal import evaluating
+from limbeck.grammar.task import Task
 from limbeck.tasks.tokens import IGNORE, make_batch
 
 NAMES = {"query": {"on-policy": "OnPolicy", "replay": "Replay"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
+
+
+def kept_prompts(batch: Batch, share: float = 0.5) -> Tensor:
+    """How many tokens of each text are kept as its prompt, int64 [N]: the data's prompt, or a share of the text."""
+    sizes, given = batch["attention_mask"].sum(1), batch["prompt"]
+    prompts = torch.where(given > 0, given, (sizes * share).long()).clamp(min=1)
+    return torch.minimum(prompts, (sizes - 1).clamp(min=1))  # at least one word is written
 
 
 def written(
@@ -34,6 +45,8 @@ def written(
     top_k: int = 0,
     top_p: float = 1.0,
     prompt: float = 0.5,
+    prompts: Tensor | None = None,
+    limit: Tensor | None = None,
     columns: int | None = None,
     name: str = "student",
 ) -> Batch:
@@ -47,37 +60,33 @@ def written(
         top_k: only the k likeliest words; 0 for all.
         top_p: only the likeliest words that make up this mass.
         prompt: share of a text that is kept as prompt where the data has none.
+        prompts: how many tokens of each row are kept and continued, int64 [N], each below T; ``None`` follows the data.
+        limit: length of each row at most, prompt included, int64 [N]; ``None`` for T.
         columns: words from this index on are never written; ``None`` for all.
         name: what messages call the model.
 
     Raises:
         ConfigError: the module cannot generate.
     """
-    if not callable(getattr(module, "generate", None)):
-        raise ConfigError(
-            "method.sampler",
-            f"the {name} ({type(module).__name__}) has no generate method",
-            remedy="use a transformers model (causal-lm, hf), or no sampler",
-        )
+    can_write(module, name)
     ids: Tensor = batch["input_ids"]
     length = ids.shape[1]
-    sizes = batch["attention_mask"].sum(1)
-    given = batch["prompt"]
-    prompts = torch.where(given > 0, given, (sizes * prompt).long()).clamp(min=1)
-    prompts = torch.minimum(prompts, (sizes - 1).clamp(min=1))  # [N]: at least one word is written
+    if prompts is None:
+        prompts = kept_prompts(batch, prompt)
+    limit = torch.full_like(prompts, length) if limit is None else limit.clamp(max=length)
     longest = int(prompts.max())
     back = torch.arange(longest, device=ids.device) - (longest - prompts).unsqueeze(1)  # < 0 on the left padding
     left = ids.gather(1, back.clamp(min=0))
     key = batch["item"] + (batch["view"] << 40)
     words = _Words(draws, key, longest, temperature, top_k, top_p, columns)
-    ends = _ends(module)
+    ends = ends_of(module)
     with torch.no_grad(), evaluating([module]):
-        new = _generate(module, left, back >= 0, length - int(prompts.min()), words, ends)  # [N, written]
+        new = _generate(module, left, back >= 0, max(1, int((limit - prompts).max())), words, ends)  # [N, written]
     at = torch.arange(length, device=ids.device)
     place = (at - prompts.unsqueeze(1)).clamp(0, new.shape[1] - 1)
     kept = at < prompts.unsqueeze(1)
     rows = torch.where(kept, ids, new.gather(1, place))
-    total = torch.minimum(prompts + new.shape[1], torch.full_like(prompts, length))
+    total = torch.minimum(prompts + new.shape[1], limit)
     if ends:
         end = torch.isin(rows, torch.tensor(ends, device=rows.device)) & ~kept
         first = torch.where(end.any(1), end.int().argmax(1) + 1, total)
@@ -86,69 +95,164 @@ def written(
     begins = (~counts).long().cumprod(1).sum(1)  # what does not count at the start still does not
     # of a conversation what others say between answers does not count either: only what is written here does
     between = (~counts & batch["attention_mask"].bool() & (at >= begins.unsqueeze(1))).any(1)
-    made = make_batch(rows, total, given, torch.where(between, prompts, torch.minimum(begins, prompts)))
+    made = make_batch(rows, total, batch["prompt"], torch.where(between, prompts, torch.minimum(begins, prompts)))
     return {**batch, **made}
+
+
+def can_write(module: Any, name: str = "student", place: str = "method.sampler") -> None:
+    """Refuse a model that has no ``generate``.
+
+    Raises:
+        ConfigError: which, and what to do.
+    """
+    if not callable(getattr(module, "generate", None)):
+        raise ConfigError(
+            place,
+            f"the {name} ({type(module).__name__}) has no generate method",
+            remedy="use a transformers model (causal-lm, hf), or no texts written in training",
+        )
 
 
 @settings
 class Writer(Query):
-    """A query in whose place the student writes. A method that holds one tells it when the run begins and steps are done.
+    """A query in whose place the student writes: a method's ``sampler``, or one of a recipe's ``queries``.
+
+    Whoever trains the student alone, as a baseline, reads the data. How long writing took stands in the report.
 
     Args:
-        temperature: of the student's words; 0 takes the likeliest.
+        temperature: of the words; 0 takes the likeliest.
         top_k: only the k likeliest words; 0 for all.
         top_p: only the likeliest words that make up this mass.
         prompt: share of a text that is kept as prompt where the data has none.
+        tokens: words written behind a prompt, at most; ``null`` fills the sequence.
+
+    Attributes:
+        revise: what is done with texts that were just written: (texts, prompts kept [N], limits [N], context) -> texts.
     """
+
+    alone: ClassVar[bool] = False
 
     temperature: NonNegative = 1.0
     top_k: Natural = 0
     top_p: Annotated[float, Interval(gt=0, le=1)] = 1.0
     prompt: Annotated[float, Interval(gt=0, lt=1)] = 0.5
+    tokens: Count | None = None
+
+    def validate(self) -> None:
+        """Nothing is written yet."""
+        self.method: Method[Any] | None = None
+        self.revise: Callable[[Batch, Tensor, Tensor, Context], Batch] | None = None
+        self.writers: tuple[str, ...] = ("student",)
+        self.place = "method.sampler"
+        self.texts, self.seconds, self._began, self._ended = 0, 0.0, 0.0, 0.0
+
+    def accept(self, task: Task) -> None:
+        """Texts."""
+        if getattr(task, "kind_of_target", None) != "token" or "prompt" not in task.example(1):
+            raise ConfigError(
+                "queries",
+                f"the student writes texts, and {type(task).__name__} has none to go on with",
+                expected="task=language",
+                remedy="leave it out",
+            )
+
+    def attach(self, method: Method[Any]) -> None:
+        """One of a recipe's queries: bound to the method whose batches it changes."""
+        self.place = "queries"
+        self.bind(method)
 
     def bind(self, method: Method[Any]) -> None:
-        """Called by the method that holds it."""
+        """Take the method whose student writes.
+
+        Raises:
+            ConfigError: who is to write cannot, or the teacher is a recording, which knows the texts of the data alone.
+        """
+        self.method = method
+        for name in self.writers:
+            if name not in method.roles:
+                raise ConfigError(self.place, f"the {name} is to write, and this method has none")
+            can_write(method.roles[name].module, name, self.place)
+        teacher = method.roles.get("teacher")
+        if teacher is not None and hasattr(type(teacher.module), "rows"):
+            raise ConfigError(
+                self.place,
+                "a recorded teacher knows the texts of the data, and the student writes others",
+                remedy="name the teacher itself, or leave texts written in training out",
+            )
+
+    def write(self, batch: Batch, ctx: Context, who: str = "student") -> Batch:
+        """A role's continuations of a batch's prompts, as a batch of the same shape."""
+        began = time.perf_counter()
+        self._began = self._began or began
+        prompts = kept_prompts(batch, self.prompt)
+        length = batch["input_ids"].shape[1]
+        limit = torch.full_like(prompts, length)
+        if self.tokens is not None:
+            limit = torch.minimum(limit, prompts + self.tokens)
+        made = written(ctx.roles[who].module, batch, ctx.draws, prompts=prompts, limit=limit, name=who, **self.how(ctx))
+        if self.revise is not None and who == "student":
+            made = self.revise(made, prompts, limit, ctx)
+        self.texts += len(made["item"])
+        self.seconds += (
+            time.perf_counter() - began
+        )  # whoever writes waits for each word, so nothing is left to wait for
+        return made
+
+    def how(self, ctx: Context) -> dict[str, Any]:
+        """How words are drawn: arguments of `written`."""
+        columns = getattr(ctx.task, "columns", None)  # a vocabulary that is cut to what both models share
+        return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "columns": columns}
 
     def begin(self, ctx: Context) -> None:
         """Called once, before the first step."""
 
     def observe(self, ctx: Context) -> None:
         """Called after every step."""
+        now = time.perf_counter()
+        self._began, self._ended = self._began or now, now
 
-    def write(self, batch: Batch, ctx: Context) -> Batch:
-        """The student's continuations of a batch's prompts, as a batch of the same shape."""
-        return written(
-            ctx.roles["student"].module,
-            batch,
-            ctx.draws,
-            temperature=self.temperature,
-            top_k=self.top_k,
-            top_p=self.top_p,
-            prompt=self.prompt,
-            columns=getattr(ctx.task, "columns", None),  # a vocabulary that is cut to what both models share
-        )
+    def extras(self) -> dict[str, Any]:
+        """A table for the report: how many texts were written since the run last began, and how long that took."""
+        if not self.texts:
+            return {}
+        share = 100 * self.seconds / max(self._ended - self._began, self.seconds)
+        row = [str(self.texts), f"{self.seconds:.3g} s", f"{share:.0f} %"]
+        head = ["texts", "time", "share of the steps' time"]
+        return {"tables": [{"title": "texts written in training", "head": head, "rows": [row]}]}
 
 
 @settings
 class OnPolicy(Writer):
-    """With probability ``fraction``, a step's whole batch is continued by the student from its prompts.
+    """GKD's mixture: a step's whole batch is the data's, the student's, or the teacher's continuation of its prompts.
 
-    The "mixed" sampler of generalised knowledge distillation (Agarwal et al. 2024, arXiv 2306.13649, algorithm 1).
+    (Agarwal et al. 2024, arXiv 2306.13649, algorithm 1; the teacher's texts are its supervised form.)
 
     Args:
-        fraction: probability, drawn once a step.
+        fraction: probability that the student writes, drawn once a step.
+        teacher: probability that the teacher writes.
     """
 
     fraction: Fraction = 0.5
+    teacher: Fraction = 0.0
+
+    def validate(self) -> None:
+        """Probabilities that leave no less than nothing to the data."""
+        super().validate()
+        if self.fraction + self.teacher > 1:
+            raise ValueError(f"fraction ({self.fraction}) and teacher ({self.teacher}) must be at most 1 together")
+        if self.teacher > 0:
+            self.writers = ("student", "teacher")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
-        """The batch, or the student's continuation of its prompts."""
-        if float(ctx.draws.rand("on-policy", 1)[0]) >= self.fraction:
-            return batch
-        return self.write(batch, ctx)
+        """The batch, or a continuation of its prompts."""
+        u = float(ctx.draws.rand("on-policy", 1)[0])
+        if u < self.fraction:
+            return self.write(batch, ctx)
+        return self.write(batch, ctx, "teacher") if u < self.fraction + self.teacher else batch
 
 
-def _ends(module: Any) -> list[int]:
+def ends_of(module: Any) -> list[int]:
+    """The tokens that end a text, by a model's configuration."""
     config = getattr(module, "generation_config", None) or module.config
     found = getattr(config, "eos_token_id", None)
     if found is None:
@@ -232,13 +336,13 @@ class Replay(Writer):
     valid_items: Count = 64
 
     def validate(self) -> None:
-        """Nothing is written yet."""
-        self.method: Method[Any] | None = None
+        """Nothing is kept yet."""
+        super().validate()
         self._step, self._fresh = -1, list[Tensor]()
 
     def bind(self, method: Method[Any]) -> None:
         """Lay the buffer into the method's state."""
-        self.method = method
+        super().bind(method)
         method.state["replay"] = {"threshold": self.start, "loss": None, "texts": torch.zeros(0, 0, dtype=torch.int32)}
 
     @property
@@ -246,7 +350,9 @@ class Replay(Writer):
         """Threshold, last validation loss, and texts ``[n, 3 + T]``: size, prompt, first that counts, token ids."""
         if self.method is None:
             raise ConfigError(
-                "queries", "this sampler keeps a buffer in a method's state", remedy="name it as method.sampler instead"
+                self.place,
+                "it keeps a buffer in a method's state, and no method has taken it",
+                remedy="call bind(METHOD)",
             )
         found: dict[str, Any] = self.method.state["replay"]
         return found
@@ -278,6 +384,7 @@ class Replay(Writer):
 
     def observe(self, ctx: Context) -> None:
         """Keep what was written by all processes; now and then look at the validation loss."""
+        super().observe(ctx)
         state = self.state
         fresh = self._fresh if self._step == ctx.step else []
         if dist.largest_over_ranks([int(bool(fresh))])[0]:
@@ -334,4 +441,4 @@ def gather(rows: Tensor | None, device: torch.device) -> Tensor:
     return dist.sum_over_ranks(out).cpu()
 
 
-__all__ = ["First", "OnPolicy", "Replay", "Writer", "gather", "written"]
+__all__ = ["First", "OnPolicy", "Replay", "Writer", "can_write", "ends_of", "gather", "kept_prompts", "written"]

@@ -239,7 +239,8 @@ def _distil(
     result["wall_seconds"] = time.perf_counter() - began[0]
     result["cost"]["cpu_seconds"] = time.process_time() - began[1]
     of_task, of_evaluator = task.extras(scored.rows, bench), evaluator.extras(artifact, bench)
-    result.update(merged(result, method=method.extras(), task=of_task, evaluator=of_evaluator))
+    asked = {f"queries.{n}": q.extras() for n, q in recipe.queries.items()}
+    result.update(merged(result, method=method.extras(), **asked, task=of_task, evaluator=of_evaluator))
     if main:
         if isinstance(artifact, NetworkArtifact):
             artifact.metrics = dict(metrics["student"])  # it travels with what it is worth

@@ -282,7 +282,7 @@ class SelfDistillPretraining(Method):
                 "teacher",
                 f"it has another shape than the student, as in {odd[0]}",
                 given=other.get(odd[0], "nothing"),
-                expected=own[odd[0]],
+                expected=str(own[odd[0]]),
                 remedy="name the same network with other weights",
             )
 
@@ -398,7 +398,7 @@ class SelfDistillPretraining(Method):
         source = self.start
         self.hand(source, "student")
         if not self.words:
-            states = [self.roles[n].module.state_dict() for n in (source, "original")]  # type: ignore[union-attr]
+            states = [self.roles[n].module.state_dict() for n in (source, "original")]
             whole = next(s for s in states if "decoder_embed.weight" in s)  # of a named teacher there may be no decoder
             own: Any = self.roles["decoder"].module
             own.load_state_dict({k: whole[k] for k in own.state_dict()})

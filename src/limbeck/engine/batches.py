@@ -15,7 +15,7 @@ from torch import Tensor
 
 from limbeck.engine import distributed as dist
 from limbeck.engine import interrupt
-from limbeck.engine.epochs import Epochs
+from limbeck.engine.epochs import Chosen, Epochs
 from limbeck.errors import ConfigError, first_line
 from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Data, Stage
@@ -58,6 +58,31 @@ def pieces(stage: Stage, accumulate: int) -> int:
     return parts
 
 
+def chances(stage: Stage, data: Any) -> Tensor | None:
+    """How likely each item is drawn where an optimiser of the stage asks for balanced classes, float64 [N].
+
+    Raises:
+        ConfigError: the items have no single class each.
+    """
+    if data is None or all(o.sampling == "all" for o in stage.optim.values()):
+        return None
+    return balanced(data, f"{stage.section}.sampling")
+
+
+def balanced(data: Any, setting: str) -> Tensor:
+    """Chances with which every class is drawn equally often, float64 [N].
+
+    Raises:
+        ConfigError: the items have no single class each; ``setting`` is named.
+    """
+    y = data.data.y[data.ids] if isinstance(data, Chosen) and hasattr(data.data, "y") else getattr(data, "y", None)
+    if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+        raise ConfigError(
+            setting, "the items have no single class each", given="balanced", remedy=f"leave {setting}=all"
+        )
+    return 1.0 / torch.bincount(y).double().clamp(min=1)[y]
+
+
 def batches(
     stage: Stage,
     seed: int,
@@ -88,7 +113,7 @@ def batches(
     if epochs is not None and epochs.ids is not None:
         data, scope, first, view = epochs.data, f"{scope} {epochs.number}", epochs.first, epochs.number
     n = len(data) if data is not None else stage.batch_size * max(1, total)
-    stream = Stream(n, stage.batch_size, seed, scope, stage.shuffle and data is not None)
+    stream = Stream(n, stage.batch_size, seed, scope, stage.shuffle and data is not None, chances(stage, data))
     plan = _Plan(data, stream, dist.rank(), accumulate, parts, start - first, total - first, view)
     return _fetched(plan, device, 0 if data is None else able(plan, workers))
 

@@ -23,7 +23,7 @@ from torch import nn
 
 from limbeck.engine import distributed as dist
 from limbeck.engine import identity, interrupt
-from limbeck.engine.batches import batches, pieces, to_device
+from limbeck.engine.batches import batches, chances, pieces, to_device
 from limbeck.engine.checkpoints import RunState, carried, restore_optimiser
 from limbeck.engine.context import RunContext
 from limbeck.engine.coupled import NEEDS_TWO, as_in_training, by_mathematics, layers, one_item, sentences, tried
@@ -63,6 +63,7 @@ class Engine(RunState):
         logs: called with (stage, step, values) every ``log_every`` steps.
         progress: shows how far it is (``limbeck.engine.progress.Progress``).
         evaluate: called every ``eval_every`` steps; returns metrics on the validation split.
+        best_step: the step of the best of these evaluations; needed for ``train.patience``.
         say: prints a sentence.
         about: what else entered the run, by the sections of an identity (`limbeck.engine.identity`).
     """
@@ -78,9 +79,11 @@ class Engine(RunState):
         evaluate: Callable[[int], dict[str, float]] | None = None,
         say: Callable[[str], None] | None = None,
         about: Mapping[str, Any] | None = None,
+        best_step: Callable[[], int | None] | None = None,
     ) -> None:
         super().__init__(settings, seed, folder, workspace, say, about)
-        self.logs, self.progress, self.evaluate = logs, progress, evaluate
+        self.logs, self.progress, self.evaluate, self.best_step = logs, progress, evaluate, best_step
+        self.stopped_early: dict[str, int] = {}  # stage -> the step after which `train.patience` ended it
         dist.start(self.device)
 
     # -- the run ---------------------------------------------------------------------------------------------------
@@ -210,6 +213,8 @@ class Engine(RunState):
             if stage.items is not None:
                 continue
             pieces(stage, self.settings.accumulate)
+            if hasattr(stage.data, "fetch"):
+                chances(stage, stage.data)
             self._fits(stage)
             for name, optim in stage.optim.items():
                 found = method.roles[name].parameters() if name in method.roles else {}
@@ -536,11 +541,15 @@ class Engine(RunState):
             if every and self.evaluate is not None and (done % every == 0 or done == total):
                 self._settle(stepper, wait=True)
                 self._log(stage.name, done, {f"valid/{k}": v for k, v in self.evaluate(done).items()})
+                if done < total and self._waited_enough(stage, done, every):
+                    break
             due = settings.save_every and done % settings.save_every == 0
             if self.checkpoints and done < total and (due or overdue):
                 self._save(method, index, done, stepper)
                 saved_at = time.monotonic()
-        if done < total:  # a signal took the loader's processes first, so there was no next batch: this is no end
+        if (
+            done < total and stage.name not in self.stopped_early
+        ):  # a signal took the loader's processes, so no batch came
             self._poll(partial(self._save, method, index, done, stepper))
             raise RuntimeError(f"the batches of stage {stage.name!r} ended at step {done} of {total}")
         self._tick()
@@ -549,6 +558,20 @@ class Engine(RunState):
         if idle and total and start == 0:  # of a stage that was resumed, the beginning is not known
             self.note(f"stage {stage.name!r} has an optimiser for {', '.join(map(repr, idle))}, and no term trained it")
         self._stood(method, stage, still)
+
+    def _waited_enough(self, stage: Stage, done: int, every: int) -> bool:
+        """Whether the best evaluation lies `Optim.patience` evaluations back; said where it does.
+
+        It follows from the step of the best one alone, so that a resumed run stops at the same step.
+        """
+        patience = min((o.patience for o in stage.optim.values() if o.patience is not None), default=None)
+        best = self.best_step() if self.best_step is not None and patience is not None else None
+        if best is None or patience is None or done - best < patience * every:
+            return False
+        self.stopped_early[stage.name] = done
+        told = f"no better evaluation since step {best} (train.patience={patience})"
+        self.note(f"stage {stage.name!r} stopped early after {done} of {stage.total} steps: {told}")
+        return True
 
     def _walk(
         self, method: Method, stepper: Stepper, ctx: RunContext, still: dict[str, str], start: int

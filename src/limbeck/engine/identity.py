@@ -127,7 +127,8 @@ def value(thing: Any, where: str = "") -> Any:
     if isinstance(thing, Component):
         return component(thing)
     if isinstance(thing, Settings):
-        return {name: value(getattr(thing, name, given), f"{where}.{name}") for name, given in _given(thing).items()}
+        found = {name: getattr(thing, name, given) for name, given in _given(thing).items()}
+        return {name: value(given, f"{where}.{name}") for name, given in _telling(thing, found).items()}
     if isinstance(thing, Built):
         return network(thing.module, thing.contract, False, thing.model) | {"labels": thing.labels}
     if isinstance(thing, nn.Module):
@@ -166,11 +167,18 @@ def _given(thing: Any) -> dict[str, Any]:
     return dict(list(bound.arguments.items())[1:])
 
 
+def _telling(thing: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Without the settings that change nothing at their defaults (``neutral``), and are there."""
+    known = inspect.signature(type(thing).__init__).parameters
+    neutral = {n for n in getattr(thing, "neutral", ()) if n in given and given[n] == known[n].default}
+    return {n: v for n, v in given.items() if n not in neutral}
+
+
 def component(thing: Any) -> dict[str, Any]:
     """A component: its class and that class's revision, its arguments, and the user's own code in it."""
     cls = type(thing)
     found: dict[str, Any] = {"class": _class(cls), "revision": revision(cls)}
-    found["settings"] = {name: value(given, name) for name, given in _given(thing).items()}
+    found["settings"] = {name: value(given, name) for name, given in _telling(thing, _given(thing)).items()}
     named = [str(getattr(thing, cls.code))] if cls.code else []
     return found | {"code": code([cls]) | named_code(named)}
 
@@ -406,7 +414,8 @@ def of_stage(
 def of_task(task: Any) -> dict[str, Any]:
     """A task as those who are taught see it: without where its data lie, and without what only judges."""
     left_out = ("data", "unlabelled", *task.judging)
-    settings = {name: value(given, name) for name, given in _given(task).items() if name not in left_out}
+    given = _telling(task, _given(task))
+    settings = {name: value(one, name) for name, one in given.items() if name not in left_out}
     return {
         "class": _class(type(task)),
         "revision": revision(type(task)),

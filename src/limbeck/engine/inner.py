@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from limbeck.engine.batches import to_device
+from limbeck.engine.batches import balanced, to_device
 from limbeck.engine.coupled import NEEDS_TWO
 from limbeck.errors import ConfigError, NonFinite
 from limbeck.grammar.method import Batch, Context, Data, Query, Term
@@ -50,7 +50,7 @@ def fit(
     Raises:
         NonFinite: the loss is not finite, or the weights are not in the end.
     """
-    device = torch.device(device)
+    device, optim = torch.device(device), optim.counted(len(data))
     train_mode(module.to(device), optim.keep_statistics)
     named = {n: p for n, p in module.named_parameters() if p.requires_grad}
     for setting, pattern in optim.unmatched(named):
@@ -63,7 +63,8 @@ def fit(
         train_mode(module, optim.keep_statistics)
     params = [named[n] for n in learning]
     opt = optim.build(named)
-    stream = Stream(len(data), optim.batch_size, seed, scope)
+    chances = balanced(data, f"{scope}: sampling") if optim.sampling == "balanced" else None
+    stream = Stream(len(data), optim.batch_size, seed, scope, chances=chances)
     ctx = InnerContext(seed, scope, device, optim.steps)
     finite = torch.ones((), dtype=torch.bool, device=device)
     for step in range(optim.steps):

@@ -11,7 +11,7 @@ from limbeck.errors import StorageError
 from limbeck.grammar.method import Method, Stage
 from limbeck.grammar.role import Role
 
-_LENGTH = re.compile(r"train\.steps|stages\..+\.(steps|epochs)")
+_LENGTH = re.compile(r"train\.(steps|epochs)|stages\..+\.(steps|epochs)")
 
 
 def lengthened(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

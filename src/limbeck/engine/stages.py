@@ -43,8 +43,8 @@ def learners(stage: Stage, roles: Mapping[str, Role], early: bool = False) -> di
     found = {n: o for n, o in stage.optim.items() if n in roles}
     if "student" in found:
         whole = found["student"]
-        if whole.groups or whole.only:  # these name the student's own parameters
-            whole = whole.with_(groups=None, only=None)
+        if whole.groups or whole.only or whole.layer_decay:  # these are about the student's own parameters
+            whole = whole.with_(groups=None, only=None, layer_decay=None)
         found |= {n: whole for n in sorted(roles) if n.startswith("projector:") and n not in found}
     return {n: o for n, o in found.items() if roles[n].parameters()}
 

@@ -22,10 +22,18 @@ class Optim(Settings):
 
     Args:
         steps: number of optimizer steps.
+        epochs: passes over the training data, in place of ``steps``, which is then ignored; ``null`` uses ``steps``.
         batch_size: items per optimizer step, in all processes and micro-batches together.
         lr: the peak learning rate.
+        sampling: ``all`` goes through all items in a new order each epoch; ``balanced`` draws as many items with
+            replacement, each class equally often.
         optimizer: any optimizer of torch.optim, in lower case (``sgd``, ``adam``, ``adamw``, ``rmsprop``, ``nadam``...).
         weight_decay: weight decay, multiplied by the learning rate.
+        decay_vectors: weight decay for vectors and scalars too: biases and the weights of normalisation layers; off
+            decays matrices and kernels alone, as most training recipes do.
+        layer_decay: factor by which the learning rate falls from each layer to the one before it (0.75 is common for
+            fine-tuning transformers): the output layer learns at ``lr``, the first layer slowest. Layers are counted by
+            the first number in a parameter's name (``blocks.3.mlp.weight``); ``null`` uses one rate for all.
         weight_decay_end: value of the weight decay after the last step, reached along half a cosine; ``null`` keeps it
             constant. Parameters with their own ``weight_decay`` (``groups``) keep it.
         momentum: momentum, for optimizers that have it.
@@ -43,6 +51,8 @@ class Optim(Settings):
             or ``x10`` for ten times the learning rate), ``weight_decay``, or another argument of the optimizer. If several
             patterns match a name, the last one wins.
         only: patterns of the parameters to train; all others of the role are frozen. ``null`` trains all.
+        patience: stop training after so many evaluations on the validation split (``engine.eval_every``) without a better
+            one; ``null`` trains to the end.
         keep_statistics: frozen layers with running statistics (BatchNorm) keep and use these statistics; if off, they
             normalise by each batch, and their statistics are updated.
     """
@@ -68,6 +78,11 @@ class Optim(Settings):
         only: list[str] | None = None,
         weight_decay_end: float | None = None,
         clip_by: Literal["role", "parameter"] = "role",
+        epochs: float | None = None,
+        decay_vectors: bool = True,
+        layer_decay: float | None = None,
+        patience: int | None = None,
+        sampling: Literal["all", "balanced"] = "all",
     ) -> None:
         if steps < 0:
             raise ValueError("steps must be 0 or more")
@@ -79,7 +94,7 @@ class Optim(Settings):
             raise ValueError("weight_decay must be 0 or more")
         if weight_decay_end is not None and not 0 <= weight_decay_end < math.inf:
             raise ValueError("weight_decay_end must be 0 or more, or null")
-        if warmup < 0 or (steps and warmup > steps):
+        if warmup < 0 or (steps and epochs is None and warmup > steps):
             raise ValueError(f"warmup must lie between 0 and steps ({steps})")
         if clip is not None and not clip > 0:
             raise ValueError("clip must be above 0, or null for no clipping")
@@ -97,6 +112,12 @@ class Optim(Settings):
             raise ValueError("power must be above 0")
         if not 0 <= floor <= lr:
             raise ValueError(f"floor must lie between 0 and lr ({lr:g})")
+        if epochs is not None and not 0 < epochs < math.inf:
+            raise ValueError("epochs must be above 0, or null to train for `steps`")
+        if layer_decay is not None and not 0 < layer_decay <= 1:
+            raise ValueError("layer_decay must be above 0 and at most 1, or null for one learning rate")
+        if patience is not None and patience < 1:
+            raise ValueError("patience must be 1 or more evaluations, or null to train to the end")
         if only is not None and not only:
             raise ValueError("only must name what learns, as ['head.*']; null lets everything learn")
         self.groups = {str(p): _group(p, given, lr) for p, given in (groups or {}).items()}
@@ -108,6 +129,21 @@ class Optim(Settings):
         self.warmup, self.clip, self.options = warmup, clip, dict(options or {})
         self.keep_statistics = keep_statistics
         self.weight_decay_end, self.clip_by = weight_decay_end, clip_by
+        self.epochs, self.decay_vectors, self.layer_decay, self.patience = epochs, decay_vectors, layer_decay, patience
+        self.sampling = sampling
+
+    neutral = ("epochs", "decay_vectors", "layer_decay", "patience", "sampling")
+    """Settings that change nothing at their defaults, and are then left out of identities."""
+
+    def counted(self, items: int) -> Optim:
+        """With ``epochs`` as ``steps`` over so many items; itself where there are no ``epochs``.
+
+        Raises:
+            ValueError: the warm-up is longer than the training.
+        """
+        if self.epochs is None:
+            return self
+        return self.with_(steps=max(1, math.ceil(self.epochs * items / self.batch_size)), epochs=None)
 
     def rate(self, step: int, total: int | None = None) -> float:
         """The learning rate of step ``step`` (from 0) of ``total``: a pure function, so resuming is exact."""
@@ -180,7 +216,8 @@ class Optim(Settings):
             args["foreach"] = True
         if {"fused", "foreach"} & set(self.options):  # one of them excludes the other
             args = {k: v for k, v in args.items() if k not in ("fused", "foreach")}
-        groups = self._divided(named) if named and self.groups else held
+        divides = self.groups or self.layer_decay is not None or not self.decay_vectors
+        groups = self._divided(named) if named and divides else held
         try:
             made = cls(groups, **{**args, **self.options})
         except (TypeError, ValueError, RuntimeError) as error:
@@ -199,12 +236,16 @@ class Optim(Settings):
     def _divided(self, named: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
         """Parameter groups, those without other values first; ``times``: what the rate is multiplied by."""
         found: dict[str, dict[str, Any]] = {"": {"params": [], "times": 1.0}}
+        share = layer_shares(named, self.layer_decay) if self.layer_decay is not None else {}
         for name in self.learning(named):
             own: dict[str, Any] = {}
+            if not self.decay_vectors and named[name].ndim < 2:
+                own["weight_decay"] = 0.0
             for pattern, given in self.groups.items():
                 if fnmatchcase(name, pattern):
                     own |= given
-            own = {k: v for k, v in own.items() if k != "lr"} | {"times": _times(own.get("lr"), self.lr)}
+            times = _times(own.get("lr"), self.lr) * share.get(name, 1.0)
+            own = {k: v for k, v in own.items() if k != "lr"} | {"times": times}
             if "weight_decay" in own:
                 own["own_decay"] = True
             key = "" if own == {"times": 1.0} else repr(sorted(own.items()))
@@ -214,6 +255,35 @@ class Optim(Settings):
     def with_(self, **changes: Any) -> Optim:
         """A changed copy."""
         return Optim(**{**settings_of(self), **changes})
+
+
+def layer_shares(names: Iterable[str], decay: float) -> dict[str, float]:
+    """What each parameter's learning rate is multiplied by, where it falls by ``decay`` from a layer to the one before.
+
+    A layer is what shares a name up to its first number, in the order of ``names``, which is that of the network;
+    names without a number belong to the first layer when they stand before all numbered ones, else to the last.
+
+    Example:
+        >>> layer_shares(["embed.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"], 0.5)
+        {'embed.weight': 0.125, 'blocks.0.weight': 0.25, 'blocks.1.weight': 0.5, 'head.weight': 1.0}
+    """
+    names = list(names)
+    layers: dict[str, int] = {}
+    for name in names:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        if number is not None:
+            layers.setdefault(".".join(parts[: number + 1]), len(layers) + 1)
+    if not layers:
+        return dict.fromkeys(names, 1.0)
+    last, found, begun = len(layers) + 1, {}, False
+    for name in names:
+        parts = name.split(".")
+        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+        begun = begun or number is not None
+        depth = layers[".".join(parts[: number + 1])] if number is not None else last if begun else 0
+        found[name] = decay ** (last - depth)
+    return found
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None) -> None:

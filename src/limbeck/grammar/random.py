@@ -138,7 +138,7 @@ class Draws:
 
 
 class Stream:
-    """Which items a step sees: epochs of permutations laid end to end, cut into batches, indexed by step.
+    """Which items a step sees: epochs of permutations (or draws) laid end to end, cut into batches, indexed by step.
 
     Args:
         n: number of items in the data.
@@ -146,6 +146,8 @@ class Stream:
         seed: the run's seed.
         scope: the stage's name.
         shuffle: permute each epoch; off keeps the order of the data.
+        chances: float64 [n]: an epoch draws n items with replacement, each in proportion to its chance; ``None``: every
+            item once an epoch.
 
     Example:
         >>> s = Stream(5, 2, 0, "train")
@@ -153,10 +155,12 @@ class Stream:
         True
     """
 
-    def __init__(self, n: int, batch: int, seed: int, scope: str, shuffle: bool = True) -> None:
+    def __init__(
+        self, n: int, batch: int, seed: int, scope: str, shuffle: bool = True, chances: Tensor | None = None
+    ) -> None:
         if n < 1:
             raise ValueError("a stream needs at least one item")
-        self.n, self.batch, self.shuffle = n, batch, shuffle
+        self.n, self.batch, self.shuffle, self.chances = n, batch, shuffle, chances
         self.draws = Draws(seed, (scope,))
         self._epochs: dict[int, Tensor] = {}
 
@@ -166,7 +170,13 @@ class Stream:
         if epoch not in self._epochs:
             for old in [e for e in self._epochs if e < epoch - 1]:
                 del self._epochs[old]
-            self._epochs[epoch] = self.draws.permutation(f"epoch{epoch}", self.n)
+            name = f"epoch{epoch}"
+            if self.chances is None:
+                self._epochs[epoch] = self.draws.permutation(name, self.n)
+            else:  # by bisection: torch.multinomial takes 2**24 items at most
+                ends = self.chances.cumsum(0)
+                points = torch.rand(self.n, generator=self.draws.generator(name), dtype=torch.float64) * ends[-1]
+                self._epochs[epoch] = torch.searchsorted(ends, points, right=True).clamp_(max=self.n - 1)
         return self._epochs[epoch]
 
     def items(self, step: int) -> tuple[Tensor, Tensor]:

@@ -41,6 +41,11 @@ class Best:
         return values
 
     @property
+    def step(self) -> int | None:
+        """The step of the best evaluation; ``None`` before the first."""
+        return None if self.known is None else int(self.known["step"])
+
+    @property
     def metrics(self) -> dict[str, float]:
         """What the best one scored on the validation split, and at which step; empty where nothing was judged."""
         if self.known is None:

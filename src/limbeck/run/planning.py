@@ -27,7 +27,7 @@ from limbeck.grammar.random import own_generators
 from limbeck.grammar.task import Model
 from limbeck.recipe.recipe import Recipe, build
 from limbeck.run.measures import peak_memory, sizes
-from limbeck.run.preparing import participants, prepare
+from limbeck.run.preparing import counted, participants, prepare
 from limbeck.run.rows import evaluator_of, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
@@ -68,7 +68,8 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     cache = task.cache_bytes() * n if teacher is not None and isinstance(teacher.module, nn.Module) else 0.0
     teach = None
     if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
-        teach = {"steps": recipe.teach.steps, "batch_size": recipe.teach.batch_size}
+        optim = counted(recipe.teach, task.teacher_train, "teach")
+        teach = {"steps": optim.steps, "batch_size": optim.batch_size}
     told = [p.seconds for p in parts if p.seconds is not None]
     return {
         "recipe": recipe.name,
@@ -173,7 +174,8 @@ def _teaching(recipe: Recipe, bench: _Trial) -> list[Part]:
         if model.trained:
             parts.append(Part(name, 0, None, 0.0, "trained already"))
             continue
-        model.teach(bench.teaching(name, who), recipe.teach)
+        place = bench.teaching(name, who)
+        model.teach(place, counted(recipe.teach, place.task.teacher_train, "teach"))
         rows = list(bench.found or ())
         if bench.found is not None:
             bench.found.clear()

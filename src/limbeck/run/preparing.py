@@ -19,7 +19,8 @@ from limbeck.engine.bench import Bench, build_model
 from limbeck.engine.engine import Engine
 from limbeck.engine.room import telling
 from limbeck.errors import ConfigError, DataError
-from limbeck.grammar.method import Built, Setup
+from limbeck.grammar.method import Built, Data, Setup
+from limbeck.grammar.optim import Optim
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
 from limbeck.grammar.task import Model, Task
 from limbeck.objectives.queries import accept_all
@@ -55,6 +56,7 @@ def prepare(
             raise DataError("task.data", f"cannot be read: {error.strerror or error}{place}") from None
     told: list[str] = []
     _tell(task, told, say)
+    _check_patience(recipe)
     method.accept(task)
     evaluator_of(recipe).accept(task)
     method.judged_by(evaluator_of(recipe))
@@ -100,11 +102,13 @@ def prepare(
         bench.put(name, one)
         if isinstance(one.module, Cache):
             one.module.check(task)  # again: a student with fewer positions may have made the rows shorter since
+    recipe.train = bench.train = counted(recipe.train, task.train, "train")  # the length of texts is known from here on
     if check:
         check_batch(task, bench.student, recipe.train, "train", recipe.engine, device)
         for name, model in models.items():
             if method.participants[name].taught and not model.trained and type(model).teach is Model.teach:
-                check_batch(task, bench.built[name], recipe.teach, "teach", recipe.engine, device)
+                teach = counted(recipe.teach, task.teacher_train, "teach")
+                check_batch(task, bench.built[name], teach, "teach", recipe.engine, device)
     _measure(task)
     if admit is not None:
         admit(_entering(recipe, bench))
@@ -130,7 +134,8 @@ def prepare(
         _rehearse(recipe, bench)
         gc.collect()  # a tapped copy and its hooks hold each other
         for name in untrained:
-            bench.put(name, models[name].teach(bench.teaching(name, method.participants[name]), recipe.teach))
+            place = bench.teaching(name, method.participants[name])
+            bench.put(name, models[name].teach(place, counted(recipe.teach, place.task.teacher_train, "teach")))
     for name in models:
         contract = bench.built[name].contract.describe()
         if contract:
@@ -270,3 +275,39 @@ def _rehearse(recipe: Recipe, bench: Bench) -> None:
     with torch.random.fork_rng(devices=[]):
         _join(twin, replace(bench, task=task), {n: replace(b, module=twins[n]) for n, b in built.items()})
         Engine(recipe.engine, recipe.seed).rehearse(twin.method)
+
+
+def counted(optim: Optim, data: Data, section: str) -> Optim:
+    """With ``epochs`` as steps over the data.
+
+    Raises:
+        ConfigError: it names the setting of ``section``.
+    """
+    if optim.epochs is None:
+        return optim
+    try:
+        return optim.counted(len(data))
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{section}.epochs", str(error), given=optim.epochs) from None
+
+
+def _check_patience(recipe: Recipe) -> None:
+    """Stopping early needs evaluations while the student learns.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if recipe.teach.patience is not None:
+        raise ConfigError(
+            "teach.patience",
+            "a teacher trained here is not evaluated while it learns",
+            given=recipe.teach.patience,
+            remedy="set teach.steps or teach.epochs, or train the teacher in a run of its own with train.patience",
+        )
+    if recipe.train.patience is not None and not recipe.engine.eval_every:
+        raise ConfigError(
+            "train.patience",
+            "the student is not evaluated on the validation split while it learns",
+            given=recipe.train.patience,
+            remedy="set engine.eval_every to a number of steps",
+        )

@@ -226,7 +226,18 @@ def _distil(
     evaluator = evaluator_of(recipe)
     best = Best(bench, method, evaluator, folder)
     say(f"{recipe.name}: distilling")
-    engine = Engine(recipe.engine, recipe.seed, folder, workspace(), logs, progress, best.evaluate, say, about)
+    engine = Engine(
+        recipe.engine,
+        recipe.seed,
+        folder,
+        workspace(),
+        logs,
+        progress,
+        best.evaluate,
+        say,
+        about,
+        best_step=lambda: best.step,
+    )
     for note in engine.coupling(method):
         engine.note(note)
     engine.run(method)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
-from limbeck.grammar.settings import Count, settings
+from limbeck.grammar.settings import Count, Share, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.tasks.items import OutputTask
@@ -34,6 +34,9 @@ NAMES = {"task": {"classification": "Classification"}}
 
 class Labelled(OutputTask):
     """What `Classification` and `Condensation` share: items with one class, several classes, or numbers."""
+
+    label_smoothing: float = 0.0
+    weights: Tensor | None = None
 
     def _recall(self, about: Mapping[str, Any]) -> None:
         super()._recall(about)
@@ -129,7 +132,11 @@ class Labelled(OutputTask):
         standardised numbers, summed over them. One value per item."""
         z, y = signal.logits, batch["y"]
         if self.kind_of_target == "label":
-            return Term(F.cross_entropy(z, y))
+            loss = F.cross_entropy(z, y, label_smoothing=self.label_smoothing)
+            if self.weights is not None:
+                weights = self.weights.to(z.device)
+                loss = loss * (y.to(weights.dtype) @ weights if y.is_floating_point() else weights[y])
+            return Term(loss)
         if self.kind_of_target == "labels":
             loss = nn.functional.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
             return Term(loss.sum(-1))
@@ -280,20 +287,63 @@ class Classification(Labelled):
         student_items: size of the student's training set, drawn with the run's seed and with the same share of each class;
             ``null`` uses all items.
         empty_classes: ``error`` rejects classes that are declared but have no items; ``keep`` accepts them.
+        label_smoothing: share of each label that is spread evenly over all classes when networks are trained by labels
+            (teacher, baseline and student alike); 0.1 is common.
+        class_weights: weights of the classes in this loss: ``balanced`` (inversely proportional to the number of
+            training items), or a number per class, in the order of the labels; they are scaled to a mean of 1 over the
+            items. ``null`` weighs all items alike.
     """
 
+    neutral = ("label_smoothing", "class_weights")
     # neither changes what a teacher learns; the student's own items are told apart by their content
     judging = ("student_items", "eval_batch")
 
     target: Target = "auto"
     student_items: Count | None = None
     empty_classes: EmptyClasses = "error"
+    label_smoothing: Share = 0.0
+    class_weights: Literal["balanced"] | list[float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.target != "auto":
             self.kind_of_target = self.target
         self._look()
+
+    def check_splits(self, splits: Splits) -> None:
+        """Refuse class weights and label smoothing that do not fit the labels, and make the weights.
+
+        Raises:
+            ConfigError: labels are not one class an item, or the weights are not one number per class.
+        """
+        super().check_splits(splits)
+        given = self.class_weights
+        for name, on in (("label_smoothing", self.label_smoothing > 0), ("class_weights", given is not None)):
+            if on and splits.kind != "label":
+                raise ConfigError(
+                    f"task.{name}",
+                    f"the items have {'numbers' if splits.kind == 'number' else 'several labels each'}",
+                    given=getattr(self, name),
+                    expected="one class per item",
+                )
+        if given is None:
+            return
+        y, count = splits.train.y, len(splits.labels)
+        if given == "balanced":
+            weights = 1.0 / torch.bincount(y, minlength=count).double().clamp(min=1)
+        else:
+            weights = torch.tensor([float(w) for w in given], dtype=torch.float64)
+            if len(weights) != count or not bool(weights.isfinite().all()) or bool((weights < 0).any()):
+                raise ConfigError(
+                    "task.class_weights",
+                    given=given,
+                    expected=f"{count} numbers of 0 or more, for {', '.join(map(str, splits.labels[:6]))}"
+                    + ("..." if count > 6 else ""),
+                )
+        mean = weights[y].mean()
+        if not mean > 0:
+            raise ConfigError("task.class_weights", "all training items weigh nothing", given=given)
+        self.weights = (weights / mean).float()
 
     def read(self) -> Splits:
         """The items in three splits, answered as ``target`` says."""

@@ -18,7 +18,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.method import Batch
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.scores import Scores
-from limbeck.grammar.settings import Count, Natural
+from limbeck.grammar.settings import Count, Natural, Share
 from limbeck.tasks.classification import Classification
 from limbeck.tasks.tokenized import LazyRows, Rows, Tokenized, encode
 from limbeck.tasks.tokenizers import pad_id
@@ -49,6 +49,8 @@ class TextClasses(Tokenized, Classification):
         test_fraction: share of the items set aside for judging, where the source has no test split.
         empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
         eval_batch: items at a time when judging.
+        label_smoothing: share of each label that is spread evenly over all classes in the loss to labels.
+        class_weights: weights of the classes in this loss: ``balanced``, or a number per class; ``null``: all alike.
         deal: which division into training, validation and test items: 0 is the data's own, where it names splits.
     """
 
@@ -71,6 +73,8 @@ class TextClasses(Tokenized, Classification):
         empty_classes: EmptyClasses = "error",
         eval_batch: Count = 128,
         deal: Natural = 0,
+        label_smoothing: Share = 0.0,
+        class_weights: Literal["balanced"] | list[float] | None = None,
     ) -> None:
         # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         self._tokens(tokenizer, vocab_size, length)
@@ -78,6 +82,7 @@ class TextClasses(Tokenized, Classification):
         self.target, self.student_items, self.empty_classes = target, student_items, empty_classes
         self.valid_fraction, self.test_fraction = valid_fraction, test_fraction
         self.size, self.eval_batch, self.deal = None, eval_batch, deal
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
         self._all: list[LabelledRows] = []
         self.__post_init__()
 

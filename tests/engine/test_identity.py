@@ -136,7 +136,8 @@ def test_every_setting_of_an_optimiser_counts() -> None:
         "steps": 41, "batch_size": 3, "lr": 0.5, "optimizer": "sgd", "weight_decay": 0.1, "momentum": 0.5,
         "schedule": "linear", "warmup": 2, "clip": 1.0, "options": {"eps": 1e-3}, "keep_statistics": False,
         "milestones": [0.3], "gamma": 0.5, "power": 2.0, "floor": 1e-5, "groups": {"*.bias": {"lr": "x2"}}, "only": ["0.*"],
-        "clip_by": "parameter", "weight_decay_end": 0.4,
+        "clip_by": "parameter", "weight_decay_end": 0.4, "epochs": 2.0, "decay_vectors": False, "layer_decay": 0.5, "patience": 3,
+        "sampling": "balanced",
     }  # fmt: skip
     assert set(others) == set(identity._given(base)), "a setting that this test does not know"
     assert key(base) == key(Optim(steps=40)) == key(Optim(steps=30).with_(steps=40))

@@ -134,8 +134,8 @@ def prepare(
         _rehearse(recipe, bench)
         gc.collect()  # a tapped copy and its hooks hold each other
         for name in untrained:
-            place = bench.teaching(name, method.participants[name])
-            bench.put(name, models[name].teach(place, counted(recipe.teach, place.task.teacher_train, "teach")))
+            whose = bench.teaching(name, method.participants[name])
+            bench.put(name, models[name].teach(whose, counted(recipe.teach, whose.task.teacher_train, "teach")))
     for name in models:
         contract = bench.built[name].contract.describe()
         if contract:

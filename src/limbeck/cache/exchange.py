@@ -50,12 +50,16 @@ class Asker:
         retries: how often a question is asked again after a failure that may pass.
         token: a bearer token.
         basic: name and password.
+        wait: seconds before it is asked again, doubled every time; longer where the endpoint itself says so.
+        content: what is sent.
     """
 
     timeout: float = 60.0
     retries: int = 0
     token: str | None = field(default=None, repr=False)
     basic: tuple[str, str] | None = field(default=None, repr=False)
+    wait: float = 0.25
+    content: str = "application/octet-stream"
 
     def ask(self, url: str, body: bytes | None = None, limit: int = LARGEST) -> bytes:
         """The answer's bytes, or `Failed` with the cause.
@@ -73,7 +77,7 @@ class Asker:
                     tried = f", {attempt + 1} times" if attempt else ""
                     failure.args = (f"{self._unsaid(str(failure))}{tried}",)
                     raise
-                time.sleep(min(self.timeout, max(failure.wait, 0.25 * 2**attempt)))
+                time.sleep(min(self.timeout, max(failure.wait, self.wait * 2**attempt)))
         raise AssertionError("unreachable")
 
     def _unsaid(self, text: str) -> str:
@@ -85,7 +89,7 @@ class Asker:
         return text
 
     def _headers(self) -> dict[str, str]:
-        headers = {"Content-Type": "application/octet-stream", "Accept-Encoding": "identity"}
+        headers = {"Content-Type": self.content, "Accept-Encoding": "identity"}
         if self.token is not None:
             headers["Authorization"] = f"Bearer {self.token}"
         elif self.basic is not None:

@@ -20,7 +20,7 @@ from limbeck.errors import DataError
 from limbeck.grammar.method import Batch, Context, Stage, Terms
 from limbeck.grammar.optim import Optim
 from limbeck.tasks.language import Language
-from limbeck.tasks.spelling import spell
+from limbeck.tasks.spelling import Spelled, spell
 from limbeck.tasks.tokenizers import pad_id
 from limbeck.tasks.tokens import make_batch
 
@@ -36,6 +36,9 @@ class Row:
         complete: whether it came to its end.
         round: in which round.
         score: a critic's probability; NaN where none was asked.
+        note: what there is to say of it: why it ended, or another text that belongs to it.
+        asked: tokens of the question, where a teacher counts them.
+        tokens: tokens that were written, likewise.
     """
 
     text: str
@@ -44,6 +47,9 @@ class Row:
     complete: bool = True
     round: int = 0
     score: float = float("nan")
+    note: str = ""
+    asked: int = 0
+    tokens: int = 0
 
     @property
     def said(self) -> str:
@@ -168,10 +174,13 @@ class KeptTexts:
     Args:
         task: whose tokenizer spells them.
         on: which tokens count: ``all``, or the ``statement`` behind the prompt.
+        document: a row as a conversation, or as a prompt with its response: then what is answered counts, spelled as the
+            task spells such documents.
     """
 
-    def __init__(self, task: Language, on: str = "all") -> None:
-        self.task, self.on = task, on
+    def __init__(self, task: Language, on: str = "all", document: Callable[[Row], Document] | None = None) -> None:
+        self.task, self.on, self.document = task, on, document
+        self.counts: Tensor | None = None
         self.ids = torch.zeros(0, 1, dtype=torch.long)
         self.sizes = self.begins = torch.zeros(0, dtype=torch.long)
         self.weight = torch.zeros(0)
@@ -179,6 +188,9 @@ class KeptTexts:
     def fill(self, rows: Sequence[Row], weight: Sequence[float] | None = None) -> None:
         """Take texts in the place of what was there."""
         task = self.task
+        if self.document is not None:
+            self._answers(spell(task, [self.document(r) for r in rows]), weight)
+            return
         spelt = [s.ids[: task.length] for s in spell(task, [Document(r.text) for r in rows])]
         prompts = [len(s.ids) for s in spell(task, [Document(r.prompt) for r in rows])]
         ends = 1 if task.tokenizer.eos_token_id is not None else 0  # that of the prompt alone, which is not there
@@ -193,8 +205,24 @@ class KeptTexts:
             self.ids[i, : len(row)] = torch.tensor(row)
         self.weight = torch.ones(len(spelt)) if weight is None else torch.tensor(list(weight), dtype=torch.float32)
 
+    def _answers(self, spelt: Sequence[Spelled], weight: Sequence[float] | None) -> None:
+        """Rows of which only what is answered counts."""
+        length = self.task.length
+        width = min(length, max((len(s.ids) for s in spelt), default=1))
+        self.ids = torch.full((len(spelt), width), pad_id(self.task.tokenizer), dtype=torch.long)
+        counts = torch.zeros(len(spelt), width, dtype=torch.bool)
+        for i, s in enumerate(spelt):
+            row = torch.tensor(s.ids[:width])
+            self.ids[i, : len(row)] = row
+            own = [False] * s.prompt + [True] * (len(s.ids) - s.prompt) if s.answers is None else s.answers
+            counts[i, : len(row)] = torch.tensor(own[:width])
+        self.counts = counts
+        self.sizes = torch.tensor([min(width, len(s.ids)) for s in spelt], dtype=torch.long)
+        self.begins = torch.tensor([min(s.begins, width) for s in spelt], dtype=torch.long)
+        self.weight = torch.ones(len(spelt)) if weight is None else torch.tensor(list(weight), dtype=torch.float32)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "task": None}  # loader processes get the rows, not the tokenizer
+        return {**self.__dict__, "task": None, "document": None}  # loader processes get the rows, not the tokenizer
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -203,13 +231,15 @@ class KeptTexts:
         """The rows as a batch, as wide as the longest."""
         sizes = self.sizes[items]
         ids = self.ids[items, : int(sizes.max())]
-        return {**make_batch(ids, sizes, torch.zeros_like(sizes), self.begins[items]), "weight": self.weight[items]}
+        counts = None if self.counts is None else self.counts[items, : ids.shape[1]]
+        made = make_batch(ids, sizes, torch.zeros_like(sizes), self.begins[items], counts)
+        return {**made, "weight": self.weight[items]}
 
     @property
     def fingerprint(self) -> str:
         """A content hash."""
         digest = hashlib.blake2b(digest_size=16)
-        for tensor in (self.ids, self.sizes, self.begins, self.weight):
+        for tensor in (self.ids, self.sizes, self.begins, self.weight, *([] if self.counts is None else [self.counts])):
             digest.update(tensor.numpy().tobytes())
         return digest.hexdigest()
 
@@ -268,6 +298,8 @@ class Rounds:
         begin: done before the first step of a round's learning, with its number: to start from another network.
         finish: done when a round is kept, with its number.
         least: texts below which a round is refused.
+        again: whether the generator writes once more after its last learning; not where somebody else writes.
+        remedy: what a round that is refused says should be done.
 
     Example:
         ``Rounds(2, KeptTexts(task), items, write, keep, step, optim).stages()``
@@ -284,10 +316,12 @@ class Rounds:
     begin: Callable[[int, Context], None] | None = None
     finish: Callable[[int, Context], None] | None = None
     least: int = 1
+    again: bool = True
+    remedy: str = "write more (method.concepts, method.texts), or lower method.threshold or method.least"
 
     def stages(self) -> list[Stage]:
-        """``write0``, ``keep0``, ``learn0``, ``write1`` and so on, ``keepN`` last."""
-        return [stage for r in range(self.count + 1) for stage in self._round(r)]
+        """``write0``, ``keep0``, ``learn0``, ``write1`` and so on, ``keepN`` last (``learnN-1`` without ``again``)."""
+        return [stage for r in range(self.count + self.again) for stage in self._round(r)]
 
     def _round(self, r: int) -> Iterator[Stage]:
         def write(item: str, ctx: Context) -> dict[str, Any]:
@@ -303,7 +337,7 @@ class Rounds:
                     f"round {r}",
                     f"{len(kept.learn)} texts are left to learn from: {told(kept.survivors)}",
                     expected=f"at least {self.least}",
-                    remedy="write more (method.concepts, method.texts), or lower method.threshold or method.least",
+                    remedy=self.remedy,
                 )
             self.data.fill(kept.learn, kept.weight)
 

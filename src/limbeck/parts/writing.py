@@ -9,7 +9,7 @@ texts.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -111,6 +111,60 @@ def can_write(module: Any, name: str = "student", place: str = "method.sampler")
             f"the {name} ({type(module).__name__}) has no generate method",
             remedy="use a transformers model (causal-lm, hf), or no texts written in training",
         )
+
+
+def continued(
+    module: Any,
+    prompts: Sequence[Sequence[int]],
+    draws: Draws,
+    key: Tensor,
+    *,
+    longest: int,
+    pad: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    at_once: int = 64,
+    ends: Sequence[int] = (),
+    columns: int | None = None,
+    processors: Sequence[Any] = (),
+) -> list[tuple[list[int], bool]]:
+    """What a model writes behind rows of tokens of any length: the new tokens without their end, and whether they came to it.
+
+    Prompts of like length are written together; what is written depends on the draws and the key alone.
+
+    Args:
+        module: a transformers model with ``generate``; it writes in evaluation mode, without a graph.
+        prompts: token ids, one or more each.
+        draws: where words are drawn from.
+        key: int64 [N], of each prompt.
+        longest: new tokens, at most.
+        pad: what fills rows on the left.
+        temperature: of the words; 0 takes the likeliest.
+        top_p: only the likeliest words that make up this mass.
+        at_once: rows side by side.
+        ends: tokens that end a text; by default those that the model knows.
+        columns: words from this index on are never written.
+        processors: further logits processors of transformers, asked first (no run of tokens twice).
+
+    Raises:
+        ConfigError: the module cannot generate.
+    """
+    can_write(module, place="student")
+    stops = list(ends) or ends_of(module)
+    found: list[tuple[list[int], bool]] = [([], False)] * len(prompts)
+    order = torch.tensor([len(p) for p in prompts]).argsort(stable=True)
+    for part in order.split(at_once):
+        rows = [list(prompts[i]) for i in part.tolist()]
+        width = max(map(len, rows))
+        left = torch.tensor([[pad] * (width - len(r)) + r for r in rows], device=draws.device)
+        mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows], device=draws.device)
+        words = _Words(draws, key[part].to(draws.device), width, temperature, 0, top_p, columns)
+        with torch.no_grad(), evaluating([module]):
+            new = _generate(module, left, mask, longest, words, stops, processors)
+        for i, row in zip(part.tolist(), new.tolist(), strict=True):
+            stop = next((k for k, t in enumerate(row) if t in stops), None)
+            found[i] = (row if stop is None else row[:stop], stop is not None)
+    return found
 
 
 @settings
@@ -260,7 +314,15 @@ def ends_of(module: Any) -> list[int]:
     return [int(i) for i in found] if isinstance(found, (list, tuple)) else [int(found)]
 
 
-def _generate(module: Any, left: Tensor, mask: Tensor, most: int, words: _Words, ends: list[int]) -> Tensor:
+def _generate(
+    module: Any,
+    left: Tensor,
+    mask: Tensor,
+    most: int,
+    words: _Words,
+    ends: list[int],
+    processors: Sequence[Any] = (),
+) -> Tensor:
     from transformers import GenerationConfig, LogitsProcessorList
 
     config = GenerationConfig(
@@ -274,7 +336,7 @@ def _generate(module: Any, left: Tensor, mask: Tensor, most: int, words: _Words,
         input_ids=left,
         attention_mask=mask.long(),
         generation_config=config,
-        logits_processor=LogitsProcessorList([words]),
+        logits_processor=LogitsProcessorList([*processors, words]),
         synced_gpus=False,
     )
     return out[:, left.shape[1] :]
@@ -441,4 +503,15 @@ def gather(rows: Tensor | None, device: torch.device) -> Tensor:
     return dist.sum_over_ranks(out).cpu()
 
 
-__all__ = ["First", "OnPolicy", "Replay", "Writer", "can_write", "ends_of", "gather", "kept_prompts", "written"]
+__all__ = [
+    "First",
+    "OnPolicy",
+    "Replay",
+    "Writer",
+    "can_write",
+    "continued",
+    "ends_of",
+    "gather",
+    "kept_prompts",
+    "written",
+]

@@ -238,7 +238,7 @@ class Language(Task):
             DataError: nothing to read, or something that cannot be read.
         """
         if self._texts is None:
-            self._texts = self.data.deal(self.valid_fraction, self.test_fraction, self.deal)
+            self._texts = self.dealt()
             self.notes.extend(self._texts.notes)
             if self.packing == "pack" and self.loss_on in ("response", "last"):
                 raise ConfigError(
@@ -261,6 +261,10 @@ class Language(Task):
             if said:
                 self.note(said)
         self._seed = seed
+
+    def dealt(self) -> Texts:
+        """The documents as the source deals them; a task that shows them in another form changes them here."""
+        return self.data.deal(self.valid_fraction, self.test_fraction, self.deal)
 
     def note(self, text: str) -> None:
         """Say how data was read, once."""

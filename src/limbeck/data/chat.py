@@ -66,13 +66,11 @@ class Reply:
 
 @runtime_checkable
 class Teacher(Protocol):
-    """Whoever answers in text.
+    """Whoever answers in text."""
 
-    Attributes:
-        identity: which model it is: replies are cached under it.
-    """
-
-    identity: str
+    @property
+    def identity(self) -> str:
+        """Which model it is: replies are cached under it."""
 
     def chat(self, asked: Sequence[Messages], sampling: Sequence[Sampling]) -> Iterator[tuple[int, Reply]]:
         """Replies with the place of their question, in whatever order they come."""

@@ -38,7 +38,7 @@ class NumeralRules(Model):
 
     forms = ("tokens",)
 
-    careless: Fraction = 0.4
+    careless: Fraction = 0.8
     slips: Fraction = 0.02
     broken: Fraction = 0.03
     cut: Fraction = 0.02
@@ -58,7 +58,7 @@ class NumeralRules(Model):
 class Rules:
     """The rules as a teacher of texts; see `NumeralRules`."""
 
-    def __init__(self, careless: float = 0.4, slips: float = 0.02, broken: float = 0.03, cut: float = 0.02) -> None:
+    def __init__(self, careless: float = 0.8, slips: float = 0.02, broken: float = 0.03, cut: float = 0.02) -> None:
         self.careless, self.slips, self.broken, self.cut = careless, slips, broken, cut
         self.identity = f"numeral-rules:{careless:g}:{slips:g}:{broken:g}:{cut:g}"
         self.fingerprint = self.identity

@@ -176,7 +176,7 @@ class FrontierSynthetic(Method[Questions]):
                 does not do; a student that cannot write.
         """
         super().bind(setup)
-        task, kind = self.task, self.kind
+        task, kind = self.task, self.asks
         if not callable(getattr(self.roles["student"].module, "generate", None)):
             raise ConfigError(
                 "student",
@@ -213,7 +213,7 @@ class FrontierSynthetic(Method[Questions]):
         )
 
     @property
-    def kind(self) -> Kind:
+    def asks(self) -> Kind:
         """What is asked."""
         return self.task.asks
 
@@ -270,7 +270,7 @@ class FrontierSynthetic(Method[Questions]):
         return Sampling(
             float(chosen.get("temperature", self.temperature)),
             self.top_p,
-            self.longest or self.kind.longest,
+            self.longest or self.asks.longest,
             self.setup.seed,
         )
 
@@ -281,7 +281,7 @@ class FrontierSynthetic(Method[Questions]):
     def question(self, document: Document, style: str) -> Messages:
         """A question as the teacher is asked it: without its answers; a conversation with them, to be replaced."""
         turns = self.task.framed(document, style, self.shots())
-        if self.kind.name == "conversation":
+        if self.asks.name == "conversation":
             return turns
         last = max(i for i, (role, _) in enumerate(turns) if role == "assistant")
         return turns[:last]
@@ -290,7 +290,7 @@ class FrontierSynthetic(Method[Questions]):
         """The teacher's replies; of conversations all turns of one, with a record separator between them."""
         asked = [self.question(d, style) for d in documents]
         teacher = self.chats("teacher")
-        if self.kind.name != "conversation":
+        if self.asks.name != "conversation":
             return collected(teacher, asked, how)
         found = []
         for turns, said in zip(asked, conversation(teacher, asked, how), strict=True):
@@ -314,7 +314,7 @@ class FrontierSynthetic(Method[Questions]):
 
     def candidates(self, ctx: Context) -> list[str]:
         """Every style with every temperature."""
-        styles = dict.fromkeys(self.try_styles or [self.asked_style])
+        styles = dict.fromkeys(map(str, self.try_styles) if self.try_styles else [self.asked_style])
         return [f"{s}@{t:g}" for s in styles for t in dict.fromkeys(self.try_temperatures or [self.temperature])]
 
     def attempt(self, item: str, ctx: Context) -> dict[str, float]:
@@ -325,7 +325,7 @@ class FrontierSynthetic(Method[Questions]):
         grades = []
         for d, reply in zip(documents, self.replies(documents, style, [how] * len(documents)), strict=True):
             status, answer, _ = self.judged(reply, d, style)
-            grades.append(self.kind.grade(answer.text, self.task.gold_of(d))["score"] if status == "kept" else 0.0)
+            grades.append(self.asks.grade(answer.text, self.task.gold_of(d))["score"] if status == "kept" else 0.0)
         return {"score": sum(grades) / len(grades), "questions": float(len(grades))}
 
     def choose(self, ctx: Context) -> None:
@@ -379,13 +379,13 @@ class FrontierSynthetic(Method[Questions]):
     def judged(self, reply: Reply, document: Document, style: str) -> tuple[str, Any, str]:
         """What became of a reply, the answer, and what is learnt from it."""
         gold = self.task.gold_of(document) if self.gold else None
-        if self.kind.name == "conversation" and reply.text:
+        if self.asks.name == "conversation" and reply.text:
             read = status_of(
-                self.kind, "vanilla", replace(reply, text=reply.text.replace(_TURN, " ")), max_words=self.max_words
+                self.asks, "vanilla", replace(reply, text=reply.text.replace(_TURN, " ")), max_words=self.max_words
             )
             return read[0], read[1], reply.text if read[0] == "kept" else ""
         return status_of(
-            self.kind, style, reply, self.keep, tolerant=self.tolerant, gold=gold, max_words=self.max_words
+            self.asks, style, reply, self.keep, tolerant=self.tolerant, gold=gold, max_words=self.max_words
         )
 
     def record(self, row: Row) -> Document:
@@ -396,7 +396,7 @@ class FrontierSynthetic(Method[Questions]):
             if self.student_prompt == "vanilla"
             else self.task.framed(document, self.chosen_style, self.shots())
         )
-        if self.kind.name == "conversation":
+        if self.asks.name == "conversation":
             turns = replaced(turns, row.text.split(_TURN))
         else:
             last = max(i for i, (role, _) in enumerate(turns) if role == "assistant")
@@ -425,7 +425,11 @@ class FrontierSynthetic(Method[Questions]):
             )
         wanted = {id(row): text for row, (_, _, text) in zip(rows, read, strict=True)}
         causes = [c for c in _SAID if c in statuses or c in ("not_finished", "unparsable", "empty")]
-        filters = [Filter(_SAID[c], lambda some, c=c: [status[id(x)] != c for x in some]) for c in causes]
+
+        def lets_through(cause: str) -> Filter:
+            return Filter(_SAID[cause], lambda some: [status[id(x)] != cause for x in some])
+
+        filters = [lets_through(c) for c in causes]
         kept, told = sift(rows, filters)
         learn = [replace(row, text=wanted[id(row)], note=row.text) for row in kept]
         sizes = [len(s.ids) for s in spell(self.task, [self.record(row) for row in learn])]
@@ -433,7 +437,7 @@ class FrontierSynthetic(Method[Questions]):
         learn, more = sift(
             learn, [Filter("fits", lambda some: [fits[id(x)] for x in some]), Filter("different", _different)]
         )
-        right = [self.kind.grade(row.text if self.keep == "answer" else answered(row.text, self.keep) or "",
+        right = [self.asks.grade(row.text if self.keep == "answer" else answered(row.text, self.keep) or "",
                                  self.task.gold_of(documents[int(row.group)]))["score"] for row in learn]  # fmt: skip
         measures = {
             "replies": float(len(rows)),
@@ -481,7 +485,7 @@ class FrontierSynthetic(Method[Questions]):
             made = self.replies(documents, style, [self.sampling()] * len(documents))
             read: list[str | None] = []
             for reply in made:
-                status, answer, _ = status_of(self.kind, style, reply, tolerant=self.tolerant)
+                status, answer, _ = status_of(self.asks, style, reply, tolerant=self.tolerant)
                 read.append(answer.text if status == "kept" else None)
         else:
             how = replace(self.sampling(), temperature=0.0, top_p=1.0)
@@ -490,7 +494,7 @@ class FrontierSynthetic(Method[Questions]):
             read = []
             for reply in made:
                 if style in ("cot", "cod"):
-                    status, answer, _ = status_of(self.kind, style, reply, tolerant=self.tolerant)
+                    status, answer, _ = status_of(self.asks, style, reply, tolerant=self.tolerant)
                     read.append(answer.text if status == "kept" else None)
                 else:
                     read.append(answered(reply.text, keep) if reply.finished else None)

@@ -4,6 +4,9 @@ A **dense** cache keeps the outputs of every item in half precision (classifiers
 position of a text, the k largest logits, their token ids and the log of the whole sum, so that the mass of the rest is
 known (vocabularies). Tapped features may be kept beside either. Everything is recorded at temperature 1.
 
+A store of **crops** (``--crops``, or the recipe of a method that learns from them) keeps of M crops of each picture where they
+lie, whether they are mirrored, and the teacher's probabilities in a compressed form (`limbeck.parts.stored_crops`).
+
 The manifest holds what the records depend on: the teacher's fingerprint, the data's, preprocessing and class names, the
 views of augmentations, the tail rule. Nothing of it has to be repeated when training: ``teacher=cached:FOLDER``. Anything
 that does not fit is refused, down to single items: each record keeps a checksum of the input it was made from.
@@ -26,11 +29,13 @@ from limbeck.cache.records import Misfits, Precision, Remaining, checksum, recor
 from limbeck.engine import identity, interrupt
 from limbeck.engine.terminal import say
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
+from limbeck.functional.label_forms import Form
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.settings import settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import DENSE_OUTPUTS, Model, Task
+from limbeck.parts.stored_crops import CropPlan, Repeated
 from limbeck.storage import store
 from limbeck.storage.records import Records, mapped_arrays
 
@@ -41,6 +46,8 @@ NAMES = {"model": {"cached": "Cached"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 SHARD_ITEMS = 4096
+SHARD_CROPS = 2**18
+"""Rows in a shard of crops: of a million pictures with hundreds of crops each there are some thousands of shards."""
 
 TOKENIZER = "tokenizer"
 """The folder within a cache of a pretrained network's tokenizer, where texts were recorded as that one reads them."""
@@ -121,6 +128,10 @@ class Cache:
         self.views: int = self.about["views"]
         self.shard: int = self.about["shard_items"]
         self.items: int = self.about["items"]
+        crops = self.about.get("crops")
+        self.crops: CropPlan | None = None if crops is None else CropPlan(**crops)
+        if self.crops is not None and not isinstance(self.about.get("preprocessing"), dict):
+            raise CheckpointCorrupt(str(folder), "it does not say how its teacher's inputs were prepared")
         self.left_out: list[int] = list(self.about.get("left_out") or [])
         kept = np.ones(self.items, dtype=bool)
         kept[self.left_out] = False
@@ -227,6 +238,9 @@ class Cache:
             )
         acts = {t: rows[f"feature.{t}"].float().to(self.device) for t in taps}
         meta = {"source": "cache", "stored": self.about["dtype"], "tail": self.tail if "index" in rows else None}
+        if self.crops is not None:  # a class of no probability is ruled out as far as a float can say it
+            p = self.crops.labels(rows, int(self.about["outputs"]))
+            return Signal(p.clamp(min=torch.finfo(p.dtype).tiny).log().to(self.device), acts, {"source": "cache"})
         if "index" in rows:
             return Signal(self._spread(rows).to(self.device), acts, meta)
         return Signal(rows["logits"].float().to(self.device), acts, meta)
@@ -255,9 +269,12 @@ class _Source:
         recipe: built, and used for nothing else.
         features: modules whose outputs are shown too.
         untaught: a teacher that a stage would have to train is only built; `taught` says whether that was so.
+        plan: of a store of crops, which takes the place of the recipe's queries.
     """
 
-    def __init__(self, recipe: Recipe, features: Sequence[str], untaught: bool = False) -> None:
+    def __init__(
+        self, recipe: Recipe, features: Sequence[str], untaught: bool = False, plan: CropPlan | None = None
+    ) -> None:
         from limbeck.engine.context import RunContext
         from limbeck.engine.engine import Engine
         from limbeck.run import prepare
@@ -267,18 +284,18 @@ class _Source:
         assert bench.teacher is not None
         self.task, self.teacher = bench.task, bench.teacher
         self.features = tuple(features)
-        self.queries, self.seed = recipe.queries, recipe.seed
+        self.queries, self.seed = recipe.queries if plan is None else plan.queries(), recipe.seed
         engine = Engine(recipe.engine, recipe.seed)
         engine.place(recipe.method)
         recipe.method.roles["teacher"].taps(self.features)
         self.device = engine.device
         self._ctx = RunContext(engine, recipe.method, Stage("cache", steps=0), engine.device)
 
-    def show(self, ids: Tensor, view: int) -> tuple[Batch, Signal]:
-        """The batch of these items in a view, and what the teacher says of it."""
+    def show(self, ids: Tensor, views: Tensor) -> tuple[Batch, Signal]:
+        """The batch of these items [n], each in a view [n], and what the teacher says of it. An item is read once."""
         from limbeck.engine.batches import to_device
 
-        batch = {**self.task.train.fetch(ids), "item": ids, "view": torch.full_like(ids, view)}
+        batch = {**Repeated(self.task.train, 1).fetch(ids), "item": ids, "view": views}
         batch = to_device(batch, self.device)
         here = self._ctx.at(0)
         here.draws = Draws(self.seed, (), self.device)
@@ -297,6 +314,8 @@ def build_cache(
     features: Sequence[str] = (),
     precision: Precision = "float16",
     leave_out: bool = False,
+    crops: int | None = None,
+    labels: Form | None = None,
 ) -> dict[str, Any]:
     """Record a recipe's teacher over its training items.
 
@@ -309,9 +328,12 @@ def build_cache(
         features: modules of the teacher whose outputs are kept too.
         precision: of outputs and features; ``float32`` holds what exceeds 65,504, in twice the space.
         leave_out: leave out items whose answers are not finite, or too large: a run with this teacher trains without them.
+        crops: a store of so many crops of each picture; ``None``: as many as the recipe's method says, if it learns from any.
+        labels: the form of their labels; ``None``: as the method says. ``k`` is then how many classes a label keeps.
 
     Returns:
-        What was written: folder, items, bytes, the divergence between the teacher and its records.
+        What was written: folder, items, bytes, the divergence between the teacher and its records (of crops: the mean
+        probability that a label keeps).
 
     Raises:
         ConfigError: the recipe has no teacher, a query cannot be replayed, the size was not agreed to, or answers cannot be
@@ -324,7 +346,10 @@ def build_cache(
     if "teacher" not in recipe.method.participants:
         raise ConfigError("method", f"{recipe.name} has no teacher to record")
     out = Path(out) if out is not None else Path("caches") / f"{recipe.name}-seed{recipe.seed}"
-    for name, query in recipe.queries.items():
+    plan = _plan(recipe, views, crops, labels, k, precision)
+    if plan is not None:
+        views, precision = plan.crops, plan.precision
+    for name, query in recipe.queries.items() if plan is None else ():
         if getattr(query, "views", None) != views:
             raise ConfigError(
                 f"queries.{name}",
@@ -334,29 +359,28 @@ def build_cache(
                 if hasattr(query, "views")
                 else "leave it out, or train without a cache",
             )
-    source = _Source(recipe, features, untaught=True)
+    source = _Source(recipe, features, untaught=True, plan=plan)
     task = source.task
     if not task.cache_bytes():  # asked once the models are built: a text's tokenizer is theirs
         raise ConfigError(
             "task", "what its teacher answers depends on fresh draws, so there is nothing to record of an item"
         )
-    probe, signal = source.show(torch.arange(min(2, len(task.train))), 0)
+    size = _pictures(task) if plan is not None else (0, 0)
+    ids = torch.arange(min(2, len(task.train)))
+    probe, signal = source.show(ids, torch.zeros_like(ids))
     outputs = signal.logits.shape[-1]
-    if k is None and signal.logits.ndim == 3:
+    if plan is not None:
+        k = plan.kept(outputs)
+    elif k is None and signal.logits.ndim == 3:
         k = 50 if outputs > DENSE_OUTPUTS else None
-    if k is not None and not 1 <= k < outputs:
+    if plan is None and k is not None and not 1 <= k < outputs:
         raise ConfigError("--top", given=k, expected=f"between 1 and {outputs - 1}")
     store.check_writable(out)
-    size = (
-        sum(v.nbytes for v in record(probe, signal, k, precision).values())
-        // len(probe["item"])
-        * len(task.train)
-        * views
-    )
-    _ask(size, len(task.train), views, out, yes)
-    store.check_writable(out, size)
+    one = sum(v.nbytes for v in record(probe, signal, k, precision, plan, size).values()) // len(probe["item"])
+    _ask(one * len(task.train) * views, len(task.train), views, out, yes)
+    store.check_writable(out, one * len(task.train) * views)
     if not source.taught:
-        source = _Source(build(tree), features)
+        source = _Source(build(tree), features, plan=plan)
     task, teacher = source.task, source.teacher
     about = {
         "format": identity.FORMAT,
@@ -368,16 +392,19 @@ def build_cache(
         "data": task.train.fingerprint,
         "labels": task.labels,
         "preprocessing": teacher.contract.as_config(),
-        "queries": {n: q.config for n, q in recipe.queries.items()},
+        "queries": {n: q.config for n, q in recipe.queries.items()} if plan is None else {},
         "items": len(task.train),
         "views": views,
         "outputs": outputs,
         "k": k,
-        "temperature": 1.0,
+        "temperature": 1.0 if plan is None else plan.temperature,
         "dtype": precision,
         "features": list(features),
-        "shard_items": SHARD_ITEMS,
+        "shard_items": SHARD_ITEMS if plan is None else min(SHARD_CROPS, SHARD_ITEMS * plan.crops),
     }
+    if plan is not None:
+        about["crops"] = plan.plain()
+    rows = about["shard_items"]
     key = store.hash_tree(about)[:16]
     with store.RunLock(out):
         if (out / "about").is_dir():
@@ -393,32 +420,31 @@ def build_cache(
             _say(f"limbeck cache: {out} holds this recording already; nothing was written")
             return _told(out, known)
         total = len(task.train) * views
-        for number in range(-(-total // SHARD_ITEMS)):
+        for number in range(-(-total // rows)):
             folder = out / f"shard-{number:05d}"
             if store.is_complete(folder) and (folder / f"{key}.json").exists():
                 continue
             if interrupt.requested() is not None:
                 raise Stopped(interrupt.requested() or 15, "type the same command again to go on")
-            places = torch.arange(number * SHARD_ITEMS, min(total, (number + 1) * SHARD_ITEMS))
+            places = torch.arange(number * rows, min(total, (number + 1) * rows))
             parts: dict[str, list[np.ndarray[Any, Any]]] = {}
-            gap, compared, misfits = 0.0, 0, Misfits(precision)
+            # of crops probabilities are kept, which are never too large
+            gap, compared, misfits = 0.0, 0, Misfits(precision if plan is None else "float32")
             for piece in places.split(256):
-                ids, view = piece // views, piece % views
-                records: dict[str, np.ndarray[Any, Any]] = {}
-                for v in view.unique().tolist():
-                    here = (view == v).nonzero()[:, 0]
-                    batch, signal = source.show(ids[here], int(v))
-                    fits = ~misfits.look(batch, signal)
-                    for name, array in record(batch, signal, k, precision).items():
-                        records.setdefault(name, np.zeros((len(piece), *array.shape[1:]), array.dtype))[
-                            here[fits].numpy()
-                        ] = array[fits.numpy()]
-                    if k is None:
-                        z = signal.logits[fits.to(signal.logits.device)]
-                        gap += rounding(z, precision)
-                        compared += z[..., 0].numel()
-                for name, array in records.items():
-                    parts.setdefault(name, []).append(array)
+                batch, signal = source.show(piece // views, piece % views)
+                fits = ~misfits.look(batch, signal)
+                for name, array in record(batch, signal, k, precision, plan, size).items():
+                    kept = np.zeros(array.shape, array.dtype)
+                    kept[fits.numpy()] = array[fits.numpy()]
+                    parts.setdefault(name, []).append(kept)
+                z = signal.logits[fits.to(signal.logits.device)]
+                if plan is not None:
+                    assert k is not None
+                    gap += float((z.float() / plan.temperature).softmax(-1).topk(k, -1).values.sum())
+                    compared += len(z)
+                elif k is None:
+                    gap += rounding(z, precision)
+                    compared += z[..., 0].numel()
             if misfits.reasons and not leave_out:  # after the whole shard, so that all of them are named at once
                 raise misfits.error(int(places[-1]) // views + 1, len(task.train))
             with store.atomic_folder(folder) as place:
@@ -430,12 +456,13 @@ def build_cache(
         # of all shards, also those that an interrupted command left
         found = [json.loads(p.read_text(encoding="utf-8")) for p in sorted(out.glob(f"shard-*/{key}.json"))]
         compared = sum(f["compared"] for f in found)
-        divergence = sum(f["gap"] for f in found) / compared if compared else None
+        measured = sum(f["gap"] for f in found) / compared if compared else None
         metrics = task.evaluate(teacher, task.test, device=source.device)
         left_out = sorted({i for f in found for i in f.get("left_out", [])})
         if len(left_out) == len(task.train):
             raise ConfigError("--leave-out", "no item would be left", remedy="look at what the teacher answers")
-        full = {**about, "metrics": metrics, "divergence": divergence, "left_out": left_out}
+        said = "divergence" if plan is None else "probability"
+        full = {**about, "metrics": metrics, "left_out": left_out, "divergence": None, said: measured}
         text = task.needs.tokens
         if text is not None:
             full["length"] = text.length
@@ -444,6 +471,39 @@ def build_cache(
                     text.tokenizer.save_pretrained(place)
         store.save_tree(out / "about", full)
     return _told(out, full)
+
+
+def _plan(
+    recipe: Recipe, views: int, crops: int | None, labels: Form | None, k: int | None, precision: Precision
+) -> CropPlan | None:
+    """What is recorded of crops: as the method says, or as the command's options do; ``None`` where none are."""
+    plan = getattr(recipe.method, "store", None)
+    plan = plan if isinstance(plan, CropPlan) else None
+    if plan is None and crops is None:
+        if labels is not None:
+            raise ConfigError("--labels", "it is the form of the labels of crops", remedy="add --crops N")
+        return None
+    if views != 1:
+        raise ConfigError("--views", "crops are views of their own", given=views, remedy="leave it out, or set --crops")
+    asked = {"crops": crops, "form": labels, "top": k, "precision": None if precision == "float16" else precision}
+    return (plan or CropPlan()).changed(**{n: v for n, v in asked.items() if v is not None})
+
+
+def _pictures(task: Task) -> tuple[int, int]:
+    """Height and width of the pictures of which crops are recorded.
+
+    Raises:
+        ConfigError: the items are no pictures with one class each.
+    """
+    shape = tuple(getattr(task, "shape", ()))
+    if len(shape) != 3 or getattr(task, "kind_of_target", "") != "label":
+        raise ConfigError(
+            "--crops",
+            "crops are recorded of pictures that have one class each",
+            given=f"{type(task).__name__.lower()} of items {list(shape)}",
+            remedy="leave --crops out",
+        )
+    return shape[-2], shape[-1]
 
 
 def _say(text: str) -> None:
@@ -464,6 +524,10 @@ def _told(out: Path, about: dict[str, Any]) -> dict[str, Any]:
         told["left out"] = f"{len(about['left_out'])}: {some(about['left_out'])}"
     if about.get("divergence") is not None:
         told["KL(teacher || record)"] = about["divergence"]
+    if about.get("crops"):
+        told["labels"] = f"{about['crops']['form']}, {about['k']} of {about['outputs']} classes, {about['dtype']}"
+        told["bytes a crop"] = round(written / (about["items"] * about["views"]), 1)
+        told["probability that a label keeps"] = about["probability"]
     return {**told, "use it with": f"teacher=cached:{out}"}
 
 

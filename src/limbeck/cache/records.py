@@ -15,6 +15,7 @@ from limbeck.errors import ConfigError
 from limbeck.functional.precision import widest
 from limbeck.grammar.method import Batch, Data
 from limbeck.grammar.signal import Signal
+from limbeck.parts.stored_crops import CropPlan
 
 Precision = Literal["float16", "float32"]
 """How a recording keeps outputs and features."""
@@ -40,12 +41,24 @@ def checksum(batch: Batch) -> Tensor:
     raise ConfigError("cache", f"a batch of {sorted(batch)} has no input to know it by", expected="x or input_ids")
 
 
-def record(batch: Batch, signal: Signal, k: int | None, precision: Precision) -> dict[str, np.ndarray[Any, Any]]:
-    """One batch's records: [N, ...] arrays, whatever they hold (`Misfits` looks at that)."""
+def record(
+    batch: Batch,
+    signal: Signal,
+    k: int | None,
+    precision: Precision,
+    plan: CropPlan | None = None,
+    size: tuple[int, int] = (0, 0),
+) -> dict[str, np.ndarray[Any, Any]]:
+    """One batch's records: [N, ...] arrays, whatever they hold (`Misfits` looks at that).
+
+    With ``plan`` they are those of crops of pictures of some height and width.
+    """
     kept = getattr(torch, precision)
     z = signal.logits.float()
     found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).cpu().numpy()}
-    if k is None:
+    if plan is not None:
+        found |= {name: column.cpu().numpy() for name, column in plan.rows(batch, size, z).items()}
+    elif k is None:
         found["logits"] = z.to(kept).cpu().numpy()
     else:
         top = z.topk(k, dim=-1)

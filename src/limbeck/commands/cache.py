@@ -5,6 +5,9 @@ from __future__ import annotations
 from limbeck.commands import _common as common
 from limbeck.commands.run import missing_recipe
 
+FORMS = ("hard", "smoothing", "marginal_smoothing", "marginal_renorm")
+"""Of labels of crops, as `limbeck.functional.label_forms` has them; written here, for that imports PyTorch."""
+
 TEXT = """Record the answers of a recipe's teacher, so that later runs need no teacher.
 
 The size is predicted and asked for before it is spent; --yes agrees beforehand. An interrupted recording goes on."""
@@ -21,6 +24,18 @@ def main(words: list[str]) -> int:
     )
     parser.add_argument(
         "--views", metavar="N", type=common.whole(1, "--views"), default=1, help="augmented views an item (1)"
+    )
+    parser.add_argument(
+        "--crops",
+        metavar="M",
+        type=common.whole(1, "--crops"),
+        help="a store of M crops of each picture with their labels (as the method says)",
+    )
+    parser.add_argument(
+        "--labels",
+        metavar="FORM",
+        choices=FORMS,
+        help=f"form of the labels of crops: {', '.join(FORMS)}; --top K classes",
     )
     parser.add_argument(
         "--feature", metavar="MODULE", action="append", default=[], help="a module of the teacher to keep too"
@@ -50,6 +65,17 @@ def main(words: list[str]) -> int:
         from limbeck.cache import build_cache
 
         interrupt.install()
-        found = build_cache(tree, args.out, args.yes, args.top, args.views, args.feature, args.dtype, args.leave_out)
+        found = build_cache(
+            tree,
+            args.out,
+            args.yes,
+            args.top,
+            args.views,
+            args.feature,
+            args.dtype,
+            args.leave_out,
+            args.crops,
+            args.labels,
+        )
     common.table([(k.replace("_", " "), v) for k, v in found.items()], ["cache", "value"])
     return 0

@@ -221,7 +221,8 @@ class _Plan(torch.utils.data.Dataset[list[Batch]]):
         return [self._fetch(i, v) for i, v in pieces[low : low + self.accumulate]]
 
     def _fetch(self, ids: Tensor, views: Tensor) -> Batch:
-        batch = dict(self.data.fetch(ids)) if self.data is not None else {}
+        shown = getattr(self.data, "fetch_at", None)  # data that show an item otherwise at each pass
+        batch = dict(shown(ids, views)) if shown else dict(self.data.fetch(ids)) if self.data is not None else {}
         batch.setdefault("item", ids)  # of items that were chosen, their own
         batch["view"] = views
         return batch

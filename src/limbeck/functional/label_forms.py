@@ -11,9 +11,20 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
-from ._common import choose, in_range, statistics_dtype
+from ._common import choose, extremes, in_range, statistics_dtype
 
-__all__ = ["Form", "Shortage", "compress_labels", "recover_labels", "softened_labels", "treat_crops"]
+__all__ = [
+    "DISCARDED",
+    "KEPT",
+    "SOFTENED",
+    "Form",
+    "Shortage",
+    "compress_labels",
+    "recover_labels",
+    "softened_labels",
+    "stored_confidence",
+    "treat_crops",
+]
 
 Form = Literal["hard", "smoothing", "marginal_smoothing", "marginal_renorm"]
 """The likeliest class; the same with its probability; the k likeliest with theirs, the rest spread evenly or left out."""
@@ -74,7 +85,7 @@ def recover_labels(stored: Tensor, classes: int, form: Form = "marginal_smoothin
 
     Raises:
         ShapeError: the label was stored in another form.
-        ConfigError: a class id lies outside 0 to C - 1.
+        ConfigError: a class id lies outside 0 to C - 1 (looked at on the CPU alone, where it costs no synchronisation).
 
     Example:
         >>> recover_labels(torch.tensor([[[1.0, 2.0], [0.5, 0.25]]]), 4)
@@ -90,13 +101,15 @@ def recover_labels(stored: Tensor, classes: int, form: Form = "marginal_smoothin
     else:
         both = stored if dims == 3 else stored[..., None]
         place, value = both[:, 0].long(), both[:, 1].to(statistics_dtype(both))
-    if place.numel() and not (int(place.min()) >= 0 and int(place.max()) < classes):
-        raise ConfigError("classes", given=classes, expected=f"more than the largest class id, {int(place.max())}")
+    ids = extremes(place)
+    if ids is not None and not (ids[0] >= 0 and ids[1] < classes):
+        raise ConfigError("classes", given=classes, expected=f"more than the largest class id, {ids[1]}")
     k = place.shape[1]
     if form == "marginal_renorm":
         rest, value = torch.zeros_like(value[:, :1]), value / value.sum(1, keepdim=True)
     else:
-        rest = (1 - value.sum(1, keepdim=True)) / max(1, classes - k)
+        # probabilities kept in half precision may sum to a little more than 1
+        rest = (1 - value.sum(1, keepdim=True)).clamp(min=0) / max(1, classes - k)
     return rest.expand(-1, classes).scatter(1, place, value)
 
 
@@ -114,6 +127,38 @@ def softened_labels(labels: Tensor, classes: int, smoothing: float = 0.1) -> Ten
         raise ConfigError("classes", given=classes, expected="two or more")
     rest = torch.full((len(labels), classes), smoothing / (classes - 1), device=labels.device)
     return rest.scatter(1, labels[:, None], 1 - smoothing)
+
+
+def stored_confidence(
+    stored: Tensor, classes: int, form: Form = "marginal_smoothing", labels: Tensor | None = None
+) -> Tensor:
+    """How sure a teacher was of each crop, read from its stored label without recovering all classes: ``[N]``.
+
+    Args:
+        stored: as `compress_labels` gives it, in any form but ``hard``, which keeps no probability.
+        classes: C.
+        form: the form in which it was stored.
+        labels: class ids ``[N]``; the probability of these is taken (what is not stored has what `recover_labels` gives
+            it, but for ``marginal_renorm``, whose stored probabilities are taken as they are), else the largest one.
+
+    Raises:
+        ConfigError: the form keeps no probability.
+
+    Example:
+        >>> stored_confidence(torch.tensor([[[1.0, 2.0], [0.5, 0.25]]] * 2), 4, labels=torch.tensor([2, 0]))
+        tensor([0.2500, 0.1250])
+    """
+    if form == "hard":
+        raise ConfigError("form", "a hard label says nothing of how sure the teacher was", given=form)
+    both = stored if stored.ndim == 3 else stored[..., None]
+    place, value = both[:, 0].long(), both[:, 1].to(statistics_dtype(both))  # [N, k]
+    if labels is None:
+        return value[:, 0]
+    rest = (1 - value.sum(1)).clamp(min=0) / max(1, classes - place.shape[1])
+    if form == "marginal_renorm":
+        rest = torch.zeros_like(rest)
+    same = place == labels[:, None]
+    return torch.where(same.any(1), (value * same).sum(1), rest)
 
 
 Shortage = Literal["relax", "raise"]

@@ -396,7 +396,11 @@ RECORDED = 4096
 
 
 class Data(Protocol):
-    """Items that can be fetched by number. Randomness lives in queries, so fetching is a pure function."""
+    """Items that can be fetched by number. Randomness lives in queries, so fetching is a pure function.
+
+    Data that show an item otherwise at each pass (other ones of its stored crops) may have ``fetch_at(items, views)``, a
+    pure function of both [N], which the batches of a stage of steps are fetched by; ``fetch`` then shows view 0.
+    """
 
     def __len__(self) -> int: ...
 

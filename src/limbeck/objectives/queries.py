@@ -135,6 +135,9 @@ def _moves_with(task: Task, name: str) -> None:
 class Flip(Query):
     """Mirror left to right, with probability one half; a mask with its picture.
 
+    ``flip`` bool [N] in the batch says which were mirrored. Where it is there already, it is done as it says
+    (`limbeck.parts.stored_crops`).
+
     Args:
         probability: of mirroring.
         views: draws repeat after this many passes (so a cache can hold them); 0: never.
@@ -151,10 +154,13 @@ class Flip(Query):
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mirrored images where the draw says so."""
         x = _image(batch, "flip")
-        u = ctx.draws.anywhere().rand("flip", _key(_viewed(batch, self.views)))
-        turned = (u < self.probability)[:, None, None, None]
+        flip = batch.get("flip")
+        if flip is None:
+            u = ctx.draws.anywhere().rand("flip", _key(_viewed(batch, self.views)))
+            flip = (u < self.probability).to(x.device)
+        turned = flip[:, None, None, None]
         maps = {n: torch.where(turned[:, 0], batch[n].flip(-1), batch[n]) for n in over_pixels(batch)}
-        return {**batch, **maps, "x": torch.where(turned, x.flip(-1), x)}
+        return {**batch, **maps, "x": torch.where(turned, x.flip(-1), x), "flip": flip}
 
 
 @settings

@@ -26,7 +26,7 @@ NO_TENSORS = {
     "dense": "boundary_bands confusion edge_masks mean_iou",
     "matching": "flat_parameters flat_step_loss loops_for syn_batches unflatten",
     "meshes": "edges_of",
-    "metrics": "calibration_error frechet_distance perplexity",
+    "metrics": "calibration_error frechet_distance frequency_groups perplexity",
     "privacy": "noise_scale",
     "revision": "span_pairs",
     "recovery": "crop_floor",

@@ -227,3 +227,40 @@ def frechet_distance(first: Moments, second: Moments) -> float:
     shared = torch.linalg.eigvalsh((middle + middle.T) / 2).clamp_min(0).sqrt().sum()
     gap = (first.mean() - second.mean()).square().sum()
     return max(0.0, float(gap + c1.trace() + c2.trace() - 2 * shared))
+
+
+def frequency_groups(
+    sizes: Tensor, bounds: tuple[int, int] | list[int] | None = None, *, least: float = 10.0
+) -> dict[str, Tensor]:
+    """Which classes belong to the head, the middle and the tail of a long-tailed training set.
+
+    Source: Liu et al. 2019 (arXiv 1904.05160), who name classes with over 100 training items many-shot, with fewer than 20
+    few-shot; the thirds are ours, for sets of any size.
+
+    Args:
+        sizes: training items of each class ``[C]``; classes without any are left out.
+        bounds: tail below the first, head above the second; ``None`` takes thirds of the classes by size.
+        least: how many times as large the largest class must be as the smallest, for thirds; otherwise there are none.
+
+    Returns:
+        Class ids by name, ``head``, ``medium`` and ``tail``; groups without a class are left out.
+
+    Example:
+        >>> {k: v.tolist() for k, v in frequency_groups(torch.tensor([2, 100, 14])).items()}
+        {'head': [1], 'medium': [2], 'tail': [0]}
+        >>> {k: v.tolist() for k, v in frequency_groups(torch.tensor([2, 200, 14]), (20, 100)).items()}
+        {'head': [1], 'tail': [0, 2]}
+    """
+    if sizes.ndim != 1:
+        raise ShapeError("sizes", given=list(sizes.shape), expected="a number for each class, [C]")
+    there = (sizes > 0).nonzero()[:, 0]
+    if bounds is not None:
+        low, high = bounds
+        n = sizes[there]
+        found = {"head": there[n > high], "medium": there[(n >= low) & (n <= high)], "tail": there[n < low]}
+    else:
+        if len(there) < 3 or sizes[there].max() < least * sizes[there].min():
+            return {}
+        order = there[sizes[there].argsort(descending=True, stable=True)]
+        found = dict(zip(("head", "medium", "tail"), order.tensor_split(3), strict=True))
+    return {name: ids.sort().values for name, ids in found.items() if len(ids)}

@@ -17,6 +17,7 @@ __all__ = [
     "Over",
     "TokenGraph",
     "context_distance",
+    "cut_tokens",
     "global_relation",
     "local_relation",
     "token_graph",
@@ -42,8 +43,30 @@ class TokenGraph(NamedTuple):
     sigma: Tensor
 
 
+def cut_tokens(maps: Tensor, side: int = 1) -> Tensor:
+    """Feature maps ``[B, D, H, W]`` cut into square patches, a token each: ``[B, D side side, H / side, W / side]``.
+
+    Raises:
+        ShapeError: not maps, or the side does not divide theirs.
+
+    Example:
+        >>> cut_tokens(torch.arange(8.0).reshape(1, 1, 2, 4), 2)[0, :, 0, 1]
+        tensor([2., 3., 6., 7.])
+    """
+    if maps.ndim != 4:
+        raise ShapeError("maps", given=list(maps.shape), expected="maps [B, D, H, W]")
+    if side < 1 or maps.shape[2] % side or maps.shape[3] % side:
+        raise ShapeError("side", given=side, expected=f"a divisor of the map's {maps.shape[2]} x {maps.shape[3]}")
+    return torch.nn.functional.pixel_unshuffle(maps, side) if side > 1 else maps
+
+
 def token_graph(
-    tokens: Tensor, k: int, *, sigma: float | Literal["mean_knn"] = "mean_knn", axis: Axis = "column"
+    tokens: Tensor,
+    k: int,
+    *,
+    sigma: float | Literal["mean_knn"] = "mean_knn",
+    axis: Axis = "column",
+    neighbours: Tensor | None = None,
 ) -> TokenGraph:
     """The graph of the k nearest neighbours of tokens ``[N, D]``; no token is its own neighbour.
 
@@ -54,10 +77,11 @@ def token_graph(
         k: neighbours of each token, 1 to N - 1; of equally far ones, the earlier.
         sigma: above 0, or ``mean_knn``: the mean squared distance over all neighbours.
         axis: see ``Axis``.
+        neighbours: bool ``[N, N]`` of another graph, the teacher's, to be taken instead of the tokens' own.
 
     Raises:
         ConfigError: ``k`` or ``sigma`` is out of range.
-        ShapeError: not ``[N, D]``.
+        ShapeError: not ``[N, D]``, or neighbours of other tokens.
 
     Example:
         >>> token_graph(torch.tensor([[0.0], [1.0], [5.0]]), 1).neighbours.int()
@@ -76,10 +100,15 @@ def token_graph(
     x = tokens.to(statistics_dtype(tokens))
     norm = x.square().sum(1)
     squares = (norm[:, None] + norm[None] - 2 * x @ x.T).clamp(min=0)
-    own = torch.eye(n, dtype=torch.bool, device=x.device)
-    nearest = squares.detach().masked_fill(own, torch.inf).sort(dim=0, stable=True).indices[:k]  # of each column
-    mask = torch.zeros_like(own).scatter(0, nearest, True)
-    mask = mask if axis == "column" else mask.T
+    if neighbours is None:
+        own = torch.eye(n, dtype=torch.bool, device=x.device)
+        nearest = squares.detach().masked_fill(own, torch.inf).sort(dim=0, stable=True).indices[:k]  # of each column
+        mask = torch.zeros_like(own).scatter(0, nearest, True)
+        mask = mask if axis == "column" else mask.T
+    elif neighbours.shape != squares.shape:
+        raise ShapeError("neighbours", given=list(neighbours.shape), expected=f"[{n}, {n}], as there are tokens")
+    else:
+        mask = neighbours
     width = squares.detach()[mask].mean() if sigma == "mean_knn" else squares.new_tensor(float(sigma))
     return TokenGraph((-squares / (2 * width)).exp() * mask, mask, width)
 

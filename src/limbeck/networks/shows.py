@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,3 +90,49 @@ def last_linear(module: nn.Module) -> str:
             "evaluator.feature", "the network has no linear layer", remedy="name a module: evaluator.feature=layer4"
         )
     return f"{linears[-1]}:in"
+
+
+def last_places(module: nn.Module, run: Callable[[], object], picture: Sequence[int] = ()) -> str:
+    """The last module whose output has several places: a map before pooling, or tokens before the head reads one of them.
+
+    Args:
+        module: the network.
+        run: makes it answer once.
+        picture: height and width of what it is asked about, as in `channels_first`.
+
+    Returns:
+        The module's name; empty where no output has several places.
+    """
+    seen: list[str] = []
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def look(_: nn.Module, __: Any, out: Any) -> None:
+            if not isinstance(out, Tensor):
+                return
+            sides = channels_first(out, picture).shape[2:] if out.ndim == 4 else out.shape[1:2] if out.ndim == 3 else ()
+            if math.prod(sides) > 1:
+                seen.append(name)
+
+        return look
+
+    handles = [child.register_forward_hook(hook(name)) for name, child in module.named_modules() if name]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[-1] if seen else ""
+
+
+def grid_of(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
+    """Rows and columns of the largest grid of a picture's shape that so many tokens fill; what is left are class tokens.
+
+    Example:
+        >>> grid_of(197, (224, 224)), grid_of(8, (32, 128))
+        ((14, 14), (1, 4))
+    """
+    high, wide = picture
+    step = math.gcd(high, wide)
+    high, wide = high // step, wide // step
+    scale = math.isqrt(tokens // (high * wide))
+    return high * scale, wide * scale

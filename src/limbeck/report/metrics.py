@@ -60,6 +60,9 @@ _OF_PART: Final = re.compile(r"(.+?)_(pa_mpjpe|mpjpe|pck|nme|recall|precision)")
 _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy": ("accuracy", True, True),
     "balanced_accuracy": ("balanced accuracy", True, True),
+    "head_accuracy": ("accuracy of frequent classes", True, True),
+    "medium_accuracy": ("accuracy of less frequent classes", True, True),
+    "tail_accuracy": ("accuracy of rare classes", True, True),
     "mcc": ("Matthews' correlation", False, True),
     "top1": ("accuracy", True, True),
     "top5": ("top-5 accuracy", True, True),

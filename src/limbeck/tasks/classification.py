@@ -14,7 +14,7 @@ from limbeck.data.items import Splits
 from limbeck.data.splits import EmptyClasses
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError
-from limbeck.functional.metrics import calibration_error, calibration_table
+from limbeck.functional.metrics import calibration_error, calibration_table, frequency_groups
 from limbeck.grammar.answers import Answer
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.method import Batch, Built, Data, Term
@@ -153,7 +153,9 @@ class Labelled(OutputTask):
     ) -> Scores:
         """Metrics of a network on a split, in one pass, without gradients and in evaluation mode.
 
-        One label: accuracy, balanced_accuracy, top5 (above 10 classes), nll, ece. Several labels: f1 (macro), f1_micro,
+        One label: accuracy, balanced_accuracy, top5 (above 10 classes), nll, ece; where the largest training class has ten
+        times the items of the smallest, head_accuracy, medium_accuracy and tail_accuracy, means over the classes of each
+        third by training items (or as ``shots`` divides them). Several labels: f1 (macro), f1_micro,
         exact (all labels right), accuracy (of single yes/no answers), nll, ece. Numbers: rmse, mae (root mean square
         and mean absolute error in the data's units, averaged over the numbers) and r2. With a teacher: agreement, the
         share of equal decisions; for numbers r2_teacher, the share of the teacher's variance that is explained.
@@ -192,11 +194,21 @@ class Labelled(OutputTask):
             "nll": loss.mean().item(),
             "ece": calibration_error(calibration_table(z, y)),
         }
+        for name, classes in self.shares().items():
+            if (mine := recall[classes][seen[classes] > 0]).numel():
+                found[f"{name}_accuracy"] = mine.mean().item()
         if z.shape[1] > 10:
             found["top5"] = (z.topk(5).indices == hard[:, None]).any(1).double().mean().item()
         if t is not None:
             found["agreement"] = (guess == t.argmax(-1)).double().mean().item()
         return Scores(found, {"accuracy": guess == hard, "nll": loss})
+
+    def shares(self) -> dict[str, Tensor]:
+        """Numbers of the classes of the head, the middle and the tail, where training classes have a long tail."""
+        sizes = self.class_sizes.get("train")
+        if sizes is None or self.recalled:  # a network that is asked about other items knows its own training set alone
+            return {}
+        return frequency_groups(torch.tensor(sizes), getattr(self, "shots", None))
 
     def _judge_labels(self, z: Tensor, y: Tensor, t: Tensor | None) -> Scores:
         yes, truth = z > 0, y > 0.5
@@ -292,17 +304,27 @@ class Classification(Labelled):
         class_weights: weights of the classes in this loss: ``balanced`` (inversely proportional to the number of
             training items), or a number per class, in the order of the labels; they are scaled to a mean of 1 over the
             items. ``null`` weighs all items alike.
+        shots: two numbers of training items, such as [20, 100]: accuracy is also reported over the classes with fewer than
+            the first (tail), up to the second (medium) and more (head). ``null`` takes thirds of the classes, where the
+            largest has ten times the items of the smallest.
     """
 
     neutral = ("label_smoothing", "class_weights")
-    # neither changes what a teacher learns; the student's own items are told apart by their content
-    judging = ("student_items", "eval_batch")
+    # none changes what a teacher learns; the student's own items are told apart by their content
+    judging = ("student_items", "eval_batch", "shots")
 
     target: Target = "auto"
     student_items: Count | None = None
     empty_classes: EmptyClasses = "error"
     label_smoothing: Share = 0.0
     class_weights: Literal["balanced"] | list[float] | None = None
+    shots: list[Count] | None = None
+
+    def validate(self) -> None:
+        """Two bounds, in order."""
+        super().validate()
+        if self.shots is not None and (len(self.shots) != 2 or self.shots[0] > self.shots[1]):
+            raise ValueError("shots must be two numbers in order, such as [20, 100]")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -309,7 +309,7 @@ class Classification(Labelled):
             largest has ten times the items of the smallest.
     """
 
-    neutral = ("label_smoothing", "class_weights")
+    neutral = ("label_smoothing", "class_weights", "shots")
     # none changes what a teacher learns; the student's own items are told apart by their content
     judging = ("student_items", "eval_batch", "shots")
 

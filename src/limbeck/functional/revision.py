@@ -48,7 +48,7 @@ def locate_and_repair(
     teacher_tokens: Tensor,
     where: Tensor,
     *,
-    difference: Difference = "forward_kl",
+    difference: Difference | Tensor = "forward_kl",
     pad: int = -1,
 ) -> Repair:
     """The position at which student and teacher differ most among those where their tokens differ; no gradient.
@@ -62,7 +62,8 @@ def locate_and_repair(
         teacher_tokens: what the teacher would write at each position after the student's prefix, int64 ``[B, T]``.
         where: response tokens ``[B, T]``; those of a row are a prefix of it.
         difference: ``forward_kl`` KL(p || q), ``reverse_kl``, ``symmetric_kl`` (their sum), ``jensen_shannon``,
-            ``total_variation``, or ``confidence``: how much less the teacher believes in the student's token.
+            ``total_variation``, or ``confidence``: how much less the teacher believes in the student's token; or differences
+            of your own ``[B, T]``.
         pad: token id put behind the prefix.
 
     Raises:
@@ -74,14 +75,16 @@ def locate_and_repair(
         >>> locate_and_repair(z_s, z_t, torch.tensor([[1, 1]]), torch.tensor([[1, 0]]), torch.ones(1, 2)).prefix
         tensor([[1, 0]])
     """
-    choose("difference", difference, Difference, "difference")
+    own = difference if isinstance(difference, Tensor) else None
+    if own is None:
+        choose("difference", difference, Difference, "difference")
     check_pair(student, teacher)
     if student.ndim != 3:
         raise ShapeError("student", given=list(student.shape), expected="logits [B, T, V]")
     shape = student.shape[:2]
-    for name, x in (("student_tokens", student_tokens), ("teacher_tokens", teacher_tokens)):
-        if x.shape != shape:
-            raise ShapeError(name, given=list(x.shape), expected=f"tokens {list(shape)}")
+    for name, x in (("student_tokens", student_tokens), ("teacher_tokens", teacher_tokens), ("difference", own)):
+        if x is not None and x.shape != shape:
+            raise ShapeError(name, given=list(x.shape), expected=f"one value per token {list(shape)}")
     mask = as_mask(where, shape)
     assert mask is not None
     holes = extremes((mask[:, 1:] & ~mask[:, :-1]).long())
@@ -91,7 +94,9 @@ def locate_and_repair(
         )
     dtype = statistics_dtype(student, teacher)
     z_s, z_t = student.to(dtype), teacher.to(dtype)
-    if difference == "forward_kl":
+    if own is not None:
+        d = keep(own.to(dtype), mask)
+    elif difference == "forward_kl":
         d = kl(z_s, z_t, where=mask)
     elif difference == "reverse_kl":
         d = kl(z_s, z_t, direction="reverse", where=mask)

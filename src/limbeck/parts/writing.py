@@ -243,7 +243,9 @@ class Writer(Query):
         limit = torch.full_like(prompts, length)
         if self.tokens is not None:
             limit = torch.minimum(limit, prompts + self.tokens)
-        made = written(ctx.roles[who].module, batch, ctx.draws, prompts=prompts, limit=limit, name=who, **self.how(ctx))
+        made = written(
+            ctx.roles[who].module, batch, ctx.draws, prompts=prompts, limit=limit, name=who, **self.how(ctx.task)
+        )
         if self.revise is not None and who == "student":
             made = self.revise(made, prompts, limit, ctx)
         self.texts += len(made["item"])
@@ -252,9 +254,9 @@ class Writer(Query):
         )  # whoever writes waits for each word, so nothing is left to wait for
         return made
 
-    def how(self, ctx: Context) -> dict[str, Any]:
+    def how(self, task: Task) -> dict[str, Any]:
         """How words are drawn: arguments of `written`."""
-        columns = getattr(ctx.task, "columns", None)  # a vocabulary that is cut to what both models share
+        columns = getattr(task, "columns", None)  # a vocabulary that is cut to what both models share
         return {"temperature": self.temperature, "top_k": self.top_k, "top_p": self.top_p, "columns": columns}
 
     def begin(self, ctx: Context) -> None:

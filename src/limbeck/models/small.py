@@ -98,6 +98,7 @@ class CifarResNetModel(Normalised):
     Args:
         depth: 6n + 2.
         width: channels of the first stage.
+        blocks: of each of the three stages, as ``[1, 3, 5]``, in place of ``depth``, which has n in each.
     """
 
     forms = ("classes", "vector", "keypoints")
@@ -105,10 +106,13 @@ class CifarResNetModel(Normalised):
 
     depth: Annotated[int, Interval(ge=8, le=DEEPEST)] = 20
     width: Count = 16
+    blocks: list[Count] | None = None
 
     def validate(self) -> None:
         """Three stages of n blocks of two layers."""
         super().validate()
+        if self.blocks is not None and (len(self.blocks) != 3 or sum(self.blocks) * 2 + 2 > DEEPEST):
+            raise ValueError(f"blocks must be three numbers, one for each stage, of at most {DEEPEST} layers in all")
         if (self.depth - 2) % 6:
             raise ValueError("depth must be 6n + 2, as 20, 32, 44, 56 or 110")
 
@@ -116,4 +120,4 @@ class CifarResNetModel(Normalised):
         """A ``limbeck.networks.cifar_resnet.CifarResNet``."""
         from limbeck.networks.cifar_resnet import CifarResNet
 
-        return CifarResNet(self.depth, needs.outputs, needs.inputs[0], self.width)
+        return CifarResNet(self.depth, needs.outputs, needs.inputs[0], self.width, self.blocks)

@@ -7,6 +7,8 @@ shared weights: ``conv1``, ``bn1``, ``layer1.0.conv1`` ... ``linear``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional as f
 
@@ -43,9 +45,10 @@ class CifarResNet(nn.Module):
         classes: number of outputs.
         channels: of the input.
         width: channels of the first stage; the others have two and four times as many.
+        blocks: of each of the three stages, in place of ``depth``, which has as many in each.
 
     Raises:
-        ConfigError: a depth that is not 6n + 2, or a width below 1.
+        ConfigError: a depth that is not 6n + 2, a width below 1, or other than three stages of one block or more.
 
     Example:
         >>> import torch
@@ -54,18 +57,27 @@ class CifarResNet(nn.Module):
         (torch.Size([2, 10]), 269722)
     """
 
-    def __init__(self, depth: int = 20, classes: int = 10, channels: int = 3, width: int = 16) -> None:
+    def __init__(
+        self,
+        depth: int = 20,
+        classes: int = 10,
+        channels: int = 3,
+        width: int = 16,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
+        if blocks is None and (depth < 8 or (depth - 2) % 6):
             raise ConfigError("depth", given=depth, expected="6n + 2, as 20, 32, 44, 56 or 110")
+        if blocks is not None and (len(blocks) != 3 or min(blocks) < 1):
+            raise ConfigError("blocks", given=list(blocks), expected="three numbers of 1 or more, one for each stage")
         if width < 1:
             raise ConfigError("width", given=width, expected="1 or more")
-        n = (depth - 2) // 6
+        first, second, third = blocks if blocks is not None else [(depth - 2) // 6] * 3
         self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = nn.Sequential(*[BasicBlock(width, width, 1) for _ in range(n)])
-        self.layer2 = self._stage(width, n)
-        self.layer3 = self._stage(2 * width, n)
+        self.layer1 = nn.Sequential(*[BasicBlock(width, width, 1) for _ in range(first)])
+        self.layer2 = self._stage(width, second)
+        self.layer3 = self._stage(2 * width, third)
         self.linear = nn.Linear(4 * width, classes)
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):

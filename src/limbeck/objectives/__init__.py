@@ -5,6 +5,7 @@ In a loop of your own: ``limbeck.objectives.Criterion``.
 
 from __future__ import annotations
 
+from limbeck.objectives.correlation import ChannelCorrelation, Semantic
 from limbeck.objectives.criterion import Criterion
 from limbeck.objectives.decoupled import Dist, Dkd
 from limbeck.objectives.feature import AttentionTransfer, FeatureMatch, Relation
@@ -16,6 +17,7 @@ from limbeck.objectives.queries import Augment, Crop, Cutmix, Flip, Mixup, Noise
 __all__ = [
     "AttentionTransfer",
     "Augment",
+    "ChannelCorrelation",
     "Criterion",
     "Crop",
     "Cutmix",
@@ -30,5 +32,6 @@ __all__ = [
     "NormDirection",
     "PartialMixup",
     "Relation",
+    "Semantic",
     "Supervised",
 ]

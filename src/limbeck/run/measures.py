@@ -6,7 +6,6 @@ import platform
 import resource
 import subprocess
 import sys
-import time
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +19,7 @@ from limbeck.engine import distributed as dist
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Built
 from limbeck.grammar.task import Task
+from limbeck.networks.costs import milliseconds, operations
 
 
 def sizes(built: Built | None) -> dict[str, float]:
@@ -34,26 +34,15 @@ def latency(task: Task, thing: Any, repeats: int = 20) -> dict[str, float]:
     built = thing.built if isinstance(thing, NetworkArtifact) else thing
     if not isinstance(built, Built) or not isinstance(built.module, nn.Module):
         return {}
-    from torch.utils.flop_counter import FlopCounterMode
-
     module = built.module.eval()
     device = next((t.device for t in module.parameters()), torch.device("cpu"))
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in task.example(1).items()}
     batch = built.contract.feed(batch)
-    times = []
-    with torch.no_grad():
-        for _ in range(3):
-            task.feed(module, batch)
-        for _ in range(repeats):
-            began = time.perf_counter()
-            task.feed(module, batch)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - began)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            task.feed(module, batch)
-    return {"one_item": 1000.0 * sorted(times)[len(times) // 2], "gflops": counter.get_total_flops() / 1e9}
+
+    def call() -> Any:
+        return task.feed(module, batch)
+
+    return {"one_item": milliseconds(call, device, repeats), "gflops": operations(call) / 1e9}
 
 
 def peak_memory() -> float:

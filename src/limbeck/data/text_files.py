@@ -388,21 +388,28 @@ def _by_fault(bad: Sequence[tuple[str, int, str]]) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
-def find(path: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, str, Path]], list[str]]:
+def find(
+    path: str, suffixes: tuple[str, ...], argument: str = "task.data.path"
+) -> tuple[list[tuple[str, str, Path]], list[str]]:
     """The files of a source with their split and their name for messages, in a fixed order; and what was left out.
 
     Hidden files and folders are passed over and no folder is entered twice. Names count as splits only where one of them
     is train; otherwise every file belongs to ``all``.
 
+    Args:
+        path: a file or folder.
+        suffixes: how files end; each with ``.gz`` too.
+        argument: the setting that names it, for messages.
+
     Raises:
         DataError: there is no such path (the nearest names are given), or no file with one of the suffixes.
     """
-    root = as_path(path, "task.data.path")
+    root = as_path(path, argument)
     if not root.exists():
         parent = root.parent if root.parent.is_dir() else None
         close = nearest(root.name, [p.name for p in parent.iterdir()]) if parent else []
         raise DataError(
-            "task.data.path",
+            argument,
             "there is no such file or folder",
             given=str(path),
             remedy=f"did you mean {str(root.parent / close[0])!r}?" if close else "give the path of a file or folder",
@@ -411,7 +418,7 @@ def find(path: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, str, Pat
     if root.is_file():
         if not root.name.lower().endswith(endings):
             raise DataError(
-                "task.data.path",
+                argument,
                 given=str(path),
                 expected=f"a file that ends in {', '.join(endings)}",
                 remedy=_other(root),
@@ -419,9 +426,7 @@ def find(path: str, suffixes: tuple[str, ...]) -> tuple[list[tuple[str, str, Pat
         return [("all", root.name, root)], []
     listing = list_all(root, lambda name: name.lower().endswith(endings), "text")
     if not listing.found:
-        raise DataError(
-            "task.data.path", f"the folder holds no file that ends in {', '.join(endings)}", given=str(path)
-        )
+        raise DataError(argument, f"the folder holds no file that ends in {', '.join(endings)}", given=str(path))
     notes = listing.notes()
     named = [(_split_of(file.name), file) for file in listing.found]
     if any(split == "train" for split, _ in named):

@@ -7,7 +7,7 @@ that the student writes itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -162,10 +162,16 @@ class Reader:
         chunk: tokens in a chunk; ``auto`` goes by size; 0 is always dense.
         dense: what forbids chunks, in words; empty if nothing does.
         backend: of the losses with a closed form.
+        names: the roles that may be asked in chunks.
     """
 
     def __init__(
-        self, method: Method[Any], chunk: int | Literal["auto"] = "auto", dense: str = "", backend: Backend = "torch"
+        self,
+        method: Method[Any],
+        chunk: int | Literal["auto"] = "auto",
+        dense: str = "",
+        backend: Backend = "torch",
+        names: Sequence[str] = ("student", "teacher"),
     ) -> None:
         self.task = method.task
         self.chunk, self.dense, self.backend = chunk, dense, backend
@@ -175,7 +181,7 @@ class Reader:
         if chunk == 0 or dense:
             return
         for name, role in method.roles.items():
-            head = head_of(role.module) if name in ("student", "teacher") else None
+            head = head_of(role.module) if name in names else None
             if head is not None and not (role.shard and dist.world() > 1):
                 self.taps[name] = HeadTap(role.module, head)
                 self.shapes[name] = _shape_of(role)
@@ -197,10 +203,19 @@ class Reader:
             teacher = shifted(ctx.signal("teacher", batch).logits, batch)[0]
         return Tokens(self._head("student", batch, ctx), teacher, labels, where, chunk, self.backend)
 
-    def _large(self, batch: Batch) -> bool:
-        if "student" not in self.taps:
+    def losses(self, name: str, batch: Batch, ctx: Context) -> Tensor:
+        """One role's cross-entropy of every next token ``[N, T-1]``, 0 where it does not count; in chunks where that is large."""
+        labels, where = batch["labels"][:, 1:], next_counts(batch)
+        if self._large(batch, name):
+            chunk = None if self.chunk == "auto" else self.chunk
+            shown: Tensor | Head = self._head(name, batch, ctx)
+            return Tokens(shown, None, labels, where, chunk, self.backend).cross_entropy()
+        return Tokens(shifted(ctx.signal(name, batch).logits, batch)[0], None, labels, where).cross_entropy()
+
+    def _large(self, batch: Batch, name: str = "student") -> bool:
+        if name not in self.taps:
             return False
-        return self.chunk != "auto" or batch["labels"].numel() * self.taps["student"].head.weight.shape[0] > LARGE
+        return self.chunk != "auto" or batch["labels"].numel() * self.taps[name].head.weight.shape[0] > LARGE
 
     def _head(self, name: str, batch: Batch, ctx: Context) -> Head:
         tap = self.taps[name]

@@ -253,6 +253,8 @@ def print_outcome(data: Mapping[str, Any], title: str, told: Collection[str] = (
         title: of the table.
         told: notes that were said before.
     """
+    from limbeck.engine.logs import read_log
+    from limbeck.report.advice import advice
     from limbeck.report.headline import footnotes, headline
     from limbeck.report.summary import summarise
     from limbeck.report.table import comparison_table
@@ -262,6 +264,10 @@ def print_outcome(data: Mapping[str, Any], title: str, told: Collection[str] = (
     out.print(comparison_table(summary, title, out.width))
     for line in (*headline(summary), *footnotes(summary), *(n for n in summary.notes if n not in told)):
         out.print(line, markup=False, emoji=False)
+    if "metrics" in data:  # a run
+        log = read_log(Path(str(data["folder"]))) if data.get("folder") else []
+        for line in advice(data, log):
+            out.print(f"Next: {line}", markup=False, emoji=False)
 
 
 def print_tables(data: Mapping[str, Any], most: int = 24) -> None:

@@ -536,6 +536,125 @@ def reliability(
     )
 
 
+# -- classes and numbers -----------------------------------------------------------------------------------------------
+
+MOST_CLASSES: Final = 40
+"""Classes up to which a confusion matrix can be read."""
+
+
+@_styled
+def confusion(
+    counts: Mapping[str, Sequence[Sequence[int]]] | None, labels: Sequence[str] | None, name: str = "confusion"
+) -> Picture | None:
+    """Which class is taken for which, drawn for the student; precision, recall and F1 of every class and row as numbers.
+
+    Args:
+        counts: by row, test items [true class][predicted class].
+        labels: names of the classes.
+    """
+    table = (counts or {}).get("student")
+    if not table or not sum(map(sum, table)):
+        return None
+    n = len(table)
+    names = [str(x) for x in labels] if labels and len(labels) == n else [str(i) for i in range(n)]
+    totals = [sum(row) for row in table]
+    most = max(range(n), key=totals.__getitem__)
+    title = "Confusion matrix of the student" if n <= MOST_CLASSES else "The student by class"
+    share = 100 * totals[most] / sum(totals)
+    caption = f"Always answering {names[most]} would be right on {share:.1f} % of the test items."
+    svg = ""
+    if n <= MOST_CLASSES:
+        caption = f"Rows: the true class; columns: the student's answer; shades: share of the true class. {caption}"
+        side = min(560, max(300, 150 + 26 * n))
+        figure = canvas(side, side)
+        ax = figure.subplots()
+        for i, row in enumerate(table):
+            for j, count in enumerate(row):
+                if not count:
+                    continue
+                part = count / totals[i]
+                colour = SERIES[1] if i == j else BAD
+                ax.add_patch(_square(j, i, colour, 0.12 + 0.78 * part))
+                if n <= 20:
+                    ax.text(
+                        j,
+                        i,
+                        str(count),
+                        ha="center",
+                        va="center",
+                        fontsize=11 if n <= 12 else 8,
+                        color=PAGE if part > 0.5 else INK,
+                    )
+        ax.set_xlim(-0.5, n - 0.5)
+        ax.set_ylim(n - 0.5, -0.5)
+        ax.set_aspect("equal")
+        ax.grid(visible=False)
+        short = [x if len(x) <= 14 else x[:13] + "…" for x in names]
+        ax.set_xticks(range(n), short, rotation=90 if max(map(len, short)) > 2 else 0)
+        ax.set_yticks(range(n), short)
+        ax.set_xlabel("answer")
+        ax.set_ylabel("true class")
+        svg = to_svg(figure, name, title, f"Confusion matrix over {n} classes")
+    rows = []
+    for role, found in (counts or {}).items():
+        for c in range(n):
+            right, said, true = found[c][c], sum(found[i][c] for i in range(n)), sum(found[c])
+            precision, recall = right / said if said else math.nan, right / true if true else math.nan
+            f1 = 2 * right / (said + true) if said + true else math.nan
+            cells = [f"{100 * v:.1f} %" if math.isfinite(v) else "–" for v in (precision, recall, f1)]
+            rows.append([names[c] if role == "student" else f"{names[c]} ({role})", *cells, str(true)])
+    return Picture(name, title, caption, svg, ["class", "precision", "recall", "F1", "test items"], rows)
+
+
+def by_label(found: Mapping[str, Mapping[str, Mapping[str, float]]] | None, name: str = "labels") -> Picture | None:
+    """Precision, recall and F1 of each of several labels, by row: numbers without a drawing."""
+    if not found:
+        return None
+    rows = []
+    for role, labels in found.items():
+        for label, v in labels.items():
+            cells = [f"{100 * v[k]:.1f} %" for k in ("precision", "recall", "f1")]
+            rows.append([label if role == "student" else f"{label} ({role})", *cells, str(int(v["items"]))])
+    return Picture(name, "By label", "", "", ["label", "precision", "recall", "F1", "test items with it"], rows)
+
+
+def _square(x: float, y: float, colour: str, alpha: float) -> Any:
+    from matplotlib.patches import Rectangle
+
+    return Rectangle((x - 0.47, y - 0.47), 0.94, 0.94, facecolor=colour, alpha=alpha, linewidth=0)
+
+
+@_styled
+def against_truth(
+    points: Mapping[str, Mapping[str, Sequence[float]]] | None, s: Summary, name: str = "truth"
+) -> Picture | None:
+    """Numbers that the student answers over the true ones, one panel a target.
+
+    Args:
+        points: by target: ``true`` and ``predicted`` of some test items, in the data's units.
+    """
+    if not points:
+        return None
+    targets = list(points)[:4]
+    figure = canvas(488, 300 * len(targets))
+    panels = figure.subplots(len(targets), 1, squeeze=False)[:, 0]
+    for ax, target in zip(panels, targets, strict=True):
+        true, said = ([float(v) for v in points[target][k]] for k in ("true", "predicted"))
+        low, high = min(*true, *said), max(*true, *said)
+        ax.plot([low, high], [low, high], color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)))
+        ax.scatter(true, said, s=14, color=SERIES[0], alpha=0.6, linewidths=0)
+        ax.set_title(str(target))
+        ax.set_xlabel("true")
+        ax.set_ylabel("predicted")
+    title = "Predicted against true"
+    return Picture(
+        name,
+        title,
+        f"Each mark is one of {len(points[targets[0]]['true'])} test items; on the dotted line the student is right.",
+        to_svg(figure, name, title, "Predicted over true values of " + ", ".join(map(str, targets))),
+    )
+
+
 # -- training curves ---------------------------------------------------------------------------------------------------
 
 
@@ -665,4 +784,16 @@ def thin(points: Sequence[tuple[float, float]], most: int = 240) -> list[tuple[f
     return thinned
 
 
-__all__ = ["Curve", "Picture", "by_steps", "curves", "reliability", "scores", "size_and_quality", "to_svg"]
+__all__ = [
+    "Curve",
+    "Picture",
+    "against_truth",
+    "by_label",
+    "by_steps",
+    "confusion",
+    "curves",
+    "reliability",
+    "scores",
+    "size_and_quality",
+    "to_svg",
+]

@@ -16,6 +16,7 @@ from typing import Any, Final
 from limbeck.engine.logs import read_log
 from limbeck.errors import DataError, human
 from limbeck.report import figures
+from limbeck.report.advice import advice
 from limbeck.report.figures import Curve, Picture, variable_of
 from limbeck.report.headline import footnotes, headline
 from limbeck.report.metrics import metric_of
@@ -89,8 +90,13 @@ def render(folder: Path) -> str:
     data, kind = load(folder)
     s = summarise(data)
     runs = _runs(data, kind, folder)
+    first = runs[0][1] if kind == "run" else {}
     pictures = [figures.scores(s) if len(s.rows) > 1 else None, figures.by_steps(s)]
     half = [figures.size_and_quality(s), figures.reliability(_bins(s, runs), s)]
+    half += [
+        figures.confusion(first.get("confusion"), first.get("labels")),
+        figures.against_truth(first.get("truth"), s),
+    ]
     training = _curves(s, runs, kind)
     notes = list(s.notes)
     samples = _samples(runs, notes, kind)
@@ -104,12 +110,13 @@ def render(folder: Path) -> str:
     )
     source = resources.files("limbeck.report").joinpath("page.html.j2").read_text(encoding="utf-8")
     found = grid(s)
-    first = runs[0][1] if runs else {}
+    example = runs[0][1] if runs else {}
     environment.filters["set"] = typeset
     text: str = environment.from_string(source).render(
-        title=_title(s, first),
-        subtitle=_subtitle(s, first),
+        title=_title(s, example),
+        subtitle=_subtitle(s, example),
         headline=headline(s),
+        advice=advice(data, read_log(folder)) if kind == "run" else [],
         tiles=_tiles(s),
         columns=found.columns,
         rows=[(r, variable_of(s, r), cells) for r, cells in found.rows],
@@ -122,7 +129,7 @@ def render(folder: Path) -> str:
         metrics=_all_metrics(s, runs, kind),
         timings=_timings(s, runs),
         tables=tables_of(first) if kind == "run" else [],
-        classes=_classes(first),
+        classes=_classes(example),
         exports=_exports(first) if kind == "run" else [],
         notes=notes,
         config=read_bytes(config).decode("utf-8", "replace") if config.is_file() else "",

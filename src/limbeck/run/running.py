@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from limbeck import report
 from limbeck.engine import distributed as dist
 from limbeck.engine.bench import Bench
@@ -291,6 +293,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         "cost": {
             "seconds": {**bench.seconds, **engine.seconds},
             "peak_memory_mb": peak_memory(),
+            **_teacher_passes(recipe, bench, engine),
         },
         "items": {
             "train": len(task.train),
@@ -311,6 +314,17 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         ],
         "exports": {},
     }
+
+
+def _teacher_passes(recipe: Recipe, bench: Bench, engine: Engine) -> dict[str, float]:
+    """How often each item went through a teacher that is not recorded and sees it the same each time."""
+    stages = [s for s in engine.stages if s.total and s.data is not None and s.judged]
+    teacher = recipe.method.roles.get("teacher")
+    alike = not recipe.queries and not any(s.queries for s in stages) and len(bench.task.train) > 0
+    if teacher is None or not isinstance(teacher.module, torch.nn.Module) or teacher.of is not None or not alike:
+        return {}
+    learns = any("teacher" in s.optim for s in stages)
+    return {} if learns else {"teacher_passes": sum(s.total * s.batch_size for s in stages) / len(bench.task.train)}
 
 
 def _latencies(bench: Bench, scored: Scored) -> dict[str, dict[str, float]]:

@@ -244,24 +244,43 @@ class Labelled(OutputTask):
         return Scores(found, {"mae": error.abs().mean(1)})
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``calibration``: the bins of a reliability diagram of every network among the rows (one label an item).
+        """What the report draws from at most 5,000 test items, at even distances.
 
-        Drawn from at most 5,000 test items, at even distances: a diagram needs no more.
+        Of one label an item: ``calibration``, the bins of a reliability diagram of every network among the rows, and
+        ``confusion``, how many items [true class][predicted class], of up to 200 classes. Of several labels: ``by_label``,
+        precision, recall and F1 of each. Of numbers: ``truth``, the student's answers and the true ones by target.
         """
-        if self.kind_of_target != "label":
-            return {}
         networks = {name: row.built for name, row in rows.items() if isinstance(row, NetworkArtifact)}
-        return {"calibration": {n: calibration_bins(self._table(built, bench.device)) for n, built in networks.items()}}
+        told: dict[str, Any] = {}
+        for name, built in networks.items():
+            z, y = self._answers(built, bench.device)
+            if self.kind_of_target == "label":
+                told.setdefault("calibration", {})[name] = calibration_bins(calibration_table(z, y))
+                if z.shape[1] <= 200:
+                    pairs = y * z.shape[1] + z.argmax(-1)
+                    table = torch.bincount(pairs, minlength=z.shape[1] ** 2).reshape(z.shape[1], -1)
+                    told.setdefault("confusion", {})[name] = table.tolist()
+            elif self.kind_of_target == "labels":
+                told.setdefault("by_label", {})[name] = by_label(z > 0, y > 0.5, self.labels or [])
+            elif name == "student":
+                ids = torch.arange(0, len(y), max(1, -(-len(y) // 500)))
+                real = z.double() * self.number_std.double() + self.number_mean.double()
+                columns = self.labels or ["value"]
+                told["truth"] = {
+                    c: {"true": y[ids, k].tolist(), "predicted": real[ids, k].tolist()} for k, c in enumerate(columns)
+                }
+        return told
 
-    def _table(self, built: Built, device: torch.device, most: int = 5000) -> Tensor:
-        """Sums per bin of confidence [bins, 3] over test items."""
-        tables = []
+    def _answers(self, built: Built, device: torch.device, most: int = 5000) -> tuple[Tensor, Tensor]:
+        """A network's answers [N, C], float32, and the targets of test items."""
+        answers, targets = [], []
         ids = torch.arange(0, len(self.test), max(1, -(-len(self.test) // most)))
         with torch.no_grad(), evaluating([built.module]):
             for part in ids.split(self.eval_batch):
                 batch = to_device({**self.test.fetch(part), "item": part, "view": torch.zeros_like(part)}, device)
-                tables.append(calibration_table(self.signal(built, batch).logits.float(), batch["y"]))
-        return torch.stack(tables).sum(0)
+                answers.append(self.signal(built, batch).logits.float().cpu())
+                targets.append(batch["y"].cpu())
+        return torch.cat(answers), torch.cat(targets)
 
     # ------------------------------------------------------------------------------------------------ defaults
 
@@ -371,6 +390,20 @@ class Classification(Labelled):
         """The items in three splits, answered as ``target`` says."""
         fractions = self.valid_fraction, self.test_fraction
         return self.data.divided(self.target, self.size, *fractions, self.empty_classes, self.deal)
+
+
+def by_label(said: Tensor, true: Tensor, labels: list[str]) -> dict[str, dict[str, float]]:
+    """Precision, recall and F1 of each label from booleans [N, L]; 0 where a label was never answered or never true."""
+    right, answered, there = (t.sum(0).double() for t in (said & true, said, true))
+    precision, recall = right / answered.clamp(min=1), right / there.clamp(min=1)
+    f1 = 2 * right / (answered + there).clamp(min=1)
+    names = labels if len(labels) == said.shape[1] else [str(i) for i in range(said.shape[1])]
+    return {
+        name: {"precision": p, "recall": r, "f1": f, "items": n}
+        for name, p, r, f, n in zip(
+            names, precision.tolist(), recall.tolist(), f1.tolist(), there.tolist(), strict=True
+        )
+    }
 
 
 def calibration_bins(table: Tensor) -> dict[str, list[float]]:

@@ -52,7 +52,7 @@ class Answers(Protocol):
 class Graded(Evaluator):
     """The share of right answers to a split's questions, graded as their kind is: numbers, choices, summaries, conversations.
 
-    ``score``: the mean grade, where what cannot be read counts as wrong; ``score_error``: its standard error;
+    ``grade``: the mean grade, where what cannot be read counts as wrong; ``grade_error``: its standard error;
     ``unread``: the share of answers that cannot be read; ``asked_tokens`` and ``written_tokens``: of a question and its
     answer; ``answers_per_second``. Of summaries also ``rouge_l``, ``entity_density`` (entities a word) and ``words``; with a judge
     ``judged``: how often it prefers the answer to the reference, both orders shown, and ``unjudged``.
@@ -63,7 +63,7 @@ class Graded(Evaluator):
 
     questions: Count = 300
 
-    primary = "score"
+    primary = "grade"
     higher_is_better = True
     even = False
 
@@ -99,10 +99,11 @@ class Graded(Evaluator):
             for a, d in zip(made.answers, documents, strict=True)
         ]
         n = max(1, len(documents))
-        found = {name: sum(g[name] for g in grades) / n for name in grades[0]}
+        names = {name: "grade" if name == "score" else name for name in grades[0]}
+        found = {called: sum(g[name] for g in grades) / n for name, called in names.items()}
         each = torch.tensor([g["score"] for g in grades], dtype=torch.float64)
         found |= {
-            "score_error": float((each.var(correction=0) / n).sqrt()),  # of zeros and ones: the binomial error
+            "grade_error": float((each.var(correction=0) / n).sqrt()),  # of zeros and ones: the binomial error
             "unread": sum(a is None for a in made.answers) / n,
             "asked_tokens": sum(made.asked) / n,
             "written_tokens": sum(made.tokens) / n,
@@ -114,7 +115,7 @@ class Graded(Evaluator):
                 "judged": sum(verdicts) / max(1, len(verdicts)),
                 "unjudged": 1.0 - len(verdicts) / max(1, len(made.judged)),
             }
-        return Scores(found, {"score": each})
+        return Scores(found, {"grade": each})
 
     def rows(self, bench: Bench) -> Rows:
         """Who takes part and is judged, and the task's baselines."""

@@ -12,9 +12,11 @@ from limbeck.functional import (
     contrast,
     dense,
     diffusion,
+    feature,
     meshes,
     packing,
     recovery,
+    relation,
     selection,
     splatting,
     views,
@@ -60,6 +62,41 @@ def _mixed(n: int, d: Draw) -> Any:
 
 
 add("mix_distribution", "contrast.mix_distribution", _mixed, coupled=True)
+
+
+def _variational(n: int, d: Draw) -> Any:
+    return (lambda m, t, v: feature.variational(m, t, up(v).exp())), (d(n, 3, 4), d(n, 3, 4), d(3))
+
+
+def _critic(n: int, d: Draw) -> Any:
+    return (lambda z: contrast.contrastive_critic(z, items=9)), (d(n, C),)
+
+
+add("angles", "relation.angles", lambda n, d: (relation.angles, (d(n, C), d(n, C))), coupled=True)
+add("neighbours", "relation.neighbours", lambda n, d: (relation.neighbours, (d(n, C), d(n, C))), coupled=True)
+for _kernel in ("rbf", "bilinear"):
+    add(
+        f"congruence-{_kernel}",
+        "relation.congruence",
+        lambda n, d, k=_kernel: ((lambda s, t: relation.congruence(s, t, kernel=k)), (d(n, C), d(n, C))),
+        coupled=True,
+    )
+add("variational", "feature.variational", _variational, whole=True)
+for _kernel in ("polynomial", "linear", "gaussian"):
+    add(
+        f"channel_selectivity-{_kernel}",
+        "feature.channel_selectivity",
+        lambda n, d, k=_kernel: (
+            (lambda s, t: feature.channel_selectivity(s, t, kernel=k)),
+            (d(n, 3, 4, 4), d(n, 2, 2, 2)),
+        ),
+    )
+add(
+    "pyramid_distance",
+    "feature.pyramid_distance",
+    lambda n, d: (feature.pyramid_distance, (d(n, 3, 4, 4), d(n, 3, 4, 4))),
+)
+add("contrastive_critic", "contrast.contrastive_critic", _critic)
 
 # ----------------------------------------------------------------------------------------------------------------- maps
 

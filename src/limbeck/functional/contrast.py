@@ -59,6 +59,45 @@ def info_nce(
     return keep(cosines.logsumexp(1) - own, mask)
 
 
+def contrastive_critic(
+    scores: Tensor, *, items: int, own: Tensor | None = None, log_z: float | Tensor = 0.0, where: Tensor | None = None
+) -> Tensor:
+    """Contrastive representation distillation: telling an item's own pair from K pairs with other items ``[N]``.
+
+    ``-log h(own) - sum_k log(1 - h(other_k))`` with ``h = e^(score - log_z) / (e^(score - log_z) + K / M)``.
+
+    Source: Tian et al. 2020 (CRD, arXiv 1910.10699), eqs. 17 and 18; the released code divides by a constant Z besides.
+
+    Args:
+        scores: cosines of student's and teacher's embeddings over the temperature ``[N, 1 + K]``, the own pair's first.
+        items: M, the number of items in the data set.
+        own: which of the other pairs count ``[N, K]`` (those of items of another class); K is then their number.
+        log_z: the logarithm of Z; 0 is none.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> contrastive_critic(torch.tensor([[50.0, -50.0]]), items=100).item() < 1e-6
+        True
+    """
+    if items < 1:
+        raise ConfigError("items", given=items, expected="1 or more")
+    if scores.ndim != 2 or scores.shape[1] < 2:
+        raise ShapeError("scores", given=list(scores.shape), expected="[N, 1 + K] with K of 1 or more")
+    z = scores.to(statistics_dtype(scores)) - log_z
+    count = torch.full_like(z[:, :1], z.shape[1] - 1.0)
+    if own is not None:
+        if own.shape != z[:, 1:].shape:
+            raise ShapeError("own", given=list(own.shape), expected=f"{list(z[:, 1:].shape)}")
+        own = own.bool()
+        count = own.sum(1, keepdim=True).to(z.dtype)
+    noise = (count.clamp_min(1.0) / items).log()
+    both = torch.logaddexp(z, noise)
+    others = noise - both[:, 1:]
+    if own is not None:
+        others = keep(others, own)
+    return keep(both[:, 0] - z[:, 0] - others.sum(1), as_mask(where, z.shape[:1]))
+
+
 def paired_info_nce(
     query: Tensor,
     keys: Tensor,

@@ -19,6 +19,7 @@ Reduce = Literal["mean", "sum"]
 Normalise = Literal["none", "unit", "standard"]
 Part = Literal["both", "direction", "norm"]
 Denominator = Literal["max", "teacher"]
+ChannelKernel = Literal["polynomial", "linear", "gaussian"]
 
 
 def unit(x: Tensor, *, eps: float = 1e-8) -> Tensor:
@@ -136,16 +137,138 @@ def attention_transfer(student: Tensor, teacher: Tensor, *, power: float = 2.0, 
         raise ShapeError(
             "teacher", given=list(teacher.shape), expected=f"[{student.shape[0]}, C, ...] like the student"
         )
-    sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    maps = []
-    for x in (student.to(statistics_dtype(student)), teacher.to(statistics_dtype(teacher))):
-        fitted = x
-        if list(x.shape[2:]) != sizes:
-            pool2d, pool1d = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool1d
-            fitted = pool2d(x, (sizes[0], sizes[1])) if x.ndim == 4 else pool1d(x, sizes[0])
-        maps.append(attention_map(fitted, power=power))
+    both = _fitted(student.to(statistics_dtype(student)), teacher.to(statistics_dtype(teacher)))
+    maps = [attention_map(x, power=power) for x in both]
     where = as_mask(where, student.shape[:1])
     return keep((maps[0] - maps[1]).square().sum(-1), where)
+
+
+def variational(mean: Tensor, teacher: Tensor, variance: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Negative log-likelihood of a teacher's feature under a Gaussian that the student predicts, without its constant ``[N]``.
+
+    ``log sigma_c + (t - mu)^2 / (2 sigma_c^2)``, averaged over channels and places. (The paper's sum over them is this times
+    their number.)
+
+    Source: Ahn et al. 2019 (VID, arXiv 1904.05835), eqs. 5 and 6.
+
+    Args:
+        mean: mu, what the student predicts ``[N, C, ...]``.
+        teacher: the teacher's feature, of the same shape.
+        variance: sigma squared of each channel ``[C]``, above 0.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> variational(torch.zeros(2, 3), torch.ones(2, 3), torch.ones(3))
+        tensor([0.5000, 0.5000])
+    """
+    if mean.shape != teacher.shape or mean.ndim < 2:
+        raise ShapeError("teacher", given=list(teacher.shape), expected=f"[N, C, ...] like the mean {list(mean.shape)}")
+    if variance.shape != mean.shape[1:2]:
+        raise ShapeError("variance", given=list(variance.shape), expected=f"one for each channel [{mean.shape[1]}]")
+    dtype = statistics_dtype(mean, teacher, variance)
+    mask = as_mask(where, mean.shape[:1])
+    m, t = (x.to(dtype).flatten(2) if x.ndim > 2 else x.to(dtype).unsqueeze(2) for x in (mean, teacher))
+    if mask is not None:
+        m, t = (torch.where(mask[:, None, None], x, torch.zeros_like(x)) for x in (m, t))
+    v = variance.to(dtype)[:, None]
+    return keep((0.5 * v.log() + (t - m).square() / (2.0 * v)).mean((1, 2)), mask)
+
+
+def channel_selectivity(
+    student: Tensor, teacher: Tensor, *, kernel: ChannelKernel = "polynomial", where: Tensor | None = None
+) -> Tensor:
+    """Neuron selectivity transfer: squared maximum mean discrepancy between the channels of two feature maps ``[N]``.
+
+    A channel is where it is active: a vector over the places, of length one. Numbers of channels may differ; the larger of
+    two maps is averaged down to the size of the smaller.
+
+    Source: Huang and Wang 2017 (NST, arXiv 1707.01219), eqs. 5 to 9.
+
+    Args:
+        student: ``[N, C, H, W]`` or ``[N, C, L]``.
+        teacher: likewise.
+        kernel: ``polynomial``, ``(x . y)^2``, the paper's best; ``linear``, ``x . y``; or ``gaussian`` with the mean squared
+            distance as its variance.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> x = torch.randn(2, 3, 4, 4)
+        >>> channel_selectivity(x[:, [2, 0, 1]], 2 * x).abs().max().item() < 1e-6
+        True
+    """
+    choose("kernel", kernel, ChannelKernel)
+    if student.ndim < 3 or student.ndim != teacher.ndim or student.shape[:1] != teacher.shape[:1]:
+        raise ShapeError(
+            "teacher",
+            given=f"{list(teacher.shape)}, student {list(student.shape)}",
+            expected="two maps [N, C, H, W], or [N, C, L], of the same items",
+        )
+    mask = as_mask(where, student.shape[:1])
+    dtype = statistics_dtype(student, teacher)
+    s, t = (unit(x.flatten(2)) for x in _fitted(student.to(dtype), teacher.to(dtype)))  # [N, C, places]
+
+    if kernel == "gaussian":
+        square = lambda a, b: 2.0 - 2.0 * (a @ b.transpose(1, 2))  # noqa: E731 (of vectors of length one)
+        both = torch.cat([s, t], 1)
+        width = square(both, both).mean((1, 2)).clamp_min(1e-12)[:, None, None]
+        alike = lambda a, b: (-square(a, b) / (2.0 * width)).exp().mean((1, 2))  # noqa: E731
+    elif kernel == "linear":
+        alike = lambda a, b: (a @ b.transpose(1, 2)).mean((1, 2))  # noqa: E731
+    else:
+        alike = lambda a, b: (a @ b.transpose(1, 2)).square().mean((1, 2))  # noqa: E731
+    return keep(alike(t, t) + alike(s, s) - 2.0 * alike(t, s), mask)
+
+
+def pyramid_distance(
+    student: Tensor, teacher: Tensor, *, sizes: tuple[int, ...] = (4, 2, 1), where: Tensor | None = None
+) -> Tensor:
+    """Hierarchical context loss: squared difference of two maps, as they are and averaged to smaller sizes ``[N]``.
+
+    Each further size weighs half of the one before, the map as it is weighs 1, and the sum is divided by the weights' sum.
+    Sizes that the map does not exceed are left out.
+
+    Source: Chen et al. 2021 (ReviewKD, arXiv 2104.09044), section 3.3; the weights are the released code's.
+
+    Args:
+        student: ``[N, C, H, W]``.
+        teacher: of the same shape.
+        sizes: heights (and widths) to which both are averaged, in turn.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> pyramid_distance(torch.zeros(2, 3, 8, 8), torch.ones(2, 3, 8, 8))
+        tensor([1., 1.])
+    """
+    if student.ndim != 4 or student.shape != teacher.shape:
+        raise ShapeError(
+            "teacher", given=list(teacher.shape), expected=f"maps like the student's {list(student.shape)}"
+        )
+    dtype = statistics_dtype(student, teacher)
+    mask = as_mask(where, student.shape[:1])
+    gap = student.to(dtype) - teacher.to(dtype)
+    if mask is not None:
+        gap = torch.where(mask[:, None, None, None], gap, torch.zeros_like(gap))
+    values, weight, total = gap.square().mean((1, 2, 3)), 1.0, 1.0
+    for size in sizes:
+        if size >= gap.shape[2]:
+            continue
+        weight /= 2.0
+        total += weight
+        values = values + weight * torch.nn.functional.adaptive_avg_pool2d(gap, (size, size)).square().mean((1, 2, 3))
+    return keep(values / total, mask)
+
+
+def _fitted(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Two maps ``[N, C, ...]`` at the same size, the larger one averaged down."""
+    sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
+    pool2d, pool1d = torch.nn.functional.adaptive_avg_pool2d, torch.nn.functional.adaptive_avg_pool1d
+
+    def fit(x: Tensor) -> Tensor:
+        if list(x.shape[2:]) == sizes:
+            return x
+        return pool2d(x, (sizes[0], sizes[1])) if x.ndim == 4 else pool1d(x, sizes[0])
+
+    return fit(student), fit(teacher)
 
 
 def class_means(

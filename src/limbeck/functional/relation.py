@@ -7,12 +7,17 @@ the items is the paper's loss. ``where`` ``[N]`` leaves items out of both sides 
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ShapeError
-from ._common import as_mask, check_pair, keep, statistics_dtype
+from ..errors import ConfigError, DataError, ShapeError
+from ._common import as_mask, check_pair, choose, keep, statistics_dtype
 from .feature import unit
+
+Kernel = Literal["rbf", "bilinear"]
 
 
 def _pair(student: Tensor, teacher: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -142,6 +147,122 @@ def distances(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) 
     gap = scaled[0] - scaled[1]
     each = torch.where(gap.abs() < 1.0, 0.5 * gap.square(), gap.abs() - 0.5)
     return keep(keep(each, valid).sum(1) / (mask.sum() - 1).clamp_min(1), mask)
+
+
+def angles(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    """Relational distillation by angles: Huber loss between the cosines of the angles of all triples of items ``[N]``.
+
+    Per item j the mean over all pairs of other items i != k of ``h(cos(angle i j k of the teacher) - cos(of the student))``.
+    It takes ``N^3`` numbers.
+
+    Source: Park et al. 2019 (arXiv 1904.05068), eqs. 9 to 11.
+
+    Args:
+        student: features ``[N, D]``, or more dimensions that are flattened.
+        teacher: features of the same items, of any width.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> x = torch.randn(5, 3)
+        >>> angles(x, 2 * x + 1).max().item() < 1e-10
+        True
+    """
+    s, t, mask = _pair(student, teacher, where)
+    other = mask.unsqueeze(0) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)  # [j, i]
+    valid = other.unsqueeze(2) & other.unsqueeze(1) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    cosines = []
+    for x in (s, t):
+        e = unit(x.unsqueeze(0) - x.unsqueeze(1))  # [j, i, D], from j to i
+        cosines.append(e @ e.transpose(1, 2))
+    gap = cosines[0] - cosines[1]
+    each = torch.where(gap.abs() < 1.0, 0.5 * gap.square(), gap.abs() - 0.5)
+    n = mask.sum()
+    return keep(keep(each, valid).sum((1, 2)) / ((n - 1) * (n - 2)).clamp_min(1), mask)
+
+
+def congruence(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    kernel: Kernel = "rbf",
+    gamma: float = 0.4,
+    order: int | None = 2,
+    where: Tensor | None = None,
+) -> Tensor:
+    """Correlation congruence: squared distance of the batch's kernel matrices, per row over N.
+
+    ``rbf``: ``exp(-gamma |x - y|^2)`` of features of length one, by its Taylor series in ``x . y`` up to ``order``;
+    ``bilinear``: ``x . y`` of the features as they are.
+
+    Source: Peng et al. 2019 (arXiv 1904.01802), eqs. 6 to 9; the mean over the items is ``|C_t - C_s|_F^2 / N^2``.
+
+    Args:
+        student: features ``[N, D]``, or more dimensions that are flattened.
+        teacher: features of the same items, of any width.
+        kernel: how two items are compared.
+        gamma: of ``rbf``, above 0.
+        order: highest power of the series; ``None`` is the kernel itself.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> x = torch.randn(5, 3)
+        >>> congruence(x, 2 * x).max().item() < 1e-10
+        True
+    """
+    choose("kernel", kernel, Kernel)
+    if not gamma > 0:
+        raise ConfigError("gamma", given=gamma, expected="a number > 0")
+    if order is not None and order < 1:
+        raise ConfigError("order", given=order, expected="1 or more, or None")
+    s, t, mask = _pair(student, teacher, where)
+    compared = []
+    for x in (s, t):
+        product = x @ x.T if kernel == "bilinear" else unit(x) @ unit(x).T
+        if kernel == "rbf" and order is None:
+            product = (2 * gamma * (product - 1)).exp()
+        elif kernel == "rbf" and order is not None:
+            factors = [math.exp(-2 * gamma) * (2 * gamma) ** p / math.factorial(p) for p in range(order + 1)]
+            series = torch.full_like(product, factors[-1])
+            for factor in reversed(factors[:-1]):
+                series = series * product + factor
+            product = series
+        compared.append(product)
+    both = mask.unsqueeze(0) & mask.unsqueeze(1)
+    gap = keep((compared[0] - compared[1]).square(), both)
+    return keep(gap.sum(1) / mask.sum().clamp_min(1), mask)
+
+
+def neighbours(student: Tensor, teacher: Tensor, *, itself: bool = False, where: Tensor | None = None) -> Tensor:
+    """Probabilistic knowledge transfer: KL of how probable each other item is as an item's neighbour ``[N]``.
+
+    ``p(j | i)`` is ``(1 + cos(x_i, x_j)) / 2``, divided by its sum over the items j; the value of item i is
+    ``sum_j p_t(j | i) log (p_t(j | i) / p_s(j | i))``.
+
+    Source: Passalis and Tefas 2018 (arXiv 1803.10837), eqs. 2, 4, 5 and 8.
+
+    Args:
+        student: features ``[N, D]``, or more dimensions that are flattened.
+        teacher: features of the same items, of any width.
+        itself: count an item among its own neighbours, as the released code does.
+        where: valid items ``[N]``.
+
+    Example:
+        >>> x = torch.randn(5, 3)
+        >>> neighbours(x, 2 * x).abs().max().item() < 1e-6
+        True
+    """
+    s, t, mask = _pair(student, teacher, where)
+    valid = mask.unsqueeze(0) & mask.unsqueeze(1)
+    if not itself:
+        valid = valid & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
+    logs, shares = [], []
+    for x in (s, t):
+        near = keep((1.0 + unit(x) @ unit(x).T) / 2.0, valid)
+        total = near.sum(1, keepdim=True)
+        share = near / torch.where(total > 0, total, torch.ones_like(total))
+        shares.append(share)
+        logs.append(share.clamp_min(1e-7).log())  # an item that lies opposite has no probability
+    return keep(keep(shares[1] * (logs[1] - logs[0]), valid).sum(1), mask)
 
 
 def pearson(student: Tensor, teacher: Tensor, *, dim: int = -1) -> Tensor:

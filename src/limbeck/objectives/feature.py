@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,15 @@ def places(f: Tensor) -> Tensor:
     return f[:, None] if f.ndim == 2 else f
 
 
-def _shown(
-    objective: FeatureMatch | AttentionTransfer | Relation, s: Signal, t: Signal | None, batch: Batch
-) -> tuple[Tensor, Tensor]:
+class Tapped(Protocol):
+    """An objective that compares one module of the student with one of the teacher."""
+
+    name: str
+    student: str
+    teacher: str
+
+
+def shown(objective: Tapped, s: Signal, t: Signal | None, batch: Batch) -> tuple[Tensor, Tensor]:
     """The two tapped features in float32, of maps the channels first."""
     assert t is not None
     picture = picture_of(batch)
@@ -36,19 +42,19 @@ def _shown(
     return channels_first(a, picture), channels_first(b, picture)
 
 
-def _counted(f: Tensor, batch: Batch) -> Tensor | None:
+def counted(f: Tensor, batch: Batch) -> Tensor | None:
     """Which tokens of a feature [N, L, D] count, where the batch says it."""
     where = batch.get("where")
     return where if f.ndim == 3 and isinstance(where, Tensor) and where.shape == f.shape[:2] else None
 
 
-def _without_rest(f: Tensor, batch: Batch) -> Tensor:
+def without_rest(f: Tensor, batch: Batch) -> Tensor:
     """A feature with zeros in place of tokens that do not count."""
-    where = _counted(f, batch)
+    where = counted(f, batch)
     return f if where is None else torch.where(where.bool().unsqueeze(-1), f, torch.zeros_like(f))
 
 
-def _same_places(objective: FeatureMatch | AttentionTransfer, s: Tensor, t: Tensor) -> None:
+def same_places(objective: Tapped, s: Tensor, t: Tensor) -> None:
     """Refuse features of which nobody can say which place of one is which of the other.
 
     Raises:
@@ -101,8 +107,8 @@ class FeatureMatch(Objective):
 
     def _places(self, student: Signal, teacher: Signal | None, batch: Batch) -> tuple[Tensor, Tensor]:
         """Both features [N, L, D], the student's map at the teacher's resolution."""
-        s, t = _shown(self, student, teacher, batch)
-        _same_places(self, s, t)
+        s, t = shown(self, student, teacher, batch)
+        same_places(self, s, t)
         if s.ndim == 4 and t.ndim == 4 and s.shape[-2:] != t.shape[-2:]:
             s = nn.functional.adaptive_avg_pool2d(s, (t.shape[-2], t.shape[-1]))
         return places(s), places(t)
@@ -113,7 +119,7 @@ class FeatureMatch(Objective):
         if self.projects:
             a = ctx.call(self.projector, a)
         values = feature_distance(a, b, metric="cosine" if self.distance == "cosine" else "l2")  # [N, L]
-        where = _counted(student.acts[self.student], batch)
+        where = counted(student.acts[self.student], batch)
         if where is None:
             values = values.mean(1)
         to = ("student", self.projector) if self.projects else "student"
@@ -130,11 +136,13 @@ class AttentionTransfer(Objective):
         student: module of the student that shows a map [N, D, H, W] or tokens [N, L, D].
         teacher: module of the teacher.
         weight: weight of the term.
+        distance: of the two attention maps: ``squared`` as in the released code, or the ``norm`` of the paper's equation 2.
     """
 
     student: str
     teacher: str
     weight: float = 1.0
+    distance: Literal["squared", "norm"] = "squared"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -142,7 +150,7 @@ class AttentionTransfer(Objective):
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Check that both show places, and the same ones."""
-        s, t = _shown(self, student, teacher, batch)
+        s, t = shown(self, student, teacher, batch)
         if min(s.ndim, t.ndim) < 3:
             raise ShapeError(
                 f"objectives.{self.name}",
@@ -150,15 +158,18 @@ class AttentionTransfer(Objective):
                 expected="maps [N, D, H, W] or tokens [N, L, D]",
                 remedy="tap a module before pooling, or use objectives.NAME=feature",
             )
-        _same_places(self, s, t)
+        same_places(self, s, t)
         return None
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
-        """The squared distance of the two attention maps, per item."""
-        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher, batch))
+        """The distance of the two attention maps, per item."""
+        s, t = (without_rest(f, batch) for f in shown(self, student, teacher, batch))
         if not s.ndim == t.ndim == 4:  # which the function would take for [N, D, L]
             s, t = (places(x).transpose(1, 2) for x in (s, t))
-        return Term(attention_transfer(s, t), weight=self.weight)
+        values = attention_transfer(s, t)
+        if self.distance == "norm":  # the slope of a root is infinite at zero
+            values = torch.where(values > 0, values, torch.ones_like(values)).sqrt() * (values > 0)
+        return Term(values, weight=self.weight)
 
 
 @settings
@@ -186,7 +197,7 @@ class Relation(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The squared distance of each item's row, divided by the number of items."""
-        s, t = (_without_rest(f, batch) for f in _shown(self, student, teacher, batch))
+        s, t = (without_rest(f, batch) for f in shown(self, student, teacher, batch))
         if len(s) < 2:
             raise ConfigError(
                 f"objectives.{self.name}",

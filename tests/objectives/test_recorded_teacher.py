@@ -44,6 +44,21 @@ def test_norm_and_direction_of_a_recorded_teacher(host: str, recorded: Path) -> 
     assert means.shape == (10, 16) and bool(means.any())
 
 
+@pytest.mark.parametrize("host", ["kd", "nkd", "dkd", "bd-kd"])
+def test_a_recorded_teacher_with_an_averaged_student(host: str, recorded: Path) -> None:
+    words = ["engine.device=cpu", "loggers=[]", f"teacher=cached:{recorded}", "train.steps=2", "average.decay=0.5"]
+    words += ["task.student_items=200", "student.hidden=[8]", *(["method.mode=offline"] if host == "bd-kd" else [])]
+    recipe = build(check(load_tree(host, words, tiny=True)))
+    prepare(recipe, None, say=quiet)
+    roles = recipe.method.roles
+    before = {k: v.clone() for k, v in roles["average"].module.state_dict().items()}
+    Engine(recipe.engine, recipe.seed).run(recipe.method)
+    assert not isinstance(roles["teacher"].module, torch.nn.Module)
+    moved = roles["average"].module.state_dict()
+    assert all(not torch.equal(before[k], v) for k, v in moved.items())
+    assert any(not torch.equal(moved[k], v) for k, v in roles["student"].module.state_dict().items())
+
+
 def test_what_needs_a_network_is_refused(recorded: Path) -> None:
     words = ["engine.device=cpu", "loggers=[]", f"teacher=cached:{recorded}"]
     unnamed = build(check(load_tree("kd", [*words, "objectives.nd=norm-direction"], tiny=True)))

@@ -29,6 +29,7 @@ from limbeck.recipe.values import read_value, write_yaml
 
 if TYPE_CHECKING:
     from limbeck.engine.settings import EngineSettings
+    from limbeck.grammar.average import Average
     from limbeck.grammar.evaluator import Evaluator
     from limbeck.grammar.method import Method, Objective, Query
     from limbeck.grammar.optim import Optim
@@ -55,6 +56,7 @@ class Recipe(Settings):
         baselines: baselines to evaluate (``alone``, and others that the evaluator offers); ``null`` evaluates all of them,
             ``[]`` none.
         engine: where and how the training loop runs.
+        average: evaluate a moving average of the student's weights beside it, or deliver it; ``null`` keeps none.
         seed: random seed.
         loggers: where to log: csv, jsonl, tensorboard, wandb, mlflow, trackio.
         export: formats to export at the end: safetensors, onnx, onnx-int8, hub.
@@ -80,6 +82,7 @@ class Recipe(Settings):
         evaluator: Evaluator | None = None,
         baselines: tuple[str, ...] | None = None,
         engine: EngineSettings,
+        average: Average | None = None,
         seed: int = 0,
         loggers: tuple[str, ...] = ("csv", "jsonl", "tensorboard"),
         export: tuple[str, ...] = (),
@@ -100,7 +103,7 @@ class Recipe(Settings):
         self.evaluator = evaluator
         self.baselines = None if baselines is None else list(baselines)
         self.objectives, self.queries = dict(objectives), dict(queries)
-        self.engine, self.seed = engine, seed
+        self.engine, self.seed, self.average = engine, seed, average
         self.loggers, self.export, self.name = list(loggers), list(export), name
         self.notes, self.teacher_seed = list(notes), teacher_seed
 
@@ -108,12 +111,15 @@ class Recipe(Settings):
     def _hinted() -> dict[str, Any]:
         """What the constructor's hints mean."""
         from limbeck.engine.settings import EngineSettings
+        from limbeck.grammar.average import Average
         from limbeck.grammar.evaluator import Evaluator
         from limbeck.grammar.method import Method, Objective, Query
         from limbeck.grammar.optim import Optim
         from limbeck.grammar.task import Model, Task
 
-        return {c.__name__: c for c in (EngineSettings, Evaluator, Method, Objective, Query, Optim, Model, Task)}
+        return {
+            c.__name__: c for c in (Average, EngineSettings, Evaluator, Method, Objective, Query, Optim, Model, Task)
+        }
 
 
 def load_tree(

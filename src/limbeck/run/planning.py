@@ -215,7 +215,7 @@ def _judging(recipe: Recipe, bench: _Trial) -> list[Part]:
         return [*rows, Part("judging", note=why)]
 
     def judge(short: Evaluator, quiet: _Trial) -> None:
-        scored = score_rows(short, quiet, recipe.method, recipe.method.artifact(), recipe.baselines)
+        scored = score_rows(short, quiet, recipe.method, recipe.method.artifact(), recipe.baselines, recipe.average)
         quiet.task.extras(scored.rows, quiet)
         short.extras(scored.rows["student"], quiet)
 

@@ -244,6 +244,8 @@ def _join(recipe: Recipe, bench: Bench, built: Mapping[str, Built]) -> None:
             others=others,
         )
     )
+    if recipe.average is not None:
+        recipe.average.attach(recipe.method)
     learner = recipe.method.roles["student"]
     if not learner.parameters():
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any
 from limbeck.engine.bench import Bench
 from limbeck.errors import ConfigError, MethodError
 from limbeck.grammar.artifact import Artifact
+from limbeck.grammar.average import Average
 from limbeck.grammar.evaluator import Evaluator
 from limbeck.grammar.method import Method
 from limbeck.recipe.recipe import Recipe, make
@@ -104,7 +105,12 @@ def _takes_part(name: str, bench: Bench) -> bool:
 
 
 def score_rows(
-    evaluator: Evaluator, bench: Bench, method: Method, made: Artifact, baselines: list[str] | None
+    evaluator: Evaluator,
+    bench: Bench,
+    method: Method,
+    made: Artifact,
+    baselines: list[str] | None,
+    average: Average | None = None,
 ) -> Scored:
     """Every row scored on the test split: the student first, then what the method adds, who takes part, the baselines.
 
@@ -116,10 +122,14 @@ def score_rows(
         method: adds rows of its own.
         made: what it delivers.
         baselines: which baselines are scored; ``None`` for all.
+        average: of the student, which has a row of its own.
     """
     found = Scored(baseline=method.baseline or evaluator.baseline)
     bench.made = made
     own: dict[str, Artifact] = {"student": made, **method.rows()}
+    if average is not None:
+        title, role = average.row()
+        own[title] = method.network(role)
     for name, artifact in own.items():
         found.rows[name] = artifact
         found.metrics[name] = evaluator.score(artifact, bench)

@@ -244,7 +244,7 @@ def _distil(
         engine.note(note)
     engine.run(method)
     artifact = method.artifact()
-    scored = score_rows(evaluator, bench, method, artifact, recipe.baselines)
+    scored = score_rows(evaluator, bench, method, artifact, recipe.baselines, recipe.average)
     metrics = scored.told()
     if best.metrics:
         metrics["best"] = best.metrics

@@ -85,6 +85,26 @@ def test_sequential_updates_show_each_network_what_is_new(tmp_path: Path) -> Non
     made.run()
 
 
+def test_the_preset_mutual_is_deep_mutual_learning(tmp_path: Path) -> None:
+    """Zhang et al. 2018: every network has its labels and the mean of KL(peer || itself) over its peers."""
+    preset = load_tree("bd-kd", preset="mutual")["method"]
+    words = [
+        f"method.{k}={v}" for k, v in preset.items() if k in ("student_divergence", "teacher_divergence", "temperature")
+    ]
+    assert preset["updates"] == "sequential" and len(words) == 3
+    made = tiny("bd-kd", tmp_path, *words, "method.networks=2", "participants.peer2={use: mlp, hidden: [32]}")
+    (terms,) = step_of(made)
+    x = made.method.task.example(6)["x"]
+    nets = {n: made.method.roles[n] for n in ("student", "teacher", "peer2")}
+    z = {n: role.module(role.contract.inputs(x)).detach() for n, role in nets.items()}
+    for me in z:
+        mine = [t for n, t in terms.items() if t.to == (me,) and not n.startswith("ce")]
+        got = sum(t.weight * t.values.detach() for t in mine)
+        peers = [z[n].softmax(1) for n in z if n != me]
+        want = torch.stack([(p * (p.log() - z[me].log_softmax(1))).sum(1) for p in peers]).mean(0)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+
+
 def test_offline_the_teacher_stands_still(tmp_path: Path) -> None:
     made = tiny("bd-kd", tmp_path, "method.mode=offline", "teach.steps=2")
     assert made.method.learners == ("student",) and made.method.participants["teacher"].taught

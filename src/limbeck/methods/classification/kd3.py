@@ -38,6 +38,7 @@ from limbeck.grammar.task import Task
 from limbeck.models.chain import LinkSettings
 from limbeck.models.linear import LinearModel
 from limbeck.networks.shows import last_linear
+from limbeck.parts.heads import copied_head
 from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(
@@ -214,7 +215,7 @@ class Kd3(Method[Classification]):
             self.new("projector", lambda: self.project.make(Needs((d_s,), d_t, "vector")))
             learners.append("projector")
         if self.classifier != "own":
-            self.new("classifier", lambda: self._copied_head(teacher, t_at))
+            self.new("classifier", lambda: copied_head(teacher, t_at, self.task.outputs, "method.teacher_classifier"))
             learners += ["classifier"] if self.classifier == "init" else []
         if self.contrasts:
             self.new("embed", lambda: nn.Sequential(nn.Linear(d_s, d_s), nn.ReLU(), nn.Linear(d_s, 128)))
@@ -265,28 +266,6 @@ class Kd3(Method[Classification]):
                 remedy=f"name it: method.{role}_classifier=NAME",
             )
         return act.shape[1]
-
-    def _copied_head(self, teacher: Built, path: str) -> nn.Module:
-        """The teacher's classifier, its outputs in the task's order."""
-        layer = module_at(teacher.module, path)
-        assert isinstance(layer, nn.Linear)
-        order = teacher.contract.classes
-        rows = torch.tensor(order) if order is not None else torch.arange(layer.out_features)
-        if len(rows) != self.task.outputs:
-            raise ConfigError(
-                "method.teacher_classifier",
-                f"{path} does not answer with the task's classes",
-                given=f"{len(rows)} outputs",
-                expected=f"{self.task.outputs}",
-            )
-        made = LinearModel().make(Needs((layer.in_features,), len(rows)))
-        own: Any = made.get_submodule("head")
-        with torch.no_grad():
-            own.weight.copy_(layer.weight[rows.to(layer.weight.device)])
-            own.bias.copy_(
-                layer.bias[rows.to(layer.weight.device)] if layer.bias is not None else torch.zeros(len(rows))
-            )
-        return made
 
     def _map(self, student: nn.Module) -> tuple[str, ...]:
         """The module whose map is mixed, where one is."""

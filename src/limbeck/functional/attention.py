@@ -75,7 +75,7 @@ def _log_rows(x: Tensor, y: Tensor, mask: Tensor | None, causal: bool) -> Tensor
     return (z if hidden is None else z.masked_fill(hidden, torch.finfo(z.dtype).min)).log_softmax(-1)
 
 
-def score_distance(student: Tensor, teacher: Tensor, *, masked: float = -100.0) -> Tensor:
+def score_distance(student: Tensor, teacher: Tensor, *, masked: float = -100.0, where: Tensor | None = None) -> Tensor:
     """Mean squared distance of attention scores before the softmax, one value per item and head ``[N, A]``.
 
     Source: TinyBERT (Jiao et al. 2020, arXiv 1909.10351), eq. 7, as its released code has it, which ERNIE-Tiny's latent loss
@@ -85,6 +85,8 @@ def score_distance(student: Tensor, teacher: Tensor, *, masked: float = -100.0) 
         student: scores ``[N, A, T, T]``, those of padding at a large negative number.
         teacher: scores ``[N, A, T, T]``; no gradient goes there.
         masked: scores at or below count as 0 in both, so that padding does not outweigh everything else.
+        where: the real tokens ``[N, T]``: the mean is then over pairs of these alone, and padding changes nothing; ``None``
+            takes the mean over all pairs, as the code does.
 
     Raises:
         ShapeError: the two have other items, heads or tokens.
@@ -104,7 +106,12 @@ def score_distance(student: Tensor, teacher: Tensor, *, masked: float = -100.0) 
     dtype = statistics_dtype(student, teacher)
     x, y = student.to(dtype), teacher.detach().to(dtype)
     gap = x.masked_fill(x <= masked, 0) - y.masked_fill(y <= masked, 0)
-    return gap.square().mean((-1, -2))
+    if where is None:
+        return gap.square().mean((-1, -2))
+    real = where.bool()
+    pairs = (real.unsqueeze(-1) & real.unsqueeze(-2)).unsqueeze(1)  # [N, 1, T, T]
+    found = gap.masked_fill(~pairs, 0).square().sum((-1, -2)) / pairs.sum((-1, -2)).clamp_min(1)
+    return found
 
 
 @eager("relation and a divergence of its rows")

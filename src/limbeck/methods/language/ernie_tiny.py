@@ -356,7 +356,7 @@ class ErnieTiny(Method[TextClasses]):
     def pretrain(self, batch: Batch, ctx: Context) -> Terms:
         """Masked words on the general text."""
         shown, which = self.masked.hide(batch)
-        last = projections(self.roles["pretrained"].module, -1).block  # type: ignore[arg-type]
+        last = projections(self.roles["pretrained"].module, -1).block
         h = first(ctx.signal("pretrained", self.inside({**batch, "input_ids": shown}), [last]).acts[last])
         rows = which.flatten().nonzero()[:, 0]
         z = ctx.call("words", h.flatten(0, 1)[rows])

@@ -11,10 +11,11 @@ from ..errors import ShapeError
 from ._common import choose
 from .labels import cross_entropy
 
-__all__ = ["Edges", "adaptive_weight", "trilateral_state", "wls_weight"]
+__all__ = ["Edges", "adaptive_weight", "fused", "trilateral_state", "wls_weight"]
 
-Edges = Literal["all", "intra", "vertices", "edges"]
-"""Which parts of the state: all nine; without the class mean; the probabilities alone; the squared differences alone."""
+Edges = Literal["all", "angles", "intra", "vertices", "edges"]
+"""Which parts of the state: all nine; these and two products; without the class mean; the probabilities alone; the squared
+differences alone."""
 
 
 def trilateral_state(student: Tensor, teacher: Tensor, label: Tensor, mean: Tensor, edges: Edges = "all") -> Tensor:
@@ -29,7 +30,8 @@ def trilateral_state(student: Tensor, teacher: Tensor, label: Tensor, mean: Tens
         student, teacher: probabilities ``[N, C]``.
         label: one-hot ``[N, C]``.
         mean: mean of the teacher's probabilities over the training items of the item's class ``[N, C]``.
-        edges: ``all``; ``intra`` ``[N, 6 C]`` leaves the class mean out; ``vertices`` ``[N, 4 C]``; ``edges`` ``[N, 5 C]``.
+        edges: ``all``; ``angles`` ``[N, 11 C]`` adds ``(O-S)(G-S)`` and ``(T-S)(G-S)``; ``intra`` ``[N, 6 C]`` leaves the class
+            mean out; ``vertices`` ``[N, 4 C]``; ``edges`` ``[N, 5 C]``.
 
     Raises:
         ShapeError: the four have different shapes.
@@ -50,7 +52,26 @@ def trilateral_state(student: Tensor, teacher: Tensor, label: Tensor, mean: Tens
         return torch.cat([apart(o, s), *inner, apart(o, g)], 1)
     if edges == "intra":
         return torch.cat([s, t, g, *inner], 1)
-    return torch.cat([s, t, g, o, apart(o, s), *inner, apart(o, g)], 1)
+    angles = [(o - s) * (g - s), (t - s) * (g - s)] if edges == "angles" else []
+    return torch.cat([s, t, g, o, apart(o, s), *inner, apart(o, g), *angles], 1)
+
+
+def fused(distilled: Tensor, supervised: Tensor, weight: Tensor) -> Tensor:
+    """``weight distilled + (1 - weight) supervised`` of each item ``[N]``.
+
+    Weights ``[N, 1]`` are refused: beside losses ``[N]`` they would give every pair of items, whose mean weighs nothing.
+
+    Raises:
+        ShapeError: the three differ in shape.
+
+    Example:
+        >>> fused(torch.tensor([1.0, 1.0]), torch.tensor([3.0, 3.0]), torch.tensor([0.5, 0.0]))
+        tensor([2., 3.])
+    """
+    for name, x in (("supervised", supervised), ("weight", weight)):
+        if x.shape != distilled.shape:
+            raise ShapeError(name, given=list(x.shape), expected=f"{list(distilled.shape)}, one value an item")
+    return weight * distilled + (1 - weight) * supervised
 
 
 def wls_weight(student: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.engine.context import RunContext
+from limbeck.engine.epochs import Epochs
 from limbeck.engine.step import Phases
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.trilateral import fused, trilateral_state
@@ -29,6 +30,7 @@ def opened(made: Tiny, step: int = 0) -> tuple[Any, dict[str, Any], Any]:
     method: Any = made.method
     made.engine.prepare(method)
     (stage,) = made.engine.stages
+    made.engine.epochs = Epochs(stage)
     ctx = RunContext(made.engine, method, stage, made.engine.device).at(step)
     cast(method.roles, tuple(stage.optim))
     method.begin(ctx)

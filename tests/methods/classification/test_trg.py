@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from limbeck.engine.context import RunContext
+from limbeck.engine.epochs import Epochs
 from limbeck.engine.step import Phases
 from limbeck.errors import ConfigError, LimbeckError
 from limbeck.functional.token_graph import cut_tokens, local_relation, token_graph
@@ -29,6 +30,7 @@ def first_step(made: Tiny, step: int = 0) -> tuple[Terms, dict[str, Any], Any]:
     method: Any = made.method
     made.engine.prepare(method)
     (stage,) = made.engine.stages
+    made.engine.epochs = Epochs(stage)
     ctx = RunContext(made.engine, method, stage, made.engine.device).at(step)
     cast(method.roles, tuple(stage.optim))
     ids = torch.arange(6)
@@ -120,6 +122,7 @@ def test_temperature_falls_by_epochs(tmp_path: Path) -> None:
     taus = [method.tau(ctx.at(step)) for step in range(12)]
     assert taus[0] == taus[1] == 0.5 and taus == sorted(taus, reverse=True)
     e = ctx.at(11).epoch
+    assert e == 4 and len(set(taus)) == 5
     assert taus[11] == pytest.approx(0.07 + 0.43 * 0.5 * (1 + math.cos(math.pi * e / (e + 1))))
     method.tau_schedule = "linear"
     assert method.tau(ctx.at(11)) == pytest.approx(0.5 + (0.07 - 0.5) * e / (e + 1))

@@ -16,7 +16,7 @@ Pooling = Literal["mean", "first", "last"]
 """The mean over real tokens, the first real token, or the last one."""
 
 
-def pool_tokens(hidden: Tensor, where: Tensor, how: Pooling = "mean") -> Tensor:
+def pool_tokens(hidden: Tensor, where: Tensor, how: Pooling = "mean", *, check: bool = True) -> Tensor:
     """One vector per text ``[N, D]`` from its tokens' vectors. Padding may stand on either side.
 
     Source: MT-LLM (Schmidt et al. 2024, arXiv 2406.12739), whose names for first and last are ``cls`` and ``eos``.
@@ -25,6 +25,8 @@ def pool_tokens(hidden: Tensor, where: Tensor, how: Pooling = "mean") -> Tensor:
         hidden: ``[N, T, D]``.
         where: which tokens are real ``[N, T]``; each text has at least one.
         how: ``mean``, ``first`` or ``last``.
+        check: refuse a text without a real token, for which the mask has to be read from the device; off, where every text is
+            known to have one (in graphs that are traced).
 
     Raises:
         ShapeError: the mask does not fit, or a text has no real token.
@@ -40,9 +42,10 @@ def pool_tokens(hidden: Tensor, where: Tensor, how: Pooling = "mean") -> Tensor:
         raise ShapeError("hidden", given=list(hidden.shape), expected="token vectors [N, T, D]")
     mask = as_mask(where != 0, hidden.shape[:2])
     assert mask is not None
-    _none_empty(mask)
+    if check:
+        _none_empty(mask)
     if how == "mean":
-        return pool_choices(hidden, mask[..., None])[:, 0]
+        return _means(hidden, mask[..., None])[:, 0]
     places = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)
     if how == "first":
         at = places.masked_fill(~mask, mask.shape[1]).amin(1)
@@ -69,6 +72,10 @@ def pool_choices(hidden: Tensor, where: Tensor) -> Tensor:
         )
     mask = where != 0
     _none_empty(mask)
+    return _means(hidden, mask)
+
+
+def _means(hidden: Tensor, mask: Tensor) -> Tensor:
     weight = mask.to(statistics_dtype(hidden))
     return weight.transpose(1, 2) @ hidden.to(weight.dtype) / weight.sum(1)[..., None]
 

@@ -262,9 +262,17 @@ def _tokenizer(place: Place, task: Any) -> None:
 
 
 def _text(place: Place, task: Any) -> Built:
-    """A network of texts, from the folder that transformers reads."""
+    """A network of texts: from the folder that transformers reads, or one of our own with its tokenizer beside it."""
     from limbeck.models.huggingface import HuggingFace
 
+    node = place.about.get("model")
+    if isinstance(node, dict) and node.get("use"):
+        own = _model(place)
+        if getattr(own, "own_text", False):
+            _tokenizer(place, task)
+            module = _opened(own, place, task.needs)
+            module.eval()
+            return Built(module, contract_from(place.about, task.needs), None, own)
     folder = next((f for f in (place.folder / "student", place.folder) if (f / "config.json").is_file()), None)
     if folder is None:
         raise ConfigError(

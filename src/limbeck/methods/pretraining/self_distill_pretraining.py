@@ -467,7 +467,7 @@ class SelfDistillPretraining(Method):
         gap = F.squared_error(f_s, f_t)  # summed over D, as in the released code: [N], of all tokens [N, T]
         if gap.ndim == 2:
             where = batch["where"] if self.words else torch.ones_like(gap, dtype=torch.bool)
-            gap = pool_tokens(gap.unsqueeze(-1), where)[:, 0]
+            gap = pool_tokens(gap.unsqueeze(-1), where, check=False)[:, 0]
         terms["distil"] = Term(gap, weight=self.weight)
         return terms
 
@@ -496,7 +496,7 @@ class SelfDistillPretraining(Method):
             return tokens
         if self.feature == "cls":
             return tokens[:, 0]
-        return pool_tokens(tokens, batch["where"]) if self.words else tokens[:, first:].mean(1)
+        return pool_tokens(tokens, batch["where"], check=False) if self.words else tokens[:, first:].mean(1)
 
     def fed(self, module: Any, batch: Batch) -> Any:
         """A text as the task feeds it, words hidden; or the encoder's last hidden states [N, T, D] of it."""

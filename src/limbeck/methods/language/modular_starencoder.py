@@ -140,7 +140,7 @@ class Windows:
                 own = of[group]
                 at = own.index(i)
                 next_ = own[(at + 1) % len(own)] if one else int(draws.integers(len(codes)))
-                chosen: Sequence[int] = [i, next_]
+                chosen: list[int] = [i, next_]
             elif one:
                 others = [j for j in of[group] if j != i]
                 chosen = [i, *(others[int(j)] for j in draws.permutation(len(others)))]

@@ -59,7 +59,7 @@ def test_two_views_of_one_network(net: Net) -> None:
     one, two = moved(Lora(rank=1).view(net)), moved(Lora(rank=3, targets="q_proj").view(net))
     assert two.names == ["q_proj"] and not torch.allclose(one(x), two(x))
     torch.testing.assert_close(two.merged()(x), two(x))
-    assert Lora(targets=["q_proj", "conv"]).paths(net) == ["conv", "q_proj"]
+    assert Lora(targets=["q_proj", "conv"]).aims(net) == ["conv", "q_proj"]
     with pytest.raises(ConfigError, match="q_proj"):
         Lora(targets="k_proj").view(net)
 

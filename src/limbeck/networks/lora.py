@@ -52,7 +52,7 @@ class Lora(Settings):
         """
         return LoraView(base, self)
 
-    def paths(self, base: nn.Module) -> list[str]:
+    def aims(self, base: nn.Module) -> list[str]:
         """The names of the layers that it acts on."""
         layers = [n for n, m in base.named_modules() if n and isinstance(m, (nn.Linear, nn.Conv2d)) and _whole(m)]
         wanted = [self.targets] if isinstance(self.targets, str) else list(self.targets)
@@ -91,7 +91,7 @@ class LoraView(nn.Module):
         super().__init__()
         object.__setattr__(self, "base", base)  # not registered: its weights are not the adapter's
         self.lora, self.acting = lora, False
-        self.names = lora.paths(base)
+        self.names = lora.aims(base)
         self.down, self.up = nn.ParameterDict(), nn.ParameterDict()
         self.dropout = nn.Dropout(lora.dropout)
         for name in self.names:

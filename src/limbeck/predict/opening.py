@@ -159,7 +159,7 @@ def network(place: Place, task: Task, given: nn.Module | None = None) -> Built:
         return _onnx(place, task, names)
     needs = task.needs
     if needs.tokens is not None:
-        return _text(place, task)
+        return _own_text(place, task) or _text(place, task)
     contract = contract_from(about, needs).with_(key=needs.key)
     if given is not None:
         load_strict(given, _weights(folder), str(folder), "student")
@@ -259,6 +259,19 @@ def _tokenizer(place: Place, task: Any) -> None:
         "RUN", "no tokenizer lies beside the graph, so no text can be fed to it", given=str(place.folder),
         remedy="export it again: limbeck export RUN --format onnx",
     )  # fmt: skip
+
+
+def _own_text(place: Place, task: Any) -> Built | None:
+    """A network of texts that its own model reopens (`reopened`), because no library has its architecture."""
+    node = place.about.get("model")
+    if not isinstance(node, dict) or (place.folder / "student").is_dir():
+        return None
+    model = _model(place)
+    if not hasattr(model, "reopened"):
+        return None
+    model.role = "student"
+    built: Built = model.reopened(place.folder, task, _weights(place.folder))
+    return built
 
 
 def _text(place: Place, task: Any) -> Built:

@@ -139,7 +139,7 @@ class SwiftBrush(Method[Generation]):
     def _adapter(self) -> Lora:
         made = Lora(rank=self.rank, alpha=self.alpha, targets=self.targets)
         try:
-            made.paths(self.roles["teacher"].module)
+            made.aims(self.roles["teacher"].module)
         except ConfigError as error:
             expected, remedy = error.expected, "method.targets=all, or the names of its layers"
             raise ConfigError("method.targets", given=self.targets, expected=expected, remedy=remedy) from None

@@ -25,7 +25,6 @@ from limbeck.storage.foreign import find_weights
 from limbeck.storage.store import save_state_dict
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.crosslingual import CrossLingual
 from limbeck.tasks.tokenized import positions_of
 from limbeck.tasks.tokenizers import load_tokenizer, pad_id
 
@@ -94,7 +93,7 @@ def _loaded(path: str, role: str) -> tuple[Any, Any]:
         ) from None  # fmt: skip
 
 
-def language_model(lm: Lm, task: CrossLingual, classes: int) -> PooledLm:
+def language_model(lm: Lm, task: Any, classes: int) -> PooledLm:
     """The network; a folder's tokenizer becomes the task's."""
     transformers = transformers_library("language models")
     if lm.path is not None:
@@ -119,7 +118,7 @@ def language_model(lm: Lm, task: CrossLingual, classes: int) -> PooledLm:
     return PooledLm(body, classes, lm.pooling, lm.bidirectional)
 
 
-def translation_encoder(front: Front, task: CrossLingual) -> nn.Module:
+def translation_encoder(front: Front, task: Any) -> nn.Module:
     """The encoder; a folder's tokenizer reads for it."""
     transformers = transformers_library("translation encoders")
     if front.path is not None:
@@ -158,7 +157,7 @@ class _OfLanguages(Model):
     labels: list[str] | None = None
     tokenizers: Mapping[str, Any] = MappingProxyType({})
 
-    def make(self, task: CrossLingual, classes: int) -> nn.Module:
+    def make(self, task: Any, classes: int) -> nn.Module:
         """The network."""
         raise TypeError(f"{type(self).__name__} must define make")
 
@@ -169,12 +168,13 @@ class _OfLanguages(Model):
             ConfigError: the task is another one.
         """
         needs = meet(self, task)
-        if not isinstance(task, CrossLingual):
+        text = needs.tokens
+        if not hasattr(type(text), "front_tokenizer"):
             raise ConfigError(
                 "model", f"{type(self).__name__} is for texts in several languages", expected="task=cross-lingual"
             )
         task.load()
-        module, notes = self.make(task, needs.outputs), []
+        module, notes = self.make(text, needs.outputs), []
         if self.checkpoint is not None:
             path = expanded(self.checkpoint)
             found = find_weights(path, module.state_dict(), role=self.role)
@@ -216,7 +216,7 @@ class PooledLmModel(_OfLanguages):
     checkpoint: str | None = None
     labels: list[str] | None = None
 
-    def make(self, task: CrossLingual, classes: int) -> nn.Module:
+    def make(self, task: Any, classes: int) -> nn.Module:
         """The network."""
         made = language_model(self.lm, task, classes)
         self.tokenizers = {"tokenizer": task.tokenizer}
@@ -245,7 +245,7 @@ class Stacked(_OfLanguages):
         """Nobody's weights are taken yet."""
         self.begins: StackedEncoder | None = None
 
-    def make(self, task: CrossLingual, classes: int) -> nn.Module:
+    def make(self, task: Any, classes: int) -> nn.Module:
         """The network; where a method has said with what it begins, it begins so."""
         made = StackedEncoder(translation_encoder(self.front, task), language_model(self.lm, task, classes), self.lora)
         self.tokenizers = {"tokenizer": task.tokenizer, "front": task.front_tokenizer}

@@ -118,6 +118,9 @@ class Streamed:
             self._pieces |= {f"{i}-{a}": (file, name, a, b) for a, b in parts}
         if not self._pieces:
             raise DataError("method.corpus", "there is no text in it", given=path)
+        for file, name, a, b in {v[0]: v for v in reversed(self._pieces.values())}.values():
+            if b >= 0:  # a packed file would have to be unpacked whole
+                next(iter(self._read(file, name, a, b)), None)  # its first document is there, or refused
         self._fingerprint = ""
 
     @property

@@ -339,7 +339,7 @@ def test_a_corpus_in_files_and_a_student_that_is_larger(tmp_path: Path) -> None:
     text = made.bench.task.tokenizer.batch_decode(ids["ids"][:4])  # type: ignore[attr-defined]
     assert "Line 0" in "".join(text)
     with pytest.raises(DataError, match=r"method\.corpus_field|no field 'body'"):
-        tiny("miniplm", tmp_path / "x", f"method.corpus={tmp_path / 't.jsonl'}", "method.corpus_field=body").run()
+        tiny("miniplm", tmp_path / "x", f"method.corpus={tmp_path / 't.jsonl'}", "method.corpus_field=body")
 
 
 def test_the_recipe_and_its_preset() -> None:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.data.text import Document, PythonHelp, TextSource
-from limbeck.errors import ConfigError
+from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Data, Method, Participant, Setup, Stage, Term, Terms
 from limbeck.grammar.optim import Optim
@@ -254,7 +254,7 @@ class ErnieTiny(Method[TextClasses]):
                 self.layer_map,
                 self.relation_heads,
                 self.variant == "released",
-                name,
+                "teacher" if name == "teacher" else "pretrained teacher",
             )
         widths = {name: self.width(name) for name in self.matched}
         if len(set(widths.values())) > 1:
@@ -281,7 +281,13 @@ class ErnieTiny(Method[TextClasses]):
     def _general(self, seed: int) -> TextRows:
         """The general text as rows, in the task's tokenizer and length; what the task judges is taken out."""
         task = MaskedWords(self.general, length=self.task.length, packing="pack")
-        task.load(seed)
+        try:
+            task.load(seed)
+        except DataError as error:  # a reader of texts knows them as the task's
+            error.argument, error.remedy = (
+                re.sub(r"(task\.)?\bdata\b", "method.general", x) for x in (error.argument, error.remedy)
+            )
+            raise
         task.follow(self.task)
         judged = {w for data in (self.task.valid, self.task.test) for w in texts_of(data)}
         kept, cut = apart(task.train.documents, judged)

@@ -39,6 +39,7 @@ COMMANDS: Final[dict[str, str]] = {
     "run": "run a recipe: distil, evaluate, report",
     "plan": "estimate the time and memory of a recipe",
     "compare": "compare methods over several seeds in one table",
+    "search": "search settings and methods on the validation split",
     "methods": "list the methods",
     "show": "show one method: facts, claim, recipe, source",
     "cache": "record a teacher's outputs once, for many runs",

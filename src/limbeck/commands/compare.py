@@ -18,7 +18,12 @@ key=value settings apply to every recipe. Finished runs are reused; the same com
 def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("compare", TEXT, overrides=True)
-    parser.add_argument("names", metavar="RECIPE", nargs="*", help="names, YAML files or run folders")
+    parser.add_argument(
+        "names",
+        metavar="RECIPE",
+        nargs="*",
+        help='names, YAML files or run folders; with settings of its own: "kd method.temperature=2"',
+    )
     parser.add_argument("--seeds", metavar="N", type=common.whole(1, "--seeds"), default=3, help="how many seeds (3)")
     parser.add_argument("--out", metavar="DIR", type=common.folder_or_file("--out"), help="folder (runs/compare-NAMES)")
     engines = common.one_of(["process", "ray"], "--engine", "engine")
@@ -50,9 +55,10 @@ def main(words: list[str]) -> int:
         raise ConfigError("RECIPE", f"{', '.join(doubled)} is named twice", remedy="name each recipe once")
     from limbeck.engine import interrupt
     from limbeck.recipe import recipe
+    from limbeck.recipe.overrides import split_recipe
     from limbeck.recipe.trust import trusting
 
-    out = args.out or Path("runs") / ("compare-" + "-".join(Path(n).stem for n in args.names))
+    out = args.out or Path("runs") / ("compare-" + "-".join(Path(split_recipe(n)[0]).stem for n in args.names))
     settings = {
         name: getattr(args, name)
         for name in ("seeds", "engine", "workers", "force", "first_seed", "teachers", "redeal")

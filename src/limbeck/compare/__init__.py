@@ -21,7 +21,7 @@ from limbeck.run.fitting import PROCESS
 from limbeck.run.folder import read_result
 from limbeck.run.per_item import load_items
 from limbeck.storage.memory import need
-from limbeck.storage.store import RunLock, atomic_write, check_writable
+from limbeck.storage.store import RunLock, atomic_write, check_writable, safe_name
 
 MOST = 10_000
 """Seeds of a comparison."""
@@ -46,7 +46,8 @@ def compare(
     """Run every recipe for every seed and put them side by side.
 
     Args:
-        names: recipes, YAML files or run folders; all on one task.
+        names: recipes, YAML files or run folders, each with settings of its own behind it where it has some
+            (``"kd method.temperature=2"``); all on one task.
         overrides: ``key=value`` settings that apply to every recipe.
         seeds: how many seeds, from ``first_seed`` on.
         out: the comparison's folder: ``comparison.json``, ``report.html``, a run folder for each recipe and seed.
@@ -89,7 +90,7 @@ def compare(
     check_writable(out)
     with RunLock(out):
         jobs = [
-            (label, seed, out / f"{label}-seed{seed}")
+            (label, seed, out / f"{safe_name(label)}-seed{seed}")
             for seed in range(first_seed, first_seed + seeds)
             for label in trees
         ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ def read_tree(
         ConfigError: no such recipe or preset (the nearest names are listed), YAML that is refused, an override that is
             none.
     """
+    name_or_path, inline = split_recipe(name_or_path)
     path = find_recipe(name_or_path)
     tree = read_yaml_file(path)
     if not isinstance(tree, dict):
@@ -49,13 +52,34 @@ def read_tree(
         raise ConfigError(str(path), what, expected="keys such as task: and method:")
     tree = {"name": path.stem, **tree} if "name" not in tree else tree
     tree = _chosen(tree, preset, tiny)
-    tokens = list(overrides)
+    tokens = [*inline, *overrides]
+    if inline:
+        tree["name"] = re.sub(r"[^A-Za-z0-9._-]+", "-", "-".join([str(tree["name"]), *inline])).strip("-")
     gone = _let_limits_go(tree, tokens) if path.is_relative_to(_SHIPPED) else {}
     merge(tree, tokens)
     note_gone(tree, gone)
     if seed is not None:
         tree["seed"] = seed
     return tree
+
+
+def split_recipe(name_or_path: str | Path) -> tuple[str | Path, list[str]]:
+    """A recipe with settings of its own behind its name, as a command that takes several recipes is given it.
+
+    Example:
+        >>> split_recipe("kd method.temperature=2 train.lr=0.01")
+        ('kd', ['method.temperature=2', 'train.lr=0.01'])
+        >>> split_recipe("my recipes/kd.yaml")
+        ('my recipes/kd.yaml', [])
+    """
+    text = str(name_or_path)
+    found = re.search(r"\s+[A-Za-z_][\w.*-]*\+?=", text)
+    if isinstance(name_or_path, Path) or found is None:
+        return name_or_path, []
+    try:
+        return text[: found.start()].strip(), shlex.split(text[found.start() :])
+    except ValueError as error:
+        raise ConfigError("recipe", f"its settings cannot be divided: {error}", given=text) from None
 
 
 def _chosen(tree: dict[str, Any], preset: str, tiny: bool) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from limbeck.grammar.component import Component, Settings
-from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree
+from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree, split_recipe
 from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise_all
 from limbeck.recipe.schema import Param, find_class, schema, summary
 from limbeck.recipe.stages import stage_settings
@@ -135,7 +135,8 @@ def load_tree(
     belong to the data it ships with, and a sentence in the recipe's ``notes`` says so.
 
     Args:
-        name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``).
+        name_or_path: a shipped recipe's name, a YAML file, or a run folder (its ``config.yaml``); behind it settings of its
+            own (``"kd method.temperature=2"``), which its name then shows.
         overrides: ``key=value``, ``key+=value`` (appends to a list), ``key=null``; keys are dotted paths. See `merge`.
         seed: takes the place of the recipe's.
         preset: one of the recipe's ``presets``: settings for another data set or scale, laid over it before overrides.
@@ -149,7 +150,7 @@ def load_tree(
 
     tokens = list(overrides)
     tree = read_tree(name_or_path, tokens, seed, preset, tiny)
-    file = find_recipe(name_or_path)
+    file = find_recipe(split_recipe(name_or_path)[0])
     if is_run_folder(file):
         admit_tree(tree, file, tokens)
     return tree

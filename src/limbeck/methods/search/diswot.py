@@ -338,10 +338,7 @@ class Diswot(Method[Classification]):
                 except ConfigError as error:
                     if self.candidates is not None:
                         raise
-                    raise ConfigError(
-                        f"method.space.{path}", f"no such student can be built: {error}", given=choices[g],
-                        expected="a value that the student's setting takes",
-                    ) from None  # fmt: skip
+                    raise self._unbuilt(error, path, choices[g]) from None
                 self._check_width(built, genes)
                 tried[genes] = self.costs(built)
         for cost in [n for n in self.most if n != "latency_ms"]:
@@ -360,6 +357,13 @@ class Diswot(Method[Classification]):
                     expected=f"{value:,.0f} or more",
                     remedy=f"set method.{cost}={math.ceil(value)}, or put smaller networks into the space",
                 )
+
+    def _unbuilt(self, error: ConfigError, path: str, choice: Any) -> ConfigError:
+        """What is wrong with a choice: told of the setting that the model refuses, where it names one of the space."""
+        named = error.argument.removeprefix("student.").split(".")[0]
+        if named != path.split(".")[0] and any(named == p.split(".")[0] for p in self.members.choices):
+            return ConfigError(f"method.space.{named}", f"no such student can be built: {error}")
+        return ConfigError(f"method.space.{path}", f"no such student can be built: {error}", given=choice)
 
     def _check_width(self, built: Built, genes: Genes) -> None:
         """Refuse a classifier whose gradient cannot be held against the teacher's.

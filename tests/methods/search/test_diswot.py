@@ -11,12 +11,13 @@ import pytest
 import torch
 
 from limbeck.errors import ConfigError, DataError, LimbeckError
+from limbeck.grammar.task import Model
 from limbeck.methods.search.diswot import Diswot, Record
 from limbeck.parts.proxies import Reader
 from limbeck.recipe.recipe import make
-from limbeck.run.running import run
 from tests.test_battery import steps_of
-from tests.tiny import differences, run_with_stop, state_of, tiny, tree_of
+from tests.tiny import differences, run_with_stop, state_of
+from tests.tiny import shared_tiny as tiny
 
 SPACE = {"blocks": {"0": [1, 2], "1": [1, 2], "2": [1]}}
 
@@ -33,24 +34,23 @@ def searched(folder: Path, *overrides: str) -> Any:
 
 
 def test_what_is_found_is_delivered_and_opens_again(tmp_path: Path) -> None:
-    tree = tree_of("diswot", *RESNETS, "student.blocks=[2,2,1]")
-    result = run(tree, tmp_path / "run", quiet=True)
-    table = json.loads((tmp_path / "run/architecture.json").read_text())
+    made = tiny("diswot", tmp_path, *RESNETS, "student.blocks=[2,2,1]", "train.steps=1", "teach.steps=0")
+    method: Any = made.run().method
+    method.artifact().save(tmp_path)
+    table = json.loads((tmp_path / "architecture.json").read_text())
     chosen = next(row for row in table if row["chosen"])
     assert chosen["estimate"] == max(row["estimate"] for row in table)
-    own = json.loads((tmp_path / "run/student.json").read_text())["model"]
-    assert own["use"] == "cifar-resnet" and own["blocks"] == chosen["model"]["blocks"] == [1, 1, 1]
-    assert result["sizes"]["student"]["parameters"] == chosen["costs"]["parameters"]
-    assert result["sizes"]["hand-picked"]["parameters"] > result["sizes"]["student"]["parameters"]
-    assert set(result["metrics"]["rows"]) == {"student", "hand-picked", "teacher", "alone"}
-    assert result["names"]["alone"] == "the hand-picked student alone"
-    titles = [t["title"] for t in result["tables"]]
-    assert titles[0].startswith("The best of 4") and titles[-1] == "Seconds"
-    assert dict(result["tables"][-1]["rows"])["training over measuring one"].endswith("times")
-    from limbeck.predict import load
-
-    student = load(tmp_path / "run")
-    assert student is not None
+    own = json.loads((tmp_path / "student.json").read_text())["model"]
+    assert own["use"] == "cifar-resnet" and own["blocks"] == chosen["model"]["blocks"] != [2, 2, 1]
+    again = make(Model, {**own, "checkpoint": str(tmp_path / "student.safetensors")}, "student").build(made.bench.task)
+    state = dict(again.module.state_dict())
+    assert not differences(state, dict(method.roles["student"].module.state_dict()))
+    assert sum(p.numel() for p in again.module.parameters()) == chosen["costs"]["parameters"]
+    rows = method.rows()
+    assert list(rows) == ["hand-picked"] and rows["hand-picked"].built.model is method.setup.student.model
+    tables = method.extras()["tables"]
+    assert tables[0]["title"].startswith("The best of 4") and tables[-1]["title"] == "Seconds"
+    assert dict(tables[-1]["rows"])["training over measuring one"].endswith("times")
 
 
 def test_scores_belong_to_networks_and_to_no_trained_weight(tmp_path: Path) -> None:
@@ -98,17 +98,17 @@ def test_rank_averages_where_the_sum_follows_the_larger_metric() -> None:
 
 
 def test_budgets_hold_and_the_largest_within_them_is_known(tmp_path: Path) -> None:
-    method = searched(tmp_path, "method.parameters=0.95", "method.rivals=[largest,random]", "teacher.blocks=[2,2,1]")
+    method = searched(
+        tmp_path, "method.parameters=0.95", "method.operations=1.4e5", "method.latency_ms=1e6", "method.rivals=[largest,random]",
+        "teacher.blocks=[2,2,1]",
+    )  # fmt: skip
     parent = sum(p.numel() for p in method.roles["teacher"].module.parameters())
     assert method.most["parameters"] == pytest.approx(0.95 * parent)
-    sizes = method.found["costs"]["parameters"]
-    assert method.found["refused"] >= 1 and float(sizes.max()) <= 0.95 * parent
+    costs = method.found["costs"]
+    assert method.found["refused"] >= 1 and float(costs["parameters"].max()) <= 0.95 * parent
+    assert float(costs["operations"].max()) <= 1.4e5 and float(costs["latency_ms"].min()) > 0
     built = {n: sum(p.numel() for p in method.roles[n].module.parameters()) for n in ("largest", "random", "student")}
-    assert built["largest"] == float(sizes.max()) and built["random"] in sizes.tolist()
-    counted = searched(tmp_path / "b", "method.operations=1.4e5")
-    assert float(counted.found["costs"]["operations"].max()) <= 1.4e5 and counted.found["refused"] >= 1
-    timed = searched(tmp_path / "c", "method.latency_ms=1e6")
-    assert float(timed.found["costs"]["latency_ms"].min()) > 0
+    assert built["largest"] == float(costs["parameters"].max()) and built["random"] in costs["parameters"].tolist()
 
 
 def test_a_list_of_models(tmp_path: Path) -> None:
@@ -128,10 +128,20 @@ def test_the_released_search(tmp_path: Path) -> None:
     assert len(method.found["score"]) == 4  # children of any size are looked at, and none beyond the budget is taken
     assert method.made["student"].module is method.roles["student"].module
     assert sum(p.numel() for p in method.roles["student"].module.parameters()) <= method.most["parameters"]
-    paper = searched(tmp_path / "p", "method.metrics=[semantic]", "method.search=all", "teacher.blocks=[2,2,1]")
-    one = dict(zip(map(tuple, method.found["genes"].tolist()), method.found["score"].tolist(), strict=True))
-    two = dict(zip(map(tuple, paper.found["genes"].tolist()), paper.found["score"].tolist(), strict=True))
-    assert set(one) == set(two) and all(one[g] != two[g] for g in one)  # each was held against a teacher of its own
+    # each network was held against a teacher of its own, where the paper has one for all
+    batch = {"x": torch.rand(8, 1, 8, 8), "y": torch.arange(8)}
+    keys: list[Any] = []
+    keep = method.untrained
+    method.untrained = lambda reader, batch, *key, wanted: (keys.append(key), keep(reader, batch, *key, wanted=wanted))[
+        1
+    ]
+    for variant, teachers in (("released", 2), ("paper", 1)):
+        method.variant = variant
+        keys.clear()
+        measure = method.measurer(batch, ["semantic"], 1)
+        for genes in ((0, 0, 0), (1, 0, 0)):
+            measure(genes, method.build(genes, 0))
+        assert len({k for k in keys if k[0] == "teacher"}) == teachers
 
 
 def test_networks_trained_here_rank_the_proxies(tmp_path: Path) -> None:
@@ -173,12 +183,11 @@ def test_rivals_are_distilled_alike_and_none_twice(tmp_path: Path) -> None:
     assert not differences(student, rival) and made.engine.stages[-1].steps == 2
 
 
-def test_resumes_after_the_search_and_within_a_rival(tmp_path: Path) -> None:
+def test_resumes_within_a_rival(tmp_path: Path) -> None:
     more = ("method.rivals=[hand-picked,random]", "method.search=random", "train.steps=2")
     plain = tiny("diswot", tmp_path / "plain", *more).run()
-    for stop in (1, steps_of(plain) - 1):
-        halves = run_with_stop("diswot", tmp_path / str(stop), stop, *more)
-        assert not differences(state_of(plain), state_of(halves)), stop
+    halves = run_with_stop("diswot", tmp_path / "halves", steps_of(plain) - 1, *more)
+    assert not differences(state_of(plain), state_of(halves))
 
 
 @pytest.mark.parametrize(
@@ -216,14 +225,8 @@ def test_a_teacher_or_student_that_is_not_at_hand_is_refused(tmp_path: Path) -> 
         method.node((0, 0, 0))
     with pytest.raises(DataError, match="no network of the space has a finite score"):
         method.rate = lambda records: np.full(len(records), -np.inf)
-        method.setup.student.model = make_model()
+        method.setup.student.model = make(Model, {"use": "cifar-resnet", "width": 4, "blocks": [1, 1, 1]}, "student")
         from limbeck.engine.context import RunContext
 
         made.engine.rehearse(method)
         method.look(RunContext(made.engine, method, made.engine.stages[0], made.engine.device))
-
-
-def make_model() -> Any:
-    from limbeck.grammar.task import Model
-
-    return make(Model, {"use": "cifar-resnet", "width": 4, "blocks": [1, 1, 1]}, "student")

@@ -7,6 +7,7 @@ probabilities of (contradiction, entailment, neutral) for each ordered pair of s
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -96,7 +97,7 @@ class PairFilters:
     most_overlap: Fraction = 0.75
     strict_numbers: bool = True
 
-    def mine(self, texts: Sequence[str], nli: np.ndarray) -> list[Pair]:
+    def mine(self, texts: Sequence[str], nli: np.ndarray, told: Counter[str] | None = None) -> list[Pair]:
         """Paraphrases among all pairs of continuations of one context (stage 0), the earlier sentence as the original.
 
         Of pairs whose originals say the same (connected by entailment as the likeliest answer, either way), the one with
@@ -105,15 +106,24 @@ class PairFilters:
         Args:
             texts: N sentences.
             nli: probabilities [N, N, 3] of premise i and hypothesis j: contradiction, entailment, neutral.
+            told: counts that the pairs before each filter (``pairs``) and after it are added to.
 
         Raises:
             ShapeError: the table does not fit the sentences.
         """
         _check(texts, nli)
-        pairs = list(self._entailed(texts, combinations(range(len(texts)), 2), nli))
+        pairs = list(self._entailed(texts, combinations(range(len(texts)), 2), nli, told))
         pairs = _one_of_each([p.original for p in pairs], pairs, nli)
         pairs = _one_of_each([p.new for p in pairs], pairs, nli)
-        return list(self._reworded(texts, pairs))
+        if told is not None:
+            told["one of each"] += len(pairs)
+        return list(self._reworded(texts, pairs, told))
+
+    def passing(self, texts: Sequence[str], nli: np.ndarray, told: Counter[str] | None = None) -> list[Pair]:
+        """The pairs of ``texts[0]`` with each of the others that pass, in order; arguments as of `mine`."""
+        _check(texts, nli)
+        pairs = [(0, j) for j in range(1, len(texts))]
+        return list(self._reworded(texts, list(self._entailed(texts, pairs, nli, told)), told))
 
     def best(self, texts: Sequence[str], nli: np.ndarray) -> Pair | None:
         """The student's paraphrase of ``texts[0]`` among the others that passes with the least overlap (later stages).
@@ -125,24 +135,42 @@ class PairFilters:
         Returns:
             The pair, or None where no candidate passes.
         """
-        _check(texts, nli)
-        found = self._reworded(texts, self._entailed(texts, [(0, j) for j in range(1, len(texts))], nli))
-        return min(found, key=lambda p: p.overlap, default=None)
+        return min(self.passing(texts, nli), key=lambda p: p.overlap, default=None)
 
     def _entailed(
-        self, texts: Sequence[str], places: Iterator[tuple[int, int]] | list[tuple[int, int]], nli: np.ndarray
+        self,
+        texts: Sequence[str],
+        places: Iterator[tuple[int, int]] | list[tuple[int, int]],
+        nli: np.ndarray,
+        told: Counter[str] | None = None,
     ) -> Iterator[Pair]:
+        told = Counter() if told is None else told
         for i, j in places:
+            told["pairs"] += 1
             long = len(texts[j]) / len(texts[i]) if texts[i] else 0.0
             there, back = float(nli[i, j, ENTAILMENT]), float(nli[j, i, ENTAILMENT])
-            if self.shortest <= long <= self.longest and there >= self.entails and back >= self.entailed:
+            if not self.shortest <= long <= self.longest:
+                continue
+            told["length"] += 1
+            if there < self.entails:
+                continue
+            told["entails"] += 1
+            if back >= self.entailed:
+                told["entailed"] += 1
                 yield Pair(i, j, there, back, 1.0)
 
-    def _reworded(self, texts: Sequence[str], pairs: Iterator[Pair] | list[Pair]) -> Iterator[Pair]:
+    def _reworded(
+        self, texts: Sequence[str], pairs: Iterator[Pair] | list[Pair], told: Counter[str] | None = None
+    ) -> Iterator[Pair]:
+        told = Counter() if told is None else told
         for p in pairs:
             mine, other = (set(_NUMBER.findall(texts[i])) for i in (p.new, p.original))
+            if not mine <= other or (self.strict_numbers and not other <= mine):
+                continue
+            told["numbers"] += 1
             overlap = rouge_l(texts[p.original], texts[p.new])
-            if mine <= other and (not self.strict_numbers or other <= mine) and overlap <= self.most_overlap:
+            if overlap <= self.most_overlap:
+                told["reworded"] += 1
                 yield Pair(p.original, p.new, p.entails, p.entailed, overlap)
 
 

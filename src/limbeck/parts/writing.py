@@ -127,6 +127,7 @@ def continued(
     ends: Sequence[int] = (),
     columns: int | None = None,
     processors: Sequence[Any] = (),
+    keep_end: bool = False,
 ) -> list[tuple[list[int], bool]]:
     """What a model writes behind rows of tokens of any length: the new tokens without their end, and whether they came to it.
 
@@ -145,6 +146,7 @@ def continued(
         ends: tokens that end a text; by default those that the model knows.
         columns: words from this index on are never written.
         processors: further logits processors of transformers, asked first (no run of tokens twice).
+        keep_end: the end stays with the new tokens (a full stop).
 
     Raises:
         ConfigError: the module cannot generate.
@@ -163,7 +165,7 @@ def continued(
             new = _generate(module, left, mask, longest, words, stops, processors)
         for i, row in zip(part.tolist(), new.tolist(), strict=True):
             stop = next((k for k, t in enumerate(row) if t in stops), None)
-            found[i] = (row if stop is None else row[:stop], stop is not None)
+            found[i] = (row if stop is None else row[: stop + keep_end], stop is not None)
     return found
 
 

@@ -196,8 +196,10 @@ class FrontierSynthetic(Method[Questions]):
         if self.zero_shot:
             self.new("start", like="student")
         self._caches: dict[str, Cached] = {}
-        self.state = {"notes": [], "survivors": [], "measures": {}, "chosen": {}, "shown": [], "tried": []}
-        self.state["notes"] = [n for n in (self._price(), self._same_judge()) if n]
+        self.state = {"survivors": [], "measures": {}, "chosen": {}, "shown": [], "tried": []}
+        for said in (self._price(), self._same_judge()):
+            if said:
+                task.note(said)  # read before anything is asked, in a plan too
         self.loop = Rounds(
             1,
             KeptTexts(task, document=self.record),
@@ -512,7 +514,7 @@ class FrontierSynthetic(Method[Questions]):
         """The price, what was left out and why, what was tried."""
         if not hasattr(self, "state"):
             return []
-        found = list(self.state.get("notes", []))
+        found = []
         m: Mapping[str, float] = self.state.get("measures", {})
         if m:
             left = [f"{s['filter']} {s['left']}" for s in self.state["survivors"]]

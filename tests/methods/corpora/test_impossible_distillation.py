@@ -46,7 +46,8 @@ def again(run: Tiny, **changes: Any) -> Any:
     """The bound method with other settings, and the run's contexts."""
     made = ImpossibleDistillation(**{"longest": 20, "least": 1, "samples": 4, "ngram": 0, **changes})
     made.bind(run.method.setup)
-    made.state["cuts"], made.state["held"] = run.method.state["cuts"], run.method.state["held"]
+    found: Any = run.method
+    made._cuts, made.state["held"] = found._cuts, found.state["held"]
     return made
 
 
@@ -130,7 +131,7 @@ def test_counts_say_what_each_filter_left() -> None:
 
 def test_pairs_of_one_context_are_mined(done: Tiny) -> None:
     method = again(done, critic="words", entails=0.6, entailed=0.6)
-    method.state["cuts"] = [["The news:", "x"], ["The weather:", "y"]]
+    method._cuts = [["The news:", "x"], ["The weather:", "y"]]
     method._critics["critic"] = Containment(TEXTS)
     rows = [*rows_of(TEXTS[:3], "The news:"), *rows_of([TEXTS[3], TEXTS[5], TEXTS[5]], "The weather:", "1")]
     rows.append(Row("It went on and", "The news:", "0", False))
@@ -149,7 +150,7 @@ def test_pairs_of_one_context_are_mined(done: Tiny) -> None:
 @pytest.mark.parametrize(("variant", "count"), [("paper", 0), ("released", 1)])
 def test_a_number_that_only_the_original_has(done: Tiny, variant: Any, count: int) -> None:
     method = again(done, variant=variant, critic="none")
-    method.state["cuts"] = [["c", "Rain fell on 12 small towns."]]
+    method._cuts = [["c", "Rain fell on 12 small towns."]]
     rows = rows_of(["In the small towns rain fell hard."], "Rain fell on 12 small towns.")
     method.loop.kept = lambda i, ctx: method.keep(0, [], ctx)
     assert len(method.keep(1, rows, context(done, method)).learn) == count
@@ -164,7 +165,7 @@ def test_later_rounds_take_the_text_with_least_overlap_or_a_random_one(done: Tin
     for choose in ("least-overlap", "random"):
         method = again(done, critic="words", entails=0.5, entailed=0.5, choose=choose)
         method._critics["critic"] = critic
-        method.state["cuts"] = [["c", original]] * 8
+        method._cuts = [["c", original]] * 8
         method.loop.kept = lambda i, ctx, m=method: m.keep(0, [], ctx)
         rows = [r for g in range(8) for r in rows_of(texts, original, str(g))]
         kept = method.keep(1, rows, context(done, method))
@@ -221,7 +222,7 @@ def test_contexts_are_cut_before_each_complete_sentence(done: Tiny, monkeypatch:
     method = again(done)
     monkeypatch.setattr(method, "continuations_of", lambda *a: ["went out. It rained. And"])
     assert method.cut(["He"], Draws(0, ("t",)), torch.zeros(1)) == [["He", "went out."], ["He went out.", "It rained."]]
-    cuts = done.method.state["cuts"]
+    cuts = done.method._cuts  # type: ignore[attr-defined]
     assert len({tuple(x) for x in cuts}) == len(cuts) > 0 and all(sentences_of(y)[0][1] for _, y in cuts)
 
 

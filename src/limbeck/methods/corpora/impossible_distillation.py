@@ -226,7 +226,8 @@ class ImpossibleDistillation(Method[Sentences]):
         own = self.task.tokenizer.eos_token_id
         self.stops = [i for i, t in enumerate(pieces) if t.strip() in (".", "?", "!")] + ([] if own is None else [own])
         self.new("first", like="student")
-        self.state = {"held": {}, "cuts": [], "survivors": [], "measures": [], "critic": {}, "samples": []}
+        self._cuts: list[list[str]] | None = None
+        self.state = {"held": {}, "survivors": [], "measures": [], "critic": {}, "samples": []}
         self._critics: dict[str, Entailment | None] = {}
         self.loop = Rounds(
             self.rounds,
@@ -387,10 +388,7 @@ class ImpossibleDistillation(Method[Sentences]):
         """
         for split in ("valid", "test"):
             self.state["held"][split] = _once(ctx.artifact("contexts", f"{split}-000000"))
-        self.state["cuts"] = _once(
-            [x for i in ctx.items("contexts") if i.startswith("train") for x in ctx.artifact("contexts", i)]
-        )
-        for name, found in {"train": self.state["cuts"], **self.state["held"]}.items():
+        for name, found in {"train": self.all_contexts(ctx), **self.state["held"]}.items():
             if not found:
                 raise DataError(
                     "method.context_tokens",
@@ -401,21 +399,28 @@ class ImpossibleDistillation(Method[Sentences]):
 
     # ---------------------------------------------------------------------------------------------------------- rounds
 
-    def todo(self, r: int) -> list[list[str]]:
+    def all_contexts(self, ctx: Context) -> list[list[str]]:
+        """Contexts of the training beginnings with the sentence that follows each, once."""
+        if self._cuts is None:
+            items = [i for i in ctx.items("contexts") if i.startswith("train")]
+            self._cuts = _once([x for i in items for x in ctx.artifact("contexts", i)])
+        return self._cuts
+
+    def todo(self, r: int, ctx: Context) -> list[list[str]]:
         """Of the first round the contexts, of later ones the originals, evenly spread."""
-        found = self.state["cuts"]
+        found = self.all_contexts(ctx)
         most = self.contexts if r == 0 else self.originals
         return found if most is None or most >= len(found) else [found[i * len(found) // most] for i in range(most)]
 
     def pieces(self, ctx: Context) -> list[str]:
         """So many contexts or originals at a time."""
-        n = max(len(self.todo(0)), len(self.todo(1)) if self.rounds > 1 else 0)
+        n = max(len(self.todo(0, ctx)), len(self.todo(1, ctx)) if self.rounds > 1 else 0)
         return [f"{a:07d}" for a in range(0, n, self.chunk)]
 
     def write(self, r: int, item: str, ctx: Context) -> list[Row]:
         """Samples of the teacher behind contexts; then the student's texts for originals."""
         a = int(item)
-        some = self.todo(r)[a : a + self.chunk]
+        some = self.todo(r, ctx)[a : a + self.chunk]
         if not some:
             return []
         n = self.samples if r == 0 else self.outputs
@@ -453,7 +458,7 @@ class ImpossibleDistillation(Method[Sentences]):
         made = []
         for number, some in groups.items():
             texts = list(dict.fromkeys(row.text for row in some))
-            context = self.todo(r)[int(number)][0]
+            context = self.todo(r, ctx)[int(number)][0]
             if r == 0:
                 for p in self.mined(texts, critic, told) if len(texts) > 1 else []:
                     made.append(Row(texts[p.new], texts[p.original], number, score=p.entailed, note=context))

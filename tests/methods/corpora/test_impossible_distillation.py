@@ -202,9 +202,9 @@ def test_codes_are_terciles_of_the_pairs_themselves(done: Tiny) -> None:
     assert all(r.prompt.split(",")[1].split(":")[0].strip() in CODES[1] for r in coded)
     assert again(done).coded(rows) == rows
     with pytest.raises(ValueError, match="set codes=true"):
-        ImpossibleDistillation(code="longer, far")
-    with pytest.raises(ValueError, match="code must be one of"):
-        ImpossibleDistillation(codes=True, code="long")
+        ImpossibleDistillation(control="longer, far")
+    with pytest.raises(ValueError, match="control must be one of"):
+        ImpossibleDistillation(codes=True, control="long")
 
 
 def test_beginnings_of_each_domain(done: Tiny) -> None:

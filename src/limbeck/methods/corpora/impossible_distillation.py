@@ -125,7 +125,7 @@ class ImpossibleDistillation(Method[Sentences]):
         variant: ``paper``: numbers must be the same; ``released``: those of the original may be missing.
         choose: of a student's texts that pass the one with ``least-overlap``, or a ``random`` one.
         codes: put words in front of the original that say how long and how different the new sentence is.
-        code: what is put there where the student is measured: ``LENGTH, DIFFERENCE``; empty takes the middle ones.
+        control: what is put there where the student is measured: ``LENGTH, DIFFERENCE``; empty takes the middle ones.
         start: the student begins as the ``teacher``, or with its ``own`` first weights.
         continue_from: each later round learns on from the ``previous`` student, or from the ``first`` weights again.
         least: pairs below which a round is refused.
@@ -160,7 +160,7 @@ class ImpossibleDistillation(Method[Sentences]):
     variant: Literal["paper", "released"] = "paper"
     choose: Literal["least-overlap", "random"] = "least-overlap"
     codes: bool = False
-    code: str = ""
+    control: str = ""
     start: Literal["teacher", "own"] = "teacher"
     continue_from: Literal["previous", "first"] = "previous"
     least: Count = 20
@@ -181,11 +181,11 @@ class ImpossibleDistillation(Method[Sentences]):
             raise ValueError(
                 f"shortest_ratio ({self.shortest_ratio}) must be no more than longest_ratio ({self.longest_ratio})"
             )
-        if self.code and not self.codes:
-            raise ValueError("code is what codes=true puts before an original: set codes=true")
-        words = [w.strip() for w in self.code.split(",")] if self.code else []
-        if self.code and (len(words) != 2 or words[0] not in CODES[0] or words[1] not in CODES[1]):
-            raise ValueError(f"code must be one of {', '.join(CODES[0])}, a comma, and one of {', '.join(CODES[1])}")
+        if self.control and not self.codes:
+            raise ValueError("control is what codes=true puts before an original: set codes=true")
+        words = [w.strip() for w in self.control.split(",")] if self.control else []
+        if self.control and (len(words) != 2 or words[0] not in CODES[0] or words[1] not in CODES[1]):
+            raise ValueError(f"control must be one of {', '.join(CODES[0])}, a comma, and one of {', '.join(CODES[1])}")
         found = {"teacher": Participant(like="student", judged=False)}
         if self.critic == "nli":
             found |= {"critic": Participant(task="entailment"), "held-out": Participant(task="held-out", needed=False)}
@@ -442,7 +442,7 @@ class ImpossibleDistillation(Method[Sentences]):
 
     def rewrite(self, module: Any, originals: Sequence[str], draws: Draws, key: torch.Tensor) -> list[str]:
         """What a student writes for originals, with the code that is asked for."""
-        code = self.code or f"{CODES[0][1]}, {CODES[1][1]}"
+        code = self.control or f"{CODES[0][1]}, {CODES[1][1]}"
         prompts = [f"{code}: {y}" if self.codes else y for y in originals]
         rows = [s.ids[: s.prompt] for s in spell(self.task, [Document("x", p) for p in prompts])]
         return self.continuations_of(module, rows, draws, key, self.own_temperature, self.longest)
@@ -463,9 +463,9 @@ class ImpossibleDistillation(Method[Sentences]):
                 for p in self.mined(texts, critic, told) if len(texts) > 1 else []:
                     made.append(Row(texts[p.new], texts[p.original], number, score=p.entailed, note=context))
             else:
-                p = self.best_of([some[0].prompt, *texts], critic, told, number)
-                if p is not None:
-                    made.append(Row(texts[p.new - 1], some[0].prompt, number, score=p.entailed, note=context))
+                best = self.best_of([some[0].prompt, *texts], critic, told, number)
+                if best is not None:
+                    made.append(Row(texts[best.new - 1], some[0].prompt, number, score=best.entailed, note=context))
         order = ("pairs", "length", "entails", "entailed", *(("one of each",) if r == 0 else ()), "numbers", "reworded")
         survivors = [Survivors("complete", len(rows), sum(row.complete for row in rows))]
         survivors += [Survivors(b, told[a], told[b]) for a, b in itertools.pairwise(order)]

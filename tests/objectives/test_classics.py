@@ -202,6 +202,16 @@ def test_all_attach_by_recipe(host: str, tmp_path: Path) -> None:
     assert torch.equal(classes, run.method.task.train.fetch(ids)["y"])
 
 
+def test_too_few_items_for_an_angle_are_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    rkd = "objectives.r={use: rkd, student: act1, teacher: act1}"
+    said = r"objectives\.r has fewer than 3 items to compare: train\.batch_size=4 cut by engine\.accumulate=2.*batch_size=6"
+    with pytest.raises(ConfigError, match=said):
+        tiny("kd", tmp_path / "a", rkd, "train.batch_size=4", "engine.accumulate=2").run()
+    tiny(
+        "kd", tmp_path / "b", rkd, "objectives.r.angle=0", "train.batch_size=4", "engine.accumulate=2", "train.steps=1"
+    ).run()
+
+
 def test_crd_goes_on_where_it_was(tmp_path: Path) -> None:
     words = ("task.student_items=60", "objectives.crd={use: crd, count: 8, width: 6, variant: released}")
     whole = tiny("kd", tmp_path / "a", *words).run()

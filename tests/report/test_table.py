@@ -53,6 +53,10 @@ def test_a_run_is_one_row_beside_teacher_and_student_alone() -> None:
     assert s.methods[0].to_alone.mean == result["student"]["accuracy"] - result["alone"]["accuracy"]
     assert s.methods[0].seconds == pytest.approx(4.0)  # of distilling alone
     assert s.rows[1].parameters == s.methods[0].parameters  # the same architecture
+    joined = make_result("simkd", 3)  # what is delivered has a projector and a borrowed classifier besides
+    joined["sizes"] |= {"alone": {"parameters": 700.0, "bytes": 2800.0}}
+    s = summarise(joined)
+    assert (s.rows[1].parameters, s.rows[1].latency_ms) == (700.0, None) and s.methods[0].parameters == 1210.0
 
 
 def test_a_comparison_takes_intervals_over_seeds_and_pairs_them() -> None:

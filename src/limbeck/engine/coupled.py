@@ -177,7 +177,7 @@ NEEDS_TWO = "Expected more than 1 value per channel when training"
 """How torch's BatchNorm refuses a batch of one item."""
 
 
-def one_item(section: str, size: int, accumulate: int, objective: str = "") -> ConfigError:
+def one_item(section: str, size: int, accumulate: int, objective: str = "", fewest: int = 2) -> ConfigError:
     """What is to be said where BatchNorm found a single item to normalise, or an objective one to compare.
 
     Args:
@@ -185,11 +185,12 @@ def one_item(section: str, size: int, accumulate: int, objective: str = "") -> C
         size: items per optimiser step.
         accumulate: micro-batches a step.
         objective: the name of the objective that compares items; empty for BatchNorm.
+        fewest: how many items it needs.
     """
     world = dist.world()
     parts = world * accumulate
     who = (
-        f"objectives.{objective} has a single item to compare"
+        f"objectives.{objective} has {'a single item' if fewest == 2 else f'fewer than {fewest} items'} to compare"
         if objective
         else "BatchNorm has a single item to normalise"
     )
@@ -198,14 +199,14 @@ def one_item(section: str, size: int, accumulate: int, objective: str = "") -> C
         cut += f" cut by engine.accumulate={accumulate}"
     if world > 1:
         cut += f"{' and' if accumulate > 1 else ' cut by'} {world} processes"
-    fits = min(accumulate, size // (2 * world))
-    remedy = f"set {section}.batch_size={2 * parts}"
+    fits = min(accumulate, size // (fewest * world))
+    remedy = f"set {section}.batch_size={fewest * parts}"
     if 0 < fits < accumulate:
         remedy += f", or engine.accumulate={fits}"
     return ConfigError(
         f"{section}.batch_size",
         f"{who}: {cut} leaves parts of {max(1, size // parts)}",
-        expected="two items or more in every part",
+        expected=f"{'two' if fewest == 2 else fewest} items or more in every part",
         remedy=remedy if objective else f"{remedy}; or take a network without BatchNorm",
     )
 

@@ -235,13 +235,17 @@ class Engine(RunState):
         student = method.roles["student"]
         for stage in self.stages:
             parts = dist.world() * self.settings.accumulate
-            if stage.items is not None or stage.data is None or stage.batch_size >= 2 * parts:
+            coupled = {n: o.fewest for n, o in add_ons(method).items() if o.coupled}
+            wanted = max([2, *coupled.values()]) * parts
+            if stage.items is not None or stage.data is None or stage.batch_size >= wanted:
                 continue
             if "student" not in learners(stage, method.roles, early=True):
                 continue
-            for name, objective in add_ons(method).items():
-                if objective.coupled:
-                    raise one_item(stage.section, stage.batch_size, self.settings.accumulate, name)
+            for name, fewest in coupled.items():
+                if stage.batch_size < fewest * parts:
+                    raise one_item(stage.section, stage.batch_size, self.settings.accumulate, name, fewest)
+            if stage.batch_size >= 2 * parts:
+                continue
             with as_in_training(student):
                 fed = bool(getattr(student.module, "fed_by", None))  # what another role feeds is checked by the method
                 if fed or not layers(student.module).statistics:

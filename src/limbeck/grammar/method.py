@@ -309,10 +309,12 @@ class Objective(Component):
         student_taps, teacher_taps: modules whose activations it needs.
         needs_teacher: whether a teacher signal must exist.
         coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
+        fewest: of one that is coupled: how many items it needs in each part of a batch that is cut.
     """
 
     kind: ClassVar[str] = "objective"
     coupled: ClassVar[str] = ""
+    fewest: int = 2
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: ClassVar[bool] = True

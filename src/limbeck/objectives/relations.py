@@ -25,7 +25,6 @@ class _Related(Objective):
     student: str
     teacher: str
     weight: float = 1.0
-    least = 2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -43,12 +42,12 @@ class _Related(Objective):
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The values of the batch's items."""
         s, t = (without_rest(f, batch) for f in shown(self, student, teacher, batch))
-        if len(s) < self.least:
+        if len(s) < self.fewest:
             raise ConfigError(
                 f"objectives.{self.name}",
                 "compares the items of a batch with each other",
                 given=f"{len(s)} item" if len(s) == 1 else f"{len(s)} items",
-                expected=f"{self.least} or more",
+                expected=f"{self.fewest} or more",
                 remedy="raise train.batch_size, or lower engine.accumulate",
             )
         return Term(self.values(s, t), weight=self.weight)
@@ -76,7 +75,7 @@ class Rkd(_Related):
         """Something is compared; an angle takes three items."""
         if not self.distance and not self.angle:
             raise ValueError("angle must be above 0 where distance is 0: nothing is compared")
-        self.least = 3 if self.angle else 2
+        self.fewest = 3 if self.angle else 2
 
     def values(self, s: Tensor, t: Tensor) -> Tensor:
         """Huber losses of both."""

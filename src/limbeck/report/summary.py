@@ -580,7 +580,10 @@ def _alones(
         row = _row("student alone", "alone", group.seen, primary, items)
         row.student = kind_of[group.labels[0]]
         if artifact == "network":
-            _describe(row, group.results, "student")  # the same architecture
+            sizes = [r.get("sizes") or {} for r in group.results]
+            apart = all(z.get("alone") and z["alone"] != z.get("student") for z in sizes)
+            # the same architecture, but where what is delivered is put together of more
+            _describe(row, group.results, "alone" if apart else "student")
         row.stages = _stages(group.results, lambda stage: stage == "alone")
         row.seconds = row.stages.get("alone")
         found.append((row, group.labels))

@@ -3,9 +3,9 @@
     generation 0:  L = CE(q, y)
     generation k:  L = w CE(q_k, y) + T^2 KL( p_{k-1} || q_k ),        q_k from fresh weights
 
-weights=confidence (CWTM) weighs each item's CE by how sure the teacher is, max p, over the batch's mean of it, in place of the
-KL; dark=permuted (DKPP) permutes what the teacher says of the classes that are not its first. The ensemble of all generations
-(BAN-L's BANE) is a row of the report.
+treatment=confidence (CWTM) weighs each item's CE by how sure the teacher is, max p, over the batch's mean of it, in place of
+the KL; treatment=permuted (DKPP) permutes what the teacher says of the classes that are not its first. The ensemble of all
+generations (BANE) is a row of the report.
 
 p: the teacher's probabilities [N, C];  q: the student's;  y: labels [N];  w: weight of the labels
 """
@@ -48,7 +48,8 @@ CARD = Card(
     claim="A second generation of the same architecture is more accurate than the first, and the ensemble of all more accurate than "
     "each.",
     recipe="born-again",
-    notes="Repeated self-distillation with a weight that is estimated for each step is guided-self-distillation.",
+    notes="The student alone has as many steps as one generation. Repeated self-distillation with a weight that is estimated for "
+    "each step is guided-self-distillation.",
 )
 
 

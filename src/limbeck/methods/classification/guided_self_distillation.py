@@ -56,11 +56,12 @@ CARD = Card(
         "limit": "reconstructed: the theory's limit, one fit with the penalty rho / alpha, applied to a network",
         "validation": "the released script takes the test items for it; here they are the validation items",
     },
-    claim="With estimated weights a network trained on wrongly labelled items gains over its first fit and keeps the gain, where "
-    "distillation without labels loses it again.",
+    claim="On wrongly labelled items several steps with estimated weights lose nothing against the first fit, and nothing against "
+    "distillation without labels.",
     recipe="guided-self-distillation",
     notes="alpha is the weight of the labels, not of the teacher. The weights are estimated on validation items, whose labels must "
-    "be right. The theory itself, for kernels, is limbeck.SelfDistilledClassifier and SelfDistilledRegressor.",
+    "be right. The student alone has as many steps as one of the trainings. The theory itself, for kernels, is "
+    "limbeck.SelfDistilledClassifier and SelfDistilledRegressor.",
 )
 
 

@@ -42,7 +42,8 @@ CARD = Card(
         "queries and the same for both",
         "the average stands still": "in evaluation mode, so that it has no dropout; the paper's teacher has",
     },
-    claim="With unlabelled items beside few labelled ones the averaged network is more accurate than the student alone.",
+    claim="From few labelled items the averaged network is at least as accurate as the student alone, and with unlabelled ones "
+    "beside them more accurate.",
     recipe="mean-teacher",
     baseline={"mean-teacher": ("method.weight=0", "method.noise=0")},
     notes="The result is the average; the student itself is a row. Name a pool by task.unlabelled=folder:PATH; without one the "

@@ -33,6 +33,7 @@ NAMES = (
     "g2sd",
     "puzzle",
     "vild",
+    "ferkd",
     "dope",
     "dcglr",
     "splatting",

@@ -791,6 +791,10 @@ class Method(Component, Generic[T]):
         """
         raise TypeError(f"{type(self).__name__} must define step, or give every stage its own")
 
+    def recorded_bytes(self) -> float:
+        """Bytes that ``limbeck cache`` writes per training item for it; 0 where nothing can be recorded."""
+        return self.task.cache_bytes()
+
     def observe(self, seen: dict[str, float], ctx: Context) -> None:
         """Move adaptive state, once per optimiser step, from means over everything (all micro-batches and processes)."""
 

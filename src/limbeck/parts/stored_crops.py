@@ -88,6 +88,11 @@ class CropPlan(Settings):
         """Classes of a label that are kept."""
         return min(self.top, classes) if self.form.startswith("marginal") else 1
 
+    def bytes(self, classes: int) -> int:
+        """What a picture's crops take: of each a checksum, a box, a mirror, and the label."""
+        ids, values = 2 if classes <= 2**15 else 4, 2 if self.precision == "float16" else 4
+        return self.crops * (8 + 16 + 1 + self.kept(classes) * (ids + values * (self.form != "hard")))
+
     def rows(self, batch: Batch, size: tuple[int, int], logits: Tensor) -> dict[str, Tensor]:
         """What is kept of crops that a teacher was asked about.
 

@@ -65,7 +65,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
     if recipe.engine.eval_every:
         parts.append(_validation(recipe, engine, bench))
     n = len(task.train)
-    cache = task.cache_bytes() * n if teacher is not None and isinstance(teacher.module, nn.Module) else 0.0
+    cache = recipe.method.recorded_bytes() * n if teacher is not None and isinstance(teacher.module, nn.Module) else 0.0
     teach = None
     if teacher is not None and recipe.teacher is not None and not recipe.teacher.trained:
         optim = counted(recipe.teach, task.teacher_train, "teach")

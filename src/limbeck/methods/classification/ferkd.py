@@ -87,7 +87,7 @@ class FerKd(Method[Classification]):
         confidence: the teacher's largest probability (``max``), or that of the true class (``target``).
         shortage: where fewer than ``num_crops`` crops of a picture are left: ``relax`` takes back those nearest to a
             threshold and counts them, ``raise`` refuses.
-        labels: ``teacher``; or ``hard``: the true class of every crop, for comparison.
+        labels: ``teacher``; or ``hard``: the true class of every crop, none of which is discarded, for comparison.
         temperature: of the student.
         mix: crops of the same picture (``self``), of the whole batch (``batch``), or ``none``.
         mixing: ``cutmix`` pastes a box, ``mixup`` takes the mean; ``switch`` draws one of them each step.
@@ -123,13 +123,10 @@ class FerKd(Method[Classification]):
     def validate(self) -> None:
         """Thresholds ascend; crops of one picture are mixed where there are several."""
         if self.calibrate_below < self.discard_below and self.calibrate_below:
-            raise ValueError(
-                f"calibrate_below ({self.calibrate_below}) must be at least discard_below ({self.discard_below}), or 0"
-            )
+            raise ValueError(f"calibrate_below must be at least discard_below ({self.discard_below:g}), or 0")
         if max(self.thresholds[:2]) > self.discard_above:
             raise ValueError(
-                f"discard_above ({self.discard_above}) must be at least calibrate_below ({self.calibrate_below}) and "
-                f"discard_below ({self.discard_below})"
+                f"discard_above must be at least discard_below and calibrate_below, {max(self.thresholds[:2]):g}"
             )
         if self.mix == "self" and self.num_crops < 2:
             raise ValueError(
@@ -141,6 +138,11 @@ class FerKd(Method[Classification]):
         """T_L, T_M and T_T, as the mining applies them."""
         middle = max(self.discard_below, self.calibrate_below)
         return (middle if self.hard_region == "drop" else self.discard_below), middle, self.discard_above
+
+    @property
+    def softens(self) -> bool:
+        """Whether any crop has a softened hard label."""
+        return self.hard_region == "soften" and self.thresholds[1] > self.thresholds[0]
 
     @property
     def sorts(self) -> bool:
@@ -214,6 +216,10 @@ class FerKd(Method[Classification]):
             self.coupled = "mixes each crop with another one of the batch"
         self.state = {"fractions": {}}
 
+    def recorded_bytes(self) -> float:
+        """Those of a picture's crops."""
+        return self.plan.bytes(self.classes)
+
     # ------------------------------------------------------------------------------------------------ stages
     def stages(self) -> list[Stage]:
         """Crops are labelled unless they are recorded, then sorted, then learnt from."""
@@ -234,7 +240,7 @@ class FerKd(Method[Classification]):
             work=self.mine,
             finish=self.count,
             remember=[
-                self.plan, *self.thresholds, self.sorts and self.labels == "teacher", self.confidence, self.num_crops,
+                self.plan, *self.thresholds, self.sorts and self.labels == "teacher", self.confidence, self.num_crops, self.hard_region,
                 self.shortage, self.setup.seed, self.task.train.fingerprint,
             ],
             roles=("teacher",),
@@ -280,6 +286,8 @@ class FerKd(Method[Classification]):
             true = self.task.train.y[ids].repeat_interleave(m)
         c = stored_confidence(self.plan.stored(rows), self.classes, self.plan.form, true).clamp(max=1).view(-1, m)
         treatment, back = treat_crops(c, self.thresholds, least=self.num_crops)
+        if not self.softens:
+            treatment[treatment == SOFTENED] = KEPT
         short = back.any(1).nonzero()[:, 0]
         if self.shortage == "raise" and len(short):
             left = (treatment.ne(DISCARDED) & ~back).sum(1)
@@ -307,9 +315,18 @@ class FerKd(Method[Classification]):
         treatment = torch.cat([f["treatment"] for f in found])
         back = torch.cat([f["back"] for f in found])
         shares = {"discarded": treatment == DISCARDED, "softened": treatment == SOFTENED, "kept": treatment == KEPT}
-        if self.hard_region != "soften":
-            shares["kept"], shares["softened"] = shares["kept"] | shares["softened"], torch.zeros_like(back)
+        self.state["examples"] = self.examples(ctx, treatment)
         self.state["fractions"] = {n: float(v.double().mean()) for n, v in (shares | {"taken_back": back}).items()}
+
+    def examples(self, ctx: Context, treatment: Tensor, most: int = 16) -> dict[str, list[Tensor]]:
+        """Up to so many crops of each kind, of the first pictures: their pictures' numbers, boxes and mirrors."""
+        found = {}
+        for name, kind in (("discarded", DISCARDED), ("softened", SOFTENED), ("kept", KEPT)):
+            items, crops = (treatment[:256] == kind).nonzero()[:most].T
+            if len(items):
+                rows = self.rows_of(ctx).rows(items, crops)
+                found[name] = [items, rows["box"], rows["flip"]]
+        return found
 
     def shown(self, ctx: Context) -> Shown:
         """Pictures with the crops that are shown."""
@@ -322,7 +339,7 @@ class FerKd(Method[Classification]):
         if self.labels == "hard":
             return softened_labels(batch["y"], self.classes, 0.0)
         y = self.plan.labels(batch, self.classes)
-        if self.hard_region != "soften" or self.thresholds[1] <= self.thresholds[0]:
+        if not self.softens:
             return y
         soft = softened_labels(batch["y"], self.classes, self.smoothing)
         return torch.where((batch["treatment"] == SOFTENED)[:, None], soft, y)
@@ -369,3 +386,16 @@ class FerKd(Method[Classification]):
     def measures(self) -> dict[str, float]:
         """The shares of crops that are discarded, softened and kept, and of those that were taken back."""
         return dict(self.state["fractions"])
+
+    def extras(self) -> dict[str, Any]:
+        """Pictures of crops by how they are treated: a row of each kind, of the first pictures of the data."""
+        train, mined = self.task.train, self.state.get("examples", {})
+        if self.task.shape[0] not in (1, 3) or not mined:
+            return {}
+        rows, said = [], []
+        for name, (items, box, flip) in mined.items():
+            x = cropped({**train.fetch(items), "box": box, "flip": flip})["x"]
+            rows.append(x.clamp(0, 1).mul(255).round().long().tolist())
+            said.append(name)
+        caption = f"Crops of the first pictures, a row each: {', '.join(said)}."
+        return {"pictures": [{"title": "How crops were treated", "caption": caption, "pixels": rows}]}

@@ -237,7 +237,15 @@ def test_a_useless_teacher_is_left(tmp_path: Path) -> None:
 )
 def test_what_does_not_fit_is_refused(words: list[str], said: str, tmp_path: Path) -> None:
     with pytest.raises(LimbeckError, match=said):
-        tiny("tgeo-kd", tmp_path, *words).run()
+        made = tiny("tgeo-kd", tmp_path, *words)
+        assert "accumulate" in words[-1], "all else is refused before anything is trained"
+        made.run()
+
+
+def test_soft_labels_of_any_query_are_refused(tmp_path: Path) -> None:
+    method, batch, ctx = opened(tiny("tgeo-kd", tmp_path))
+    with pytest.raises(ConfigError, match="these labels are mixed"):
+        phases(method, {**batch, "y": nn.functional.one_hot(batch["y"], 10).float()}, ctx)
 
 
 def test_held_out_items_are_not_the_test_items(tmp_path: Path) -> None:

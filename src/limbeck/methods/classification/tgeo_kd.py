@@ -34,6 +34,7 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.settings import Count, Fraction, Natural, Positive, Share, settings
 from limbeck.grammar.signal import Signal, evaluating
 from limbeck.grammar.task import Task
+from limbeck.objectives.queries import Cutmix, Mixup
 from limbeck.tasks.classification import Labelled, one_label
 
 CARD = Card(
@@ -167,6 +168,9 @@ class TgeoKd(Method[Labelled]):
     def bind(self, setup: Setup) -> None:
         """Take the networks; divide the training items; make the controller, or a ratio for each item."""
         super().bind(setup)
+        mixing = [name for name, query in setup.queries.items() if isinstance(query, (Mixup, Cutmix))]
+        if mixing:
+            raise _mixed(f"queries.{mixing[0]}")
         task, c = self.task, self.task.outputs
         self.data, self.valid = task.train, task.valid
         if self.held_out:
@@ -258,12 +262,7 @@ class TgeoKd(Method[Labelled]):
     def step(self, batch: Batch, ctx: Context) -> Generator[Terms | Gather, Any, None]:
         """The controller, by held-out items after a step of the student; then the student, by the ratio as it is now."""
         if batch["y"].is_floating_point():
-            raise ConfigError(
-                "queries",
-                "the ratio is told by one class an item, and these labels are mixed",
-                expected="class numbers",
-                remedy="leave mixup and its like out",
-            )
+            raise _mixed("queries")
         if self.ratio == "fixed" and not self.alpha:
             yield Terms(ce=self.task.supervised(ctx.signal("student", batch), batch))
             return
@@ -351,3 +350,13 @@ class TgeoKd(Method[Labelled]):
         """The ratio of late, and what it is where the teacher is right and where it is wrong."""
         names = {"alpha": "alpha", "right": "alpha_teacher_right", "wrong": "alpha_teacher_wrong"}
         return {label: float(self.state[name]) for name, label in names.items() if self.state[name]}
+
+
+def _mixed(argument: str) -> ConfigError:
+    """Labels of several classes have no ratio."""
+    return ConfigError(
+        argument,
+        "the ratio is told by one class an item, and these labels are mixed",
+        expected="class numbers",
+        remedy="leave mixup and its like out",
+    )

@@ -60,6 +60,13 @@ def test_they_attach_to_a_search_and_to_what_it_found(node: str, tmp_path: Path)
     assert all(torch.equal(p, before[n]) for n, p in method.roles["teacher"].module.named_parameters())
 
 
+def test_a_projector_for_another_width_than_that_found_is_refused(tmp_path: Path) -> None:
+    add_on = "objectives={extra: {use: channel-correlation, student: features.0, teacher: features}}"
+    space = "method.space={width: [6], activation: null, norm: null}"
+    with pytest.raises(ConfigError, match=r"objectives\.extra: its projector was made for the hand-picked student"):
+        tiny("diswot", tmp_path, add_on, space, "method.metrics=[relation]", "student.width=3", "teach.steps=0").run()
+
+
 def test_bad_input_is_refused() -> None:
     (s, _), (t, _) = signal(4, 0), signal(6, 1)
     objective = Semantic(student="fc:in", teacher="fc:in", project="never")

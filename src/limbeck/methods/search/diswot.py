@@ -591,7 +591,34 @@ class Diswot(Method[Classification]):
         if self.truth:
             self.trials = [ctx.artifact("truth", item) for item in ctx.items("truth")]
         self._take_place("student", _genes(self.found["picks"]["best"]))
+        self._check_projectors()
         self.tell()
+
+    def _check_projectors(self) -> None:
+        """Refuse add-ons whose projectors were made for the hand-picked student, where the found one shows other widths.
+
+        Raises:
+            ConfigError: the add-on, and what to do with it.
+        """
+        for name, objective in self.setup.objectives.items():
+            if objective.projector not in self.roles:
+                continue
+            shown = [
+                self.dry(who, taps)
+                for who, taps in (("student", objective.student_taps), ("teacher", objective.teacher_taps))
+            ]
+            with torch.random.fork_rng(devices=[]):
+                anew = objective.prepare(shown[0], shown[1], self.task.example(2))
+            own = self.roles[objective.projector].module.state_dict()
+            if anew is None or {k: v.shape for k, v in anew.state_dict().items()} != {
+                k: v.shape for k, v in own.items()
+            }:
+                raise ConfigError(
+                    f"objectives.{name}",
+                    "its projector was made for the hand-picked student, and the one that was found shows features of other widths",
+                    remedy=f"leave it out of the search, and give objectives.{name} to a run of kd whose student has the settings "
+                    "that architecture.json tells",
+                )
 
     def lay_out_rival(self, ctx: Context, name: str) -> None:
         """A rival's network in its place."""

@@ -51,7 +51,7 @@ def pool_tokens(hidden: Tensor, where: Tensor, how: Pooling = "mean", *, check: 
         at = places.masked_fill(~mask, mask.shape[1]).amin(1)
     else:
         at = places.masked_fill(~mask, -1).amax(1)
-    return hidden[torch.arange(len(hidden), device=hidden.device), at]
+    return hidden.gather(1, at[:, None, None].expand(-1, 1, hidden.shape[2]))[:, 0]
 
 
 def pool_choices(hidden: Tensor, where: Tensor) -> Tensor:

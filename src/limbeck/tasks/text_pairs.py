@@ -66,7 +66,7 @@ class TextPairs(Tokenized, Task):
     primary = "mrr"
     higher_is_better = True
     kind_of_target = "pair"
-    onnx_names = ("x",)
+    onnx_names = ("input_ids",)
     judging = ("eval_batch",)
 
     def __init__(
@@ -220,17 +220,20 @@ class TextPairs(Tokenized, Task):
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
     ) -> Scores:
         """Ranks of each query's own code among all code of the split. Equal code is one candidate's worth: any copy counts."""
-        device = device or device_of(built.module)
+        device, pad = device or device_of(built.module), pad_id(self.tokenizer)
         queries, keys, kinds = [], [], []
+        known: dict[bytes, int] = {}  # code -> its number
+        numbers: list[int] = []
         with torch.no_grad(), evaluating([built.module]):
             for ids in torch.arange(len(data)).split(self.eval_batch):
                 batch = to_device(dict(data.fetch(ids)), device)
                 queries.append(unit(self._embed(built, batch["x"])))
                 keys.append(unit(self._embed(built, batch["key"])))
                 kinds.append(batch["kind"].cpu())
-        assert isinstance(data, PairRows)
+                for row in batch["key"].cpu():
+                    numbers.append(known.setdefault(row[row != pad].numpy().tobytes(), len(known)))
         q, k, kind = torch.cat(queries), torch.cat(keys), torch.cat(kinds)
-        code = data.numbers()
+        code = torch.tensor(numbers)
         parts = zip(q.split(512), code.split(512), strict=True)
         rank = torch.cat([ranks(part @ k.T, own[:, None] == code) for part, own in parts])
         each = {"mrr": 1 / rank, **{f"recall{n}": (rank <= n).double() for n in AT}}
@@ -382,11 +385,6 @@ class PairRows:
         """The pairs as one batch."""
         made = dict(zip(("x", "key", "renamed"), (rows.fetch(items) for rows in self.rows()), strict=False))
         return {**made, "kind": torch.tensor([int(self.pairs[i].kind == "code") for i in items.tolist()])}
-
-    def numbers(self) -> Tensor:
-        """A number for each pair's code, int64 [n]: equal where the code is."""
-        number = {code: i for i, code in enumerate(dict.fromkeys(p.code for p in self.pairs))}
-        return torch.tensor([number[p.code] for p in self.pairs])
 
     @property
     def fingerprint(self) -> str:

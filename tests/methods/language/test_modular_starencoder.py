@@ -265,6 +265,18 @@ def test_ranks_and_metrics(tmp_path: Path) -> None:
         above = sum(bool(z[i, j] > z[i, i]) + 0.5 * bool(z[i, j] == z[i, i]) for j in range(len(data)) if j != i)
         slow.append(1 / (1 + above))
     assert got["mrr"] == pytest.approx(sum(slow) / len(slow))
+
+    class Three:  # as a plan judges a few items alone
+        fingerprint = ""
+
+        def __len__(self) -> int:
+            return 3
+
+        def fetch(self, items: torch.Tensor) -> dict[str, Any]:
+            found: dict[str, Any] = data.fetch(items)
+            return found
+
+    assert task.evaluate(Built(Known()), Three())["recall5"] == 1
     assert got["recall10"] >= got["recall5"] >= got["recall1"] and got["ndcg10"] <= 1
     assert float(got.per_item["mrr"].mean()) == pytest.approx(got["mrr"])
 

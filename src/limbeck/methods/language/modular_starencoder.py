@@ -66,9 +66,10 @@ CARD = Card(
         "batch_of_one": "a pair alone has nothing to be told from, and is refused",
         "moves": "a head for words has rows of tokens that a few steps never show",
     },
-    notes="Every exit is saved as a folder of its own beside the student (exit-1, ...), to predict with and to export; "
-    "method.deliver names the one that is the student. The published networks have 36 layers and exits 4, 9, 18, 27, 36. "
-    "Clone classification is not here, nor a loss between exits by default (method.distil is a variant that the paper has not).",
+    notes="Every exit is saved beside the student in a folder of its own (exit-1, ...), laid out as limbeck export "
+    "writes one, to predict with; method.deliver names the exit that is the student, and is exported to other formats. "
+    "The published networks have 36 layers and exits 4, 9, 18, 27, 36. Clone classification is not here, nor a loss between "
+    "exits by default (method.distil is a variant that the paper has not).",
 )
 
 HIDDEN_IDS = 4

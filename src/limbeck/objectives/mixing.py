@@ -13,7 +13,7 @@ from limbeck.functional.mixing import mix_pairs, partial_shares
 from limbeck.grammar.method import Batch, Context, Method, Query
 from limbeck.grammar.settings import Fraction, Positive, settings
 from limbeck.grammar.task import Task
-from limbeck.objectives.queries import _check_labels, _image, _mixable
+from limbeck.objectives.queries import _check_labels, _mixable, images_of
 
 NAMES = {"query": {"partial-mixup": "PartialMixup"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -90,7 +90,7 @@ class PartialMixup(Query):
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mixed images and soft labels."""
-        x = _image(batch, "partial-mixup")
+        x = images_of(batch, "partial-mixup")
         y = _mixable(batch, ctx, "partial-mixup", self.classes)
         n, rng = len(x), ctx.draws.numpy("partial-mixup")
         lam = torch.as_tensor(rng.beta(self.alpha, self.alpha, n if self.per_item else 1)).expand(n)

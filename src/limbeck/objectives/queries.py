@@ -52,7 +52,17 @@ def _key(batch: Batch) -> Tensor:
     return batch["item"] * 1_000_003 + batch["view"]
 
 
-def _image(batch: Batch, name: str) -> Tensor:
+def key_of_view(batch: Batch, views: int = 0) -> Tensor:
+    """One number per item and view; views repeat after ``views``, where that is not 0."""
+    return _key(_viewed(batch, views))
+
+
+def images_of(batch: Batch, name: str) -> Tensor:
+    """The images [N, C, H, W] of a batch; ``name`` is the query's.
+
+    Raises:
+        ConfigError: it holds none.
+    """
     x = batch.get("x")
     if not isinstance(x, Tensor) or x.ndim != 4:
         raise ConfigError(
@@ -76,7 +86,7 @@ def _check_labels(task: Task, name: str, classes: int | None) -> None:
         ConfigError: which of the two.
     """
     example = task.example(1)
-    _image(example, name)
+    images_of(example, name)
     # where the label is no answer but a condition (a denoiser's), the network takes class ids alone
     answered = getattr(task, "kind_of_target", None) is not None and not over_pixels(example)
     if task.labels is None or not answered or not isinstance(example.get("y"), Tensor):
@@ -115,7 +125,7 @@ def over_pixels(batch: Batch) -> list[str]:
     return [name for name in ("y", "valid", "where") if isinstance(batch.get(name), Tensor) and batch[name].ndim == 3]
 
 
-def _moves_with(task: Task, name: str) -> None:
+def refuse_places(task: Task, name: str) -> None:
     """Refuse pictures whose boxes or points would stay where they are.
 
     Raises:
@@ -148,12 +158,12 @@ class Flip(Query):
 
     def accept(self, task: Task) -> None:
         """Pictures, whose boxes and points it does not move."""
-        _image(task.example(1), "flip")
-        _moves_with(task, "flip")
+        images_of(task.example(1), "flip")
+        refuse_places(task, "flip")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mirrored images where the draw says so."""
-        x = _image(batch, "flip")
+        x = images_of(batch, "flip")
         flip = batch.get("flip")
         if flip is None:
             u = ctx.draws.anywhere().rand("flip", _key(_viewed(batch, self.views)))
@@ -178,8 +188,8 @@ class Crop(Query):
     def accept(self, task: Task) -> None:
         """Pictures alone."""
         example = task.example(1)
-        _image(example, "crop")
-        _moves_with(task, "crop")
+        images_of(example, "crop")
+        refuse_places(task, "crop")
         if over_pixels(example):
             raise ConfigError(
                 "queries.crop", "it moves pictures and leaves their masks", remedy="use map-crop, which moves both"
@@ -187,7 +197,7 @@ class Crop(Query):
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Shifted images."""
-        x = _image(batch, "crop")
+        x = images_of(batch, "crop")
         n, _, h, w = x.shape
         shift = (
             ctx.draws.anywhere().randint("crop", _key(_viewed(batch, self.views)), 2 * self.pad + 1, (2,)).to(x.device)
@@ -224,7 +234,7 @@ class ResizedCrop(Query):
     def accept(self, task: Task) -> None:
         """Pictures alone."""
         example = task.example(1)
-        _image(example, "resized-crop")
+        images_of(example, "resized-crop")
         if over_pixels(example):
             raise ConfigError(
                 "queries.resized-crop",
@@ -234,7 +244,7 @@ class ResizedCrop(Query):
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Parts of the images, and ``box``."""
-        x = _image(batch, "resized-crop")
+        x = images_of(batch, "resized-crop")
         size = (x.shape[-2], x.shape[-1])
         boxes = batch.get("box")
         if boxes is None:
@@ -267,7 +277,7 @@ class Mixup(Query):
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Mixed images and soft labels."""
-        x = _image(batch, "mixup")
+        x = images_of(batch, "mixup")
         y = _mixable(batch, ctx, "mixup", self.classes)
         rng = ctx.draws.numpy("mixup")
         lam = float(rng.beta(self.alpha, self.alpha))
@@ -295,7 +305,7 @@ class Cutmix(Query):
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Patched images and soft labels."""
-        x = _image(batch, "cutmix")
+        x = images_of(batch, "cutmix")
         y = _mixable(batch, ctx, "cutmix", self.classes)
         h, w = x.shape[-2:]
         rng = ctx.draws.numpy("cutmix")
@@ -355,7 +365,7 @@ class Augment(Query):
 
     def accept(self, task: Task) -> None:
         """Pictures alone."""
-        _image(task.example(1), "dsa")
+        images_of(task.example(1), "dsa")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
         """Augmented items."""

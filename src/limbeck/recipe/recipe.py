@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from limbeck.grammar.component import Component, Settings
 from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree, split_recipe
+from limbeck.recipe.presets import expanded
 from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise_all
 from limbeck.recipe.schema import Param, find_class, schema, summary
 from limbeck.recipe.stages import stage_settings
@@ -51,7 +52,8 @@ class Recipe(Settings):
         stages: settings of single stages, by name or pattern (``halve*``): ``steps``, ``batch_size``, and optimizer settings
             of each role that is trained there (``stages.distil.student.lr``).
         objectives: losses to add to those of the method, by name.
-        queries: changes to each batch, such as augmentations, by name and in this order.
+        queries: changes to each batch, such as augmentations, by name and in this order; or the name of a preset:
+            ``timm-default``, ``trivial``, ``small-images``, ``colour``.
         evaluator: how every row of the report is evaluated; by default the task's evaluator.
         baselines: baselines to evaluate (``alone``, and others that the evaluator offers); ``null`` evaluates all of them,
             ``[]`` none.
@@ -165,7 +167,7 @@ def check(tree: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: something is wrong; all of it is listed (`RecipeErrors` where it is more than one thing).
     """
     checker = Checker()
-    found = checker.recipe(Recipe, tree)
+    found = checker.recipe(Recipe, expanded(tree))
     raise_all(checker.problems)
     return found
 

@@ -17,6 +17,7 @@ from limbeck.functional.contrast import channel_statistics
 from limbeck.grammar.method import Gather, Gathered, Share, Terms
 from limbeck.models.from_run import FromRun
 from limbeck.networks.chain import Chain
+from limbeck.parts.heads import copied_head
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run.running import run
 from tests.tiny import Tiny, tree_of
@@ -177,7 +178,7 @@ def test_the_teacher_answers_in_its_own_order_of_classes(tmp_path: Path) -> None
     teacher = method.setup.teacher
     order = tuple(reversed(range(10)))
     teacher.contract = teacher.contract.with_(classes=order)
-    head = method._copied_head(teacher, "head").get_submodule("head")
+    head: Any = copied_head(teacher, "head", 10, "method.teacher_classifier").get_submodule("head")
     assert torch.equal(head.weight, teacher.module.head.weight[list(order)])
 
 

@@ -7,6 +7,7 @@ import torch
 
 import limbeck.functional as F
 from limbeck.errors import ConfigError, DataError, ShapeError
+from limbeck.functional import revision
 from limbeck.functional.revision import (
     clip_mask,
     clip_thresholds,
@@ -118,3 +119,22 @@ def test_relations_of_neighbours() -> None:
         span_relation(q, p, pairs + 1)
     with pytest.raises(ConfigError):
         span_relation(q, p, pairs, relation="outer", norm="l1")
+
+
+@pytest.mark.parametrize("mass", [0.0001, 0.3, 0.5, 0.9])
+def test_the_likeliest_classes_are_those_of_the_whole_order_whether_all_are_ordered_or_not(
+    mass: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = torch.Generator().manual_seed(0)
+    p = torch.randint(0, 6, (40, 50), generator=drawn).float()  # many are equal
+    p = torch.cat([p, p.square().square()])
+    p = p / p.sum(-1, keepdim=True)
+    whole = revision._likeliest(p, mass)
+    monkeypatch.setattr(revision, "FEW", 30)
+    assert torch.equal(revision._likeliest(p, mass), whole)
+    for row, taken in zip(p.double().tolist(), whole.tolist(), strict=True):
+        order = sorted(range(50), key=lambda v: (-row[v], v))
+        count = sum(taken)
+        assert {v for v in range(50) if taken[v]} == set(order[:count])
+        assert sum(row[v] for v in order[:count]) >= mass - 1e-6
+        assert sum(row[v] for v in order[: count - 1]) < mass + 1e-6

@@ -39,12 +39,12 @@ class Settings:
     student: str = "resnet18"
     teacher: str = "resnet18"
     side: int = 32
-    items: int = 128
+    items: int = 96
     classes: int = 100
     crops: int = 6
     num_crops: int = 4
     batch: int = 32
-    steps: int = 4
+    steps: int = 3
     rounds: int = 5
     warm: int = 1
 

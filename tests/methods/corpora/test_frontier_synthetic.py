@@ -136,20 +136,19 @@ def test_a_teacher_from_scratch_has_questions_of_its_own_and_learns_both_prompts
     assert part.tokenizer is not task.tokenizer
 
 
-@pytest.mark.parametrize(
-    ("source", "changes", "said"),
-    [
-        (
-            Given(train=[*pairs(0, 30)], test=[Document("other", "count 3"), *pairs(30, 40)]),
-            {},
-            "in the test split and in",
-        ),
-        (Given(all=[Document(f"a text {i}") for i in range(40)]), {}, "without a question"),
-    ],
-)
-def test_data_that_are_no_questions(source: Any, changes: Any, said: str) -> None:
-    with pytest.raises(DataError, match=said):
-        Questions(source, **changes).load()
+def test_a_question_of_the_test_split_is_not_learnt_with_another_answer() -> None:
+    task = Questions(Given(train=[Document("other", "count 33"), *pairs(0, 30)], test=pairs(30, 40)))
+    task.load()
+    assert all(d.turns[1][1] != "count 33" for d in (*task.train.documents, *task.valid.documents))
+    assert any("'count 33'" in note for note in task.notes)
+    same = [Document("other", f"count {n}") for n in range(40)]
+    with pytest.raises(DataError, match="of 40 questions are in the test split too"):
+        Questions(Given(train=same, test=pairs(0, 40))).load()
+
+
+def test_texts_are_no_questions() -> None:
+    with pytest.raises(DataError, match="without a question"):
+        Questions(Given(all=[Document(f"a text {i}") for i in range(40)])).load()
 
 
 @pytest.mark.parametrize("changes", [{"kind": "poems"}, {"teacher_fraction": 1.0}, {"template": "html"}])

@@ -207,6 +207,11 @@ class CrossLingual(TextClasses):
             found.update({f"accuracy_{name}": v for name, v in by.items()})
         return found
 
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """A stack reads tokens of its own kind, which no graph is written for."""
+        return ("safetensors", "hub")
+
     def default_student(self) -> dict[str, Any]:
         """A small translation encoder under a small language model."""
         return {"use": "stacked"}

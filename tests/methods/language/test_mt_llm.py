@@ -17,6 +17,7 @@ from limbeck.data.parallel_text import MadeUpLanguages, ParallelText, letters
 from limbeck.engine.engine import Engine
 from limbeck.engine.settings import EngineSettings
 from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError
+from limbeck.export import export
 from limbeck.functional.pooling import pool_tokens, unexplained_variance
 from limbeck.grammar.method import Setup
 from limbeck.grammar.optim import Optim
@@ -225,6 +226,8 @@ def test_a_run_and_what_is_made_of_it(tmp_path: Path) -> None:
     again = limbeck.load(tmp_path / "run")
     said = again.predict(["Statements may be nested.", "A name."])
     assert len(said) == 2
+    with pytest.raises(ConfigError, match="onnx"):
+        export(tmp_path / "run", "onnx", tmp_path / "out")
 
 
 def test_who_is_built_otherwise_is_refused() -> None:

@@ -147,6 +147,20 @@ def test_pairs_of_one_context_are_mined(done: Tiny) -> None:
     assert method.keep(0, [], context(done, method)).learn == []
 
 
+def test_a_later_round_may_learn_from_the_pairs_of_all(done: Tiny) -> None:
+    original, new = "Rain fell on 12 small towns.", "On 12 towns that are small rain fell."
+    found = {}
+    for pool in ("round", "all"):
+        method = again(done, critic="none", pool=pool, overlap=1.0, shortest_ratio=0.1, longest_ratio=10)
+        method._cuts = [["c", original]]
+        before = method.keep(0, rows_of([original, "It rained on 12 towns."], "c"), context(done, method))
+        method.loop.kept = lambda i, ctx, b=before: b
+        found[pool] = method.keep(1, rows_of([new], original), context(done, method))
+        assert [r.text for r in found[pool].release] == [new] and len(before.learn) == 1
+    assert [r.text for r in found["round"].learn] == [new]
+    assert [r.text for r in found["all"].learn] == ["It rained on 12 towns.", new]
+
+
 @pytest.mark.parametrize(("variant", "count"), [("paper", 0), ("released", 1)])
 def test_a_number_that_only_the_original_has(done: Tiny, variant: Any, count: int) -> None:
     method = again(done, variant=variant, critic="none")

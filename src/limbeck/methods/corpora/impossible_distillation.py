@@ -128,6 +128,7 @@ class ImpossibleDistillation(Method[Sentences]):
         control: what is put there where the student is measured: ``LENGTH, DIFFERENCE``; empty takes the middle ones.
         start: the student begins as the ``teacher``, or with its ``own`` first weights.
         continue_from: each later round learns on from the ``previous`` student, or from the ``first`` weights again.
+        pool: learn from the pairs of this ``round``, or of ``all`` so far. [ours: a small student's own are few]
         least: pairs below which a round is refused.
         chunk: contexts or originals in one piece of work.
         at_once: texts that are sampled side by side.
@@ -163,6 +164,7 @@ class ImpossibleDistillation(Method[Sentences]):
     control: str = ""
     start: Literal["teacher", "own"] = "teacher"
     continue_from: Literal["previous", "first"] = "previous"
+    pool: Literal["round", "all"] = "round"
     least: Count = 20
     chunk: Count = 8
     at_once: Count = 256
@@ -485,7 +487,8 @@ class ImpossibleDistillation(Method[Sentences]):
         }
         gone = {k.same for i in range(r) for k in self._keyed(self.loop.kept(i, ctx).release)}
         release = [row for row, k in zip(learn, self._keyed(learn), strict=True) if k.same not in gone]
-        return Kept(self.coded(learn), release, survivors, measures)
+        old = [x for i in range(r) for x in self.loop.kept(i, ctx).release] if self.pool == "all" else []
+        return Kept(self.coded([*old, *release] if old else learn), release, survivors, measures)
 
     @staticmethod
     def _keyed(rows: Sequence[Row]) -> list[Row]:

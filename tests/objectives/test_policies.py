@@ -102,3 +102,10 @@ def test_what_cannot_be_is_refused(settings: tuple[str, ...], said: str, tmp_pat
     with pytest.raises(ConfigError, match=said):
         tree = tree_of("kd", *settings)
         run_recipe(build(tree), tree, tmp_path, quiet=True)
+
+
+def test_a_preset_is_changed_by_single_settings() -> None:
+    words = ("queries=timm-default", "queries.policy.magnitude=5", "queries.erase=null", "queries.mix=mixup")
+    found = tree_of("kd", *words, "teacher=convnet:4", "student=convnet:2")["queries"]
+    assert list(found) == ["view", "flip", "policy", "mix"]
+    assert found["policy"]["magnitude"] == 5 and found["policy"]["operations"] == 2

@@ -38,9 +38,29 @@ def preset(name: str) -> dict[str, dict[str, Any]]:
 
 
 def expanded(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's tree with a named preset of queries written out."""
+    """A recipe's tree with a named preset of queries written out, and changed as single settings beside its name say.
+
+    Example:
+        >>> tree = expanded({"queries": {"use": "small-images", "crop": {"pad": 2}, "noise": {"use": "noise"}}})
+        >>> tree["queries"]["crop"], list(tree["queries"])
+        ({'use': 'crop', 'pad': 2}, ['crop', 'flip', 'noise'])
+    """
     named = tree.get("queries")
-    return {**tree, "queries": preset(named)} if isinstance(named, str) else dict(tree)
+    if isinstance(named, str):
+        return {**tree, "queries": preset(named)}
+    if not isinstance(named, Mapping) or not isinstance(named.get("use"), str):
+        return dict(tree)
+    found = preset(named["use"])
+    for name, given in named.items():
+        if name == "use":
+            continue
+        known = found.get(name)
+        laid = isinstance(given, Mapping) and known is not None and given.get("use", known["use"]) == known["use"]
+        if given is None:
+            found.pop(name, None)
+        else:
+            found[name] = {**(known or {}), **given} if laid else given
+    return {**tree, "queries": found}
 
 
 __all__ = ["PRESETS", "expanded", "preset"]

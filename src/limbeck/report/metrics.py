@@ -57,6 +57,9 @@ _PARTS: Final = re.compile(r"(.+?)(_stochastic)?_w([0-9.e+-]+)_n(\d+)")
 _OF_PART: Final = re.compile(r"(.+?)_(pa_mpjpe|mpjpe|pck|nme|recall|precision)")
 """A metric of one part of a pose: ``hand_pck``."""
 
+_IN_LANGUAGE: Final = re.compile(r"accuracy_([a-z]{2,3}_[A-Z][a-z]{3}|[a-z]{2,3})")
+"""Accuracy over the texts of one language: ``accuracy_fra_Latn``."""
+
 _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "accuracy": ("accuracy", True, True),
     "balanced_accuracy": ("balanced accuracy", True, True),
@@ -103,6 +106,8 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "clipped": ("pixel values clipped", True, False),
     "precision": ("precision", True, True),
     "recall": ("recall", True, True),
+    "accuracy_source": ("accuracy in the language of the labels", True, True),
+    "accuracy_others": ("mean accuracy over the other languages", True, True),
     "mrr": ("mean reciprocal rank", False, True),
     "mrr_text": ("mean reciprocal rank, queries in words", False, True),
     "mrr_code": ("mean reciprocal rank, queries in code", False, True),
@@ -184,6 +189,9 @@ def metric_of(name: str, higher_is_better: bool | None = None) -> Metric:
     bare = parts[1] if parts else bare
     own = _OF_PART.fullmatch(bare) if bare not in _METRICS else None
     label, percent, higher = _METRICS.get(own[2] if own else bare, (bare.replace("_", " "), False, None))
+    language = _IN_LANGUAGE.fullmatch(bare) if bare not in _METRICS else None
+    if language:
+        label, percent, higher = f"accuracy, {language[1]}", True, True
     if own:
         label = f"{label} of {own[1].replace('_', ' ')}"
     often = _REPEATED.fullmatch(bare)

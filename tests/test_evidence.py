@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -101,7 +102,9 @@ def test_data_that_the_list_names_are_described_and_looked_at_first(evidence: Mo
     for row in rows:
         for word in row.words:
             if evidence.DATA in word:
-                path = word.split(f"{evidence.DATA}/")[1]
+                found = re.match(r"[\w./-]+", word.split(f"{evidence.DATA}/")[1])
+                assert found is not None
+                path = found[0]
                 files = {file for about in listed["data"].values() for file in about["files"]}
                 assert path.split("/")[0].split(".")[0] in listed["data"] or path in files, word
     with pytest.raises(DataError, match="needs it"):

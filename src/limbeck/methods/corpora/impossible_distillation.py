@@ -104,6 +104,7 @@ class ImpossibleDistillation(Method[Sentences]):
         prefix: words of a training text that the teacher goes on from, with domain=data.
         prefixes: texts that are begun.
         continuations: of each beginning, to cut contexts from.
+        held: beginnings of the validation and of the test texts, each gone on from once, on which results are measured.
         contexts: of these, so many are sampled from in round 0; ``null`` for all.
         originals: sentences that the student rewrites in each later round; ``null`` for all.
         samples: continuations of each context.
@@ -140,6 +141,7 @@ class ImpossibleDistillation(Method[Sentences]):
     prefix: Count = 4
     prefixes: Count = 100
     continuations: Count = 100
+    held: Count = 100
     contexts: Count | None = None
     originals: Count | None = None
     samples: Annotated[int, Interval(ge=2)] = 100
@@ -376,7 +378,7 @@ class ImpossibleDistillation(Method[Sentences]):
         """Contexts of a piece of work."""
         split, _, first = item.partition("-")
         a = int(first)
-        count = min(self.chunk, self.prefixes - a) if split == "train" else HELD
+        count = min(self.chunk, self.prefixes - a) if split == "train" else self.held
         n = self.continuations if split == "train" else 1
         begun = [self.beginning(a + i, split) for i in range(count) for _ in range(n)]
         key = torch.arange(a * n, a * n + len(begun)) + key_of("contexts", split) % (1 << 40)
@@ -644,10 +646,6 @@ class ImpossibleDistillation(Method[Sentences]):
                 {"title": "Kept pairs", "head": ["round", "original", "new"], "rows": pairs},
             ]
         }
-
-
-HELD = 100
-"""Held-out beginnings of a split."""
 
 
 class _Never:

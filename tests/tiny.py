@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import itertools
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,10 +60,31 @@ class Tiny:
         return self
 
 
+_MADE = itertools.count(1)
+
+
+@contextlib.contextmanager
+def of_the_new_alone() -> Iterator[None]:
+    """Garbage is collected among what is made inside, which is what `prepare` is after.
+
+    All that is imported is looked at each time otherwise, and that takes longer than most tests. Every sixteenth time it is
+    looked at, so that runs which are over do not pile up.
+    """
+    if gc.get_freeze_count() or next(_MADE) % 16 == 0:
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+
+
 def tiny(name: str, folder: Path, *overrides: str, seed: int = 0, progress: Any = None) -> Tiny:
     """A method bound to its shrunk recipe, with an engine in ``folder``."""
     recipe = build(tree_of(name, *overrides, seed=seed))
-    bench = prepare(recipe, folder, say=quiet)
+    with of_the_new_alone():
+        bench = prepare(recipe, folder, say=quiet)
     engine = Engine(recipe.engine, recipe.seed, folder, workspace(), progress=progress)
     return Tiny(recipe, bench, engine)
 
@@ -77,7 +99,8 @@ def shared_tiny(name: str, folder: Path, *overrides: str, seed: int = 0, progres
     key = dump({k: tree[k] for k in ("task", "student", "teacher", "participants")} | {"workspace": str(workspace())})
     if key in _SHARED:
         recipe.task = copy.copy(_SHARED[key])
-    bench = prepare(recipe, folder, say=quiet)
+    with of_the_new_alone():
+        bench = prepare(recipe, folder, say=quiet)
     if key not in _SHARED:
         _SHARED.clear()
         _SHARED[key] = copy.copy(recipe.task)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from limbeck.functional.attention import score_distance
 from limbeck.methods.language.ernie_tiny import PLAN, ErnieTiny, apart
 from limbeck.parts.latent import Latent, uniform_map
 from limbeck.recipe.recipe import build, check, load_tree
-from tests.tiny import Tiny, tiny
+from tests.tiny import Tiny
+from tests.tiny import shared_tiny as tiny
 
 transformers = pytest.importorskip("transformers")
 
@@ -156,6 +158,7 @@ def test_stages_hand_over_student_and_projection(made: Tiny) -> None:
         return found
 
     def watching(name: str, inner: Any) -> Any:
+        @functools.wraps(inner or stages)  # not code of the user's, of which every file would be read
         def look(ctx: Any) -> None:
             if inner is not None:
                 inner(ctx)

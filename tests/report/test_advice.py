@@ -109,3 +109,8 @@ def test_numbers_are_drawn_against_the_truth() -> None:
     s = summarise(result(seed=0, artifact="network", task="classification", sizes={}, latency_ms={}, cost={}))
     picture = against_truth({"price": {"true": [1.0, 2.0], "predicted": [1.5, 1.5]}}, s)
     assert picture is not None and "price" in picture.svg and against_truth(None, s) is None
+
+
+def test_a_teacher_of_another_language_is_not_called_weak() -> None:
+    assert not advice(result(teacher=0.2, alone=0.5, task="cross-lingual"))
+    assert advice(result(teacher=0.2, alone=0.5, task="classification"))

@@ -18,7 +18,9 @@ from limbeck.grammar.method import Built
 from limbeck.grammar.task import Model
 from limbeck.recipe.recipe import build, check, load_tree
 from limbeck.run import prepare
+from limbeck.run.running import run_recipe
 from limbeck.tasks.language import Language
+from tests.tiny import tree_of
 
 
 @pytest.mark.parametrize(
@@ -118,3 +120,9 @@ def test_a_network_that_cannot_be_copied_is_no_obstacle(tmp_path: Path, monkeypa
     recipe.student.__class__ = Single
     bench = prepare(recipe, None, say=lambda text: None)
     assert recipe.method.roles["student"].module is bench.student.module
+
+
+def test_a_teacher_that_a_method_does_not_have_is_told(tmp_path: Path) -> None:
+    tree = tree_of("uskd", "teacher=mlp:[8]", "train.steps=1", "baselines=[]")
+    notes = run_recipe(build(tree), tree, tmp_path, quiet=True)[0]["notes"]
+    assert sum("uskd has no teacher, so teacher=... is not used" in n for n in notes) == 1

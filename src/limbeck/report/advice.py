@@ -29,6 +29,9 @@ SLOW: Final = 1.05
 PASSES: Final = 3.0
 """Passes over the student's items from which a recorded teacher saves time."""
 
+ELSEWHERE: Final = ("cross-lingual",)
+"""Tasks whose test items are mostly of a kind that the teacher is not meant for."""
+
 WORTH: Final = 60.0
 """Seconds of distilling from which a recorded teacher is worth a sentence."""
 
@@ -71,7 +74,7 @@ def _scores(result: Mapping[str, Any], *rows: str) -> list[float] | None:
 
 def _weak_teacher(result: Mapping[str, Any]) -> str:
     scores = _scores(result, "teacher", "alone")
-    if scores is None or result.get("artifact", "network") != "network":
+    if scores is None or result.get("artifact", "network") != "network" or result.get("task") in ELSEWHERE:
         return ""
     teacher, alone = scores
     better = teacher > alone if result.get("higher_is_better", True) else teacher < alone

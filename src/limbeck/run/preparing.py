@@ -213,6 +213,10 @@ def participants(recipe: Recipe) -> dict[str, Model]:
             raise ConfigError(
                 setting, f"{recipe.name or type(recipe.method).__name__} needs a {name}", remedy=f"set {setting}=NAME"
             )
+    if recipe.teacher is not None and "teacher" not in recipe.method.participants:
+        unused = f"teacher: {recipe.name or type(recipe.method).__name__} has no teacher, so teacher=... is not used"
+        if unused not in recipe.notes:
+            recipe.notes.append(unused)
     for name in recipe.participants:
         if name not in recipe.method.participants:
             known = [n for n in recipe.method.participants if n != "teacher"]

@@ -422,7 +422,7 @@ def calibration_bins(table: Tensor) -> dict[str, list[float]]:
 
 
 def one_label(method: Any, task: Task) -> None:
-    """Refuse a task whose items have not one class each: for methods that set the target class apart.
+    """Refuse a task whose items do not have one class each.
 
     Raises:
         ConfigError: what the items have.
@@ -431,7 +431,7 @@ def one_label(method: Any, task: Task) -> None:
     if kind != "label":
         raise ConfigError(
             "method",
-            f"{type(method).__name__} splits classes into one target and the rest; this task's items have no one class",
+            f"{method.config.get('use', type(method).__name__)} needs items that have one class each",
             given=kind,
             expected="a classification task with one label per item",
             remedy="use method=kd, which adapts",

@@ -89,7 +89,8 @@ class ScoredCorpus:
         place = as_path(path, argument)
         self.path, self.argument = place / FILE if place.is_dir() else place, argument
         if not self.path.is_file():
-            close = nearest(place.name, [p.name for p in place.parent.iterdir()]) if place.parent.is_dir() else []
+            beside = place.parent.is_dir() and not place.exists()
+            close = nearest(place.name, [p.name for p in place.parent.iterdir()]) if beside else []
             raise DataError(
                 argument,
                 "there is no such file" if not place.is_dir() else f"the folder holds no {FILE}",

@@ -164,7 +164,7 @@ class PairTable(PairSource):
         """
         file = as_path(self.path, "path")
         if not file.is_file():
-            raise DataError("path", "there is no such file", given=str(file), expected="a table of pairs")
+            raise DataError("task.data.path", "there is no such file", given=str(file), expected="a table of pairs")
         columns = table_columns(file, self.encoding)
         for name in filter(None, (self.query, self.answer, self.other, self.group, self.split, self.label)):
             if name not in columns:

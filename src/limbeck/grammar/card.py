@@ -456,4 +456,4 @@ def describe_value(value: Any) -> str:
         plain = [f"{k} {describe_value(v)}" for k, v in value.items() if not isinstance(v, dict)]
         nested = [f"on {k}: {describe_value(v)}" for k, v in value.items() if isinstance(v, dict)]
         return "; ".join([", ".join(plain), *nested] if plain else nested)
-    return value if isinstance(value, str) else shorten(value)
+    return "null" if value is None else value if isinstance(value, str) else shorten(value)

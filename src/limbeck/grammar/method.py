@@ -665,7 +665,7 @@ class Method(Component, Generic[T]):
             names = [re.sub(r"(?<=[a-z])(?=[A-Z])", "-", cls.__name__).lower() for cls in (wanted, type(task))]
             raise ConfigError(
                 "task",
-                f"{type(self).__name__} is for {names[0]}, and the task is {names[1]}",
+                f"the method is for {names[0]}, and the task is {names[1]}",
                 expected=f"task={names[0]}",
             )
 

@@ -85,7 +85,7 @@ class ExitEncoder(Model):
         if at is None:
             at = sorted({max(1, round(self.layers * share)) for share in FRACTIONS})
         if not at or sorted(set(at)) != at or at[0] < 1 or at[-1] > self.layers:
-            raise ValueError(f"exits must be layers from 1 to {self.layers}, ascending, each once: {at}")
+            raise ValueError(f"exits must be layers from 1 to {self.layers}, ascending, each once")
         self.at = at
 
     def __post_init__(self) -> None:

@@ -80,6 +80,11 @@ class Front(Settings):
 
 def _loaded(path: str, role: str) -> tuple[Any, Any]:
     transformers = transformers_library("language models")
+    if path.startswith(("/", "./", "../", "~")) and not Path(path).is_dir():  # else it is taken for a Hub id
+        raise ConfigError(
+            f"{role}.path", "there is no such folder", given=path,
+            expected="a folder with config.json and safetensors, or a Hub id",
+        )  # fmt: skip
     try:
         made = transformers.AutoModel.from_pretrained(path, trust_remote_code=False, use_safetensors=True)
         return made, load_tokenizer(path)
@@ -247,7 +252,13 @@ class Stacked(_OfLanguages):
 
     def make(self, task: Any, classes: int) -> nn.Module:
         """The network; where a method has said with what it begins, it begins so."""
-        made = StackedEncoder(translation_encoder(self.front, task), language_model(self.lm, task, classes), self.lora)
+        front, lm = translation_encoder(self.front, task), language_model(self.lm, task, classes)
+        try:
+            made = StackedEncoder(front, lm, self.lora)
+        except ConfigError as error:
+            if error.argument == "adapter.targets":
+                error.argument = "lora.targets"
+            raise
         self.tokenizers = {"tokenizer": task.tokenizer, "front": task.front_tokenizer}
         if self.begins is not None:
             made.take(front=self.begins.front, body=self.begins.lm.body)

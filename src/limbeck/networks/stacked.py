@@ -121,7 +121,7 @@ class StackedEncoder(nn.Module):
                 odd = next(n for n in {**shapes[0], **shapes[1]} if shapes[0].get(n) != shapes[1].get(n))
                 raise ShapeError(
                     f"student.{name}",
-                    f"it is built otherwise than what it begins with ({odd})",
+                    f"its parameters have other shapes than those that it starts from, as {odd}",
                     given=shapes[0].get(odd),
                     expected=str(shapes[1].get(odd)),
                     remedy=f"give student.{name} the settings of teacher.{name}" if name == "lm" else "",

@@ -109,7 +109,8 @@ class CrossLingual(TextClasses):
         splits = Splits(train, own["valid"], own["test"], found.labels, found.kind, found.notes)
         others = sorted(set(found.languages) - {source})
         splits.notes.append(
-            f"labels are learnt in {source}; the test texts are in it and {len(others)} other languages"
+            f"labels are learnt in {source}; the test texts are in it and in {len(others)} other "
+            + ("language" if len(others) == 1 else "languages")
         )
         return ready(splits, self.valid_fraction, self.test_fraction, self.empty_classes, self.deal)
 

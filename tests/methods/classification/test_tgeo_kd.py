@@ -233,6 +233,7 @@ def test_a_useless_teacher_is_left(tmp_path: Path) -> None:
         (["queries.mix=mixup"], "one class an item, and these labels are mixed"),
         (["method.unroll=2", "engine.accumulate=2"], "several steps need the whole batch"),
         (["method.held_out=1.0"], "held_out"),
+        (["task={use: language, data: pydoc}"], "task is a Language, expected task=classification, or another"),
     ],
 )
 def test_what_does_not_fit_is_refused(words: list[str], said: str, tmp_path: Path) -> None:

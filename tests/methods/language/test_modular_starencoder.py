@@ -370,7 +370,7 @@ def test_tables_of_pairs(tmp_path: Path) -> None:
         (["task.scale=0"], r"scale.*above 0"),
         (["method.share=1"], r"share.*below 1"),
         (["method.weights=first"], r"weights.*depth"),
-        (["task.data={use: pair-table, path: /nowhere.csv}"], r"nowhere"),
+        (["task.data={use: pair-table, path: /nowhere.csv}"], r"^task.data.path: .*nowhere"),
         (["task=text-classes"], r"text-pairs"),
     ],
     ids=lambda v: v[-1] if isinstance(v, list) else "",

@@ -266,3 +266,5 @@ def test_another_task_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
         run(tree_of("mt-llm", "task={use: text-classes}"), tmp_path / "a", quiet=True)
     with pytest.raises(ConfigError, match=r"front\.path"):
         run(tree_of("mt-llm", f"student.front.path={tmp_path}/nothing"), tmp_path / "b", quiet=True)
+    with pytest.raises(ConfigError, match=r"^student\.lora\.targets: .*q_proj"):
+        run(tree_of("mt-llm", "student.lora.targets=nothing"), tmp_path / "c", quiet=True)

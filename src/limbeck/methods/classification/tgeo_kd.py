@@ -149,7 +149,12 @@ class TgeoKd(Method[Labelled]):
 
     def accept(self, task: Task) -> None:
         """Items have one class each; held-out items are not the test items."""
-        super().accept(task)
+        if not isinstance(task, Labelled):
+            raise ConfigError(
+                "task",
+                f"the method is for items with labels, and the task is a {type(task).__name__}",
+                expected="task=classification, or another one with classes, such as text-classes, table, clouds or graphs",
+            )
         one_label(self, task)
         assert isinstance(task, Labelled)
         if not (self.learns and self.unroll) or self.held_out:

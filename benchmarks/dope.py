@@ -33,7 +33,7 @@ PARTS = ("body", "hand", "face")
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of pictures and detectors, and how much is measured."""
+    """Sizes of images and detectors, and how much is measured."""
 
     side: int = 96
     items: int = 64

@@ -1,6 +1,6 @@
 """A step of FerKD from a store of crops beside plain supervised training on random crops, and beside a teacher that is asked.
 
-All take as many crops of the same pictures for the same student. The floor is a bare loop: pictures read, a random resized crop
+All take as many crops of the same images for the same student. The floor is a bare loop: images read, a random resized crop
 and a mirror of each, cross-entropy, the optimizer in its fastest form. Plain training in our engine does the same with guard,
 logs and progress, as ``limbeck run`` does it; FerKD reads boxes and labels from the store, and mixes crops; the last row asks the
 teacher about each crop on the way, as distillation without a store must.
@@ -34,7 +34,7 @@ from limbeck.run import prepare
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes of pictures and store, and how much is measured."""
+    """Sizes of images and store, and how much is measured."""
 
     student: str = "resnet18"
     teacher: str = "resnet18"

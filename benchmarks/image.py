@@ -1,4 +1,4 @@
-"""One step of knowledge distillation of a picture classifier: ours, peers' and the bare floor.
+"""One step of knowledge distillation of an image classifier: ours, peers' and the bare floor.
 
 The floor is what nothing can beat honestly: the teacher's forward pass without graph, the student's forward and backward
 pass, the optimiser in its fastest form, and the same batches; no log, no check, no checkpoint. Ours runs as ``limbeck run`` runs it: guard,
@@ -55,7 +55,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes: a step of some 70 ms, whose overhead is judged as a share, and one of 1 to 2 ms, judged in milliseconds."""
+    """Sizes: a step of some 70 ms, whose overhead is evaluated as a share, and one of 1 to 2 ms, evaluated in milliseconds."""
 
     large: Case = Case("large", {"kind": "resnet18"}, {"kind": "resnet10t"}, 32, 3, 100, 32, steps=8, rounds=9)
     small: Case = Case("small", {"kind": "small", "width": 16}, {"kind": "small"}, 8, 1, 10, 32, steps=100, rounds=25)
@@ -416,7 +416,7 @@ def against_timm(report: Report, seconds: dict[str, list[float]]) -> None:
 def run(settings: Settings | None = None, say: Say = quiet) -> Report:
     """The step beside its floor."""
     settings = settings or Settings()
-    report = Report("image", "A step of picture distillation beside the bare floor (CPU time)", asdict(settings))
+    report = Report("image", "A step of image distillation beside the bare floor (CPU time)", asdict(settings))
     large = measure(report, settings.large, say)
     small = measure(report, settings.small, say)
     online = statistics.median(ratios(large, "limbeck, online", "floor"))

@@ -1,4 +1,4 @@
-"""Random pictures and plain networks, reached from recipes as a user's own (``import:benchmarks.pictures:network``)."""
+"""Random images and plain networks, reached from recipes as a user's own (``import:benchmarks.pictures:network``)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from limbeck.data.items import ArrayData, Splits
 
 
 def pictures(items: int, size: int, channels: int, classes: int) -> Splits:
-    """Noise with labels: training items, and a handful to choose and judge by."""
+    """Noise with labels: training items, and a handful to choose and evaluate by."""
     draw = torch.Generator().manual_seed(0)
 
     def some(count: int) -> ArrayData:
@@ -44,7 +44,7 @@ class Small(nn.Module):
         self.pretrained_cfg: dict[str, Any] = {"mean": (0.5,) * channels, "std": (0.5,) * channels}
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits [N, C] of pictures [N, channels, S, S]."""
+        """Logits [N, C] of images [N, channels, S, S]."""
         x = nn.functional.max_pool2d(self.norm1(self.first(x)).relu(), 2)
         x = nn.functional.max_pool2d(self.norm2(self.second(x)).relu(), 2)
         return self.head(x.flatten(1))

@@ -26,7 +26,7 @@ TOY = Settings(sizes=((20, 16),), rounds=1)
 
 
 def scene(count: int, side: int) -> dict[str, Any]:
-    """A cloud of Gaussians that fills the picture, its parameters with a graph."""
+    """A cloud of Gaussians that fills the image, its parameters with a graph."""
     g = torch.Generator().manual_seed(0)
     way = torch.nn.functional.normalize(torch.randn(count, 3, generator=g), dim=-1)
     made = {

@@ -24,7 +24,7 @@ MODES = {"unrolled": "unrolled", "exact": "exact", "two-pass": "first_order"}
 
 @dataclass(frozen=True)
 class Settings:
-    """Sizes: a ConvNet of three blocks on 32x32 pictures in colour, 40 synthetic images, 20 in a step."""
+    """Sizes: a ConvNet of three blocks on 32x32 images in colour, 40 synthetic images, 20 in a step."""
 
     width: int = 32
     depth: int = 3

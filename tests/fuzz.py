@@ -128,7 +128,7 @@ def world(root: Path) -> list[str]:
 
 
 def png(width: int, height: int) -> bytes:
-    """A grey picture of that size, or one that only says so where it is large."""
+    """A grey image of that size, or one that only says so where it is large."""
     import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:

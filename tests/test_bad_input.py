@@ -148,7 +148,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (root / "names.json").write_text(json.dumps([str(i) for i in range(9)]))
     (root / "names-twice.json").write_text(json.dumps([str(i % 9) for i in range(10)]))
     (root / "names-broken.json").write_text('["0", "1"')
-    # folders of pictures
+    # folders of images
     (root / "nothing").mkdir()
     for folder, classes in {"one-class": 1, "pictures": 2, "corrupt": 2, "sizes": 2, "few": 2}.items():
         for c in range(classes):
@@ -295,7 +295,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         ["kd", *TINY, "queries.q=import:raises:q"],
         ["importing 'raises' failed", "on import"],
     ),
-    "query for pictures on rows": (
+    "query for images on rows": (
         data("csv:fine.csv", "queries.q=flip"),
         ["queries.q", "expected batches of images"],
     ),

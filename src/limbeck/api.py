@@ -123,7 +123,7 @@ def distill(
         student: likewise; a module is copied, the caller's stays as it was. Its frozen weights (``requires_grad`` off)
             stay frozen; it may share none that are trained with the teacher.
         data: arrays ``(x, y)`` or ``(x, y, x_test, y_test)``, a torch Dataset of ``(x, y)``, a pandas DataFrame whose label
-            is called ``label``, ``class`` or ``target``, or a name as in a recipe (``"folder:birds"``). Pictures are
+            is called ``label``, ``class`` or ``target``, or a name as in a recipe (``"folder:birds"``). Images are
             [N, C, H, W]: uint8, or float in [0, 1].
         method: a method's name, or a recipe node with its settings.
         out: the run folder; a temporary one when not given.

@@ -90,7 +90,7 @@ def test_any_recipe_of_pictures_can_record_crops(tmp_path: Path) -> None:
 
 
 def test_a_store_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("limbeck.cache.SHARD_CROPS", 40)  # so that crops of one picture lie in two shards
+    monkeypatch.setattr("limbeck.cache.SHARD_CROPS", 40)  # so that crops of one image lie in two shards
     whole = build_cache(tree_of("ferkd"), tmp_path / "whole", yes=True)
     written = tmp_path / "stopped"
     monkeypatch.setattr("limbeck.engine.interrupt.requested", lambda: 15 if any(written.glob("shard-*")) else None)

@@ -20,7 +20,7 @@ from tests.tiny import quiet, tree_of
 
 
 class Sensor(nn.Module):
-    """Answers that are odd for pictures whose ink is a multiple of 23."""
+    """Answers that are odd for images whose ink is a multiple of 23."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()

@@ -26,7 +26,7 @@ GOOD, BAD = [0.90, 0.92, 0.91, 0.93], [0.80, 0.81, 0.83, 0.80]
 
 
 def one(node: dict[str, Any], results: Any) -> dict[str, Any]:
-    """The single check of an entry, measured and judged by itself."""
+    """The single check of an entry, measured and evaluated by itself."""
     (check,) = read_checks({"at": "x", "in": "accuracy", **node}, "list")
     return judge([measure(check, results)])[0]
 

@@ -1,4 +1,4 @@
-"""MVTec's folders, arrays and textures, and what is refused of them; the task that judges on them."""
+"""MVTec's folders, arrays and textures, and what is refused of them; the task that evaluates on them."""
 
 from __future__ import annotations
 

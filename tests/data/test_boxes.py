@@ -67,7 +67,7 @@ def test_masks_of_run_lengths_are_those_of_coco(tmp_path: Path) -> None:
         ({"segmentation": {"size": [20, 40], "counts": [5, 6]}}, "annotation 1 .* hold 11 pixels, and 40x20 are 800"),
         (
             {"segmentation": {"size": [10, 10], "counts": [60, 40]}},
-            "a mask is of 10x10 pixels, and its picture of 40x20",
+            "a mask is of 10x10 pixels, and its image of 40x20",
         ),
         ({"segmentation": {"size": [20, 40], "counts": "o"}}, "end within a number"),
         ({"segmentation": {"size": [20, 40], "counts": " "}}, "does not belong there"),

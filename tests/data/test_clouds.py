@@ -1,4 +1,4 @@
-"""Clouds from arrays, files, functions and pictures; what is no cloud is named."""
+"""Clouds from arrays, files, functions and images; what is no cloud is named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""COCO's instances and panoptic pictures as a class at every pixel."""
+"""COCO's instances and panoptic images as a class at every pixel."""
 
 from __future__ import annotations
 

@@ -104,9 +104,7 @@ def test_a_folder_with_a_bomb_names_it(tmp_path: Path) -> None:
             Image.new("RGB", (8, 8), (i, i, i)).save(tmp_path / name / f"{i}.png")
     (tmp_path / "a" / "bomb.png").write_bytes(claimed(13_000, 13_000))
     (tmp_path / "b" / "claim.png").write_bytes(claimed(100_000, 100_000))
-    with pytest.raises(
-        DataError, match=r"2 of 8 pictures cannot be read: a/bomb\.png: 13,000 x 13,000 .* b/claim\.png"
-    ):
+    with pytest.raises(DataError, match=r"2 of 8 images cannot be read: a/bomb\.png: 13,000 x 13,000 .* b/claim\.png"):
         Folder(str(tmp_path)).read()
     splits = Folder(str(tmp_path), bad_files="skip", size=4).read()
     assert len(splits.train) == 6
@@ -125,7 +123,7 @@ def test_a_strip_does_not_become_a_banner() -> None:
 def test_programs_are_no_pictures() -> None:
     """Pillow would hand PostScript to an interpreter, whatever the file is called."""
     postscript = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
-    with pytest.raises(Unreadable, match="no picture in a format that is read"):
+    with pytest.raises(Unreadable, match="no image in a format that is read"):
         decode(postscript)
 
 

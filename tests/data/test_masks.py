@@ -164,7 +164,7 @@ def test_a_source_without_masks_is_refused() -> None:
 
 
 def test_ids_are_palette_indices_and_masks_may_be_coarser(tmp_path: Path) -> None:
-    """As VOC's are stored, and as tools with alpha write them; half as large as their pictures."""
+    """As VOC's are stored, and as tools with alpha write them; half as large as their images."""
     ids = np.repeat(np.repeat(np.array([[0, 1], [2, 255]], dtype=np.uint8), 10, 0), 10, 1)  # 20 x 20
     for i, kind in enumerate(("P", "L", "LA")):
         for name in ("images", "masks"):

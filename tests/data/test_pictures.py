@@ -266,7 +266,7 @@ def test_every_unreadable_file_is_named_at_once(check: str) -> None:
     data, kept, notes = load_pictures(files, y, size=8, bad_files="skip", check=check)  # type: ignore[arg-type]
     assert kept.tolist() == [0, 2, 4] and data.y.tolist() == [0, 2, 4]
     assert "cut.jpg" in notes[0] and "words.jpg" in notes[0]
-    with pytest.raises(DataError, match="no picture can be read"):
+    with pytest.raises(DataError, match="no image can be read"):
         load_pictures(files[3:4], y[:1], size=8, bad_files="skip")
 
 
@@ -287,7 +287,7 @@ def test_several_sizes_are_refused_with_the_remedy() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- one scale
 def counts(*highs: int) -> list[Blob]:
-    """32-bit grey pictures whose largest value is given."""
+    """32-bit grey images whose largest value is given."""
     made = []
     for i, high in enumerate(highs):
         values = np.linspace(0, high, 16).round().astype(np.int32).reshape(4, 4)
@@ -303,13 +303,13 @@ def load(files: list[Blob], **more: Any) -> tuple[list[float], list[str]]:
 def test_the_scale_belongs_to_the_set_and_not_to_the_picture() -> None:
     dim, bright = load(counts(60_000, 30_000))[0]
     assert dim == pytest.approx(60_000 / 65_535) and dim / bright == pytest.approx(2)
-    with pytest.raises(DataError, match=r"1 of 2 pictures hold 32-bit integers.*1\.tif.*task\.data\.scale=120000"):
+    with pytest.raises(DataError, match=r"1 of 2 images hold 32-bit integers.*1\.tif.*task\.data\.scale=120000"):
         load(counts(60_000, 120_000))
     with pytest.raises(DataError, match="32-bit integers"):  # what is skipped is what cannot be read
         load(counts(60_000, 120_000), bad_files="skip")
     found, notes = load(counts(60_000, 120_000), scale=120_000.0)
     assert found == pytest.approx([0.5, 1.0]) and notes == [
-        "2 pictures of more than 8 bits: values up to 120000 divided by 120000"
+        "2 images of more than 8 bits: values up to 120000 divided by 120000"
     ]
     with pytest.raises(DataError, match=r"more than task\.data\.scale=1000"):
         load(counts(60_000), scale=1000.0)

@@ -373,9 +373,9 @@ def test_what_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
     (tmp_path / "whelk/notes.docx").write_bytes(b"x")
     found = Folder(str(tmp_path)).read(size=4)
     assert len(found.train) == 5 and found.notes == [
-        "not read: hidden or a system's own: .old (1 picture), @eaDir (2 pictures), whelk/._2.png (1 picture); "
-        "no pictures by their ending: whelk/notes.docx",
-        "1 picture outside any class folder left out: loose.png",
+        "not read: hidden or a system's own: .old (1 image), @eaDir (2 images), whelk/._2.png (1 image); "
+        "no images by their ending: whelk/notes.docx",
+        "1 image outside any class folder left out: loose.png",
         "pictures in folders below a class folder belong to its class: cone/deep (1)",
     ]
 
@@ -394,7 +394,7 @@ def test_a_class_folder_without_a_picture_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "test/rotten").mkdir()  # no test item has it, which is said later
     assert Folder(str(tmp_path)).read().labels == ["bruised", "ripe", "rotten"]
     (tmp_path / "train/bruised/0.png").write_bytes(b"no picture")
-    with pytest.raises(DataError, match="of 1 class no picture can be read: bruised"):
+    with pytest.raises(DataError, match="of 1 class no image can be read: bruised"):
         Folder(str(tmp_path), bad_files="skip").read()
     (tmp_path / "val").mkdir()
     with pytest.raises(DataError, match="the folder val holds no picture"):
@@ -404,8 +404,8 @@ def test_a_class_folder_without_a_picture_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("folders", "said"),
     [
-        (("train/a", "train/b", "test"), "test holds pictures, but no class folders"),
-        (("train", "test"), "test, train holds pictures, but no class folders"),
+        (("train/a", "train/b", "test"), "test holds images, but no class folders"),
+        (("train", "test"), "test, train holds images, but no class folders"),
         (("val/a", "test/a"), "no train folder"),
         (("train/a", "train/b", "old/a"), "no split: old"),
     ],
@@ -440,7 +440,7 @@ def test_arrays_that_are_not_read_are_named(tmp_path: Path) -> None:
     np.savez(tmp_path / "all.npz", x_train=x, y_train=y, x_test=x[:2], meta=np.zeros(3))
     found = Arrays(str(tmp_path / "all.npz")).read()
     assert found.notes[0] == "arrays in all.npz that were not read: x_test [2, 4, 4], meta [3]"
-    assert found.notes[1].startswith("inputs: pictures 4x4, 1 channel, uint8 up to ") and found.test is None
+    assert found.notes[1].startswith("inputs: images 4x4, 1 channel, uint8 up to ") and found.test is None
     (tmp_path / "set").mkdir()
     np.savez(tmp_path / "set/train.npz", x=x, y=y)
     np.savez(tmp_path / "set/extra.npz", x=x, y=y)

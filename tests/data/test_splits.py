@@ -23,7 +23,7 @@ def test_what_is_set_aside_is_said() -> None:
     found = ready(Splits(items([0, 1] * 10 + [2]), None, None, ["ant", "bee", "cow"], "label"), 0.1, 0.2)
     assert (len(found.train), len(found.valid or []), len(found.test or [])) == (15, 2, 4)
     assert found.notes[:2] == [
-        "no test split: 4 of 21 items set aside for judging (task.test_fraction=0.2)",
+        "no test split: 4 of 21 items set aside for evaluation (task.test_fraction=0.2)",
         "no validation split: 2 of 17 training items set aside for choosing (task.valid_fraction=0.1)",
     ]
     assert found.notes[2] == "items of each class (train + valid + test): ant 7 + 1 + 2, bee 7 + 1 + 2, cow 1 + 0 + 0"

@@ -169,7 +169,7 @@ def test_names_of_class_ids(tmp_path: Path) -> None:
         table(tmp_path, "x,label\n1,7\n2,0\n", classes=str(tmp_path / "classes.json"))
 
 
-# -------------------------------------------------------------------------------------------------- pictures in tables
+# -------------------------------------------------------------------------------------------------- images in tables
 def test_pictures_by_path(tmp_path: Path) -> None:
     (tmp_path / "img").mkdir()
     for i in range(3):
@@ -182,7 +182,7 @@ def test_pictures_by_path(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 of 3 .*img/9\.png: no such file"):
         table(tmp_path, text.replace("2.png", "9.png"))
     assert labels_of(table(tmp_path, text.replace("2.png", "9.png"), bad_files="skip")) == ["a", "b"]
-    with pytest.raises(DataError, match="names no picture at line 3"):
+    with pytest.raises(DataError, match="names no image at line 3"):
         table(tmp_path, "pic,label\nimg/0.png,a\n,b\n", image="pic")
     with pytest.raises(DataError, match=r"data\.root"):
         table(tmp_path, text, root=str(tmp_path / "nowhere"))
@@ -294,8 +294,8 @@ def test_which_column_is_what_is_recognised_or_asked(tmp_path: Path) -> None:
         Image.fromarray(noise(i, 4, 4, 3)).save(tmp_path / "img" / f"{i}.png")
     found = table(tmp_path, "width,Aufnahme,label\n4,img/0.png,a\n4,img/1.png,b\n")
     assert found.train.shape == (3, 4, 4) and found.notes == [
-        "inputs: the pictures that column 'Aufnahme' names",
-        "columns not used (beside the pictures): width",
+        "inputs: the images that column 'Aufnahme' names",
+        "columns not used (beside the images): width",
     ]
     both = "left,right,label\nimg/0.png,img/1.png,a\nimg/1.png,img/0.png,b\n"
     with pytest.raises(DataError, match=r"which column holds the pictures: left or right\?.*task\.data\.image=COLUMN"):
@@ -312,7 +312,7 @@ def test_which_column_is_what_is_recognised_or_asked(tmp_path: Path) -> None:
 
 def test_row_numbers_and_missing_headers(tmp_path: Path) -> None:
     found = table(tmp_path, "Unnamed: 0,x,label\n0,5,a\n1,6,b\n")
-    assert found.notes == ["inputs: x", "columns not used (class names, pictures or row numbers): Unnamed: 0"]
+    assert found.notes == ["inputs: x", "columns not used (class names, images or row numbers): Unnamed: 0"]
     assert table(tmp_path, "Unnamed: 0,x,label\n0,5,a\n1,6,b\n", features=["Unnamed: 0"]).train.shape == (1,)
     with pytest.raises(DataError, match="the first line holds numbers where the columns should be named"):
         table(tmp_path, "5.1,3.5,1.4,setosa\n4.9,3.0,1.4,setosa\n")

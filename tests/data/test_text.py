@@ -126,7 +126,7 @@ def test_what_is_left_out_is_named_by_its_place(tmp_path: Path) -> None:
     assert texts.notes == [
         "4 documents without text left out: r.jsonl line 4, 9, 16, 23",
         "1 document that came before left out: r.jsonl line 26",
-        "no test split: 3 of 25 documents set aside for judging (task.test_fraction=0.1)",
+        "no test split: 3 of 25 documents set aside for evaluation (task.test_fraction=0.1)",
         "no valid split: 1 of 25 documents set aside for choosing (task.valid_fraction=0.05)",
     ]
     pairs = "".join(json.dumps({"q": f"is {i} even", "a": "yes" * (i % 2)}) + "\n" for i in range(10))

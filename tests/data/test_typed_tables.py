@@ -1,4 +1,4 @@
-"""Tables read with all their columns: files, tables of scikit-learn, a DataFrame; pictures and labels are other readers'."""
+"""Tables read with all their columns: files, tables of scikit-learn, a DataFrame; images and labels are other readers'."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ def test_arrays_without_targets(tmp_path: Path) -> None:
     for path in ("pool.npz", "alone.npy"):
         pool = read_unlabelled(Arrays(str(tmp_path / path)), (3, 8, 8), LABELS)
         assert len(pool) == 6 and pool.truth is None and pool.fetch(torch.arange(6))["x"].shape == (6, 3, 8, 8)
-    # a task whose pictures are not square takes them stretched
+    # a task whose images are not square takes them stretched
     assert read_unlabelled(Arrays(str(tmp_path / "pool.npz")), (3, 8, 10), LABELS).fetch(torch.arange(2))["x"].shape[
         2:
     ] == (8, 10)

@@ -1,4 +1,4 @@
-"""The one loop on toys: resuming, cutting batches, averages, statistics of a batch, add-ons, compiling, judging."""
+"""The one loop on toys: resuming, cutting batches, averages, statistics of a batch, add-ons, compiling, evaluation."""
 
 from __future__ import annotations
 
@@ -350,7 +350,7 @@ def test_taps_record_under_compile_and_the_numbers_stay(isolated: bool, monkeypa
     torch._dynamo.reset()
 
 
-# ------------------------------------------------------------------------------------------------------------- judging
+# ------------------------------------------------------------------------------------------------------------- evaluation
 def prepared(folder: Path) -> tuple[Best, Method]:
     class Bench:
         task = toy.ToyTask()
@@ -365,7 +365,7 @@ def prepared(folder: Path) -> tuple[Best, Method]:
 
 
 def best_of(folder: Path, shard: tuple[str, ...]) -> tuple[Best, Method]:
-    """A whole run that is judged every second step."""
+    """A whole run that is evaluated every second step."""
     best, method = prepared(folder)
     engine(folder, None, best.evaluate, eval_every=2, shard=shard).run(method)
     return best, method

@@ -1,4 +1,4 @@
-"""Two processes (gloo): replicated and sharded roles follow one process, through accumulation, stops and judging."""
+"""Two processes (gloo): replicated and sharded roles follow one process, through accumulation, stops and evaluation."""
 
 from __future__ import annotations
 

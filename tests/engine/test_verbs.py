@@ -37,7 +37,7 @@ class Towers(nn.Module):
 
 
 class Named(Toy):
-    """A reference with two towers: its text is called, its pictures are fed through its contract."""
+    """A reference with two towers: its text is called, its images are fed through its contract."""
 
     def bind(self, setup: Setup) -> None:
         super().bind(setup)

@@ -50,7 +50,7 @@ KEEPING = (
     "views.paste",
     "views.take_view",
 )
-"""Functions that answer in the dtype they were given, as pictures and their gradients are wanted; so do augmentations."""
+"""Functions that answer in the dtype they were given, as images and their gradients are wanted; so do augmentations."""
 
 ROUNDING = (
     *KEEPING,

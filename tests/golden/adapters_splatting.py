@@ -1,4 +1,4 @@
-"""Adapters of the Gaussian renderer's vectors: projection, harmonics, pictures with all gradients, changes of number, losses."""
+"""Adapters of the Gaussian renderer's vectors: projection, harmonics, images with all gradients, changes of number, losses."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def losses(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
 
 
 def _fill(branch: RegionBranch, given: dict[str, Tensor], channels: int, size: int) -> None:
-    """Weights as TensorFlow keeps them: (in, out), pictures with channels last."""
+    """Weights as TensorFlow keeps them: (in, out), images with channels last."""
     order = sorted(given, key=lambda n: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", n)])
     inner = [n for n in order if "predict" not in n and "project" not in n]
     layers = [m for m in branch.body if isinstance(m, (nn.Conv2d, nn.Linear))]

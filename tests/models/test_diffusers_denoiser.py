@@ -396,10 +396,10 @@ def test_a_checkpoint_of_the_network_or_of_what_stands_around_it(task: Generatio
 
 def test_pictures_of_another_size_or_other_channels_are_refused(task: Generation, tmp_path: Path) -> None:
     sixteen, colour = bare(tmp_path / "sixteen", sample_size=16), bare(tmp_path / "colour", in_channels=3)
-    with pytest.raises(ConfigError, match=r"made for pictures of 16x16, and the task's are 8x8.*task\.size=16"):
+    with pytest.raises(ConfigError, match=r"made for images of 16x16, and the task's are 8x8.*task\.size=16"):
         Diffusers(str(sixteen), mean_type="v").build(task)
     Diffusers(str(sixteen), mean_type="v", config={"sample_size": 8}).build(task)
-    with pytest.raises(ConfigError, match=r"takes pictures of 3 channels, and the task's have 1"):
+    with pytest.raises(ConfigError, match=r"takes images of 3 channels, and the task's have 1"):
         Diffusers(str(colour), mean_type="v").build(task)
     with pytest.raises(ValueError, match="sample_size alone"):
         Diffusers(str(sixteen), config={"in_channels": 1})

@@ -80,7 +80,7 @@ def test_an_ensemble_of_maps_answers_as_its_members_do() -> None:
 
 
 class Any_(Task):
-    """A task of a form, with pictures of 3 x 64 x 64 and three outputs."""
+    """A task of a form, with images of 3 x 64 x 64 and three outputs."""
 
     labels: list[str] | None = ["a", "b", "c"]  # noqa: RUF012
 
@@ -143,8 +143,8 @@ def test_detectors() -> None:
 
 
 def test_what_goes_in_is_asked_too() -> None:
-    """An encoder of text for pictures, a perceptron for texts, a decoder for hidden words: one line, with models that do."""
-    with pytest.raises(ConfigError, match=r"Encoder reads texts, and the items of Classification are pictures.*mlp"):
+    """An encoder of text for images, a perceptron for texts, a decoder for hidden words: one line, with models that do."""
+    with pytest.raises(ConfigError, match=r"Encoder reads texts, and the items of Classification are images.*mlp"):
         Encoder().build(Classification())
     with pytest.raises(
         ConfigError, match=r"MlpModel reads .*and the items of TextClasses are texts.*choose one of"

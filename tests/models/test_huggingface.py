@@ -179,7 +179,7 @@ def test_an_adapter_that_is_incomplete_or_whose_base_is_gone(language: Path, ada
         build_model(HuggingFace(str(tmp_path / "moved")), task, 0, "teacher")
 
 
-# ----------------------------------------------------------------------------------------------- classifiers of pictures
+# ----------------------------------------------------------------------------------------------- classifiers of images
 OWN = ["red", "white", "blue"]
 TASK = ["blue", "red", "white"]
 
@@ -269,7 +269,7 @@ def test_placeholder_names_are_no_names(tmp_path: Path) -> None:
     model = HuggingFace(str(tmp_path))
     notes = model.build(task_of()).notes
     assert model.trained and any("comes without class names" in n for n in notes)
-    assert any("how pictures are normalised" in n for n in notes)
+    assert any("how images are normalised" in n for n in notes)
     named = HuggingFace(str(tmp_path), labels=["white", "blue", "red"]).build(task_of())
     assert named.contract.classes == (1, 2, 0)
     other = HuggingFace(str(tmp_path))

@@ -1,4 +1,4 @@
-"""Features with their channels last, as Swin shows them, are told by the sides of the picture."""
+"""Features with their channels last, as Swin shows them, are told by the sides of the image."""
 
 from __future__ import annotations
 

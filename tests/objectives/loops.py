@@ -131,7 +131,7 @@ class Rows:
 
 
 class Tokens(ToyTask):
-    """Rows of tokens, as the language task feeds and judges them."""
+    """Rows of tokens, as the language task feeds and evaluates them."""
 
     columns = None
     feed, supervised, counted = Language.feed, Language.supervised, Language.counted  # type: ignore[assignment]

@@ -31,7 +31,7 @@ def pictures(n: int = 5) -> ArrayData:
 
 
 class Kept:
-    """A store in memory: rows of all crops of all pictures, made by a plan."""
+    """A store in memory: rows of all crops of all images, made by a plan."""
 
     def __init__(self, data: ArrayData, plan: CropPlan, classes: int = 6) -> None:
         m, self.plan = plan.crops, plan
@@ -102,7 +102,7 @@ def test_relative_boxes_come_back_to_the_pixel(size: tuple[int, int]) -> None:
     first = (torch.rand(500, 2, generator=g) * (torch.tensor(size) - lengths + 1)).long()
     box = torch.cat([first, lengths], 1)
     assert torch.equal(placed(box.float() / torch.tensor([*size, *size]), size), box)
-    other = placed(box.float() / torch.tensor([*size, *size]), (224, 200))  # of a picture of another size
+    other = placed(box.float() / torch.tensor([*size, *size]), (224, 200))  # of an image of another size
     assert bool((other[:, :2] >= 0).all() and (other[:, 2:] >= 1).all())
     assert bool((other[:, :2] + other[:, 2:] <= torch.tensor([224, 200])).all())
     assert torch.equal(corners(box)[:, 2:], first + lengths)
@@ -115,7 +115,7 @@ def test_a_replayed_crop_is_the_crop_that_was_labelled() -> None:
     items, views = torch.tensor([4, 0, 2]), torch.tensor([0, 1, 0])
     batch: Any = {**shown.fetch_at(items, views), "item": items, "view": views}
     found = Replay()(batch, Ctx(9))  # type: ignore[arg-type]
-    assert found["item"].tolist() == [4, 0, 2] * 3  # the first crop of every picture first
+    assert found["item"].tolist() == [4, 0, 2] * 3  # the first crop of every image first
     assert torch.equal(found["y"], data.y[found["item"]])
     assert not any(name.startswith("crop.") for name in found)
     flips = set()

@@ -42,7 +42,7 @@ def made(task: dict[str, Any] | str, model: Any, folder: Path) -> Made:
 
 
 def write(path: Path, x: Tensor) -> str:
-    """A picture [C, H, W] of bytes as a PNG file."""
+    """A image [C, H, W] of bytes as a PNG file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     array = x[0] if len(x) == 1 else x.movedim(0, -1)
     Image.fromarray(np.ascontiguousarray(array.numpy())).save(path)
@@ -65,7 +65,7 @@ def pictures_below(root: Path, size: tuple[int, int] = (11, 13)) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -> tuple[Path, Path]:
-    """A finished tiny KD run on picture files, and these."""
+    """A finished tiny KD run on image files, and these."""
     root = tmp_path_factory.mktemp("predict")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LIMBECK_WORKSPACE", str(shared_workspace))
@@ -80,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, shared_workspace: Path) -
 
 
 def share_right(found: Any) -> float:
-    """Of pictures in class folders."""
+    """Of images in class folders."""
     return float(np.mean([Path(row["input"]).parent.name == row["label"] for row in found]))
 
 
@@ -308,7 +308,7 @@ def test_poses_in_the_pixels_of_the_picture(tmp_path: Path) -> None:
         where = own[f"where:{p}"][0]
         assert len(seen) == int(where.sum()) > 0
         torch.testing.assert_close(torch.tensor(seen), own[f"pose:{p}"][0, where, :, :2], atol=1e-4, rtol=1e-4)
-    assert max(v for b in found[1]["boxes"] for v in b["box"]) > 60  # in the pixels of the larger picture
+    assert max(v for b in found[1]["boxes"] for v in b["box"]) > 60  # in the pixels of the larger image
     assert len(student.predict(small, threshold=1.0)[0]["boxes"]) == 0
     found.save(tmp_path / "p.csv")
     head = (tmp_path / "p.csv").read_text().splitlines()[0]

@@ -246,7 +246,7 @@ def test_pictures_are_inlined_and_foreign_files_are_not(bare: Callable[..., Path
 def test_pictures_may_be_numbers(bare: Callable[..., Path]) -> None:
     from PIL import Image
 
-    grey = [[[[0, 255], [255, 0]]] for _ in range(3)]  # three pictures of 1 x 2 x 2, a row each
+    grey = [[[[0, 255], [255, 0]]] for _ in range(3)]  # three images of 1 x 2 x 2, a row each
     colour = [[[[[255]], [[0]], [[0]]], [[[0]], [[255]], [[0]]]]]  # a red and a green pixel in a row
     images = {"title": "the set", "labels": ["a", "b", "c"], "pixels": [[p] for p in grey]}
     broken = {"title": "bad", "pixels": [[[[300]]]]}

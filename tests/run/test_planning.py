@@ -177,7 +177,7 @@ def test_the_table_has_every_part_and_says_what_the_total_leaves_out(capsys: pyt
     words = ["plan", "guided-diffusion", "teach.steps=3", "train.steps=3"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    for word in ("teacher", "judging", "not measured", "total", "without judging, starting Python"):
+    for word in ("teacher", "judging", "not measured", "total", "without evaluation, starting Python"):
         assert word in " ".join(said.split()), said
     assert cli.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

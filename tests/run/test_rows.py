@@ -135,7 +135,7 @@ def test_a_participant_is_scored_on_its_own_part_of_the_task(tmp_path: Path, mon
     recipe.participants = {"expert": MlpModel([6]), "scorer": MlpModel([5])}
     result, _ = run_recipe(recipe, tree_of("kd"), tmp_path, quiet=True)
     rows = result["metrics"]["rows"]
-    assert list(rows) == ["student", "teacher", "expert"]  # the task names no baseline, and the scorer is not judged
+    assert list(rows) == ["student", "teacher", "expert"]  # the task names no baseline, and the scorer is not evaluated
     assert rows["expert"]["accuracy"] * 20 == pytest.approx(round(rows["expert"]["accuracy"] * 20), abs=1e-9)
     assert "agreement" in rows["student"] and "agreement" not in rows["expert"]
     assert result["sizes"]["scorer"] and "scorer" not in result["latency_ms"]
@@ -186,7 +186,7 @@ def test_what_is_delivered_is_scored_saved_and_opened(tmp_path: Path) -> None:
 
 
 def test_the_best_is_what_the_method_would_deliver(tmp_path: Path) -> None:
-    """Of a method that makes data: the networks that learn from its set are judged, not the network it is made for."""
+    """Of a method that makes data: the networks that learn from its set are evaluated, not the network it is made for."""
     recipe = build(tree_of("mtt"))
     bench = prepare(recipe, None, say=quiet)
     best = Best(bench, recipe.method, evaluator_of(recipe), tmp_path)

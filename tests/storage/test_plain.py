@@ -181,7 +181,7 @@ def test_a_picture_that_is_none_can_be_left_out(put: Callable[[Path], None], tmp
     pictures(tmp_path / "data")
     put(tmp_path / "data" / "a" / "x.png")
     with in_time():
-        with pytest.raises(DataError, match=r"1 of 9 pictures cannot be read: a/x\.png: is a \w+, no plain file"):
+        with pytest.raises(DataError, match=r"1 of 9 images cannot be read: a/x\.png: is a \w+, no plain file"):
             Folder(str(tmp_path / "data")).read()
         splits = Folder(str(tmp_path / "data"), bad_files="skip").read()
     assert len(splits.train) == 8 and any("a/x.png" in note for note in splits.notes)

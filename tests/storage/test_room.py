@@ -54,9 +54,9 @@ def test_a_limit_of_the_process_counts() -> None:
 def test_need_names_the_setting(small: None) -> None:
     need(GB, "x", "it", "do less")
     with pytest.raises(OutOfMemory) as caught:
-        need(3 * GB, "task.size", "4 pictures of 9 x 9 pixels", "lower task.size")
+        need(3 * GB, "task.size", "4 images of 9 x 9 pixels", "lower task.size")
     assert caught.value.line() == (
-        "task.size: 4 pictures of 9 x 9 pixels need 3.00 GB, and 1.00 GB are free; lower task.size"
+        "task.size: 4 images of 9 x 9 pixels need 3.00 GB, and 1.00 GB are free; lower task.size"
     )
 
 
@@ -162,7 +162,7 @@ ABSURD: dict[str, tuple[list[str], str]] = {
         "student.depth: got 999999999 (int), expected whole number between 1 and 10000",
     ),
     "deep resnet": (["student=cifar-resnet", "student.depth=9000000002"], "expected whole number between 8 and 10000"),
-    "pictures": (["task.size=1000000"], "task.size: 1,797 pictures of 1,000,000 x 1,000,000 pixels need"),
+    "pictures": (["task.size=1000000"], "task.size: 1,797 images of 1,000,000 x 1,000,000 pixels need"),
     "loaders": (["engine.workers=10000000"], "engine.workers: 10,000,000 further processes need"),
     "processes": (["engine.devices=1000000"], "engine.devices: 999,999 further processes need"),
 }

@@ -303,7 +303,7 @@ def test_numbers_are_learnt_with_mean_0_and_deviation_1() -> None:
     assert (task.primary, task.higher_is_better) == ("rmse", False)
 
 
-# ---------------------------------------------------------------------------------------------------------- judging
+# ---------------------------------------------------------------------------------------------------------- evaluation
 def fixed(n: int, table: Tensor, y: Tensor, kind: Kind) -> tuple[Classification, ArrayData, Built]:
     task = Classification(Held(numbered(n), y, kind), eval_batch=7)
     task.load()
@@ -376,7 +376,7 @@ def test_judging_leaves_no_trace() -> None:
     built.module.drop.eval()
     first = task.evaluate(built, data)
     assert built.module.training and not built.module.drop.training and built.module.table.grad is None
-    assert task.evaluate(built, data) == first  # dropout is off while judging
+    assert task.evaluate(built, data) == first  # dropout is off during evaluation
 
 
 def test_a_recorded_teacher_that_lacks_the_test_items_says_no_agreement() -> None:

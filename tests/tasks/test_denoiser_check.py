@@ -26,7 +26,7 @@ def task() -> Generation:
 
 
 class Nearest(nn.Module):
-    """The best denoiser of the training pictures themselves: their mean, weighted by how likely each became z."""
+    """The best denoiser of the training images themselves: their mean, weighted by how likely each became z."""
 
     guided, null_condition = False, 10
 

@@ -1,4 +1,4 @@
-"""Segmentation as a task: what counts, on which grid, how it is judged, and teachers of other libraries and forms."""
+"""Segmentation as a task: what counts, on which grid, how it is evaluated, and teachers of other libraries and forms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The generation task: how denoisers are trained, and how samplers are judged, kept, opened and used for editing."""
+"""The generation task: how denoisers are trained, and how samplers are evaluated, kept, opened and used for editing."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_module_that_does_not_say_what_it_means() -> None:
         reading(nn.Linear(2, 2), "teacher")
 
 
-# --------------------------------------------------------------------------------------------------------- judging
+# --------------------------------------------------------------------------------------------------------- evaluation
 
 
 def test_what_is_judged(task: Generation) -> None:
@@ -292,7 +292,7 @@ def test_features_of_larger_pictures() -> None:
 
 
 class Pictures(Source):
-    """Made-up pictures."""
+    """Made-up images."""
 
     def __init__(self, side: int = 4, across: int = 4, flat: bool = False) -> None:
         self.side, self.across, self.flat = side, across, flat

@@ -1,4 +1,4 @@
-"""The keypoints task: what networks answer, what is not labelled, its metrics and its picture."""
+"""The keypoints task: what networks answer, what is not labelled, its metrics and its image."""
 
 from __future__ import annotations
 

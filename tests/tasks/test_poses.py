@@ -1,4 +1,4 @@
-"""The poses task: what is told of which picture, anchor poses, the detector's losses, its metrics, mirror images."""
+"""The poses task: what is told of which image, anchor poses, the detector's losses, its metrics, mirror images."""
 
 from __future__ import annotations
 

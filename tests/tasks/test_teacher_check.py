@@ -147,7 +147,7 @@ def checked(built: Built, kind: Kind = "label", n: int = 120) -> str:
 
 
 def test_a_good_teacher_is_told_and_passes() -> None:
-    # 120 items less the fifth that judges
+    # 120 items less the fifth that evaluates
     assert checked(Ready().build(None)) == (
         "right on 100.0 % of 96 labelled training and validation items (guessing: 16.7 %; classes count alike)"
     )

@@ -289,7 +289,7 @@ class LabelledSet(SetArtifact):
         return {"pixels": (255 * self.task.space.leave(self.images)).round().to(torch.uint8)}
 
     def export(self, form: str, folder: Path) -> list[Path]:
-        """As every synthetic set; beside pictures lie the views and their labels (``labels.safetensors``)."""
+        """As every synthetic set; beside images lie the views and their labels (``labels.safetensors``)."""
         written = super().export(form, folder)
         labels = self.source.tensors()
         if form != "safetensors" and labels:

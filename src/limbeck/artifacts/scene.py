@@ -1,4 +1,4 @@
-"""A scene as files: its weights, Gaussians as PLY that other viewers open, a turntable, pictures."""
+"""A scene as files: its weights, Gaussians as PLY that other viewers open, a turntable, images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SceneArtifact(NetworkArtifact):
     """One or several scenes of a run.
 
     ``save`` writes ``student.safetensors`` with all particles and ``student.json``; for scenes that cameras see,
-    ``turntable_P.gif`` of each particle P; of Gaussians ``point_cloud_P.ply``; of a mesh ``mesh.obj``; of pictures ``picture_P.png``.
+    ``turntable_P.gif`` of each particle P; of Gaussians ``point_cloud_P.ply``; of a mesh ``mesh.obj``; of images ``picture_P.png``.
 
     Args:
         task: what it is for.

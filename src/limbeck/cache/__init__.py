@@ -4,7 +4,7 @@ A **dense** cache keeps the outputs of every item in half precision (classifiers
 position of a text, the k largest logits, their token ids and the log of the whole sum, so that the mass of the rest is
 known (vocabularies). Tapped features may be kept beside either. Everything is recorded at temperature 1.
 
-A store of **crops** (``--crops``, or the recipe of a method that learns from them) keeps of M crops of each picture where they
+A store of **crops** (``--crops``, or the recipe of a method that learns from them) keeps of M crops of each image where they
 lie, whether they are mirrored, and the teacher's probabilities in a compressed form (`limbeck.parts.stored_crops`).
 
 The manifest holds what the records depend on: the teacher's fingerprint, the data's, preprocessing and class names, the
@@ -47,7 +47,7 @@ NAMES = {"model": {"cached": "Cached"}}
 
 SHARD_ITEMS = 4096
 SHARD_CROPS = 2**18
-"""Rows in a shard of crops: of a million pictures with hundreds of crops each there are some thousands of shards."""
+"""Rows in a shard of crops: of a million images with hundreds of crops each there are some thousands of shards."""
 
 TOKENIZER = "tokenizer"
 """The folder within a cache of a pretrained network's tokenizer, where texts were recorded as that one reads them."""
@@ -328,7 +328,7 @@ def build_cache(
         features: modules of the teacher whose outputs are kept too.
         precision: of outputs and features; ``float32`` holds what exceeds 65,504, in twice the space.
         leave_out: leave out items whose answers are not finite, or too large: a run with this teacher trains without them.
-        crops: a store of so many crops of each picture; ``None``: as many as the recipe's method says, if it learns from any.
+        crops: a store of so many crops of each image; ``None``: as many as the recipe's method says, if it learns from any.
         labels: the form of their labels; ``None``: as the method says. ``k`` is then how many classes a label keeps.
 
     Returns:
@@ -490,16 +490,16 @@ def _plan(
 
 
 def _pictures(task: Task) -> tuple[int, int]:
-    """Height and width of the pictures of which crops are recorded.
+    """Height and width of the images of which crops are recorded.
 
     Raises:
-        ConfigError: the items are no pictures with one class each.
+        ConfigError: the items are no images with one class each.
     """
     shape = tuple(getattr(task, "shape", ()))
     if len(shape) != 3 or getattr(task, "kind_of_target", "") != "label":
         raise ConfigError(
             "--crops",
-            "crops are recorded of pictures that have one class each",
+            "crops are recorded of images that have one class each",
             given=f"{type(task).__name__.lower()} of items {list(shape)}",
             remedy="leave --crops out",
         )

@@ -51,7 +51,7 @@ def record(
 ) -> dict[str, np.ndarray[Any, Any]]:
     """One batch's records: [N, ...] arrays, whatever they hold (`Misfits` looks at that).
 
-    With ``plan`` they are those of crops of pictures of some height and width.
+    With ``plan`` they are those of crops of images of some height and width.
     """
     kept = getattr(torch, precision)
     z = signal.logits.float()

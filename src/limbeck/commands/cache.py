@@ -29,7 +29,7 @@ def main(words: list[str]) -> int:
         "--crops",
         metavar="M",
         type=common.whole(1, "--crops"),
-        help="a store of M crops of each picture with their labels (as the method says)",
+        help="a store of M crops of each image with their labels (as the method says)",
     )
     parser.add_argument(
         "--labels",

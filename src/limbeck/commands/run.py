@@ -11,7 +11,7 @@ from limbeck.commands import _common as common
 from limbeck.engine.terminal import say
 from limbeck.errors import ConfigError
 
-TEXT = """Run a recipe: teacher, student alone, distillation, judgement, report.
+TEXT = """Run a recipe: teacher, student alone, distillation, evaluation, report.
 
 RECIPE is a shipped recipe (see limbeck methods), a YAML file, or an earlier run's folder. Any of its settings may be
 given as key=value with a dotted key, in any order (of one key given twice the last counts): train.steps=200

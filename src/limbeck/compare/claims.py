@@ -25,7 +25,7 @@ CLAUSE = {"says", "checks", "premise", "unchecked", "by_construction"}
 
 
 def conclude(claims: Mapping[str, Any], rows: Rows, records: Records) -> dict[str, Any]:
-    """Every claim with its clauses, checks and status, judged together.
+    """Every claim with its clauses, checks and status, tested together.
 
     Args:
         claims: slug -> ``{"clauses": [...], "beside": [...]}``, as the list has them.
@@ -33,7 +33,7 @@ def conclude(claims: Mapping[str, Any], rows: Rows, records: Records) -> dict[st
         records: what was measured; the checks of a row that is not there have not been made yet and count for nothing.
 
     Returns:
-        ``checks``: how many different checks are judged together; ``claims``: slug -> ``status``, ``said``, ``clauses``
+        ``checks``: how many different checks are tested together; ``claims``: slug -> ``status``, ``said``, ``clauses``
         (``says``, ``status``, ``why``, ``checks``), ``beside`` (checks), ``comparisons`` (their names).
 
     Raises:

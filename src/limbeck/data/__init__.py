@@ -1,3 +1,3 @@
-"""Where data come from: sources that a recipe names, and the items, pictures, tables and texts they are read into."""
+"""Where data come from: sources that a recipe names, and the items, images, tables and texts they are read into."""
 
 from __future__ import annotations

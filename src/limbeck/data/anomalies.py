@@ -68,7 +68,7 @@ class AnomalySource(Source):
     """Base of sources whose training items are all normal."""
 
     def anomalies(self, size: Size = None) -> Splits:
-        """Normal training items, and test items of both kinds; ``size``: what pictures and masks are brought to together.
+        """Normal training items, and test items of both kinds; ``size``: what images and masks are brought to together.
 
         Raises:
             DataError: nothing there, something that cannot be read, or defects among the training items.
@@ -86,7 +86,7 @@ class AnomalySource(Source):
 class AnomalyFolder(AnomalySource):
     """Folders as MVTec AD has them: ``train/good``, ``test/KIND`` with ``test/good``, ``ground_truth/KIND/NAME_mask.png``.
 
-    Without ``ground_truth`` pictures are judged, and no pixels.
+    Without ``ground_truth`` images are evaluated, and no pixels.
 
     Args:
         path: the folder that holds ``train`` and ``test``.
@@ -97,7 +97,7 @@ class AnomalyFolder(AnomalySource):
     suffix: str = "_mask"
 
     def anomalies(self, size: Size = None) -> Splits:
-        """The pictures."""
+        """The images."""
         root = as_path(self.path, "task.data.path")
         if not (root / "train").is_dir() or not (root / "test").is_dir():
             raise DataError(
@@ -122,7 +122,7 @@ class AnomalyFolder(AnomalySource):
                 "task.data.path",
                 f"{counted(len(lone), 'defect')} without a mask: {some(lone, 5)}",
                 expected=f"ground_truth/KIND/NAME{self.suffix}.png for each",
-                remedy="set task.data.suffix, or remove ground_truth to judge pictures alone",
+                remedy="set task.data.suffix, or remove ground_truth to evaluate images alone",
             )
         made = [_loaded(train, {}, size), _loaded(test, masks, size)]
         y = torch.tensor([int(_kind(f) not in NORMAL) for f in test])
@@ -136,7 +136,7 @@ _FOLDERS = ("train", "test", "ground_truth")
 
 
 def _kind(file: File) -> str:
-    """The folder that a picture lies in; empty for none."""
+    """The folder that an image lies in; empty for none."""
     parts = Path(file.name).parts
     return parts[0] if len(parts) > 1 else ""
 
@@ -172,9 +172,9 @@ def _loaded(files: Sequence[File], masks: dict[tuple[str, str], File], size: Siz
 
 @settings
 class AnomalyArrays(AnomalySource):
-    """Arrays: ``train.npz`` with ``x``, normal pictures alone, and ``test.npz`` with ``x`` and ``mask`` [N, H, W] or ``y`` [N].
+    """Arrays: ``train.npz`` with ``x``, normal images alone, and ``test.npz`` with ``x`` and ``mask`` [N, H, W] or ``y`` [N].
 
-    Pictures are [N, H, W], [N, C, H, W] or [N, H, W, C], bytes or floats in [0, 1]; what is not 0 in ``mask`` or ``y`` is
+    Images are [N, H, W], [N, C, H, W] or [N, H, W, C], bytes or floats in [0, 1]; what is not 0 in ``mask`` or ``y`` is
     anomalous.
 
     Args:
@@ -248,7 +248,7 @@ class Textures(AnomalySource):
 
     Args:
         train: textures that are learnt from.
-        test: those that are judged on; ``null`` for the same.
+        test: those that are evaluated on; ``null`` for the same.
         items: training crops.
         test_items: test crops, every other one with a defect.
         side: of a crop in pixels.

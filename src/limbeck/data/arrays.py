@@ -135,7 +135,7 @@ def as_inputs(
         x: [N, H, W], [N, H, W, C], [N, C, H, W] or [N, F], NumPy or torch.
         where: what an error is about.
         layout: where the channels are; ``auto``: where 1, 3 or 4 of them are. If that is first and last, where the
-            pictures are square then.
+            images are square then.
         scale: what values are divided by; ``None``: 255 for bytes, 65535 for 16 bits, nothing for floats.
         usual: where they are if that tells nothing either; ``auto`` refuses.
         notes: how they were read is appended here.
@@ -170,7 +170,7 @@ def as_inputs(
     if notes is not None:
         notes.append(_told(stored, x, by))
     tensor = torch.from_numpy(np.ascontiguousarray(x.astype(x.dtype.newbyteorder("="), copy=False)))
-    if tensor.ndim == 4 and tensor.shape[1] == 4:  # the fourth is transparency: laid over white, as in picture files
+    if tensor.ndim == 4 and tensor.shape[1] == 4:  # the fourth is transparency: laid over white, as in image files
         values = to_unit(tensor)
         colour = values[:, :3] * values[:, 3:] + (1.0 - values[:, 3:])
         return colour.mul_(255).round_().to(torch.uint8) if tensor.dtype == torch.uint8 else colour
@@ -189,7 +189,7 @@ def _told(stored: Any, x: Any, by: float | None) -> str:
         said = f"inputs: rows of {counted(x.shape[1], 'number')}"
     else:
         where = "" if stored.ndim == 3 else " (first)" if stored.shape == x.shape else " (last)"
-        said = f"inputs: pictures {x.shape[2]}x{x.shape[3]}, {counted(x.shape[1], 'channel')}{where}"
+        said = f"inputs: images {x.shape[2]}x{x.shape[3]}, {counted(x.shape[1], 'channel')}{where}"
     high = f"{float(stored.max()):g}" if stored.size else "0"
     return f"{said}, {stored.dtype} up to {high}" + (f" divided by {by:g}" if by is not None else "")
 
@@ -339,7 +339,7 @@ class CalledItems:
     Args:
         data: the data set, whose items are pairs (input, target).
         y: the targets, collected already.
-        size: side length of pictures.
+        size: side length of images.
         shape: shape of one input.
         fingerprint: a content hash.
     """
@@ -426,9 +426,7 @@ def gather(data: Any, size: int | None, memory_mb: int, where: str, notes: list[
                 kept = None
     if len(shapes) > 1:
         shown = ", ".join(f"{list(s)} (item {i})" for s, i in list(shapes.items())[:4])
-        raise DataError(
-            where, f"inputs differ in shape: {shown}", remedy="bring pictures to one size with task.size=64"
-        )
+        raise DataError(where, f"inputs differ in shape: {shown}", remedy="bring images to one size with task.size=64")
     shape = next(iter(shapes), ())
 
     def items(y: Tensor) -> Items:
@@ -461,7 +459,7 @@ def from_datasets(
     Args:
         made: split -> data set, or pair.
         target: what the targets are.
-        size: side length of pictures.
+        size: side length of images.
         memory_mb: how much is kept in memory.
         names: the classes; by default what a data set calls its ``classes``.
         where: what an error is about.
@@ -522,11 +520,11 @@ def _class_names(data: Any) -> list[str] | None:
 def judge_by_valid(
     found: Mapping[str, Items], labels: list[str], kind: Kind, notes: list[str], declared: bool = False
 ) -> Splits:
-    """Splits by name; a validation split without a test split judges, as it is data that was held out."""
+    """Splits by name; a validation split without a test split evaluates, as it is data that was held out."""
     found = dict(found)
     if "train" not in found:
         raise DataError("data", "there are no training items", given=sorted(found), expected="a train split")
     if "test" not in found and "valid" in found:
         found["test"] = found.pop("valid")
-        notes.append("no test split: the validation split judges, and part of train is set aside for choosing")
+        notes.append("no test split: the validation split evaluates, and part of train is set aside for choosing")
     return Splits(found["train"], found.get("valid"), found.get("test"), labels, kind, notes, declared)

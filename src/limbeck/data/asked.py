@@ -1,4 +1,4 @@
-"""What somebody hands to a trained network: picture files, arrays, tables, texts, without targets."""
+"""What somebody hands to a trained network: image files, arrays, tables, texts, without targets."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ def _listed(given: Any) -> list[Any]:
     return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
-# -------------------------------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------------------------------- images
 class AskedPictures:
     """Pictures, brought to the size of those that a network was trained on.
 
     Args:
-        given: files, folders of pictures (all below them), arrays ``[N, C, H, W]`` or ``[N, H, W, C]`` (bytes, or floats in
+        given: files, folders of images (all below them), arrays ``[N, C, H, W]`` or ``[N, H, W, C]`` (bytes, or floats in
             [0, 1]; a single one too), PIL images, or a list of such.
-        shape: (channels, height, width) of the task's pictures.
-        steps: ``resize_mode`` of `limbeck.tasks.items`: ``cover``, ``stretch`` or ``contain``; ``scale`` of deep pictures.
+        shape: (channels, height, width) of the task's images.
+        steps: ``resize_mode`` of `limbeck.tasks.items`: ``cover``, ``stretch`` or ``contain``; ``scale`` of deep images.
 
     Raises:
-        DataError: a file that is not there, or no picture by its ending; an array of another shape or range.
+        DataError: a file that is not there, or no image by its ending; an array of another shape or range.
     """
 
     def __init__(self, given: Any, shape: tuple[int, ...], steps: Mapping[str, Any]) -> None:
@@ -112,7 +112,7 @@ class AskedPictures:
         return len(self.names)
 
     def original(self, i: int) -> Tensor:
-        """A picture as it was given, upright, [C, H, W].
+        """A image as it was given, upright, [C, H, W].
 
         Raises:
             DataError: it cannot be read.
@@ -129,7 +129,7 @@ class AskedPictures:
             raise DataError(self.names[i], f"cannot be read: {error.strerror or error}") from None
 
     def size_of(self, i: int) -> tuple[int, int]:
-        """(height, width) of a picture as it was given."""
+        """(height, width) of an image as it was given."""
         if i not in self._sizes:
             x = self.original(i)
             self._sizes[i] = int(x.shape[-2]), int(x.shape[-1])
@@ -141,7 +141,7 @@ class AskedPictures:
         return self.brought(x)
 
     def brought(self, x: Tensor) -> Tensor:
-        """A picture [C, H, W] with the task's size and channels, float32 in [0, 1]."""
+        """A image [C, H, W] with the task's size and channels, float32 in [0, 1]."""
         return to_unit(of_channels(fitted(x, (self.shape[1], self.shape[2]), self.how), self.shape[0]))
 
     def fetch(self, items: Tensor) -> Batch:
@@ -154,7 +154,7 @@ class AskedPictures:
 
 
 def as_pictures(given: Any) -> Tensor:
-    """An array of pictures [N, C, H, W], of one [C, H, W] or [H, W], channels first or last: bytes, or floats in [0, 1].
+    """An array of images [N, C, H, W], of one [C, H, W] or [H, W], channels first or last: bytes, or floats in [0, 1].
 
     Raises:
         DataError: another shape; values outside of [0, 1].
@@ -165,7 +165,7 @@ def as_pictures(given: Any) -> Tensor:
         raise DataError("inputs", given=shorten(given), expected="image files, folders, or arrays") from None
     if x.ndim == 2:
         x = x[None, None]
-    elif x.ndim == 3:  # one picture of few channels, or several grey ones
+    elif x.ndim == 3:  # one image of few channels, or several grey ones
         x = x[None] if x.shape[0] in (1, 3) or x.shape[-1] in (1, 3) else x[:, None]
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
         x = x.movedim(-1, 1)
@@ -186,7 +186,7 @@ def as_pictures(given: Any) -> Tensor:
 
 
 def fitted(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
-    """A picture [C, H, W] brought to (height, width) in the way of the training pictures.
+    """A image [C, H, W] brought to (height, width) in the way of the training images.
 
     Args:
         x: bytes, or floats in [0, 1].
@@ -222,11 +222,11 @@ def fitted(x: Tensor, size: tuple[int, int], how: str) -> Tensor:
 
 
 def unfitted(points: Tensor, given: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Points [..., 2] (x, y) of a picture that was brought into a size by ``contain``, in the pixels of the picture itself.
+    """Points [..., 2] (x, y) of an image that was brought into a size by ``contain``, in the pixels of the image itself.
 
     Args:
         points: in the pixels of what the network saw.
-        given: (height, width) of the picture.
+        given: (height, width) of the image.
         size: (height, width) that it was brought into.
 
     Example:
@@ -241,13 +241,13 @@ def unfitted(points: Tensor, given: tuple[int, int], size: tuple[int, int]) -> T
 
 
 def of_channels(x: Tensor, channels: int) -> Tensor:
-    """A picture [C, H, W] with as many channels as those that were trained on: grey repeated, colours weighted to grey."""
+    """A image [C, H, W] with as many channels as those that were trained on: grey repeated, colours weighted to grey."""
     if len(x) == channels:
         return x
     if len(x) == 1:
         return x.expand(channels, -1, -1)
     if channels == 1:
-        if all(torch.equal(x[0], c) for c in x[1:]):  # a grey picture, which files hold in three channels
+        if all(torch.equal(x[0], c) for c in x[1:]):  # a grey image, which files hold in three channels
             return x[:1]
         weights = torch.tensor([0.299, 0.587, 0.114])  # ITU-R BT.601 luma
         return (to_unit(x)[:3] * weights.view(3, 1, 1)).sum(0, keepdim=True)

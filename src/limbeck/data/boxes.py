@@ -42,7 +42,7 @@ OnOutside = Literal["error", "clip"]
 
 @dataclass
 class Boxed:
-    """One picture and what is on it.
+    """One image and what is on it.
 
     Attributes:
         x: [C, H, W], bytes, or floats in [0, 1].
@@ -58,15 +58,15 @@ class Boxed:
 
 
 class BoxItems:
-    """Pictures with boxes, padded to as many as the fullest picture has.
+    """Pictures with boxes, padded to as many as the fullest image has.
 
     Args:
-        found: the pictures, of one size.
+        found: the images, of one size.
         classes: how many classes.
 
     Attributes:
         y: which classes each item has, float32 [N, C].
-        most: boxes of the fullest picture.
+        most: boxes of the fullest image.
     """
 
     def __init__(self, found: Sequence[Boxed], classes: int) -> None:
@@ -104,10 +104,10 @@ class BoxItems:
 
 
 class BoxSource(Source):
-    """Base of sources whose items are pictures with boxes."""
+    """Base of sources whose items are images with boxes."""
 
     def boxes(self, size: int | None = None) -> Splits:
-        """The data; ``size``: the side of the square that pictures are brought to, boxes with them.
+        """The data; ``size``: the side of the square that images are brought to, boxes with them.
 
         Raises:
             DataError: nothing there, or something that cannot be read, named.
@@ -122,7 +122,7 @@ class BoxSource(Source):
 
 
 def letterboxed(one: Boxed, size: int | None) -> Boxed:
-    """A picture scaled so that it fits into a square, the rest of which is black at its right or lower end."""
+    """A image scaled so that it fits into a square, the rest of which is black at its right or lower end."""
     high, wide = one.x.shape[-2:]
     if size is None or (high, wide) == (size, size):
         return one
@@ -145,7 +145,7 @@ def letterboxed(one: Boxed, size: int | None) -> Boxed:
 
 @dataclass
 class Listed:
-    """What annotations say of one picture, before it is read: boxes [m, 4] in its pixels, or in shares of it."""
+    """What annotations say of one image, before it is read: boxes [m, 4] in its pixels, or in shares of it."""
 
     name: str
     path: Path
@@ -162,7 +162,7 @@ def assembled(
     """Pictures read and checked, in their splits.
 
     Raises:
-        DataError: pictures that cannot be read, are of several sizes, or boxes that lie outside of them, all named.
+        DataError: images that cannot be read, are of several sizes, or boxes that lie outside of them, all named.
     """
     if not listed:
         raise DataError("task.data", "there are no annotated pictures")
@@ -199,14 +199,14 @@ def assembled(
         raise DataError(
             "task.data",
             f"{100 * out / max(1, total):.1f} % of the boxes ({out} of {total}) lie outside of their pictures: {worst}",
-            expected="boxes in the pixels of the picture that they belong to",
+            expected="boxes in the pixels of the image that they belong to",
             remedy="check their scale and order, or cut them with task.data.outside=clip",
         )
     sizes = {tuple(one.x.shape) for one in found}
     if len(sizes) > 1:
         raise DataError(
             "task.data",
-            f"its pictures have {len(sizes)} sizes",
+            f"its images have {len(sizes)} sizes",
             given=some([str(list(s)) for s in sorted(sizes)], 4),
             expected="one size",
             remedy="bring them to one: task.size=N",
@@ -243,7 +243,7 @@ def run_lengths(segmentation: Mapping[str, Any]) -> Callable[[int, int], Tensor]
     Runs go down the columns, one after the other, and begin with those outside of the mask.
 
     Raises:
-        ValueError: they do not fill the picture. Raised when the mask is drawn too, where the picture has another size.
+        ValueError: they do not fill the image. Raised when the mask is drawn too, where the image has another size.
     """
     high, wide = (int(v) for v in segmentation["size"])
     counts = segmentation["counts"]
@@ -254,7 +254,7 @@ def run_lengths(segmentation: Mapping[str, Any]) -> Callable[[int, int], Tensor]
 
     def draw(h: int, w: int) -> Tensor:
         if (h, w) != (high, wide):
-            raise ValueError(f"a mask is of {wide}x{high} pixels, and its picture of {w}x{h}")
+            raise ValueError(f"a mask is of {wide}x{high} pixels, and its image of {w}x{h}")
         return mask
 
     return draw
@@ -293,10 +293,10 @@ class CocoBoxes(BoxSource):
 
     Args:
         path: a folder with one JSON or several (their names say the split: ``instances_val2017.json``), or a JSON.
-        images: the folder of the pictures, by default anywhere beside the JSON.
+        images: the folder of the images, by default anywhere beside the JSON.
         only: the classes to keep; ``null`` keeps all.
         crowd: keep boxes of crowds.
-        outside: boxes outside of their picture are an ``error``, or are cut (``clip``).
+        outside: boxes outside of their image are an ``error``, or are cut (``clip``).
     """
 
     paths = ("path", "images")
@@ -308,7 +308,7 @@ class CocoBoxes(BoxSource):
     outside: OnOutside = "error"
 
     def boxes(self, size: int | None = None) -> Splits:
-        """The annotated pictures."""
+        """The annotated images."""
         root = as_path(self.path, "task.data.path")
         files = [root] if root.is_file() else sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json"))
         read = [(f, self._read(f)) for f in files]
@@ -404,14 +404,14 @@ def _stacked(drawn: Sequence[Callable[[int, int], Tensor]]) -> Callable[[int, in
 # ------------------------------------------------------------------------------------------------------------------ YOLO
 @settings
 class Yolo(BoxSource):
-    """YOLO's layout: ``images/`` and ``labels/`` with folders of splits; a text file for each picture, a box a line:
-    class, middle (x, y), width, height, in shares of the picture.
+    """YOLO's layout: ``images/`` and ``labels/`` with folders of splits; a text file for each image, a box a line:
+    class, middle (x, y), width, height, in shares of the image.
 
     Args:
         path: the folder that holds both.
         classes: names in the order of their numbers, or a file of them (``data.yaml``, ``classes.txt``); by default what
             lies in ``path``, else the numbers.
-        outside: boxes outside of their picture are an ``error``, or are cut (``clip``).
+        outside: boxes outside of their image are an ``error``, or are cut (``clip``).
     """
 
     paths = ("path", "classes")
@@ -421,7 +421,7 @@ class Yolo(BoxSource):
     outside: OnOutside = "error"
 
     def boxes(self, size: int | None = None) -> Splits:
-        """The annotated pictures; one without a text file has no box."""
+        """The annotated images; one without a text file has no box."""
         root = as_path(self.path, "task.data.path")
         if not root.is_dir():
             raise DataError("task.data.path", given=self.path, expected="a folder with images/ and labels/")
@@ -499,7 +499,7 @@ class Voc(BoxSource):
     Args:
         path: the folder that holds them (``VOC2012``).
         difficult: keep objects that are marked as difficult.
-        outside: boxes outside of their picture are an ``error``, or are cut (``clip``).
+        outside: boxes outside of their image are an ``error``, or are cut (``clip``).
     """
 
     path: str
@@ -507,7 +507,7 @@ class Voc(BoxSource):
     outside: OnOutside = "error"
 
     def boxes(self, size: int | None = None) -> Splits:
-        """The annotated pictures."""
+        """The annotated images."""
         from xml.parsers.expat import ExpatError
 
         root = as_path(self.path, "task.data.path")
@@ -533,7 +533,7 @@ class Voc(BoxSource):
                 bad.append(f"{file.name}: {error}")
                 continue
             if file.stem not in pictures:
-                bad.append(f"{file.name}: there is no picture of that name")
+                bad.append(f"{file.name}: there is no image of that name")
                 continue
             read.append((file.stem, objects))
         if bad:
@@ -587,14 +587,14 @@ def _voc_objects(raw: bytes, difficult: bool) -> list[tuple[str, list[float]]]:
 # -------------------------------------------------------------------------------------------------------------- composed
 @settings
 class ObjectsOnPhotos(BoxSource):
-    """Scenes composed of two real things: objects of a source of small pictures, laid over pieces of photographs.
+    """Scenes composed of two real things: objects of a source of small images, laid over pieces of photographs.
 
     Where objects are and how large is drawn by a fixed draw, said so in the notes. The test scenes have other objects, and
     other parts of the photographs, than the training scenes.
 
     Args:
-        objects: a source of small pictures with one class each, bright on black.
-        photos: ``scikit-learn`` (the two it ships), ``scikit-image`` (those it ships), or a folder of pictures.
+        objects: a source of small images with one class each, bright on black.
+        photos: ``scikit-learn`` (the two it ships), ``scikit-image`` (those it ships), or a folder of images.
         items: training scenes.
         test_items: test scenes.
         side: of a scene in pixels.

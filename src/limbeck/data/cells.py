@@ -207,7 +207,7 @@ class Rows:
 
     Attributes:
         classes: names of the classes of a column whose cells are places among them.
-        pictures: columns that are known to hold pictures.
+        pictures: columns that are known to hold images.
         head: the first cells of a column, without reading all of it.
     """
 

@@ -1,4 +1,4 @@
-"""Clouds of points [N, P, 3]: arrays, folders of clouds and meshes by class, the user's own function, pictures as points.
+"""Clouds of points [N, P, 3]: arrays, folders of clouds and meshes by class, the user's own function, images as points.
 
 Every source brings its clouds to one length: a cloud with more points keeps some of them, drawn by what it holds; one with
 fewer gets means of neighbouring points beside its own (`limbeck.functional.points.complete_points`); of a mesh points are
@@ -499,7 +499,7 @@ class PictureClouds(CloudSource):
     that come with scikit-learn.
 
     Args:
-        of: the pictures, as any source of them.
+        of: the images, as any source of them.
         points: of each cloud.
     """
 
@@ -508,9 +508,9 @@ class PictureClouds(CloudSource):
     points: Points | None = 96
 
     def validate(self) -> None:
-        """There is no number that pictures would keep."""
+        """There is no number that images would keep."""
         if self.points is None:
-            raise ValueError("points must be a number: pictures have none of their own")
+            raise ValueError("points must be a number: images have none of their own")
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
         """The pictures' splits and classes, their pixels as clouds."""
@@ -537,7 +537,7 @@ class PictureClouds(CloudSource):
 
 
 def _drawn(items: Items, points: int) -> Tensor:
-    """Clouds [N, points, 3] of pictures."""
+    """Clouds [N, points, 3] of images."""
     draws, found = Draws(0, ("picture-clouds",)), []
     for ids in torch.arange(len(items)).split(256):
         x = items.fetch(ids)["x"].mean(1)  # [n, h, w]
@@ -545,7 +545,7 @@ def _drawn(items: Items, points: int) -> Tensor:
         total = x.flatten(1).double().clamp_min(0).cumsum(1)
         if bool((total[:, -1] == 0).any()):
             raise DataError(
-                "task.data.of", "holds pictures that are all black", given=ids[total[:, -1] == 0].tolist()[:5]
+                "task.data.of", "holds images that are all black", given=ids[total[:, -1] == 0].tolist()[:5]
             )
         u = draws.rand("pixel", ids, (points,)).double() * total[:, -1:]
         at = torch.searchsorted(total, u, right=True).clamp_max(high * wide - 1)

@@ -35,14 +35,14 @@ class CocoKeypoints(KeypointSource):
 
     The fields ``lefthand_kpts``, ``righthand_kpts`` and ``face_kpts`` of whole-body annotations become instances of the parts
     hand and face beside the body; ``keypoints_3d`` (and ``face_kpts_3d`` and so on: X, Y, Z, v about the root) are poses in
-    space. Several JSONs may lie side by side, each labelling other parts. A picture is labelled for those parts that
+    space. Several JSONs may lie side by side, each labelling other parts. An image is labelled for those parts that
     occur anywhere in its file, unless ``labelled`` says otherwise; persons whose ``num_keypoints`` is 0 are not told.
 
     Args:
         path: a folder with one JSON or several (their names say the split: ``person_keypoints_val2017.json``), or a JSON.
-        images: the folder of the pictures, by default anywhere beside the JSON.
+        images: the folder of the images, by default anywhere beside the JSON.
         category: the category whose keypoints are read; by default the only one that has any.
-        labelled: stem of a file -> the parts that it labels on every one of its pictures.
+        labelled: stem of a file -> the parts that it labels on every one of its images.
         crowd: keep annotations of crowds.
     """
 
@@ -55,7 +55,7 @@ class CocoKeypoints(KeypointSource):
     crowd: bool = False
 
     def poses(self, size: int | None = None) -> Splits:
-        """The annotated pictures."""
+        """The annotated images."""
         root = as_path(self.path, "task.data.path")
         files = [root] if root.is_file() else sorted(root.glob("*.json")) + sorted(root.glob("annotations/*.json"))
         read = {f: r for f in files if isinstance(r := self._read(f), Mapping) and {"images", "annotations"} <= set(r)}

@@ -1,4 +1,4 @@
-"""COCO's annotations as a class at every pixel: instances painted over one another, or panoptic pictures."""
+"""COCO's annotations as a class at every pixel: instances painted over one another, or panoptic images."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ NAMES = {"source": {"coco-masks": "CocoMasks"}}
 
 @settings
 class CocoMasks(MaskSource):
-    """A folder in COCO's layout: pictures, and ``annotations/instances_train2017.json`` or ``panoptic_train2017.json``
-    with the folder of pictures that belongs to it.
+    """A folder in COCO's layout: images, and ``annotations/instances_train2017.json`` or ``panoptic_train2017.json``
+    with the folder of images that belongs to it.
 
     Instances are painted larger ones first, so that what is small lies on top; crowds do not count; what no instance
     covers is the ``background``.
@@ -51,7 +51,7 @@ class CocoMasks(MaskSource):
     memory_mb: Annotated[int, Ge(0)] = 2048
 
     def maps(self, size: Size = None) -> Splits:
-        """The annotated pictures."""
+        """The annotated images."""
         root = as_path(self.path, "task.data.path")
         tried = (
             [self.annotations] if self.annotations else ["annotations/instances*.json", "annotations/panoptic*.json"]
@@ -76,7 +76,7 @@ class CocoMasks(MaskSource):
                 readers.append((name, pictures[name], mask))
                 split.append(split_of(file.stem) or "train")
         if not readers:
-            raise DataError("task.data.path", f"none of the annotated pictures lies in {root}: {some(lacking, 5)}")
+            raise DataError("task.data.path", f"none of the annotated images lies in {root}: {some(lacking, 5)}")
         labels, table = self._table(categories)
 
         def read(i: int) -> tuple[Tensor, Tensor]:
@@ -107,7 +107,7 @@ def _panoptic_folder(name: str) -> bool:
 
 
 def _instances(file: Path) -> tuple[Mapping[str, Any], list[tuple[str, Any]]]:
-    """The file's facts, and of each picture its name and what paints its mask."""
+    """The file's facts, and of each image its name and what paints its mask."""
     coco_of: Any = require("pycocotools.coco", "vision", "COCO's annotations").COCO
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -135,7 +135,7 @@ def _instances(file: Path) -> tuple[Mapping[str, Any], list[tuple[str, Any]]]:
 
 
 def _panoptic(file: Path) -> tuple[Mapping[str, Any], list[tuple[str, Any]]]:
-    """The same of a panoptic file, whose pictures lie in the folder of its name."""
+    """The same of a panoptic file, whose images lie in the folder of its name."""
     from PIL import Image
 
     try:

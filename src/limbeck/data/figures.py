@@ -105,10 +105,10 @@ class DrawnFigures(KeypointSource):
     and in space. They are no photographs: what is learnt of them says that a method works, not how well it does on people.
 
     Args:
-        items: training pictures.
-        test_items: test pictures.
-        side: of a picture in pixels.
-        most: figures on a picture are one up to so many.
+        items: training images.
+        test_items: test images.
+        side: of an image in pixels.
+        most: figures on an image are one up to so many.
         parts: which parts are told.
         space: tell poses in space too.
     """
@@ -126,7 +126,7 @@ class DrawnFigures(KeypointSource):
             raise ValueError("parts must be some of body, hand and face, each once")
 
     def poses(self, size: int | None = None) -> Splits:
-        """The pictures."""
+        """The images."""
         found, split = [], []
         for name, n in (("train", self.items), ("test", self.test_items)):
             found += [in_square(one, size) for one in self._drawn(n, name)]
@@ -177,7 +177,7 @@ class DrawnFigures(KeypointSource):
         return made
 
     def _ink(self, picture: Tensor, grid: Tensor, at: dict[str, Tensor], scale: float, colour: Tensor) -> Tensor:
-        """One figure over a picture [3, H, W]."""
+        """One figure over an image [3, H, W]."""
         skin, shirt, dark = 0.6 + 0.35 * colour[0], 0.25 + 0.7 * colour[1], torch.zeros(3)
         legs, width = 0.25 + 0.7 * colour[2], max(0.6, 0.12 * scale)
 

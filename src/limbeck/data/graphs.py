@@ -363,17 +363,17 @@ class GraphSource(Source):
     """What sources of graphs share: they are answered with one class each."""
 
     def collected(self) -> tuple[GraphData, list[str], list[str], Array | None]:
-        """All graphs, the names of their classes, sentences, and the numbers of those that only judge."""
+        """All graphs, the names of their classes, sentences, and the numbers of those used for evaluation only."""
         raise TypeError(f"{type(self).__name__} must define graphs")
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The graphs, those apart that the source keeps for judging."""
+        """The graphs, those apart that the source keeps for evaluation."""
         data, labels, notes, test = self.collected()
         if test is None:
             return Splits(data, None, None, labels, "label", notes)
         if len(test) == 0 or test.min() < 0 or test.max() >= len(data) or len(np.unique(test)) < len(test):
             raise DataError(
-                "data", "the graphs that judge are not told apart", expected=f"ids from 0 to {len(data) - 1}, each once"
+                "data", "the test graphs are not told apart", expected=f"ids from 0 to {len(data) - 1}, each once"
             )
         rest = np.setdiff1d(np.arange(len(data)), test)
         parts = (Part(data, torch.from_numpy(ids.astype(np.int64))) for ids in (rest, np.sort(test)))
@@ -461,7 +461,7 @@ class GraphArrays(GraphSource):
     """One ``.npz`` file: ``ptr`` [N + 1], ``node_label`` [R] or [R, columns], ``edge_index`` [2, E] among all nodes, ``y`` [N].
 
     ``edge_label`` [E] or [E, columns] is read where it is there, and an array whose name begins with ``test`` as the numbers
-    of the graphs that judge.
+    of the test graphs.
 
     Args:
         path: the file.

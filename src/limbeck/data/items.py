@@ -401,7 +401,7 @@ def check_items(items: Items, split: str, kind: Kind, labels: Sequence[str]) -> 
         if x.ndim == 4 and (flat.min() < 0 or flat.max() > 1):
             raise DataError(
                 where,
-                f"floating pictures hold values from {flat.min():.4g} to {flat.max():.4g}",
+                f"floating images hold values from {flat.min():.4g} to {flat.max():.4g}",
                 expected="values in [0, 1]",
                 remedy="divide them first (for arrays: task.data.scale=255)",
             )

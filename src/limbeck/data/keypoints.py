@@ -1,4 +1,4 @@
-"""Pictures with keypoints: what a part's joints are, poses of any number of instances, and sets of one pose a picture."""
+"""Pictures with keypoints: what a part's joints are, poses of any number of instances, and sets of one pose an image."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Skeleton:
     Attributes:
         joints: their names.
         edges: pairs of joints that are drawn as lines.
-        flip: the joint that each becomes in a mirrored picture; empty where that is not known.
+        flip: the joint that each becomes in a mirrored image; empty where that is not known.
         pair: two joints whose distance errors are measured in (outer corners of the eyes), or ``None``: the pose's box.
     """
 
@@ -106,13 +106,13 @@ LAYOUTS = {"face68": FACE68, "coco17": COCO17, "hand21": HAND21, "body13": BODY1
 
 @dataclass
 class Posed:
-    """One picture and the poses on it.
+    """One image and the poses on it.
 
     Attributes:
         x: [C, H, W], bytes, or floats in [0, 1].
         poses: part -> float32 [m, J, 5]: x, y in its pixels, then X, Y, Z about the root; 0 where nothing is known.
-        known: part -> bool [m, J, 2]: whether a joint's place in the picture, and in space, is labelled.
-        labelled: the parts whose instances on this picture were annotated, all of them.
+        known: part -> bool [m, J, 2]: whether a joint's place in the image, and in space, is labelled.
+        labelled: the parts whose instances on this image were annotated, all of them.
         boxes: part -> float32 [m, 4], boxes of the annotators; where a part has none they are those of the poses.
     """
 
@@ -124,16 +124,16 @@ class Posed:
 
 
 class PoseItems:
-    """Pictures with poses by part, padded to as many instances as the fullest picture has.
+    """Pictures with poses by part, padded to as many instances as the fullest image has.
 
     Args:
-        found: the pictures, of one size.
+        found: the images, of one size.
         parts: name -> joints.
         links: how instances of parts belong together, see `limbeck.tasks.poses.Links`.
 
     Attributes:
         y: float32 [N, P], which parts are labelled.
-        most: instances of each part on the fullest picture.
+        most: instances of each part on the fullest image.
     """
 
     def __init__(
@@ -173,10 +173,10 @@ class PoseItems:
 
 
 class KeypointSource(Source):
-    """Base of sources whose items are pictures with poses."""
+    """Base of sources whose items are images with poses."""
 
     def poses(self, size: int | None = None) -> Splits:
-        """The data, whose items are `PoseItems`; ``size``: side of the square that pictures are brought to, poses with them.
+        """The data, whose items are `PoseItems`; ``size``: side of the square that images are brought to, poses with them.
 
         Raises:
             DataError: nothing there, or something that cannot be read, named.
@@ -191,10 +191,10 @@ class KeypointSource(Source):
 
 
 def in_square(one: Posed, size: int | None) -> Posed:
-    """A picture scaled so that it fits into a square (`letterboxed`), its poses and boxes with it."""
+    """A image scaled so that it fits into a square (`letterboxed`), its poses and boxes with it."""
     corner = Boxed(one.x, torch.tensor([[0.0, 0, 1, 1]]), torch.zeros(1, dtype=torch.long))
     made = letterboxed(corner, size)
-    factor = made.boxes[0, 2:]  # where the corner of the first pixel has gone says how much the picture has grown
+    factor = made.boxes[0, 2:]  # where the corner of the first pixel has gone says how much the image has grown
     if bool((factor == 1).all()):
         return Posed(made.x, one.poses, one.known, one.labelled, one.boxes)
     poses = {n: torch.cat([p[..., :2] * factor, p[..., 2:]], -1) for n, p in one.poses.items()}
@@ -208,13 +208,13 @@ def pose_splits(
     """Pictures in their splits.
 
     Raises:
-        DataError: pictures of several sizes, no picture, or a part that no training picture is labelled for.
+        DataError: images of several sizes, no image, or a part that no training image is labelled for.
     """
     sizes = {tuple(one.x.shape) for one in found}
     if len(sizes) != 1:
         raise DataError(
             "task.data",
-            f"its pictures have {len(sizes)} sizes" if sizes else "there are no annotated pictures",
+            f"its images have {len(sizes)} sizes" if sizes else "there are no annotated pictures",
             given=some([str(list(s)) for s in sorted(sizes)], 4) or None,
             expected="one size",
             remedy="bring them to one: task.size=N" if sizes else "",
@@ -224,7 +224,7 @@ def pose_splits(
     lacking = [n for n, y in zip(parts, made.train.y.sum(0).tolist(), strict=True) if not y]
     if lacking:
         raise DataError(
-            "task.data", f"no training picture is labelled for {some(lacking)}", expected="labels of every part"
+            "task.data", f"no training image is labelled for {some(lacking)}", expected="labels of every part"
         )
     for i, name in enumerate(parts):
         share = int(made.train.y[:, i].sum())
@@ -270,7 +270,7 @@ def split_parts(
 
 @dataclass
 class _Read:
-    """One split of a set of single poses: pictures [C, H, W] each, points [N, K, 2 or 3], in space [N, K, 3], labelled parts."""
+    """One split of a set of single poses: images [C, H, W] each, points [N, K, 2 or 3], in space [N, K, 3], labelled parts."""
 
     x: Sequence[Tensor]
     points: np.ndarray[Any, Any]
@@ -281,23 +281,23 @@ class _Read:
 
 @settings
 class KeypointSet(KeypointSource):
-    """One pose a picture: arrays, a table of points beside a folder of pictures, or a JSON list.
+    """One pose a picture: arrays, a table of points beside a folder of images, or a JSON list.
 
     - ``train.npz`` (``valid.npz``, ``test.npz``) of a folder, or one ``.npz``: ``x`` [N, H, W] or [N, H, W, C],
       ``keypoints`` [N, K, 2] in pixels or [N, K, 3] with a third number that is 0 where a point is not labelled; perhaps
       ``keypoints3d`` [N, K, 3] about the root, and ``labelled`` [N, P] (with ``parts``, their names): which parts' labels
-      of a picture are to be trusted, also where they say that nothing is there. Points that are NaN are not labelled.
-    - a ``.csv``: the file of a picture in the first column, then x and y of each point; empty where it is not labelled.
+      of an image are to be trusted, also where they say that nothing is there. Points that are NaN are not labelled.
+    - a ``.csv``: the file of an image in the first column, then x and y of each point; empty where it is not labelled.
     - a ``.json``: a list of ``{"image": FILE, "keypoints": [[x, y], ...], "keypoints3d": [[X, Y, Z], ...]}``.
 
     Args:
         path: the folder or file. A folder may also hold ``train.csv`` or ``train.json``.
-        images: the folder of pictures that tables and lists name; by default where they lie.
+        images: the folder of images that tables and lists name; by default where they lie.
         layout: ``face68``, ``coco17``, ``hand21`` or ``body13``: names, lines and mirror images of the points; by default
             the one with so many points, if there is one.
         parts: name -> joints, by numbers and ranges (``eyes: ["36-47"]``); one part ``all`` where it is empty.
         edges: pairs of points that are drawn as lines, in place of the layout's.
-        flip: the point that each becomes in a mirrored picture, in place of the layout's.
+        flip: the point that each becomes in a mirrored image, in place of the layout's.
         pair: two points whose distance errors are measured in, in place of the layout's; else it is the pose's box.
     """
 
@@ -317,7 +317,7 @@ class KeypointSet(KeypointSource):
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, or null")
 
     def poses(self, size: int | None = None) -> Splits:
-        """The pictures with their poses, by part."""
+        """The images with their poses, by part."""
         root = as_path(self.path, "task.data.path")
         files = [root] if root.is_file() else sorted(f for t in ("npz", "csv", "json") for f in root.glob(f"*.{t}"))
         files = [f for f in files if f.suffix != ".json" or (f.is_file() and isinstance(self._json(f), list))]
@@ -427,7 +427,7 @@ class KeypointSet(KeypointSource):
             for number, row in enumerate(table, 1):
                 if len(row) != width or width < 3 or width % 2 == 0:
                     raise DataError(
-                        f"{file}:{number}", given=f"{len(row)} cells", expected="a picture, then x and y of every point"
+                        f"{file}:{number}", given=f"{len(row)} cells", expected="a image, then x and y of every point"
                     )
                 try:
                     values = [float(c) if c.strip() else float("nan") for c in row[1:]]
@@ -494,13 +494,13 @@ class KeypointSet(KeypointSource):
                 f"{file} keypoints",
                 f"lie between {float(inner.min()):.3g} and {float(inner.max()):.3g}",
                 expected="pixels of the picture",
-                remedy="multiply shares of the picture by its width and height",
+                remedy="multiply shares of the image by its width and height",
             )
         pose = torch.cat([points[..., :2].where(flat[..., None], 0.0), space.where(deep[..., None], 0.0)], -1)
         return pose, torch.stack([flat, deep], -1)
 
     def _labelled(self, file: Path, one: _Read, parts: list[str], knows: Mapping[str, Tensor]) -> Tensor:
-        """Which parts each picture is labelled for, bool [N, P]: told, or those of which a point is known."""
+        """Which parts each image is labelled for, bool [N, P]: told, or those of which a point is known."""
         if one.labelled is None:
             return torch.stack([knows[n].flatten(1).any(1) for n in parts], 1)
         told = torch.as_tensor(np.asarray(one.labelled) != 0)

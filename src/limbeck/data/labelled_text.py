@@ -83,7 +83,7 @@ class LabelledText(LabelledSource):
             valid (dev, validation) and test are the splits; or a folder of class folders with ``.txt`` files, below train
             and test folders where there are such.
         valid: a further file, for choosing; ``null``: what ``path`` names so, or a share of the training texts.
-        test: a further file, for judging; likewise.
+        test: a further file, for evaluation; likewise.
         text: the column of the text; by default the first of ``text``, ``sentence``, ``content``, ``review``.
         pair: the column of a second text (``sentence2``, ``hypothesis``); ``null`` takes the usual pairs where both are
             there and ``text`` is not named.

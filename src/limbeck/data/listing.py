@@ -24,7 +24,7 @@ _NOT_DATA = frozenset(
         "System Volume Information",
         "lost+found",
     }
-)  # what archivers, file servers and systems leave beside pictures
+)  # what archivers, file servers and systems leave beside images
 
 
 LARGEST = 1 << 30

@@ -105,7 +105,7 @@ class LongTailed(Source):
             )
         kept = long_tailed(found.train.y, len(found.labels), self.ratio, self.deal)
         said = f"long tail: {len(kept)} of {len(found.train)} training items are kept, ratio {self.ratio:g}"
-        if found.test is found.train:  # data that are judged as a whole
+        if found.test is found.train:  # data that are evaluated as a whole
             return found
         return replace(found, train=Part(found.train, kept), notes=[*found.notes, said])
 

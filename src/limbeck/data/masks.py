@@ -34,7 +34,7 @@ VOID = -1
 """The class of a pixel that does not count."""
 
 Size = int | Sequence[int] | None
-"""What pictures and masks are brought to: a side (shorter side resized, middle cut out), (height, width), or their own."""
+"""What images and masks are brought to: a side (shorter side resized, middle cut out), (height, width), or their own."""
 
 IMAGE_WORDS = ("images", "image", "imgs", "img", "jpegimages", "leftimg8bit", "pictures", "rgb")
 MASK_WORDS = (
@@ -55,7 +55,7 @@ class MaskItems:
     """Pictures and their maps of classes.
 
     Args:
-        read: the number of an item -> its picture [C, H, W] (bytes, or floats in [0, 1]) and its classes [H, W], `VOID`
+        read: the number of an item -> its image [C, H, W] (bytes, or floats in [0, 1]) and its classes [H, W], `VOID`
             where a pixel does not count.
         n: how many there are.
         classes: how many classes.
@@ -91,7 +91,7 @@ class MaskItems:
                 x, m = made
                 self.shape = self.shape or tuple(x.shape)
                 if tuple(x.shape) != self.shape or m.shape != x.shape[1:]:
-                    bad.append(f"{name}: picture {list(x.shape)}, mask {list(m.shape)}, the first {list(self.shape)}")
+                    bad.append(f"{name}: image {list(x.shape)}, mask {list(m.shape)}, the first {list(self.shape)}")
                     continue
                 self.y[i, m[m >= 0].long().unique()] = 1.0
                 parts.append(digest(x, m))
@@ -131,7 +131,7 @@ class MaskSource(Source):
     """Base of sources whose items are answered with a class at every pixel."""
 
     def maps(self, size: Size = None) -> Splits:
-        """The data; ``size``: what pictures and masks are brought to together, pictures bilinearly, masks by the nearest.
+        """The data; ``size``: what images and masks are brought to together, images bilinearly, masks by the nearest.
 
         Raises:
             DataError: nothing there, or something that cannot be read, named.
@@ -146,7 +146,7 @@ class MaskSource(Source):
 
 
 def brought_to(x: Tensor, m: Tensor, size: Size) -> tuple[Tensor, Tensor]:
-    """A picture [C, H, W] and its mask [H, W] brought to a size together."""
+    """A image [C, H, W] and its mask [H, W] brought to a size together."""
     if size is None:
         return x, m
     deep = m[None, None].float()
@@ -225,7 +225,7 @@ def decode_mask(raw: bytes) -> Tensor:
     """The ids [H, W] that a mask's pixels store; of a palette its indices.
 
     Raises:
-        Unreadable: no picture, or one of colours.
+        Unreadable: no image, or one of colours.
     """
     import io
 
@@ -234,7 +234,7 @@ def decode_mask(raw: bytes) -> Tensor:
     try:
         with Image.open(io.BytesIO(raw)) as image:
             if image.mode not in ("P", "L", "1", "I", "I;16", "LA", "PA"):
-                raise Unreadable(f"is a picture of colours ({image.mode}), and a mask holds one class id a pixel")
+                raise Unreadable(f"is an image of colours ({image.mode}), and a mask holds one class id a pixel")
             values = np.asarray(image).astype(np.int64)
             values = values[..., 0] if values.ndim == 3 else values  # what is transparent has its id all the same
     except Unreadable:
@@ -282,7 +282,7 @@ class MaskFolder(MaskSource):
         """The pairs, divided as the folders are."""
         root = as_path(self.path, "task.data.path")
         if not root.is_dir():
-            raise DataError("task.data.path", given=self.path, expected="a folder that holds pictures and masks")
+            raise DataError("task.data.path", given=self.path, expected="a folder that holds images and masks")
         pairs, notes = self._pairs(root)
         names, ignore = self._names(root)
         if names is None:
@@ -306,7 +306,7 @@ class MaskFolder(MaskSource):
             high, wide = x.shape[-2:]
             if high * ids.shape[1] != wide * ids.shape[0]:
                 raise Unreadable(
-                    f"the picture has {[high, wide]} pixels, its mask {list(ids.shape)}: of other proportions"
+                    f"the image has {[high, wide]} pixels, its mask {list(ids.shape)}: of other proportions"
                 )
             m = table[ids]
             if (high, wide) != tuple(m.shape):  # drawn at another resolution
@@ -329,7 +329,7 @@ class MaskFolder(MaskSource):
         return names, sorted({*self.ignore, *more})
 
     def _pairs(self, root: Path) -> tuple[dict[str, tuple[File, File]], list[str]]:
-        """Key -> (picture, mask), the key being splits and stem; and what is to be said of the rest."""
+        """Key -> (image, mask), the key being splits and stem; and what is to be said of the rest."""
         found: dict[str, dict[str, File]] = {"images": {}, "masks": {}}
         for kind, given, words in (("images", self.images, IMAGE_WORDS), ("masks", self.masks, MASK_WORDS)):
             if given is not None:
@@ -425,7 +425,7 @@ def parted(items: Items, split: np.ndarray[Any, Any]) -> dict[str, Items]:
 def maps_of(
     x: Any, y: Any, labels: Sequence[str] | None, ignore: Sequence[int], size: Size, where: str
 ) -> tuple[MaskItems, list[str]]:
-    """Arrays as items: pictures [N, C, H, W] or [N, H, W, C], uint8 or floats in [0, 1], and class ids [N, H, W]."""
+    """Arrays as items: images [N, C, H, W] or [N, H, W, C], uint8 or floats in [0, 1], and class ids [N, H, W]."""
     x, y = torch.as_tensor(np.asarray(x)), torch.as_tensor(np.asarray(y))
     if x.ndim == 3:
         x = x.unsqueeze(1)
@@ -440,7 +440,7 @@ def maps_of(
     if x.shape[2:] != y.shape[1:]:
         raise DataError(where, f"pictures of {list(x.shape[2:])} pixels and masks of {list(y.shape[1:])}")
     if x.is_floating_point() and (not bool(torch.isfinite(x).all()) or float(x.min()) < 0 or float(x.max()) > 1):
-        raise DataError(where, "floating pictures hold values outside of [0, 1]", expected="bytes, or values in [0, 1]")
+        raise DataError(where, "floating images hold values outside of [0, 1]", expected="bytes, or values in [0, 1]")
     y = y.long()
     void = torch.zeros_like(y, dtype=torch.bool)
     for value in ignore:

@@ -137,7 +137,7 @@ class MadeUpLanguages(LanguagesSource):
     each: Annotated[int, Interval(ge=10, le=1000)] = 200
 
     def read(self, target: Target = "auto") -> InLanguages:
-        """The sentences: of each chapter seven in ten for training, one for choosing, two for judging."""
+        """The sentences: of each chapter seven in ten for training, one for choosing, two for evaluation."""
         found = Chapters(chapters=self.chapters, each=self.each).read(target)
         seen = [0] * len(found.labels)
         own = []

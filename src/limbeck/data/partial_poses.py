@@ -21,7 +21,7 @@ EMPTY = 1e-3
 
 
 def source_of(items: Any) -> PoseItems:
-    """The pictures that splits are parts of."""
+    """The images that splits are parts of."""
     while not isinstance(items, PoseItems):
         items = items.data
     return items
@@ -31,9 +31,9 @@ class Boxed:
     """Pictures with the box of every pose: that of its joints, made wider by a tenth on each side; poses without one left out.
 
     Args:
-        data: pictures with poses.
+        data: images with poses.
         told: bool [N, P], parts whose labels are told; of the others nothing is.
-        absent: pictures are said to be labelled for parts that are not told: what is not labelled is not there.
+        absent: images are said to be labelled for parts that are not told: what is not labelled is not there.
     """
 
     def __init__(self, data: Items, told: Tensor | None = None, absent: bool = False) -> None:
@@ -66,7 +66,7 @@ class Boxed:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, and of what is told."""
+        """Of the images, and of what is told."""
         return digest(self.data.fingerprint, self.told, self.absent)
 
     def flat(self) -> int:
@@ -80,10 +80,10 @@ class Boxed:
 
 
 class OnePart:
-    """The pictures that are labelled for one part, and its poses alone.
+    """The images that are labelled for one part, and its poses alone.
 
     Args:
-        data: pictures with poses of several parts.
+        data: images with poses of several parts.
         part: its name.
     """
 
@@ -105,12 +105,12 @@ class OnePart:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures and the part."""
+        """Of the images and the part."""
         return digest(self.data.fingerprint, self.part)
 
 
 def dealt(data: Items, *key: Any) -> Tensor:
-    """One part for each picture, bool [N, P]: as many for each, whatever the pictures show."""
+    """One part for each image, bool [N, P]: as many for each, whatever the images show."""
     n, p = data.y.shape
     order = bits(key_of("dealt", *key), torch.arange(n), 1)[:, 0].argsort(stable=True)
     told = torch.zeros(n, p, dtype=torch.bool)
@@ -122,7 +122,7 @@ class AnchorPoses:
     """The parts of a task, and poses that stand for theirs.
 
     Args:
-        data: training pictures, whose told poses count.
+        data: training images, whose told poses count.
         parts: name -> joints.
     """
 
@@ -143,7 +143,7 @@ class AnchorPoses:
                 torch.cat([b[f"{n}:{part}"][b[f"where:{part}"]] for b in rows]) for n in ("pose", "known", "box")
             )
             if not len(pose):
-                raise DataError("task.data", f"no training picture shows a {part}", expected="poses of every part")
+                raise DataError("task.data", f"no training image shows a {part}", expected="poses of every part")
             self._made[part, count] = anchor_poses(pose, known, box, count, part)
         return self._made[part, count].clone()
 

@@ -37,15 +37,15 @@ Check = Literal["full", "quick"]
 _FORMATS = ("JPEG", "MPO", "PNG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "TGA", "AVIF", "HEIF")
 _ENDINGS = "jpg jpeg jpe jfif png bmp dib gif tif tiff webp ppm pgm pbm pnm jp2 j2k tga avif heic heif"
 EXTENSIONS = frozenset(f".{ending}" for ending in _ENDINGS.split())
-"""Endings that make a file a picture. Other files in a picture folder are left alone."""
+"""Endings that make a file an image. Other files in an image folder are left alone."""
 
 
 class Unreadable(ValueError):
-    """One picture cannot be read; the message says why."""
+    """One image cannot be read; the message says why."""
 
 
 class Unranged(ValueError):
-    """A picture whose values do not tell what is white: a fault of the whole set, for which one scale must be named.
+    """A image whose values do not tell what is white: a fault of the whole set, for which one scale must be named.
 
     Args:
         kind: what its values are, in words.
@@ -60,7 +60,7 @@ class Unranged(ValueError):
 
 
 class Decoded(NamedTuple):
-    """A picture as it was read.
+    """A image as it was read.
 
     Attributes:
         x: [3, H, W].
@@ -109,7 +109,7 @@ _ORDINARY = Budget(1 << 30)
 
 
 def decode(raw: bytes, scale: float | None = None, size: int | None = None, budget: Budget | None = None) -> Tensor:
-    """A picture file as three channels [3, H, W], upright.
+    """A image file as three channels [3, H, W], upright.
 
     uint8 for the common formats; float32 in [0, 1] for deeper ones (integers up to 65535 are divided by that, or by
     ``scale``). Grey is repeated, palettes are looked up, transparent pixels are laid over white, CMYK is converted; the
@@ -118,12 +118,12 @@ def decode(raw: bytes, scale: float | None = None, size: int | None = None, budg
     Args:
         raw: the file's bytes.
         scale: what stored values of more than 8 bits are divided by.
-        size: side length that the picture will be brought to; one too large for the budget is shrunk as it is read.
+        size: side length that the image will be brought to; one too large for the budget is shrunk as it is read.
         budget: how much memory may be taken; a gigabyte by default.
 
     Raises:
-        Unreadable: no picture, truncated, or larger than the budget.
-        Unranged: a picture of 32 bits whose range of values is unknown.
+        Unreadable: no image, truncated, or larger than the budget.
+        Unranged: an image of 32 bits whose range of values is unknown.
     """
     return decode_deep(raw, scale, size, budget).x
 
@@ -148,7 +148,7 @@ def decode_deep(
                 image: Any = head if shrink == 1 else _shrunk(head, shrink)
                 try:
                     image = ImageOps.exif_transpose(image)
-                except Exception as error:  # a damaged note about the orientation does not damage the picture
+                except Exception as error:  # a damaged note about the orientation does not damage the image
                     log.debug("orientation ignored: %s", error)
                 return _decoded(image, scale)
     except (Unreadable, Unranged):
@@ -158,7 +158,7 @@ def decode_deep(
 
 
 def _opened(raw: bytes) -> Any:
-    """The picture, its head read; only formats that are pictures, for others are programs that an interpreter runs."""
+    """The image, its head read; only formats that are images, for others are programs that an interpreter runs."""
     from PIL import Image
 
     Image.init()
@@ -166,7 +166,7 @@ def _opened(raw: bytes) -> Any:
 
 
 def _plan(image: Any, raw: bytes, size: int | None, budget: Budget) -> tuple[int, int]:
-    """By how much a picture is shrunk as it is read, and how many bytes reading it takes.
+    """By how much an image is shrunk as it is read, and how many bytes reading it takes.
 
     Raises:
         Unreadable: more than there are.
@@ -181,7 +181,7 @@ def _plan(image: Any, raw: bytes, size: int | None, budget: Budget) -> tuple[int
         left, upright = image.size
         factor = max(1, min(left, upright) // (2 * size)) if size else 1
         pixels = left * upright
-        own = 8 if image.mode in ("LA", "RGBA") else 4  # of pictures with transparency Pillow makes a second one
+        own = 8 if image.mode in ("LA", "RGBA") else 4  # of images with transparency Pillow makes a second one
         cost = own * pixels + pixels // factor**2 * (own + _bytes_a_pixel(image, raw))
         if cost <= budget.most:
             return factor, cost
@@ -192,7 +192,7 @@ def _plan(image: Any, raw: bytes, size: int | None, budget: Budget) -> tuple[int
 
 
 def _shrunk(image: Any, factor: int) -> Any:
-    """A picture that was read, several times smaller, before it is copied into any other form."""
+    """A image that was read, several times smaller, before it is copied into any other form."""
     from PIL import Image
 
     wide, high = (-(-side // factor) for side in image.size)
@@ -309,7 +309,7 @@ def _reason(error: Exception) -> str:
     from PIL import UnidentifiedImageError
 
     if isinstance(error, UnidentifiedImageError):
-        return "no picture in a format that is read (for HEIC: pip install pillow-heif)"
+        return "no image in a format that is read (for HEIC: pip install pillow-heif)"
     text = " ".join(str(error).split())[:160]
     return f"{text[:1].lower()}{text[1:]}" if text else type(error).__name__
 
@@ -352,7 +352,7 @@ def _without_ends(x: Tensor) -> Tensor:
 
 # --------------------------------------------------------------------------------------------------------------- files
 class Bytes(Protocol):
-    """Something that holds one picture file's bytes."""
+    """Something that holds one image file's bytes."""
 
     @property
     def name(self) -> str:
@@ -364,7 +364,7 @@ class Bytes(Protocol):
 
 @dataclass(frozen=True)
 class Blob:
-    """A picture file that lies in memory (a table's cell)."""
+    """A image file that lies in memory (a table's cell)."""
 
     name: str
     raw: bytes
@@ -380,7 +380,7 @@ def is_picture(name: str) -> bool:
 
 
 def list_pictures(root: Path) -> Listing:
-    """What lies below a folder or in a tar archive, picture files told from others."""
+    """What lies below a folder or in a tar archive, image files told from others."""
     return list_all(root, is_picture, "picture")
 
 
@@ -391,10 +391,10 @@ class LazyImages:
     Args:
         files: where the bytes are.
         y: targets.
-        size: side length, or ``None`` for pictures that are all of one size already.
-        shape: shape of one picture as fetched.
+        size: side length, or ``None`` for images that are all of one size already.
+        shape: shape of one image as fetched.
         fingerprint: hash of contents and targets.
-        cache: pictures kept in memory (others are ``None``).
+        cache: images kept in memory (others are ``None``).
         scale: what stored values of more than 8 bits are divided by.
         budget: how much memory decoding one may take.
     """
@@ -435,7 +435,7 @@ class LazyImages:
         except Unranged as error:
             raise unranged([(file.name, error)], file.name) from None
         except (OSError, Unreadable) as error:
-            raise DataError(file.name, f"the picture can no longer be read: {error}") from None
+            raise DataError(file.name, f"the image can no longer be read: {error}") from None
 
     @property
     def fingerprint(self) -> str:
@@ -444,7 +444,7 @@ class LazyImages:
 
 
 class _Seen(NamedTuple):
-    """What was found of one picture file: a hash, the shape, the picture itself if it is kept; or why it is unreadable."""
+    """What was found of one image file: a hash, the shape, the image itself if it is kept; or why it is unreadable."""
 
     mark: bytes = b""
     shape: tuple[int, ...] | None = None
@@ -466,7 +466,7 @@ def load_pictures(
     argument: str = "data",
     scale: float | None = None,
 ) -> tuple[Items, Tensor, list[str]]:
-    """Read every picture once: name the unreadable, keep what fits into memory.
+    """Read every image once: name the unreadable, keep what fits into memory.
 
     Args:
         files: where the bytes are.
@@ -479,10 +479,10 @@ def load_pictures(
         scale: what stored values of more than 8 bits are divided by; ``None``: 65535 (255 if none is larger).
 
     Returns:
-        The pictures, the position of each in ``files`` (int64, increasing), and notes.
+        The images, the position of each in ``files`` (int64, increasing), and notes.
 
     Raises:
-        DataError: unreadable files, pictures of several sizes, or of values whose scale is unknown.
+        DataError: unreadable files, images of several sizes, or of values whose scale is unknown.
     """
     from PIL import Image
 
@@ -492,7 +492,7 @@ def load_pictures(
     decoding = Budget(min(max(LEAST, budget), available() or budget))
     spent, lock = 0, threading.Lock()
 
-    # what is found of a picture that is not kept: the same as long as the file is
+    # what is found of an image that is not kept: the same as long as the file is
     what = f"picture, size {size}, scale {scale}, {check}"
 
     def glance(file: Bytes) -> list[Any]:
@@ -544,13 +544,13 @@ def load_pictures(
         if bad_files == "error":
             raise DataError(
                 argument,
-                f"{len(bad)} of {len(files)} pictures cannot be read: {said}",
+                f"{len(bad)} of {len(files)} images cannot be read: {said}",
                 remedy="mend or remove them, or leave them out with task.data.bad_files=skip",
             )
         notes.append(f"{counted(len(bad), 'unreadable picture')} of {len(files)} left out: {said}")
     good = torch.tensor([i for i, s in enumerate(seen) if not s.fault], dtype=torch.int64)
     if len(good) == 0:
-        raise DataError(argument, "no picture can be read", expected="at least one item of each class")
+        raise DataError(argument, "no image can be read", expected="at least one item of each class")
     chosen = [seen[i] for i in good.tolist()]
     shapes: dict[tuple[int, ...], str] = {}
     for i in good.tolist():
@@ -559,7 +559,7 @@ def load_pictures(
         shown = ", ".join(f"{s[2]}x{s[1]} ({name})" for s, name in list(shapes.items())[:4])
         raise DataError(
             argument,
-            f"the pictures have {len(shapes)} different sizes: {shown}",
+            f"the images have {len(shapes)} different sizes: {shown}",
             expected="one size",
             remedy="bring them to one with task.size=64 (or another number)",
         )
@@ -584,7 +584,7 @@ def load_pictures(
 
 
 def unranged(odd: Sequence[tuple[str, Unranged]], argument: str, of: int = 1) -> DataError:
-    """What to say of pictures whose scale is unknown: one must be named for the whole set."""
+    """What to say of images whose scale is unknown: one must be named for the whole set."""
     low, high = min(e.low for _, e in odd), max(e.high for _, e in odd)
     name, first = odd[0]
     if low < 0:
@@ -594,14 +594,14 @@ def unranged(odd: Sequence[tuple[str, Unranged]], argument: str, of: int = 1) ->
     over = "" if first.scale is None else f", more than task.data.scale={first.scale:g}"
     return DataError(
         argument,
-        f"{len(odd)} of {of} pictures hold {first.kind} from {low:g} to {high:g}{over}, such as {name}",
+        f"{len(odd)} of {of} images hold {first.kind} from {low:g} to {high:g}{over}, such as {name}",
         expected="8 or 16 bits, or floats in [0, 1]",
         remedy=remedy,
     )
 
 
 def _quick(raw: bytes, size: int | None, budget: Budget) -> tuple[int, ...]:
-    """Shape of a picture from its head alone, after a look at its end."""
+    """Shape of an image from its head alone, after a look at its end."""
     try:
         with _opened(raw) as image:
             wide, high = image.size

@@ -34,14 +34,14 @@ SIDE = 32
 
 @settings
 class Printed(Source):
-    """Printed digits among letters and patches of photographs: grey pictures of 32 x 32, a stand-in for what a search finds.
+    """Printed digits among letters and patches of photographs: grey images of 32 x 32, a stand-in for what a search finds.
 
     Nothing of it is a handwritten digit: typefaces that come with matplotlib, turned, stretched, blurred, with noise, some of
     them dark on bright, and patches of the two photographs of scikit-learn. Classes are the digits, the letters and
     ``photograph``. All of it is drawn by the seed; no download.
 
     Args:
-        items: how many pictures.
+        items: how many images.
         relevant: the share of digits; of the rest, three in five are letters.
         seed: of what is drawn.
     """
@@ -51,7 +51,7 @@ class Printed(Source):
     seed: int = 0
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The pictures, without a test split."""
+        """The images, without a test split."""
         draws, n = Draws(self.seed, ("printed",)), self.items
         glyphs = torch.from_numpy(_glyphs())  # [faces, characters, 32, 32]
         digits = round(self.relevant * n)

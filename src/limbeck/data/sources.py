@@ -59,7 +59,7 @@ class Source(Component):
 
         Args:
             target: what the items are answered with; ``auto`` sees it in the data.
-            size: side length pictures are brought to (shorter side resized, middle cut out); ``None`` keeps theirs.
+            size: side length images are brought to (shorter side resized, middle cut out); ``None`` keeps theirs.
 
         Raises:
             DataError: nothing there, or something that cannot be read, named.
@@ -94,16 +94,16 @@ class Source(Component):
 
 @settings
 class PictureSource(Source):
-    """What sources of picture files share.
+    """What sources of image files share.
 
     Args:
-        bad_files: ``error`` names every unreadable picture before anything is trained; ``skip`` leaves them out.
-        size: side length pictures are brought to, if the task names none; ``null`` keeps theirs.
-        scale: what values of more than 8 bits are divided by, the same in every picture; ``null``: 65535 for integers
+        bad_files: ``error`` names every unreadable image before anything is trained; ``skip`` leaves them out.
+        size: side length images are brought to, if the task names none; ``null`` keeps theirs.
+        scale: what values of more than 8 bits are divided by, the same in every image; ``null``: 65535 for integers
             up to that, 1 for floats; larger ones are refused.
-        check: ``full`` decodes every picture once before training; ``quick`` looks at those that do not fit into memory
+        check: ``full`` decodes every image once before training; ``quick`` looks at those that do not fit into memory
             only at their head and end.
-        memory_mb: how much decoded pictures may take in memory; what does not fit is decoded each time it is used.
+        memory_mb: how much decoded images may take in memory; what does not fit is decoded each time it is used.
     """
 
     _: KW_ONLY
@@ -178,7 +178,7 @@ class Folder(PictureSource):
     """Pictures in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
 
     Classes are matched by name across the splits, so that one that a split lacks shifts nothing; a class folder without
-    a picture is an error. Hidden files and folders are passed over and named, symbolic links followed but never in a
+    an image is an error. Hidden files and folders are passed over and named, symbolic links followed but never in a
     circle. An uncompressed ``.tar`` is read like a folder.
 
     Args:
@@ -188,7 +188,7 @@ class Folder(PictureSource):
     path: str
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The pictures, each with its folder's name as label (or number)."""
+        """The images, each with its folder's name as label (or number)."""
         root = as_path(self.path, "task.data.path")
         listing = list_pictures(root)
         split = _split_folders(root, listing)
@@ -212,11 +212,11 @@ class Folder(PictureSource):
         if not picked:
             raise DataError(
                 str(root),
-                f"{len(stray)} pictures lie outside any class folder"
+                f"{len(stray)} images lie outside any class folder"
                 if stray
-                else "there are no pictures in class folders",
-                expected="one folder a class, with pictures in it",
-                remedy="for pictures named in a table use csv:FILE",
+                else "there are no images in class folders",
+                expected="one folder a class, with images in it",
+                remedy="for images named in a table use csv:FILE",
             )
         _refuse_empty(root, listing, split, set(names))
         y, labels, kind = read_targets(
@@ -242,7 +242,7 @@ class Folder(PictureSource):
         return assemble(items, good, splits, labels, kind, notes)
 
     def pool(self, size: int | None = None) -> tuple[Items, Tensor | None, list[str] | None, list[str]]:
-        """All pictures below the folder, wherever they lie; the folder that one lies in says its class."""
+        """All images below the folder, wherever they lie; the folder that one lies in says its class."""
         root = as_path(self.path, "task.data.path")
         listing = list_pictures(root)
         if not listing.found:
@@ -276,15 +276,15 @@ def _split_folders(root: Path, listing: Listing) -> dict[str, str]:
             f"holds {some(sorted(known))} but no train folder",
             given=sorted(tops),
             expected="train, and val or test beside it, each with one folder a class; or class folders",
-            remedy="rename the folder of training pictures to train",
+            remedy="rename the folder of training images to train",
         )
     flat = sorted(set(known) - nested)
     if flat:
         raise DataError(
             str(root),
-            f"{some(flat)} holds pictures, but no class folders",
+            f"{some(flat)} holds images, but no class folders",
             expected=f"one folder a class in {some(sorted(known))}",
-            remedy="sort the pictures into class folders, or move that folder elsewhere",
+            remedy="sort the images into class folders, or move that folder elsewhere",
         )
     if known.keys() != tops:
         raise DataError(
@@ -316,8 +316,8 @@ def _refuse_empty(root: Path, listing: Listing, split: dict[str, str], names: se
             str(root),
             f"{counted(len(empty), 'class folder holds', 'class folders hold')} no picture: {some(empty)}"
             + (" (other files lie there)" if others else ""),
-            expected="at least one picture of each class",
-            remedy="put its pictures there, or remove the folder",
+            expected="at least one image of each class",
+            remedy="put its images there, or remove the folder",
         )
 
 
@@ -327,9 +327,9 @@ def _refuse_unread(root: Path, names: Sequence[str], good: Tensor, bad_files: Ba
     if lost:
         raise DataError(
             str(root),
-            f"of {counted(len(lost), 'class', 'classes')} no picture can be read: {some(lost)}",
-            expected="at least one picture of each class",
-            remedy=f"mend its pictures, or remove the folder (task.data.bad_files={bad_files} left them out)",
+            f"of {counted(len(lost), 'class', 'classes')} no image can be read: {some(lost)}",
+            expected="at least one image of each class",
+            remedy=f"mend its images, or remove the folder (task.data.bad_files={bad_files} left them out)",
         )
 
 
@@ -338,7 +338,7 @@ def _refuse_unread(root: Path, names: Sequence[str], good: Tensor, bad_files: Ba
 class Arrays(Source):
     """NumPy arrays: one ``.npz`` or ``.npy`` file, or a folder with ``train.npz`` and, if there is one, ``test.npz``.
 
-    Pictures are [N, H, W], [N, H, W, C] or [N, C, H, W]; rows of numbers [N, F]. A file may hold all splits at once
+    Images are [N, H, W], [N, H, W, C] or [N, C, H, W]; rows of numbers [N, F]. A file may hold all splits at once
     (``x_train``, ``y_train``, ``x_test``, ``y_test``). Class names are read from ``classes.json`` or ``labels.json``
     beside the arrays, or from an array ``classes``; without any they are the numbers themselves.
 
@@ -558,7 +558,7 @@ class TorchvisionSet(PictureSource):
         return from_datasets(held, target, size, self.memory_mb, names, f"torchvision:{self.name}", self.bad_rows)
 
     def _from_files(self, made: dict[str, Any], target: Target, size: int | None) -> Splits:
-        """Sets that name picture files (ImageFolder and its kin), read as such."""
+        """Sets that name image files (ImageFolder and its kin), read as such."""
         files: list[File] = []
         names: list[str] = []
         splits: list[str] = []
@@ -623,7 +623,7 @@ class ImportedSource(Source):
 
     The function returns a torch ``Dataset`` with items (input, target), a pair of arrays (x, y), limbeck's own
     ``Splits``, or several of the former as a mapping with ``train`` and, if there are such, ``valid`` and ``test``; the
-    mapping may hold ``labels``, the class names. Pictures are PIL images, arrays [H, W, C] or tensors [C, H, W]. Items
+    mapping may hold ``labels``, the class names. Images are PIL images, arrays [H, W, C] or tensors [C, H, W]. Items
     should not change between calls: what is random belongs into a query.
 
     Args:

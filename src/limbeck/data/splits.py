@@ -38,7 +38,7 @@ def judged_whole(yes: bool = True) -> Iterator[list[str]]:
 
 
 def whole_wanted(what: str) -> bool:
-    """Whether data without a test split are judged as a whole; noted where they are."""
+    """Whether data without a test split are evaluated as a whole; noted where they are."""
     found = _WHOLE.get()
     if found is None:
         return False
@@ -47,7 +47,7 @@ def whole_wanted(what: str) -> bool:
 
 
 def check_shares(valid_fraction: float, test_fraction: float, size: int | None) -> None:
-    """Refuse settings that no data can be divided by, or pictures be brought to, with ValueError."""
+    """Refuse settings that no data can be divided by, or images be brought to, with ValueError."""
     for name, share in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"{name} must lie between 0 and 1")
@@ -70,7 +70,7 @@ def ready(
     Args:
         splits: what a source holds.
         valid_fraction: share of the training items set aside for choosing, where there is no such split.
-        test_fraction: share of the items set aside for judging, where there is no such split.
+        test_fraction: share of the items set aside for evaluation, where there is no such split.
         empty_classes: whether classes that the data names and has no item of are an ``error``, or are kept as outputs
             that are never right; ``None``: an error, and the task has no such setting.
         deal: 0 keeps the source's own splits; every other number deals all items anew, in splits of the same sizes.
@@ -97,7 +97,7 @@ def ready(
         whole = len(train)
         train, test = _divide(train, test_fraction, "test", *key)
         notes.append(
-            f"no test split: {len(test)} of {whole} items set aside for judging (task.test_fraction={test_fraction:g})"
+            f"no test split: {len(test)} of {whole} items set aside for evaluation (task.test_fraction={test_fraction:g})"
         )
     if valid is None:
         whole = len(train)
@@ -114,7 +114,7 @@ def ready(
         raise DataError(
             "data",
             "the splits' inputs differ in shape: " + ", ".join(f"{k} {list(v)}" for k, v in shapes.items()),
-            remedy="set task.size to bring pictures to one size",
+            remedy="set task.size to bring images to one size",
         )
     made = Splits(
         train, valid, test, splits.labels, splits.kind, notes, columns=splits.columns, labelled=splits.labelled
@@ -155,7 +155,7 @@ def deal_anew(splits: Splits, deal: int) -> Splits:
         raise DataError(
             "task.deal",
             "the splits' inputs differ in shape, so they cannot be dealt anew",
-            remedy="set task.size to bring pictures to one size, or task.deal=0 for the data's own splits",
+            remedy="set task.size to bring images to one size, or task.deal=0 for the data's own splits",
         )
     rest = _joined(list(parts.values()))
     dealt: dict[str, Items] = {}

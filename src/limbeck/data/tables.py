@@ -61,15 +61,15 @@ class _Tabular(PictureSource):
         path: the file, or a folder with one file a split (``train.*``, ``valid.*``, ``test.*``; shards are joined).
         label: the column that holds the label, or a list of columns for several numbers or yes-or-no labels; by default
             ``label``, ``labels``, ``class``, ``target``, ``category`` or ``y``.
-        image: the column of picture paths (relative to ``root``) or picture bytes; by default the one that holds such.
-            Without pictures the columns of numbers are the input.
+        image: the column of image paths (relative to ``root``) or image bytes; by default the one that holds such.
+            Without images the columns of numbers are the input.
         features: the columns that are the input; by default all columns of numbers but the label. A text column that is
             named here becomes a yes-or-no column a value.
         separator: what stands between several labels in one cell; ``null``: one label a cell.
         split: the column that says which split a row belongs to; by default one that is called ``split`` or the like.
-        valid, test: further files with rows for choosing and for judging.
+        valid, test: further files with rows for choosing and for evaluation.
         classes: a file of class names, where the label's cells are places in it.
-        root: where picture paths start: a folder or an uncompressed tar archive; by default the table's own folder.
+        root: where image paths start: a folder or an uncompressed tar archive; by default the table's own folder.
         decimal: the sign before fractions, ``.`` or ``,``; ``null``: as each column shows it, refused where both fit.
         bad_rows: ``error`` names every row without a label, or with a cell that is no number; ``skip`` leaves them out.
     """
@@ -176,7 +176,7 @@ class _Tabular(PictureSource):
         gathered = self._gather(tables, [*labels, *wanted], split_column)
         unused = others if image is not None else aside if self.features is None else []
         if unused:
-            why = "beside the pictures" if image is not None else "class names, pictures or row numbers"
+            why = "beside the pictures" if image is not None else "class names, images or row numbers"
             gathered.notes.append(f"columns not used ({why}): {some(unused, 20)}")
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:
@@ -254,7 +254,7 @@ class _Tabular(PictureSource):
                 notes = [*said, *notes]
             else:
                 files, said = self._files(columns[image], where, image, folder)
-                notes = [f"inputs: the pictures that column {image!r} names", *said, *notes]
+                notes = [f"inputs: the images that column {image!r} names", *said, *notes]
         except BadRows as error:
             faults.append(error)
         if faults:
@@ -352,7 +352,7 @@ class _Tabular(PictureSource):
     def _files(
         self, cells: Cells, where: Callable[[int], str], column: str, folder: Path
     ) -> tuple[list[Bytes], list[str]]:
-        """A picture file for each cell: bytes, ``{bytes, path}`` or a path below ``root``; and notes."""
+        """A image file for each cell: bytes, ``{bytes, path}`` or a path below ``root``; and notes."""
         look_up = Lookup(as_path(self.root, "task.data.root") if self.root else folder)
         made: list[Bytes] = []
         bad: list[int] = []
@@ -368,7 +368,7 @@ class _Tabular(PictureSource):
             else:
                 bad.append(i)
         if bad:
-            said = f"column {column!r} names no picture at {some([where(i) for i in bad])}"
+            said = f"column {column!r} names no image at {some([where(i) for i in bad])}"
             raise BadRows("task.data.image", said, bad, remedy="fill in or remove these rows, or set task.data.bad_rows=skip")  # fmt: skip
         return made, look_up.notes()
 
@@ -424,7 +424,7 @@ def _words(path: Path) -> list[str]:
 
 
 def _holds_pictures(cells: Cells) -> bool:
-    """Whether the filled ones of some cells are pictures, or the paths of such."""
+    """Whether the filled ones of some cells are images, or the paths of such."""
     filled = [c for c in cells if not is_missing(c)]
     return bool(filled) and all(
         _is_picture(c) or (isinstance(c, str) and Path(c.strip()).suffix.lower() in EXTENSIONS) for c in filled
@@ -522,7 +522,7 @@ def _records(path: Path, text: str) -> Iterator[tuple[str, Any]]:
 
 
 class Parquet(_Tabular):
-    """A parquet file. Class names and picture columns that the ``datasets`` library noted in it are heeded."""
+    """A parquet file. Class names and image columns that the ``datasets`` library noted in it are heeded."""
 
     SUFFIXES: ClassVar[tuple[str, ...]] = (".parquet",)
 
@@ -750,7 +750,7 @@ class ScikitTable(_Tabular):
 
 
 class FrameTable(_Tabular):
-    """A pandas DataFrame that the caller holds, and one for judging, if there is one.
+    """A pandas DataFrame that the caller holds, and one for evaluation, if there is one.
 
     Args:
         frame, test: the rows.
@@ -790,7 +790,7 @@ def rows_of_frame(frame: Any) -> Rows:
 
 
 class _Cell:
-    """A picture in a row of a Hugging Face data set, read from disk when it is needed."""
+    """A image in a row of a Hugging Face data set, read from disk when it is needed."""
 
     def __init__(self, part: Any, row: int, column: str) -> None:
         self.part, self.row, self.column, self.name = part, row, column, f"row {row}"

@@ -1,6 +1,6 @@
 """Text as users have it: documents, or pairs of prompt and response, dealt into train, valid and test.
 
-A source reads documents and deals them *by document*, so that no text is learnt and judged at once. The deal depends on the
+A source reads documents and deals them *by document*, so that no text is learnt and evaluated at once. The deal depends on the
 content alone: the same texts in another order, under other names or with one more beside them are dealt the same way, as far
 as the shares allow.
 """
@@ -340,7 +340,7 @@ class PythonHelp(TextSource):
     """The language reference that Python ships (``pydoc_data.topics``): real English and code on every machine.
 
     About 370 thousand characters in 3.11. The help texts quote each other at length; a paragraph is kept only where it
-    stands in the longest text, so that nothing that is judged was also learnt. A document is a section of a topic, long
+    stands in the longest text, so that nothing that is evaluated was also learnt. A document is a section of a topic, long
     ones cut.
 
     Args:

@@ -224,7 +224,7 @@ class PythonFunctions(PairSource):
     """Functions of Python's own standard library, each with the first paragraph of its docstring. On every machine.
 
     The docstring is taken out of the code; the file that a function stands in counts as its repository. Whole files are set
-    aside for judging.
+    aside for evaluation.
 
     Args:
         files: at most so many files, the largest first.

@@ -1,4 +1,4 @@
-"""A second source of items without labels: pictures from the web, whatever else may look like the task's items."""
+"""A second source of items without labels: images from the web, whatever else may look like the task's items."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Unlabelled:
 def read_unlabelled(source: Source, shape: tuple[int, ...], labels: list[str]) -> Unlabelled:
     """The items of a source as an unlabelled pool for a task.
 
-    Pictures of another size or number of channels are brought to the task's: the shorter side resized and the middle cut
+    Images of another size or number of channels are brought to the task's: the shorter side resized and the middle cut
     out, where the source reads them so, else stretched; grey repeated, colour averaged. Labels are not used, but to measure
     what is selected, where they name classes of the task.
 

@@ -323,7 +323,7 @@ class Engine(RunState):
         self._first = {name: self._hash(name, role) for name, role in method.roles.items()}
 
     def _end(self, method: Method) -> None:
-        """Every role as it was made, and sharded ones as plain modules again, for judging and saving."""
+        """Every role as it was made, and sharded ones as plain modules again, for evaluation and saving."""
         for role in method.roles.values():
             role.rest()
             before = role.module
@@ -664,7 +664,7 @@ class Engine(RunState):
         self._settle(stepper, wait=True)
 
     def agree(self, method: Method, stepper: Stepper) -> None:
-        """What is saved or judged is the same in every process, bit for bit."""
+        """What is saved or evaluated is the same in every process, bit for bit."""
         stepper.buffers.agree(look=True)
         same_roles(stepper.stage.name, method.roles)
 

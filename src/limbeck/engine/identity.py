@@ -412,7 +412,7 @@ def of_stage(
 
 
 def of_task(task: Any) -> dict[str, Any]:
-    """A task as those who are taught see it: without where its data lie, and without what only judges."""
+    """A task as those who are taught see it: without where its data lie, and without what only evaluates."""
     left_out = ("data", "unlabelled", *task.judging)
     given = _telling(task, _given(task))
     settings = {name: value(one, name) for name, one in given.items() if name not in left_out}

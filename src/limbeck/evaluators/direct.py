@@ -23,7 +23,7 @@ class Direct(Evaluator):
         if hasattr(task, "pool") and not getattr(task, "scores_networks", False):
             raise ConfigError(
                 "evaluator",
-                f"networks are judged directly, and {type(task).__name__} makes data sets",
+                f"networks are evaluated directly, and {type(task).__name__} makes data sets",
                 given="direct",
                 expected="fresh",
                 remedy="leave the evaluator out, and it is the task's own",
@@ -31,7 +31,7 @@ class Direct(Evaluator):
         if getattr(task, "answers", "") == "vector":
             raise ConfigError(
                 "evaluator",
-                f"networks are judged directly, and those of {type(task).__name__} answer with features alone",
+                f"networks are evaluated directly, and those of {type(task).__name__} answer with features alone",
                 given="direct",
                 expected="probe",
                 remedy="leave the evaluator out, and it is the task's own",

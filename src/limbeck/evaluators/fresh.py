@@ -1,4 +1,4 @@
-"""Networks trained from nothing on what was made, and judged on real items: for data sets, tables, graphs, corpora."""
+"""Networks trained from nothing on what was made, and evaluated on real items: for data sets, tables, graphs, corpora."""
 
 from __future__ import annotations
 
@@ -52,17 +52,17 @@ class Trains(Protocol):
 
 @settings
 class Fresh(Evaluator):
-    """Fresh networks, trained on what was made and judged on the task's real items.
+    """Fresh networks, trained on what was made and evaluated on the task's real items.
 
     Rows: ``teacher`` (the method's, or one network trained on all real items) and each of ``baselines``: as many real
-    items. A network is judged as it is.
+    items. A network is evaluated as it is.
 
     Args:
         optim: how they are trained (lr is replaced by one that was learned).
         networks: how many of each architecture; their mean and standard deviation are told.
         architectures: further architectures beside the student's, from the task's list (of pictures: ``mlp``, ``convnet``,
             ``lenet``, ``alexnet``, ``vgg11``, ``resnet18``; of tables scikit-learn's: ``logistic``, ``forest``...).
-        baselines: which choices of real items are judged beside it, from the task's list (of pictures: ``random``,
+        baselines: which choices of real items are evaluated beside it, from the task's list (of pictures: ``random``,
             ``kmeans``, ``herding``; of tables ``real``, ``independent``, ``reweighed``); the first is the one to be beaten.
         queries: changes to the batches that they learn from, by name, in order, after what the set itself asks for
             (``{mix: mixup}``); the same in every row.
@@ -94,7 +94,9 @@ class Fresh(Evaluator):
     def score(self, artifact: Any, bench: Bench, split: str = "test") -> dict[str, float]:
         """The task's metrics: means over the networks; of the main one also ``NAME_std``, and ``ARCH/NAME``."""
         task: Any = bench.task
-        own = getattr(task, "fresh", None)  # a task whose data are no networks' food judges with estimators of its own
+        own = getattr(
+            task, "fresh", None
+        )  # a task whose data are no networks' food evaluates with estimators of its own
         if isinstance(artifact, NetworkArtifact):
             return task.evaluate(artifact.built, getattr(task, split), device=bench.device)
         if own is None and not isinstance(artifact, Trains):
@@ -135,7 +137,7 @@ class Fresh(Evaluator):
     def rows(self, bench: Bench) -> Rows:
         """``teacher`` (the method's own, or a network trained on all real items) and the choices of real items.
 
-        Where the task judges with estimators of its own, the choices alone: what a teacher makes is the method's row.
+        Where the task evaluates with estimators of its own, the choices alone: what a teacher makes is the method's row.
         """
         task: Any = bench.task
         found: Rows = {how: partial(task.real, how, bench.seed, bench.made) for how in self.baselines}

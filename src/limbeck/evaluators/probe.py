@@ -31,7 +31,7 @@ NAMES = {"evaluator": {"probe": "Probe"}}
 
 @settings
 class Probe(Evaluator):
-    """A simple classifier trained on a network's frozen features of labelled training items, judged on the split; or the
+    """A simple classifier trained on a network's frozen features of labelled training items, evaluated on the split; or the
     network itself, fine-tuned on them.
 
     Rows: the participants, the task's baselines (``alone``: the student trained by the task's own labels) and ``random``
@@ -41,7 +41,7 @@ class Probe(Evaluator):
     Args:
         how: ``linear`` (logistic regression), ``svm`` (linear support vectors) or ``knn`` (nearest neighbours by cosine) on
             frozen features; ``fine-tune`` trains a copy of the whole network with a new last layer.
-        on: the task with the labelled items; ``null`` takes the run's own. An encoder that has learnt from text is judged
+        on: the task with the labelled items; ``null`` takes the run's own. An encoder that has learnt from text is evaluated
             on text classes, with its own tokenizer.
         optim: how a network is fine-tuned.
         pool: the feature of a text: of its ``first`` token, or the ``mean`` of all.
@@ -147,7 +147,7 @@ class Probe(Evaluator):
         return max(1, -(-len(data) // self.items)) if self.items else 1
 
     def _tuned(self, built: Built, task: Any, bench: Bench, split: str, vector: bool = False) -> dict[str, float]:
-        """A copy of the network with a new last layer, trained on the labelled items, as the task judges it."""
+        """A copy of the network with a new last layer, trained on the labelled items, as the task evaluates it."""
         task = task.labelled() if hasattr(task, "labelled") else task
         net = copy.deepcopy(built.module).requires_grad_(True)
         seed = key_of(bench.seed, "probe")

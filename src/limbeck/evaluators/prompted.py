@@ -31,7 +31,7 @@ class Pooled(nn.Module):
 class Prompted(Sampler):
     """Samplers for prompts: ``fid`` is the Fréchet distance, over a grid of means, to the teacher's samples from other noise.
 
-    ``fid_floor``: the teacher's own, from the noise that is judged. Rows and settings are those of `sampler`.
+    ``fid_floor``: the teacher's own, from the noise that is evaluated. Rows and settings are those of `sampler`.
     """
 
     def probe(self, bench: Bench, split: str = "test") -> tuple[Tensor, Tensor]:

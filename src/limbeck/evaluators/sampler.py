@@ -1,4 +1,4 @@
-"""Samplers judged for several guidance weights and numbers of steps."""
+"""Samplers evaluated for several guidance weights and numbers of steps."""
 
 from __future__ import annotations
 
@@ -47,16 +47,16 @@ class Drawable(Protocol):
 class Sampler(Evaluator):
     """Samplers at several guidance weights and numbers of steps, all from the same noise.
 
-    Told are the Fréchet distance to unseen real pictures in a small classifier's features, the error to where the
+    Told are the Fréchet distance to unseen real images in a small classifier's features, the error to where the
     many-step guided teacher arrives, the share of samples of the class that was asked for, and network calls. Rows: the
     guided teacher in ``times_more`` times as many steps (``teacher``), and in just as many (``ddim``).
 
     Args:
-        guidance: the guidance weights w at which samplers are judged (0 is plain conditional, scale = 1 + w).
-        steps: the numbers of steps at which they are judged.
-        samples: how many samples are judged at each.
+        guidance: the guidance weights w at which samplers are evaluated (0 is plain conditional, scale = 1 + w).
+        steps: the numbers of steps at which they are evaluated.
+        samples: how many samples are evaluated at each.
         metric: what decides: ``endpoint_mse``, ``fid`` or ``class_accuracy``; or one of them at a weight and a number of
-            steps that are judged (``fid_w1_n4``).
+            steps that are evaluated (``fid_w1_n4``).
         times_more: the teacher's own row takes this many times the student's steps.
         reference_steps: steps of the guided teacher whose endpoints are the reference.
     """
@@ -74,13 +74,13 @@ class Sampler(Evaluator):
     metric: str = "endpoint_mse"
 
     def validate(self) -> None:
-        """What decides is judged."""
+        """What decides is evaluated."""
         cells = [f"_w{w:g}_n{n}" for w in self.guidance for n in self.steps]
         known = [f"{name}{cell}" for name in ("endpoint_mse", "fid", "class_accuracy") for cell in ("", *cells)]
         if self.metric not in known:
             close = nearest(self.metric, known)
             raise ValueError(
-                f"metric {self.metric!r} is not judged; "
+                f"metric {self.metric!r} is not evaluated; "
                 + (f"did you mean {close[0]}? " if close else "")
                 + f"known: {', '.join(known[:40])}"
             )
@@ -104,7 +104,7 @@ class Sampler(Evaluator):
     def accept(self, task: Task) -> None:
         """Refuse more samples than there is memory for."""
         if isinstance(task, Generation):
-            count = 8 * self.samples * math.prod(task.train.shape)  # noise and picture
+            count = 8 * self.samples * math.prod(task.train.shape)  # noise and image
             need(count, "evaluator.samples", f"{self.samples:,} samples to be judged", "lower evaluator.samples")
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
@@ -114,13 +114,13 @@ class Sampler(Evaluator):
 
         ``fid_w1_n4``: Fréchet distance at w = 1 in 4 steps; ``endpoint_mse_...``: mean squared distance (in [-1, 1]) to
         where the guided teacher arrives from the same noise in ``reference_steps``; ``class_accuracy_...``; ``calls_...``:
-        network calls a sample. Without a suffix: the mean over what was judged. ``fid_floor``: real against real.
+        network calls a sample. Without a suffix: the mean over what was evaluated. ``fid_floor``: real against real.
 
         Raises:
             ConfigError: the sampler takes none of these steps and weights; there is no teacher.
         """
         if not isinstance(artifact, Drawable):
-            raise TypeError(f"samplers are judged by what they draw, and this is a {artifact.kind}")
+            raise TypeError(f"samplers are evaluated by what they draw, and this is a {artifact.kind}")
         task = _generation(bench)
         z, labels = self.probe(bench, split)
         net = self.features(task, bench.device)
@@ -176,7 +176,7 @@ class Sampler(Evaluator):
         return found
 
     def probe(self, bench: Bench, split: str = "test") -> tuple[Tensor, Tensor]:
-        """Noise [n, C, H, W] and classes [n] that every sampler is judged with: the classes of the split."""
+        """Noise [n, C, H, W] and classes [n] that every sampler is evaluated with: the classes of the split."""
         task = _generation(bench)
         ids = torch.arange(self.samples, device=bench.device)
         z = Draws(0, ("probe",), bench.device).randn("z", ids, task.shape)
@@ -190,7 +190,7 @@ class Sampler(Evaluator):
         return z, y[pick].to(bench.device)
 
     def _real(self, net: FeatureNet, bench: Bench, split: str) -> tuple[Tensor, float]:
-        """Features of the split, and the noise floor: as many training pictures as samples are judged."""
+        """Features of the split, and the noise floor: as many training images as samples are evaluated."""
         task = _generation(bench)
 
         def embed(data: Data, n: int) -> Tensor:
@@ -206,7 +206,7 @@ class Sampler(Evaluator):
         return real, frechet_distance(moments(embed(task.train, self.samples).cpu()), moments(real.cpu()))
 
     def features(self, task: Generation, device: torch.device | str = "cpu") -> FeatureNet:
-        """The classifier whose features the Fréchet distance is taken in: trained on real pictures only, remembered."""
+        """The classifier whose features the Fréchet distance is taken in: trained on real images only, remembered."""
         key = str(device)
         if key not in self._features:
             with torch.random.fork_rng(devices=[]):
@@ -233,7 +233,7 @@ class Sampler(Evaluator):
             ConfigError: there is no teacher.
         """
         if bench.teacher is None:
-            raise ConfigError("teacher", "samplers are judged against a teacher", remedy="set teacher=NAME")
+            raise ConfigError("teacher", "samplers are evaluated against a teacher", remedy="set teacher=NAME")
         task, module = _generation(bench), bench.teacher.module
         z, labels = self.probe(bench, split)
 
@@ -314,7 +314,7 @@ def _right(net: FeatureNet, x: Tensor, labels: Tensor, batch: int) -> float:
 
 
 def write_grid(rows: Sequence[Tensor], path: Path, least: int = 320) -> None:
-    """Rows of pictures [n, C, H, W] in [0, 1] as one PNG, enlarged to at least ``least`` pixels in width."""
+    """Rows of images [n, C, H, W] in [0, 1] as one PNG, enlarged to at least ``least`` pixels in width."""
     from PIL import Image
 
     gap = 1

@@ -1,4 +1,4 @@
-"""Scenes: unseen photographs, or how many different real pictures the particles come near to."""
+"""Scenes: unseen photographs, or how many different real images the particles come near to."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ class Shown(Artifact):
 class Scenes(Evaluator):
     """Scenes from cameras that they were not made with.
 
-    With photographs ``psnr`` and ``ssim``. With a diffusion teacher of pictures the particles are held against the real
-    pictures of their class: ``energy`` (the energy distance between both sets: small where they look alike and differ from
+    With photographs ``psnr`` and ``ssim``. With a diffusion teacher of images the particles are held against the real
+    images of their class: ``energy`` (the energy distance between both sets: small where they look alike and differ from
     each other as much; noise does not please it), ``diversity`` (mean distance between particles over that between real
-    pictures), ``distinct`` (the share of particles whose nearest real picture is no other's), ``nearest`` (distance to it,
-    over the distance of unseen real pictures to theirs), ``class_accuracy`` in the eyes of a small classifier. Rows:
-    ``real`` pictures, as many; the ``teacher``'s own samples under the same guidance. Where a teacher is told texts, no real
-    pictures are known: ``spread`` is the mean distance between particles, for each value.
+    images), ``distinct`` (the share of particles whose nearest real image is no other's), ``nearest`` (distance to it,
+    over the distance of unseen real images to theirs), ``class_accuracy`` in the eyes of a small classifier. Rows:
+    ``real`` images, as many; the ``teacher``'s own samples under the same guidance. Where a teacher is told texts, no real
+    images are known: ``spread`` is the mean distance between particles, for each value.
 
     Args:
         metric: what decides.
         classifier: train the small classifier (remembered), to tell ``class_accuracy``.
         teacher_steps: of the teacher's samples (DDIM); 0 for none.
-        judged: at most so many real pictures of the class are compared with.
+        judged: at most so many real images of the class are compared with.
     """
 
     metric: Literal["energy", "spread", "diversity", "distinct", "nearest", "psnr", "ssim"] = "energy"
@@ -85,7 +85,7 @@ class Scenes(Evaluator):
             )
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
-        """Metrics of a scene, or of pictures.
+        """Metrics of a scene, or of images.
 
         Raises:
             ConfigError: one particle is asked for its diversity.
@@ -131,7 +131,7 @@ class Scenes(Evaluator):
         return found
 
     def pictures(self, artifact: Artifact, task: Views, split: str) -> Tensor:
-        """A picture of each particle [n, C, H, W], from the first camera of the split."""
+        """A image of each particle [n, C, H, W], from the first camera of the split."""
         assert isinstance(artifact, NetworkArtifact)
         module = artifact.built.module
         device = device_of(module)
@@ -146,14 +146,14 @@ class Scenes(Evaluator):
         return made.clamp(0, 1)
 
     def _real(self, task: Views, split: str) -> Tensor:
-        """Real pictures of the class."""
+        """Real images of the class."""
         data: Any = getattr(task.pictures, split)
         ids = (data.y == task.wanted).nonzero()[:, 0][: self.judged]
         found: Tensor = data.fetch(ids)["x"]
         return found
 
     def rows(self, bench: Bench) -> Rows:
-        """Real pictures, and the teacher's own samples."""
+        """Real images, and the teacher's own samples."""
         task = _views(bench)
         if task.has_photos:
             return {"flat": lambda: _flat(task)}
@@ -180,7 +180,7 @@ class Scenes(Evaluator):
         return {"teacher": samples, "real": real}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """``scenes.png`` in the run folder: the particles beside real pictures, or the first of them all around."""
+        """``scenes.png`` in the run folder: the particles beside real images, or the first of them all around."""
         if bench.folder is None or not isinstance(artifact, NetworkArtifact):
             return {}
         task = _views(bench)

@@ -120,7 +120,7 @@ class OnnxNetwork(nn.Module):
         return self.session.run(None, dict(zip(self.names, arrays, strict=True)))[0]
 
     def arrays(self, batch: Batch) -> list[np.ndarray[Any, Any]]:
-        """A batch as the graph takes it: pictures as bytes where it wants those, masks and segments where none are given."""
+        """A batch as the graph takes it: images as bytes where it wants those, masks and segments where none are given."""
         found = []
         for name in self.names:
             value = batch.get(name)

@@ -23,7 +23,7 @@ def write_use(folder: Path, text: str) -> None:
 
 # --------------------------------------------------------------------------------------------------------------- pieces
 def _pictures(said: Mapping[str, Any]) -> list[str]:
-    """Lines that make the PIL image ``image`` of the file ``name`` as the network was shown pictures."""
+    """Lines that make the PIL image ``image`` of the file ``name`` as the network was shown images."""
     high, wide = said["resize"]
     lines = [
         "image = ImageOps.exif_transpose(Image.open(name)).convert('RGBA')",
@@ -168,7 +168,7 @@ def _text_script(about: Mapping[str, Any], imports: list[str], head: list[str]) 
 
 
 def _call_script(about: Mapping[str, Any], imports: list[str], head: list[str]) -> str:
-    """A denoiser: from noise to pictures, by the deterministic sampler (DDIM)."""
+    """A denoiser: from noise to images, by the deterministic sampler (DDIM)."""
     sampler = about["onnx"].get("sampler")
     imports = ["import json, pathlib, sys", "import numpy as np, onnxruntime"]
     if sampler is None:
@@ -361,8 +361,8 @@ from limbeck.tasks.sampler import SamplerArtifact
 
 sampler = SamplerArtifact.load(pathlib.Path(__file__).parent)
 for name in sys.argv[1:]:
-    picture = sampler.sample(1, labels=[sampler.labels.index(name)], w=max(0.0, sampler.w_range[0]))[0]
-    pixels = (picture * 255).round().to(torch.uint8).movedim(0, -1).squeeze(-1).numpy()
+    image = sampler.sample(1, labels=[sampler.labels.index(name)], w=max(0.0, sampler.w_range[0]))[0]
+    pixels = (image * 255).round().to(torch.uint8).movedim(0, -1).squeeze(-1).numpy()
     Image.fromarray(pixels).save(f"{name}.png")
     print(name, f"{name}.png")
 '''

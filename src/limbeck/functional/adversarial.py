@@ -52,11 +52,11 @@ def warp(
     """Pictures seen through affine matrices, differentiable in both.
 
     Args:
-        x: pictures ``[N, C, H, W]``.
+        x: images ``[N, C, H, W]``.
         matrix: ``[N, 2, 3]``, from places in the result to places in ``x``, both in [-1, 1], across before down: a shift of
             2 / W is one pixel.
         mode: how values between pixels are made.
-        padding: what lies outside of a picture.
+        padding: what lies outside of an image.
         align_corners: whether -1 and 1 are the middles of the outermost pixels, or their edges.
 
     Returns:
@@ -70,7 +70,7 @@ def warp(
     choose("mode", mode, Sampling)
     choose("padding", padding, Padding)
     if x.ndim != 4 or not x.is_floating_point():
-        raise ShapeError("x", given=f"{x.dtype} {list(x.shape)}", expected="floating point pictures [N, C, H, W]")
+        raise ShapeError("x", given=f"{x.dtype} {list(x.shape)}", expected="floating point images [N, C, H, W]")
     if matrix.shape != (len(x), 2, 3):
         raise ShapeError("matrix", given=list(matrix.shape), expected=f"[{len(x)}, 2, 3]")
     dtype = torch.promote_types(torch.promote_types(x.dtype, matrix.dtype), torch.float32)
@@ -94,7 +94,7 @@ def patch_weights(logits: Tensor, size: tuple[int, int]) -> Tensor:
     """One weight per patch, repeated to the pixels: sigmoid of ``logits`` ``[N, h, w]``, ``[N, 1, H, W]``.
 
     Raises:
-        ShapeError: the patches do not divide the picture.
+        ShapeError: the patches do not divide the image.
 
     Example:
         >>> patch_weights(torch.zeros(1, 1, 2), (2, 4)).shape
@@ -111,7 +111,7 @@ def patch_mix(x: Tensor, logits: Tensor, other: Tensor) -> Tensor:
     """``w x + (1 - w) x[other]``, patch by patch, with ``w`` the sigmoid of ``logits``.
 
     Args:
-        x: pictures ``[N, C, H, W]``.
+        x: images ``[N, C, H, W]``.
         logits: ``[N, h, w]``; h and w divide H and W.
         other: each picture's partner, int64 ``[N]``.
 

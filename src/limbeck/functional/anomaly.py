@@ -121,12 +121,12 @@ def anomaly_map(
     normalise: bool = True,
     axes: Axes = "both",
 ) -> Tensor:
-    """How badly each place of a picture is shown, ``[N, H, W]``, 0 or more: the levels' gaps brought to one size and fused.
+    """How badly each place of an image is shown, ``[N, H, W]``, 0 or more: the levels' gaps brought to one size and fused.
 
     Args:
         student: a map ``[N, C_l, h_l, w_l]`` for each level.
         teacher: likewise.
-        size: (H, W) of the picture.
+        size: (H, W) of the image.
         sigma: of the Gaussian that smooths the fused map, in pixels; 0 for none.
         level_weights: ``area`` divides each level's gaps by its number of places, so that coarse levels weigh more;
             ``equal`` does not.

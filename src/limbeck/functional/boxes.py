@@ -90,7 +90,7 @@ def decode(offsets: Tensor, anchors: Tensor, weights: Sequence[float] = (1.0, 1.
 
 
 def clipped(boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Boxes [..., 4] cut to a picture of (height, width)."""
+    """Boxes [..., 4] cut to an image of (height, width)."""
     high, wide = size
     return torch.stack([boxes[..., k].clamp(0, (wide, high)[k % 2]) for k in range(4)], -1)
 
@@ -139,7 +139,7 @@ def sampling_weights(positive: Tensor, negative: Tensor, size: int, share: float
 
 
 def grown(boxes: Tensor, factor: float, size: tuple[int, int] | None = None) -> Tensor:
-    """Boxes [..., 4] made larger about their middle, cut to a picture of ``size`` (height, width) where that is given.
+    """Boxes [..., 4] made larger about their middle, cut to an image of ``size`` (height, width) where that is given.
 
     Example:
         >>> grown(torch.tensor([[2.0, 2, 4, 4]]), 2.0).tolist()

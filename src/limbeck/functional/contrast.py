@@ -147,7 +147,7 @@ def paired_info_nce(
 
 
 def channel_statistics(x: Tensor, *, eps: float = 1e-6) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [N, C] of each channel of pictures or feature maps, without gradient.
+    """Mean and deviation [N, C] of each channel of images or feature maps, without gradient.
 
     The deviation is ``sqrt(unbiased variance + eps)``, so that a channel of one value has a small one.
 
@@ -180,7 +180,7 @@ def mix_distribution(
     and another, it is the operation of MixStyle (Zhou et al. 2021, arXiv 2104.02008).
 
     Args:
-        x: pictures or feature maps ``[N, C, H, W]``.
+        x: images or feature maps ``[N, C, H, W]``.
         weights: of each member ``[N, K]``, summing to 1.
         members: the items whose statistics are mixed, int64 ``[N, K]``: rows of ``statistics``, or of x.
         statistics: means and deviations ``[M, C]`` of all items; left out, those of x.

@@ -32,7 +32,7 @@ def boundary_bands(
 ) -> Tensor:
     """Where each class's boundary is: dilated by a square window, less eroded by it.
 
-    Pixels that do not count belong to no class, and lie in no band; the border of the picture is no boundary.
+    Pixels that do not count belong to no class, and lie in no band; the border of the image is no boundary.
 
     Args:
         labels: class ids ``[N, H, W]``.
@@ -79,7 +79,7 @@ def boundary_bands(
 
 
 def _spread(word: Tensor, width: int) -> Tensor:
-    """The bits [N, H, W] that are set anywhere in a square window; outside of the picture there are none."""
+    """The bits [N, H, W] that are set anywhere in a square window; outside of the image there are none."""
     for dim in (-1, -2):
         half = width // 2
         run = torch.nn.functional.pad(word, (half, half) if dim == -1 else (0, 0, half, half))

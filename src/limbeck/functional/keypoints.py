@@ -368,7 +368,7 @@ def label_regions(
 ) -> PoseLabels:
     """Labels of regions: the best overlapping instance's anchor, or the background, or -1 where nothing is known.
 
-    A picture that has no labels of the part says nothing of it: all its regions are -1, and none is background. So are
+    An image that has no labels of the part says nothing of it: all its regions are -1, and none is background. So are
     regions of an instance whose anchor is -1. Reconstructed.
 
     Args:
@@ -376,7 +376,7 @@ def label_regions(
         boxes: instances of the part [..., G, 4].
         nearest: anchor of each [..., G], from 0, see `nearest_anchors`.
         iou_threshold: an instance is met from this overlap on.
-        labelled: whether the picture is labelled for this part, by annotators or by an expert [...].
+        labelled: whether the image is labelled for this part, by annotators or by an expert [...].
         where: [..., G], instances that are there.
 
     Example:

@@ -1,12 +1,12 @@
-"""Triangles drawn softly, so that a picture has a gradient to where they lie; and how smooth a mesh is.
+"""Triangles drawn softly, so that an image has a gradient to where they lie; and how smooth a mesh is.
 
     p_f = sigmoid(+-d_f^2 / sigma),   w = softmax_f(log p_f + n_f / gamma),   cover = 1 - prod_f (1 - p_f)
-    picture = cover sum_f w_f c_f + (1 - cover) b
+    image = cover sum_f w_f c_f + (1 - cover) b
 
 d_f: distance of a pixel to triangle f, positive inside;  n_f: nearness in [0, 1];  c_f: what its corners say at the pixel
 
 Source: Liu et al. 2019 (Soft Rasterizer, arXiv 1904.01786), but for the background, which stands behind what is not covered:
-among the triangles' weights it would vanish beside near ones. Every triangle is laid over every pixel: for small pictures.
+among the triangles' weights it would vanish beside near ones. Every triangle is laid over every pixel: for small images.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ def soft_rasterize(
     near: float = 0.05,
     far: float = 10.0,
 ) -> tuple[Tensor, Tensor]:
-    """The picture ``[H, W, D]`` of a mesh from one camera, and its cover ``[H, W, 1]``.
+    """The image ``[H, W, D]`` of a mesh from one camera, and its cover ``[H, W, 1]``.
 
     Args:
         vertices: ``[V, 3]``. faces: int64 ``[F, 3]``, seen from both sides. attributes: ``[V, D]`` (colours, normals).
         view: ``[4, 4]`` from the world to the camera. K: ``[3, 3]`` in pixels.
-        width, height: of the picture.
+        width, height: of the image.
         behind: ``[D]`` behind the mesh; zeros without.
         sigma: softness of the edges, in pixels squared.
         gamma: how sharply nearer triangles hide farther ones.
@@ -53,7 +53,7 @@ def soft_rasterize(
     Example:
         >>> corner = torch.tensor([[-1.0, -1, 2], [1, -1, 2], [0, 1, 2]])
         >>> K = torch.tensor([[4.0, 0, 4], [0, 4, 4], [0, 0, 1]])
-        >>> picture, cover = soft_rasterize(corner, torch.tensor([[0, 1, 2]]), torch.ones(3, 1), torch.eye(4), K, 8, 8)
+        >>> image, cover = soft_rasterize(corner, torch.tensor([[0, 1, 2]]), torch.ones(3, 1), torch.eye(4), K, 8, 8)
         >>> bool(cover[4, 4] > 0.5), bool(cover[7, 0] < 0.1)
         (True, True)
     """

@@ -31,7 +31,7 @@ def mix_pairs(x: Tensor, share: Tensor, first: Tensor, second: Tensor) -> Tensor
     """``share * x[first] + (1 - share) * x[second]``, item by item.
 
     Args:
-        x: ``[N, ...]``: pictures, rows of numbers, or labels as probabilities ``[N, C]``.
+        x: ``[N, ...]``: images, rows of numbers, or labels as probabilities ``[N, C]``.
         share: of the first of each pair, in [0, 1], ``[M]``.
         first, second: which items of ``x`` make the pair, int64 ``[M]``.
 

@@ -332,7 +332,7 @@ def patch_distance(
 
     Args:
         prediction: ``[N, L, patch * patch * C]``, as `patches_of` lays pixels out.
-        x: pictures ``[N, C, H, W]``.
+        x: images ``[N, C, H, W]``.
         patch: side of a patch.
         normalise: each patch is brought to mean 0 and (unbiased) variance 1 first.
         eps: added to that variance.
@@ -400,7 +400,7 @@ def token_distillation(
         logits: of the head behind the class token ``[N, C]``.
         token_logits: of the head behind the distillation token ``[N, C]``.
         teacher: logits ``[N, C]``.
-        labels: class ids ``[N]``, or soft ones ``[N, C]`` as mixing pictures makes them.
+        labels: class ids ``[N]``, or soft ones ``[N, C]`` as mixing images makes them.
         where: valid items ``[N]``.
 
     Example:

@@ -1,4 +1,4 @@
-"""Regions of pictures named by embeddings: an open vocabulary's logits, what is matched, how two heads are joined."""
+"""Regions of images named by embeddings: an open vocabulary's logits, what is matched, how two heads are joined."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ZCA whitening: decorrelate pixels and keep the picture, as the trajectory-matching family prepares its data.
+"""ZCA whitening: decorrelate pixels and keep the image, as the trajectory-matching family prepares its data.
 
 Fit on raw training pixels in [0, 1] without any mean and deviation; transform training and test data alike; invert to
 look at distilled images. Same definition as kornia's ``ZCAWhitening`` with ``eps = 0.1``, as in MTT, FTD and TESLA.

@@ -79,7 +79,7 @@ class NetworkArtifact(Artifact):
         self.metrics: dict[str, float] = {}
 
     def judge(self, task: Task) -> Task:
-        """What judges it: the task, or the part of it that it is for."""
+        """What evaluates it: the task, or the part of it that it is for."""
         return task.part(self.part) if self.part else task
 
     def save(self, folder: Path) -> None:

@@ -98,7 +98,7 @@ class Evaluator(Component):
         raise TypeError(f"{type(self).__name__} must define score")
 
     def judges(self, task: Task) -> Task:
-        """The task whose items rows are judged on: the run's, or the labelled one of an encoder that learnt without labels."""
+        """The task whose items rows are evaluated on: the run's, or the labelled one of an encoder that learnt without labels."""
         return task
 
     def rows(self, bench: Bench) -> Rows:
@@ -109,12 +109,12 @@ class Evaluator(Component):
         return {}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """Further entries of ``result.json`` (pictures), for the report."""
+        """Further entries of ``result.json`` (images), for the report."""
         return {}
 
 
 def participants(bench: Bench) -> dict[str, Callable[[], Artifact | Mapping[str, float] | None]]:
-    """Rows for those who take part beside the student: the teacher, experts, peers, as far as they are judged.
+    """Rows for those who take part beside the student: the teacher, experts, peers, as far as they are evaluated.
 
     Of a recorded teacher it is what the recording says of its own: a cache knows its training items only.
     """

@@ -35,8 +35,8 @@ Form = Literal[
 - ``tokens``: a row of values over a vocabulary at every token of a text, told from the tokens before it.
 - ``hidden-tokens``: the same at tokens that are hidden, told from the tokens on both sides.
 - ``denoiser``: noise, or what it hides, in the shape of the input.
-- ``scene``: pictures ``[N, C, h, w]`` of what it is itself, from the cameras that go in. It has no inputs beside them.
-- ``keypoints``: x and y of points as shares of the picture about its middle, ``[N, outputs]`` or ``[N, outputs / 2, 2]``.
+- ``scene``: images ``[N, C, h, w]`` of what it is itself, from the cameras that go in. It has no inputs beside them.
+- ``keypoints``: x and y of points as shares of the image about its middle, ``[N, outputs]`` or ``[N, outputs / 2, 2]``.
 - ``poses``: instances of parts with their joints, in the plane and in space, see `limbeck.networks.part_detector`.
 - ``graphs``: a row of values a graph, ``[N, outputs]``. Graphs are ragged: nodes ``[R, features]`` beside their edges.
 """
@@ -48,7 +48,7 @@ IN_PIXELS = ("map", "boxes", "poses")
 
 
 Items = Literal["pictures", "rows", "tokens", "table", "clouds"]
-"""What goes into a network: pictures, rows of numbers, token ids, rows of typed columns (beside their numbers), or clouds of
+"""What goes into a network: images, rows of numbers, token ids, rows of typed columns (beside their numbers), or clouds of
 points."""
 
 
@@ -116,7 +116,7 @@ class Needs:
     """What a network is built for.
 
     Attributes:
-        inputs: shape of one item: (channels, height, width) of pictures, (features,) of rows, (points, 3) of
+        inputs: shape of one item: (channels, height, width) of images, (features,) of rows, (points, 3) of
             clouds.
         outputs: how many values it answers with, at each place where there are several.
         form: see `Form`.
@@ -170,7 +170,7 @@ class Needs:
 
     @property
     def pictures(self) -> bool:
-        """Whether items are pictures."""
+        """Whether items are images."""
         return len(self.inputs) == 3
 
     def with_(self, **changes: Any) -> Needs:

@@ -45,7 +45,7 @@ class Task(Component):
         primary: name of the main metric.
         higher_is_better: its direction.
         train: the student's training data; ``teacher_train`` the teacher's (often more); ``valid`` chooses; ``test``
-            only judges.
+            only evaluates.
         labels: class names in the task's order, or ``None``.
         onnx_names: the tensors of a batch that are inputs of an exported graph.
         notes: sentences about what was read and what was not, a line each, for the screen, the plan, the report and
@@ -193,7 +193,7 @@ class Task(Component):
         raise ConfigError("RUN", f"networks of the task {type(self).__name__} give no answers for single items")
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
-        """An item with its answer as a picture, uint8 [3, H, W]; ``None`` where there is nothing to draw."""
+        """An item with its answer as an image, uint8 [3, H, W]; ``None`` where there is nothing to draw."""
         return None
 
     def preprocessing(self, contract: Contract) -> dict[str, Any]:

@@ -90,10 +90,10 @@ def own_sizes(module: nn.Module) -> list[tuple[int, int]]:
 
 
 def check_input(about: Mapping[str, Any], needs: Needs, what: str) -> None:
-    """Refuse a run's network of another form, or where it takes pictures and the task gives rows, or the reverse, or rows
+    """Refuse a run's network of another form, or where it takes images and the task gives rows, or the reverse, or rows
     of another length.
 
-    Pictures of another size or of other channels are the contract's to adapt, or to refuse.
+    Images of another size or of other channels are the contract's to adapt, or to refuse.
 
     Raises:
         TeacherMismatch: what the network was made for, and what the task gives.
@@ -138,7 +138,7 @@ def same_names(given: Sequence[str], about: Mapping[str, Any], checkpoint: str) 
 
 
 def contract_from(about: Mapping[str, Any], needs: Needs) -> Contract:
-    """The input contract that a run wrote beside its student; pictures of another size are resized to the run's."""
+    """The input contract that a run wrote beside its student; images of another size are resized to the run's."""
     said = about.get("preprocessing") or {}
     try:
         size = tuple(said["size"]) if said.get("size") else None
@@ -156,7 +156,7 @@ def contract_from(about: Mapping[str, Any], needs: Needs) -> Contract:
 
 
 def check_channels(contract: Contract, needs: Needs) -> None:
-    """Refuse pictures whose channels the contract cannot adapt."""
+    """Refuse images whose channels the contract cannot adapt."""
     if not needs.pictures:
         return
     given, wanted = needs.inputs[0], contract.channels

@@ -121,21 +121,21 @@ class Classifier(Model):
         """Refuse an input that is resized where the targets lie in its pixels.
 
         Raises:
-            ConfigError: the size, and how to bring picture and target to it together.
+            ConfigError: the size, and how to bring image and target to it together.
         """
         if needs.pixels and contract.size is not None and contract.size != needs.inputs[1:]:
             high, wide = contract.size
             raise ConfigError(
                 self.setting("size"),
-                f"its pictures would be resized to {high}x{wide}, and the targets lie in the task's pixels",
+                f"its images would be resized to {high}x{wide}, and the targets lie in the task's pixels",
                 given=f"{high}x{wide}",
-                expected="the size of the task's own pictures, " + "x".join(map(str, needs.inputs[1:])),
-                remedy=f"bring pictures and targets to that size together: task.size={high}"
+                expected="the size of the task's own images, " + "x".join(map(str, needs.inputs[1:])),
+                remedy=f"bring images and targets to that size together: task.size={high}"
                 + ("" if high == wide else " (and choose a network for squares)"),
             )
 
     def rehearse(self, built: Built, task: Task) -> None:
-        """Two items through the network; where it fails on pictures of their own size, at the size that it names itself.
+        """Two items through the network; where it fails on images of their own size, at the size that it names itself.
 
         Raises:
             ConfigError, ShapeError: it takes the items at no size, or answers with another shape.

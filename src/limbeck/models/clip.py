@@ -24,7 +24,7 @@ NAMES = {"model": {"clip": "Clip"}}
 
 
 class ImageTower(nn.Module):
-    """The vision model of a CLIP with its projection: pictures [N, 3, h, w] -> embeddings [N, D].
+    """The vision model of a CLIP with its projection: images [N, 3, h, w] -> embeddings [N, D].
 
     Args:
         clip: transformers' ``CLIPModel``, of which these two parts are kept.

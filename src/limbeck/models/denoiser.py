@@ -1,4 +1,4 @@
-"""The residual MLP that denoises tiny pictures, and who opens the networks of a saved sampler."""
+"""The residual MLP that denoises tiny images, and who opens the networks of a saved sampler."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NAMES = {"model": {"denoiser": "Denoiser"}}
 
 @settings
 class Denoiser(Model):
-    """A residual MLP for pictures up to 16x16 or so: a teacher that one core trains in a minute.
+    """A residual MLP for images up to 16x16 or so: a teacher that one core trains in a minute.
 
     Args:
         width: width of the residual stream.
@@ -38,7 +38,7 @@ class Denoiser(Model):
         checkpoint: weights to load, strictly: safetensors, or a torch file without pickled objects.
         entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
         strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
-        check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
+        check: try a ready teacher on images before anything is trained: ``on`` or ``off``.
     """
 
     forms = ("denoiser",)
@@ -54,7 +54,7 @@ class Denoiser(Model):
     check: Check = "on"
 
     def build(self, task: Task) -> Built:
-        """The network for the task's pictures, its null condition after the last class."""
+        """The network for the task's images, its null condition after the last class."""
         needs = meet(self, task)
         task.load()
         channels, side, across = needs.inputs

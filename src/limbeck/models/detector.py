@@ -22,7 +22,7 @@ NAMES = {"model": {"small-detector": "SmallDetector", "open-detector": "OpenDete
 
 @settings
 class SmallDetector(Loaded):
-    """torchvision's Faster R-CNN on a pyramid of a few convolutions, for pictures of their own size, from scratch.
+    """torchvision's Faster R-CNN on a pyramid of a few convolutions, for images of their own size, from scratch.
 
     Args:
         width: channels of the pyramid.
@@ -65,7 +65,7 @@ class OpenDetectorModel(SmallDetector):
         convs, conv_width, fcs, fc_width: of each branch; with a small body by default no convolution, one layer of 2 width.
         norm: after each of them: ``batch``, ``group`` or ``none``.
         temperature: multiplies cosines.
-        detections: how many a picture are kept.
+        detections: how many an image are kept.
     """
 
     _: KW_ONLY

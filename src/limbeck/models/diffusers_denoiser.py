@@ -220,7 +220,7 @@ class Diffusers(Model):
     Args:
         name: folder or Hub id of a network or of a pipeline that holds one; empty to build one.
         architecture: what to build, and what is expected in ``name``.
-        config: arguments of the architecture, over a small default for the task's pictures.
+        config: arguments of the architecture, over a small default for the task's images.
         subfolder: where the network lies in ``name``; found by itself in a pipeline.
         mean_type: ``eps``, ``x``, ``v`` or ``both``; ``null`` takes the prediction type of the scheduler beside ready
             weights, and ``v`` for a network that is built here.
@@ -233,7 +233,7 @@ class Diffusers(Model):
         checkpoint: weights of this very model or of the network in it, loaded strictly.
         entry: the entry of a training checkpoint that holds them; ``null`` finds it, and says which it took.
         strip: a prefix to take off the names of the weights; those of known wrappers come off by themselves.
-        check: try a ready teacher on pictures before anything is trained: ``on`` or ``off``.
+        check: try a ready teacher on images before anything is trained: ``on`` or ``off``.
     """
 
     forms = ("denoiser",)
@@ -248,7 +248,7 @@ class Diffusers(Model):
         mean_type: Kind | None = None,
         null_condition: int | None = None,
         guidance: Guidance = "auto",
-        prompt: str = "a picture of {}",
+        prompt: str = "a image of {}",
         checkpoint: str | None = None,
         entry: str | None = None,
         strip: str = "",
@@ -541,7 +541,7 @@ def condition_count(net: nn.Module, classes: int) -> int | None:
 
 
 def small_config(architecture: str, shape: tuple[int, ...], classes: int) -> dict[str, Any]:
-    """A small network for pictures of this shape, with a place for the null condition."""
+    """A small network for images of this shape, with a place for the null condition."""
     channels, side, across = shape
     if side != across:
         raise ConfigError(

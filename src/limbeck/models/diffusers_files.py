@@ -194,7 +194,7 @@ def read_about(where: Path) -> dict[str, Any]:
 
 
 def check_shape(net: nn.Module, shape: tuple[int, ...], files: Files) -> None:
-    """Refuse a network that was made for pictures of other channels or of another size.
+    """Refuse a network that was made for images of other channels or of another size.
 
     Raises:
         ConfigError: what it takes, what the task gives, and the setting that mends it.
@@ -204,16 +204,16 @@ def check_shape(net: nn.Module, shape: tuple[int, ...], files: Files) -> None:
     if channels is not None and channels != shape[0]:
         raise ConfigError(
             "name",
-            f"the network takes pictures of {channels} channel{'s' * (channels != 1)}, and the task's have {shape[0]}",
+            f"the network takes images of {channels} channel{'s' * (channels != 1)}, and the task's have {shape[0]}",
             given=files.name,
-            remedy="choose a network for such pictures, or other data with task.data",
+            remedy="choose a network for such images, or other data with task.data",
         )
     sizes = (own, own) if isinstance(own, int) else tuple(own) if own else shape[1:]
     if tuple(sizes) != tuple(shape[1:]):
         own_size, wide = "x".join(map(str, sizes)), "x".join(map(str, shape[1:]))
         raise ConfigError(
             "name",
-            f"the network was made for pictures of {own_size}, and the task's are {wide}",
+            f"the network was made for images of {own_size}, and the task's are {wide}",
             given=files.name,
             remedy=f"set task.size={sizes[0]}, or {files.setting('config')}={{sample_size: {shape[1]}}} if it was trained on "
             f"{wide}",

@@ -68,7 +68,7 @@ _WORDS: dict[Form, str] = {
     "tokens": "language models",
     "hidden-tokens": "encoders of text (a row of values at hidden tokens)",
     "denoiser": "denoisers",
-    "scene": "scenes (pictures from cameras)",
+    "scene": "scenes (images from cameras)",
     "keypoints": "points (x and y of each)",
     "poses": "detectors of parts and their joints",
     "graphs": "networks for graphs (one row of values a graph)",

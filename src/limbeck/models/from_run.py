@@ -106,7 +106,7 @@ class FromRun(Classifier):
         role = self.role or "student"
         if (folder / "student.json").is_file():
             node = read_about(folder / "student.json").get("model")
-        said = f"run: opens networks of pictures and rows, and {task} wants another kind"
+        said = f"run: opens networks of images and rows, and {task} wants another kind"
         if not isinstance(node, dict) or not isinstance(node.get("use"), str):
             return ConfigError("path", said, given=self.path, remedy="name the kind of network, with checkpoint=FILE")
         settings = [f"{role}={node['use']}"]

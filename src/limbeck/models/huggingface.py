@@ -1,4 +1,4 @@
-"""Models of transformers by Hub id or folder: causal language models, classifiers and segmentation networks of pictures."""
+"""Models of transformers by Hub id or folder: causal language models, classifiers and segmentation networks of images."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ PICTURES = {
 
 @settings
 class HuggingFace(LibraryModel):
-    """A model of the Hugging Face Hub or of a local folder: a causal language model, a classifier of pictures, or a
+    """A model of the Hugging Face Hub or of a local folder: a causal language model, a classifier of images, or a
     segmentation network (SegFormer, UperNet, MobileViT, ...).
 
     What it is taken as is the task's to say. A classifier's class names are read from its ``id2label``, and how it is fed
@@ -66,7 +66,7 @@ class HuggingFace(LibraryModel):
         lora_alpha: their scale; ``null`` for twice the rank.
         checkpoint: further weights to load, strictly: safetensors, or a torch file without pickled objects.
         labels: class names of a classifier, in the order of its outputs, or a file of them; ``null`` reads ``id2label``.
-        size: side length that pictures are resized to; by default what the model insists on, else the data's own.
+        size: side length that images are resized to; by default what the model insists on, else the data's own.
     """
 
     forms = ("classes", "map", "tokens", "hidden-tokens")
@@ -211,9 +211,9 @@ class HuggingFace(LibraryModel):
             module = low_rank(module, self.lora, self.lora_alpha, task_type="CAUSAL_LM")
         return Built(module, labels=None, model=self, notes=self.notes)
 
-    # --------------------------------------------------------------------------------------------------------- pictures
+    # --------------------------------------------------------------------------------------------------------- images
     def make(self, needs: Needs) -> nn.Module:
-        """A network of pictures with so many outputs, or with those of its own head where that is kept."""
+        """A network of images with so many outputs, or with those of its own head where that is kept."""
         transformers = transformers_library("a network of transformers")
         self._auto, suffix, what = PICTURES[needs.form]
         if self.gguf_file is not None:
@@ -274,7 +274,7 @@ class HuggingFace(LibraryModel):
             contract = contract.with_(mean=mean, std=std)
         elif self.pretrained and self.mean is None:
             self.notes.append(
-                "nothing beside it says how pictures are normalised: the training data's mean and std are taken"
+                "nothing beside it says how images are normalised: the training data's mean and std are taken"
             )
         if contract.mean and len(contract.mean) not in (1, channels):
             grey = sum(contract.mean) / len(contract.mean), sum(contract.std) / len(contract.std)
@@ -282,7 +282,7 @@ class HuggingFace(LibraryModel):
         return contract.with_(size=(self.size, self.size) if self.size else None, channels=channels)
 
     def _processor(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-        """Mean and std of pictures in [0, 1], as the image processor normalises them."""
+        """Mean and std of images in [0, 1], as the image processor normalises them."""
         transformers = transformers_library("a classifier of transformers")
         try:
             with quiet():

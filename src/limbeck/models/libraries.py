@@ -1,4 +1,4 @@
-"""Networks of picture libraries by their names there: timm and torchvision, pretrained or not."""
+"""Networks of image libraries by their names there: timm and torchvision, pretrained or not."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _LOADING = frozenset(
 
 @settings
 class LibraryModel(Normalised):
-    """Base of the models of picture libraries.
+    """Base of the models of image libraries.
 
     Args:
         name: as the library calls it.
@@ -112,7 +112,7 @@ def _options(options: dict[str, Any]) -> None:
 
 @settings
 class Timm(LibraryModel):
-    """A model of timm by its name, for pictures; normalised as timm's own configuration says.
+    """A model of timm by its name, for images; normalised as timm's own configuration says.
 
     Classifiers; pooled features; the pyramid of an encoder's maps; or, for maps, that pyramid under a small decoder
     (`limbeck.networks.maps.Decoded`), which is always to be trained.

@@ -1,4 +1,4 @@
-"""A denoiser that needs no training: the exact score of the training pictures, each widened a little."""
+"""A denoiser that needs no training: the exact score of the training images, each widened a little."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ NAMES = {"model": {"mixture": "MixtureModel"}}
 
 
 class Mixture(nn.Module):
-    """The exact eps of a mixture of Gaussians around pictures, of one class or of all.
+    """The exact eps of a mixture of Gaussians around images, of one class or of all.
 
     Args:
         pictures: [M, C, H, W] in [-1, 1]. labels: [M].
         classes: how many; the number after the last stands for all.
-        scale: standard deviation around each picture.
+        scale: standard deviation around each image.
     """
 
     mean_type = "eps"
@@ -50,10 +50,10 @@ class Mixture(nn.Module):
 
 @settings
 class MixtureModel(Model):
-    """The exact denoiser of the training pictures: what a perfect one of so few pictures would say. It is no network.
+    """The exact denoiser of the training pictures: what a perfect one of so few images would say. It is no network.
 
     Args:
-        scale: standard deviation around each picture, whose values lie in [-1, 1].
+        scale: standard deviation around each image, whose values lie in [-1, 1].
     """
 
     forms = ("denoiser",)
@@ -65,7 +65,7 @@ class MixtureModel(Model):
         return True
 
     def build(self, task: Task) -> Built:
-        """The mixture of the task's training pictures."""
+        """The mixture of the task's training images."""
         needs = meet(self, task)
         task.load()
         data: Any = task.teacher_train

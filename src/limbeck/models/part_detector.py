@@ -29,17 +29,17 @@ class PartDetectorModel(Loaded):
     data: their means after k-means.
 
     Args:
-        body: ``small`` (a few convolutions, for pictures of their own size), or a ResNet of torchvision (``resnet50`` is
+        body: ``small`` (a few convolutions, for images of their own size), or a ResNet of torchvision (``resnet50`` is
             DOPE's, ``resnet18`` a real-time one).
         weights: of that ResNet, pretrained (``DEFAULT``).
         anchors: part -> how many anchor poses; parts that are not named have 10, a body 20.
-        side: shorter side to which a ResNet's pictures are brought; ``null``: the task's own size.
+        side: shorter side to which a ResNet's images are brought; ``null``: the task's own size.
         width: channels of the small body.
-        proposals: regions that the first stage hands on (a ResNet's: when it is judged) and that are learnt from.
+        proposals: regions that the first stage hands on (a ResNet's: when it is evaluated) and that are learnt from.
         pool: side of the small body's pooled regions.
         min_score: score below which no pose is found.
         overlap: of the boxes of two poses of a part, above which the lower one goes.
-        detections: poses of each part a picture, at most.
+        detections: poses of each part an image, at most.
     """
 
     forms = ("poses",)

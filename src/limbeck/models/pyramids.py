@@ -21,10 +21,10 @@ NAMES = {"model": {"conv-pyramid": "ConvPyramidModel", "reverse-decoder": "Rever
 
 
 class ConvPyramid(nn.Module):
-    """Stages of two 3x3 convolutions, each halving the sides: maps of 1/2, 1/4, ... of a picture, the finest first.
+    """Stages of two 3x3 convolutions, each halving the sides: maps of 1/2, 1/4, ... of an image, the finest first.
 
     Args:
-        channels: of the picture.
+        channels: of the image.
         widths: of the stages.
     """
 

@@ -1,4 +1,4 @@
-"""Scenes as students: free pictures, Gaussians, a small field. Others come through ``import:PACKAGE.MODULE:FUNCTION``."""
+"""Scenes as students: free images, Gaussians, a small field. Others come through ``import:PACKAGE.MODULE:FUNCTION``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class SceneModel(Model):
     checkpoint: str | None = None
 
     def make(self, needs: Needs) -> nn.Module:
-        """The scene for pictures of this shape."""
+        """The scene for images of this shape."""
         raise TypeError(f"{type(self).__name__} must define make")
 
     def build(self, task: Task) -> Built:
@@ -57,7 +57,7 @@ class SceneModel(Model):
 
 @settings
 class PicturesModel(SceneModel):
-    """Particles that are pictures.
+    """Particles that are images.
 
     Args:
         spread: standard deviation of the noise that they start from, in [-1, 1].

@@ -58,7 +58,7 @@ class ConvNetModel(Normalised):
 
     Args:
         width: channels of every convolution.
-        depth: number of blocks; by default as many as bring the picture down to about 4 pixels.
+        depth: number of blocks; by default as many as bring the image down to about 4 pixels.
         norm: ``instance``, ``group``, ``layer``, ``batch`` or ``none``.
         activation: ``relu``, ``leakyrelu``, ``sigmoid`` or ``swish``.
         pooling: ``avg``, ``max`` or ``none``.
@@ -74,7 +74,7 @@ class ConvNetModel(Normalised):
     pooling: Literal["avg", "max", "none"] = "avg"
 
     def make(self, needs: Needs) -> nn.Module:
-        """A ``limbeck.networks.convnet.ConvNet`` for pictures of this size."""
+        """A ``limbeck.networks.convnet.ConvNet`` for images of this size."""
         from limbeck.networks.convnet import ConvNet
 
         shape = needs.inputs

@@ -40,7 +40,7 @@ class LatentDenoiser(nn.Module):
         return self.denoiser(*args, **kwargs)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Scaled latents [N, c, h, w] of pictures [N, 3, H, W] in [-1, 1]; the gradient goes through.
+        """Scaled latents [N, c, h, w] of images [N, 3, H, W] in [-1, 1]; the gradient goes through.
 
         The mean of the posterior is taken, where the published code draws from it: its deviation is some thousandths.
         """

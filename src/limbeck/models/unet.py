@@ -21,9 +21,9 @@ class UNetModel(Normalised):
 
     Args:
         width: channels of the first block; doubled with each level.
-        depth: how often the picture is halved.
-        stride: pixels of the picture for each place of the output: 1, 2, ... up to ``2**depth``.
-        norm: ``group``, which treats each picture by itself, or ``batch``.
+        depth: how often the image is halved.
+        stride: pixels of the image for each place of the output: 1, 2, ... up to ``2**depth``.
+        norm: ``group``, which treats each image by itself, or ``batch``.
     """
 
     forms = ("map",)

@@ -38,7 +38,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(nn.Module):
-    """A ResNet for small pictures.
+    """A ResNet for small images.
 
     Args:
         depth: 6n + 2 layers: 20, 32, 44, 56, 110.
@@ -95,6 +95,6 @@ class CifarResNet(nn.Module):
         return x.mean((2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, classes]`` of pictures ``[N, channels, H, W]``."""
+        """Logits ``[N, classes]`` of images ``[N, channels, H, W]``."""
         logits: Tensor = self.linear(self.embed(x))
         return logits

@@ -1,4 +1,4 @@
-"""The small classifier in whose features samples of tiny pictures are judged."""
+"""The small classifier in whose features samples of tiny images are evaluated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class FeatureNet(nn.Module):
     Up to 1,024 input values a perceptron with 128 and 32 units; above, three strided convolutions.
 
     Args:
-        shape: (channels, height, width) of a picture.
+        shape: (channels, height, width) of an image.
         classes: number of classes.
         width: size of the features.
 
@@ -42,7 +42,7 @@ class FeatureNet(nn.Module):
         self.head = nn.Linear(width, classes)
 
     def embed(self, x: Tensor) -> Tensor:
-        """Features [N, width] of pictures [N, C, H, W] in [0, 1]."""
+        """Features [N, width] of images [N, C, H, W] in [0, 1]."""
         out: Tensor = self.body(x * 2.0 - 1.0)
         return out
 

@@ -31,15 +31,15 @@ def _block(before: int, after: int, norm: Norm) -> nn.Sequential:
 class UNet(nn.Module):
     """Blocks of two 3x3 convolutions on the way down, and up again beside what was there (Ronneberger et al., 2015).
 
-    Pictures of any size: the sides need not divide by the strides.
+    Images of any size: the sides need not divide by the strides.
 
     Args:
-        channels: of a picture.
+        channels: of an image.
         outputs: values at each place.
         width: channels of the first block; doubled with each level.
-        depth: how often the picture is halved.
-        stride: pixels of the picture for each place of the output, a power of two up to ``2**depth``.
-        norm: ``group``, which treats each picture by itself, or ``batch``.
+        depth: how often the image is halved.
+        stride: pixels of the image for each place of the output, a power of two up to ``2**depth``.
+        norm: ``group``, which treats each image by itself, or ``batch``.
 
     Example:
         >>> UNet(3, 5, width=4, depth=2, stride=2)(torch.zeros(1, 3, 18, 25)).shape
@@ -63,7 +63,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[last], outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, outputs, h, w] of pictures [N, channels, H, W]; h = H // stride."""
+        """[N, outputs, h, w] of images [N, channels, H, W]; h = H // stride."""
         beside: list[Tensor] = []
         for i, block in enumerate(self.down):
             x = block(nn.functional.max_pool2d(x, 2) if i else x)
@@ -98,7 +98,7 @@ class Decoded(nn.Module):
         widths: their channels D_i.
         outputs: values at each place; the output has the sides of the finest map.
         width: channels of the decoder.
-        norm: ``group``, which treats each picture by itself, or ``batch``.
+        norm: ``group``, which treats each image by itself, or ``batch``.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Decoded(nn.Module):
         self.head = nn.Conv2d(width, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """[N, outputs, h, w] of pictures [N, C, H, W]."""
+        """[N, outputs, h, w] of images [N, C, H, W]."""
         levels = [layer(f) for layer, f in zip(self.lateral, self.encoder(x), strict=True)]
         merged = levels[-1]
         for fine in reversed(levels[:-1]):

@@ -34,7 +34,7 @@ class PartDetector(nn.Module):
         width: of what the head gives.
         parts: name -> anchor poses [K, J, 5].
         lowest: score below which no pose is found; ``overlap`` of boxes above which the lower one goes.
-        most: poses of each part a picture.
+        most: poses of each part an image.
 
     Attributes:
         names: of the parts.
@@ -77,7 +77,7 @@ class PartDetector(nn.Module):
         """Answers at regions, losses while it trains, or poses.
 
         Args:
-            x: pictures [N, C, H, W] in [0, 1].
+            x: images [N, C, H, W] in [0, 1].
             targets: ``labelled`` bool [N, P] and of each part ``pose:P``, ``known:P``, ``where:P``, ``box:P``.
             regions: boxes [N, R, 4] in the pixels of ``x``: only what the parts say of them is answered.
             lowest: score below which no pose is found.
@@ -85,7 +85,7 @@ class PartDetector(nn.Module):
         Returns:
             ``answers`` (part -> `Answer`) for regions. In training also ``regions`` [N, R, 4], ``weights`` [N, R] and
             ``labels`` (part -> int64 [N, R]) of those that were learnt from, and ``losses`` and ``counts``: name -> [N], which
-            pictures they are of. Else of each part, the best first, padded: ``pose:P`` [N, D, J, 5], ``box:P`` [N, D, 4],
+            images they are of. Else of each part, the best first, padded: ``pose:P`` [N, D, J, 5], ``box:P`` [N, D, 4],
             ``score:P`` [N, D], ``anchor:P`` [N, D] and ``where:P`` [N, D].
         """
         net = self.net

@@ -188,7 +188,7 @@ def levels_of(pyramid: Sequence[Tensor]) -> list[Tensor]:
 class ReverseDecoder(nn.Module):
     """Rebuilds four levels of features from a bottleneck of all of them, and from shortcuts out of the level below each.
 
-    Sides are those of what comes in: nothing is fixed to pictures of 256 pixels.
+    Sides are those of what comes in: nothing is fixed to images of 256 pixels.
 
     Args:
         widths: channels of the four levels; the published ones are those of a ResNet-34, (64, 64, 128, 256).
@@ -319,7 +319,7 @@ class PyramidStudent(nn.Module):
 
 
 class Beside(nn.Module):
-    """A student that sees the picture itself, beside its teacher (student-teacher feature pyramid matching).
+    """A student that sees the image itself, beside its teacher (student-teacher feature pyramid matching).
 
     Args:
         teacher, student: pyramids of the same channels.

@@ -1,6 +1,6 @@
-"""Scenes that are drawn differentiably: free pictures, Gaussians, a small field, or anything with `render(params, camera)`.
+"""Scenes that are drawn differentiably: free images, Gaussians, a small field, or anything with `render(params, camera)`.
 
-A scene is a module ``(camera [B, 4, 4], K [B, 3, 3], particle [B]) -> pictures [B, C, H, W]`` in [0, 1]. It holds
+A scene is a module ``(camera [B, 4, 4], K [B, 3, 3], particle [B]) -> images [B, C, H, W]`` in [0, 1]. It holds
 ``particles`` of its kind side by side, each with parameters of its own: the particle says which one is looked at.
 """
 
@@ -27,7 +27,7 @@ class Camera(NamedTuple):
     Attributes:
         view: [B, 4, 4] from the world to the camera: x right, y down, z ahead.
         K: [B, 3, 3] in pixels.
-        width, height: of the picture.
+        width, height: of the image.
     """
 
     view: Tensor
@@ -41,7 +41,7 @@ class Scene(nn.Module):
 
     Args:
         particles: how many stand side by side.
-        shape: of a picture, (channels, height, width).
+        shape: of an image, (channels, height, width).
     """
 
     cameras = True
@@ -90,7 +90,7 @@ class Gaussians(Scene):
     """Particles that are clouds of Gaussians.
 
     Args:
-        particles, shape: how many, of which pictures.
+        particles, shape: how many, of which images.
         count: Gaussians of each.
         sh_degree: of the colours that depend on the direction; 0 for none.
         radius: of the ball (or of the shell) that they start in.
@@ -159,7 +159,7 @@ class Field(Scene):
     or its opposite where the camera stands inside) and colour; a plain colour stands behind. No hash grid: this is small.
 
     Args:
-        particles, shape: how many, of which pictures.
+        particles, shape: how many, of which images.
         width: of the hidden layers. frequencies: octaves of the place.
         samples: along a ray. bound: the radius in which there is matter.
         init: see `Init`.
@@ -234,10 +234,10 @@ class Mesh(Scene):
     """One mesh, drawn by a soft rasteriser: the second stage moves its corners, the third paints it.
 
     Args:
-        shape: of the pictures.
+        shape: of the images.
         vertices: [V, 3]. faces: [F, 3].
         colours: [V, C] in [0, 1]; grey without.
-        stage: ``geometry`` draws normals (of grey pictures how far they face the camera) and moves corners; ``texture`` draws
+        stage: ``geometry`` draws normals (of grey images how far they face the camera) and moves corners; ``texture`` draws
             and learns colours of corners.
         sigma: softness of edges in pixels squared.
     """
@@ -334,7 +334,7 @@ class Rendered(Scene):
     Args:
         render: gets a mapping of tensors, each with a leading axis of the batch, and a `Camera`.
         params: by name, each [particles, ...].
-        shape: of a picture.
+        shape: of an image.
 
     Example:
         >>> flat = Rendered(lambda p, c: p["colour"].sigmoid()[:, :, None, None].expand(-1, -1, c.height, c.width),
@@ -376,7 +376,7 @@ def particles_of(module: Any) -> int:
 
 
 def check_scene(made: Any, shape: tuple[int, ...], items: int) -> None:
-    """Refuse what a scene has drawn where it is no picture in [0, 1].
+    """Refuse what a scene has drawn where it is no image in [0, 1].
 
     Raises:
         ShapeError, ConfigError: what it is, and what is expected.

@@ -16,8 +16,8 @@ def channels_first(f: Tensor, picture: Sequence[int] = ()) -> Tensor:
 
     Args:
         f: the feature.
-        picture: height and width of the picture that it is of: which two axes are its sides is told by their ratio. Where
-            that leaves a doubt, or no picture is given, channels come first.
+        picture: height and width of the image that it is of: which two axes are its sides is told by their ratio. Where
+            that leaves a doubt, or no image is given, channels come first.
 
     Example:
         >>> import torch
@@ -36,7 +36,7 @@ def channels_first(f: Tensor, picture: Sequence[int] = ()) -> Tensor:
 
 
 def picture_of(batch: Mapping[str, Any]) -> tuple[int, ...]:
-    """Height and width of a batch's pictures; nothing where it has none."""
+    """Height and width of a batch's images; nothing where it has none."""
     x = batch.get("x")
     return tuple(x.shape[-2:]) if isinstance(x, Tensor) and x.ndim == 4 else ()
 

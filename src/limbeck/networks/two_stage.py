@@ -1,6 +1,6 @@
-"""A two-stage detector of torchvision taken apart: maps, proposals, pooled regions, losses by picture, detections.
+"""A two-stage detector of torchvision taken apart: maps, proposals, pooled regions, losses by image, detections.
 
-Everything is padded and batched; a loss is a value for each picture, so that cutting a batch changes nothing. Where
+Everything is padded and batched; a loss is a value for each image, so that cutting a batch changes nothing. Where
 torchvision draws a balanced sample of anchors and regions, the loss here is that sample's expectation
 (`limbeck.functional.boxes.sampling_weights`): the same gradient on average, without draws.
 """
@@ -34,13 +34,13 @@ class Proposals(NamedTuple):
 
 @dataclass
 class Maps:
-    """What the backbone says of pictures.
+    """What the backbone says of images.
 
     Attributes:
         features: name -> [N, D, h, w], the finest first.
-        size: (height, width) of the pictures as the network sees them.
-        scale: its pixels for each pixel of the pictures that were given, (x, y, x, y).
-        images: the pictures as the network sees them, in torchvision's own form.
+        size: (height, width) of the images as the network sees them.
+        scale: its pixels for each pixel of the images that were given, (x, y, x, y).
+        images: the images as the network sees them, in torchvision's own form.
     """
 
     features: dict[str, Tensor]
@@ -55,7 +55,7 @@ def is_two_stage(net: Any) -> bool:
 
 
 def maps_of(net: Any, x: Tensor) -> Maps:
-    """The pyramid of pictures [N, C, H, W] in [0, 1]."""
+    """The pyramid of images [N, C, H, W] in [0, 1]."""
     images, _ = net.transform(list(x))
     features = net.backbone(images.tensors)
     features = {"0": features} if isinstance(features, Tensor) else dict(features)
@@ -211,8 +211,8 @@ def detected(
         boxes: [N, R, 4] for all classes alike, or [N, R, C, 4].
         scores: [N, R, C].
         where: [N, R].
-        size: (height, width) of the pictures.
-        lowest: score below which nothing is kept; ``overlap``: above which the lower one goes; ``most``: a picture.
+        size: (height, width) of the images.
+        lowest: score below which nothing is kept; ``overlap``: above which the lower one goes; ``most``: an image.
     """
     from torchvision.ops import batched_nms
 
@@ -328,7 +328,7 @@ class OpenDetector(nn.Module):
         """``losses`` [N] by name while it trains, else detections; ``embedding`` [N, P, D] of further boxes.
 
         Args:
-            x: pictures [N, C, H, W] in [0, 1].
+            x: images [N, C, H, W] in [0, 1].
             targets: ``boxes`` [N, M, 4], ``labels``, ``where``, and ``masks`` [N, M, H, W] for a mask head.
             regions: boxes [N, P, 4] in the pixels of ``x`` to be embedded by the branch that is matched to images.
         """
@@ -393,7 +393,7 @@ class SmallPyramid(nn.Module):
     """Convolutions with group normalisation, halved step by step; two levels brought to one width.
 
     Args:
-        channels: of the pictures.
+        channels: of the images.
         width: of the pyramid; the coarser stages are as wide.
     """
 
@@ -422,10 +422,10 @@ class SmallPyramid(nn.Module):
 def small_detector(
     channels: int, classes: int, side: tuple[int, int], *, width: int, proposals: int, pool: int, masks: bool
 ) -> nn.Module:
-    """torchvision's Faster R-CNN (Mask R-CNN) on `SmallPyramid`, for pictures of their own size.
+    """torchvision's Faster R-CNN (Mask R-CNN) on `SmallPyramid`, for images of their own size.
 
     Args:
-        channels: of the pictures; ``side``: (height, width).
+        channels: of the images; ``side``: (height, width).
         classes: without the background.
         width: of the pyramid and of the box head.
         proposals: that the first stage hands on.
@@ -450,19 +450,19 @@ def pyramid_detector(
     channels: int = 0,
     normalise: tuple[list[float], list[float]] | None = None,
 ) -> nn.Module:
-    """torchvision's Faster R-CNN (Mask R-CNN) on any pyramid of strides 4, 8, ..., for pictures of their own size.
+    """torchvision's Faster R-CNN (Mask R-CNN) on any pyramid of strides 4, 8, ..., for images of their own size.
 
     Args:
         body: gives its levels by name, ``0`` the finest, and has ``out_channels``.
         classes: without the background.
-        side: (height, width) of the pictures.
+        side: (height, width) of the images.
         width: of the pyramid and of the box head.
         proposals: that the first stage hands on.
         pool: side of pooled features.
         masks: with a mask head.
         levels: of the pyramid. Two have anchors of an eighth to a half of the picture's short side; of any other number
             each has those of eight times its stride.
-        channels: of the pictures, where they come normalised.
+        channels: of the images, where they come normalised.
         normalise: mean and deviation of each channel, by which the detector normalises itself.
     """
     from torchvision.models.detection import FasterRCNN, MaskRCNN

@@ -1,4 +1,4 @@
-"""Add-ons for maps: channel-wise distillation, and crops that move picture and mask together."""
+"""Add-ons for maps: channel-wise distillation, and crops that move image and mask together."""
 
 from __future__ import annotations
 
@@ -86,11 +86,11 @@ class ChannelWise(Objective):
 
 @settings
 class MapCrop(Query):
-    """Pictures and masks scaled by a random factor and cut out at a random place, together; what lies outside of a picture
+    """Pictures and masks scaled by a random factor and cut out at a random place, together; what lies outside of an image
     is black and does not count.
 
     Args:
-        sides: [height, width] of what is cut out; by default as large as the pictures.
+        sides: [height, width] of what is cut out; by default as large as the images.
         least, most: the factors between which is drawn (mmsegmentation's default: 0.5 and 2).
         views: draws repeat after this many passes (so a cache can hold them); 0: never.
     """

@@ -18,7 +18,7 @@ NAMES = {"query": {"flip-poses": "FlipPoses"}}
 
 
 def mirrored_pose(pose: Tensor, flip: tuple[int, ...], width: int) -> Tensor:
-    """Poses [..., J, 2 or 5] in a picture of so many pixels as its mirror image shows them; joints change sides.
+    """Poses [..., J, 2 or 5] in an image of so many pixels as its mirror image shows them; joints change sides.
 
     Example:
         >>> mirrored_pose(torch.tensor([[1.0, 5, 2, 0, 0], [4, 6, -1, 0, 0]]), (1, 0), 10).tolist()
@@ -33,7 +33,7 @@ def mirrored_pose(pose: Tensor, flip: tuple[int, ...], width: int) -> Tensor:
 
 @settings
 class FlipPoses(Query):
-    """Mirror left to right, with probability one half, all keypoints with the picture.
+    """Mirror left to right, with probability one half, all keypoints with the image.
 
     Args:
         probability: of mirroring.
@@ -61,7 +61,7 @@ class FlipPoses(Query):
             )
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
-        """Mirrored pictures and keypoints where the draw says so."""
+        """Mirrored images and keypoints where the draw says so."""
         view = batch["view"] % self.views if self.views else batch["view"]
         u = ctx.draws.anywhere().rand("flip", batch["item"] * 1_000_003 + view)
         turned = u < self.probability

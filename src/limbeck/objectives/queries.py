@@ -118,7 +118,7 @@ def _mixable(batch: Batch, ctx: Context, name: str, classes: int | None) -> Tens
 
 
 def over_pixels(batch: Batch) -> list[str]:
-    """The names of what lies over the pixels of a batch's pictures, and moves with them: a mask, and where it counts."""
+    """The names of what lies over the pixels of a batch's images, and moves with them: a mask, and where it counts."""
     x, y = batch["x"], batch.get("y")
     if not isinstance(y, Tensor) or y.ndim != 3 or y.shape[1:] != x.shape[2:]:
         return []
@@ -126,7 +126,7 @@ def over_pixels(batch: Batch) -> list[str]:
 
 
 def refuse_places(task: Task, name: str) -> None:
-    """Refuse pictures whose boxes or points would stay where they are.
+    """Refuse images whose boxes or points would stay where they are.
 
     Raises:
         ConfigError: which.
@@ -136,14 +136,14 @@ def refuse_places(task: Task, name: str) -> None:
     if still:
         raise ConfigError(
             f"queries.{name}",
-            f"it moves pictures and leaves their {still[0].split(':')[0]}",
+            f"it moves images and leaves their {still[0].split(':')[0]}",
             remedy="use flip-poses, which mirrors both" if still[0] != "boxes" else "leave it out",
         )
 
 
 @settings
 class Flip(Query):
-    """Mirror left to right, with probability one half; a mask with its picture.
+    """Mirror left to right, with probability one half; a mask with its image.
 
     ``flip`` bool [N] in the batch says which were mirrored. Where it is there already, it is done as it says
     (`limbeck.parts.stored_crops`).
@@ -192,7 +192,7 @@ class Crop(Query):
         refuse_places(task, "crop")
         if over_pixels(example):
             raise ConfigError(
-                "queries.crop", "it moves pictures and leaves their masks", remedy="use map-crop, which moves both"
+                "queries.crop", "it moves images and leaves their masks", remedy="use map-crop, which moves both"
             )
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
@@ -211,7 +211,7 @@ class Crop(Query):
 
 @settings
 class ResizedCrop(Query):
-    """A part of the picture, of random size and shape, brought to the picture's own size; which part is in the batch.
+    """A part of the image, of random size and shape, brought to the picture's own size; which part is in the batch.
 
     ``box`` [N, 4] int64 is the part (top, left, height, width) in pixels. A stage that records boxes beside a teacher's answers
     (`Stage.record`) can show the same parts again: boxes that are already there are taken as they are.
@@ -238,7 +238,7 @@ class ResizedCrop(Query):
         if over_pixels(example):
             raise ConfigError(
                 "queries.resized-crop",
-                "it moves pictures and leaves their masks",
+                "it moves images and leaves their masks",
                 remedy="use map-crop, which moves both",
             )
 

@@ -97,7 +97,7 @@ class Streamed:
         path: a file, or a folder of them.
         size: bytes in a piece of a file that is cut.
         field: the column or key that holds the text.
-        held: documents that are judged, by `Document.key`: they are left out.
+        held: documents that are evaluated, by `Document.key`: they are left out.
     """
 
     def __init__(self, path: str, size: int, field: str = "text", held: Iterable[str] = ()) -> None:
@@ -139,7 +139,7 @@ class Streamed:
         return list(self._pieces)
 
     def documents(self, piece: str) -> Iterator[Document]:
-        """The documents of a piece; blank ones and those that are judged are left out.
+        """The documents of a piece; blank ones and those that are evaluated are left out.
 
         Raises:
             DataError: a row or line holds no text, or a file cannot be read.

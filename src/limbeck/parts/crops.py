@@ -236,7 +236,7 @@ def _turns(u: Tensor, about: str) -> Tensor:
 
 
 def sketch(points: Tensor, side: int = 48) -> list[list[list[int]]]:
-    """One cloud [P, 3] seen from the front, as a grey picture [1][side][side] of whole numbers up to 255: near points bright."""
+    """One cloud [P, 3] seen from the front, as a grey image [1][side][side] of whole numbers up to 255: near points bright."""
     x = points.float().cpu()
     at = ((x[:, :2].clamp(-1.6, 1.6) / 3.2 + 0.5) * (side - 1)).round().long()
     spread = (x[:, 2].max() - x[:, 2].min()).clamp_min(1e-6)

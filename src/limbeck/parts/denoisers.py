@@ -221,7 +221,7 @@ class Asked:
 
     @classmethod
     def of(cls, task: Generation, batch: Batch, ctx: Context, w_range: tuple[float, float] = (0.0, 0.0)) -> Asked:
-        """A batch of pictures, and guidance weights drawn uniformly."""
+        """A batch of images, and guidance weights drawn uniformly."""
         ids = fresh_ids(batch)
         low, high = w_range
         return cls(task.signed(batch["x"]), batch["y"], ctx.draws.rand("w", ids, low=low, high=high), ids)

@@ -17,12 +17,12 @@ from limbeck.networks.two_stage import OpenDetector, Proposals, anchored, maps_o
 
 @torch.no_grad()
 def propose(net: Any, x: Tensor, most: int) -> Proposals:
-    """The best boxes of a two-stage detector's first stage, in the pixels of the pictures ``x`` [N, C, H, W].
+    """The best boxes of a two-stage detector's first stage, in the pixels of the images ``x`` [N, C, H, W].
 
     Args:
         net: torchvision's, or an `OpenDetector`.
-        x: pictures as the network takes them.
-        most: boxes a picture, [N, most, 4]; padded with zeros where there are fewer.
+        x: images as the network takes them.
+        most: boxes an image, [N, most, 4]; padded with zeros where there are fewer.
     """
     net = net.net if isinstance(net, OpenDetector) else net
     maps = maps_of(net, x)
@@ -37,7 +37,7 @@ def propose(net: Any, x: Tensor, most: int) -> Proposals:
 
 
 def crops_of(x: Tensor, boxes: Tensor, side: int) -> Tensor:
-    """Boxes [N, K, 4] of pictures [N, C, H, W] cut out and brought to one size, [N * K, C, side, side]."""
+    """Boxes [N, K, 4] of images [N, C, H, W] cut out and brought to one size, [N * K, C, side, side]."""
     n, k = boxes.shape[:2]
     number = torch.arange(n, device=x.device, dtype=x.dtype).repeat_interleave(k)[:, None]
     made: Tensor = roi_align(x, torch.cat([number, boxes.flatten(0, 1).to(x.dtype)], 1), (side, side), aligned=True)
@@ -57,11 +57,11 @@ def embed_crops(
     """What an image tower says of boxes [N, K, 4]: the sum over crops of several sizes about their middle, [N, K, D].
 
     Args:
-        tower: from pictures [n, C, h, w] to embeddings [n, D].
-        x: pictures in [0, 1].
+        tower: from images [n, C, h, w] to embeddings [n, D].
+        x: images in [0, 1].
         side: of the crops.
         scales: how much larger than the box each crop is.
-        contract: how the tower takes its pictures.
+        contract: how the tower takes its images.
         chunk: crops at a time.
 
     Returns:
@@ -87,7 +87,7 @@ class CropDetector(nn.Module):
         text: embeddings of class names [C, D].
         contracts: of ``net`` and ``tower``.
         side, scales: of the crops.
-        most: proposals a picture.
+        most: proposals an image.
         overlap: above which the lower one of two proposals goes, whatever their classes.
         temperature: multiplies cosines.
     """
@@ -120,7 +120,7 @@ class CropDetector(nn.Module):
         )
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Detections of pictures [N, C, H, W] in [0, 1]."""
+        """Detections of images [N, C, H, W] in [0, 1]."""
         from limbeck.networks.two_stage import detected
 
         found = propose(self.net, self.contracts[0].inputs(x), self.most)

@@ -1,4 +1,4 @@
-"""Labels that experts on parts give to pictures without: poses found, joined with those that are annotated."""
+"""Labels that experts on parts give to images without: poses found, joined with those that are annotated."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class MergedPoses:
     """Pictures whose annotated poses are joined with those that experts found; all of them count as labelled.
 
     Args:
-        data: pictures with annotated poses, of which ``labelled`` says which parts are told.
-        found: of each picture by its number, what the experts found: ``pose:P`` [n, D, J, 5], ``box:P``, ``score:P``, ``where:P``.
+        data: images with annotated poses, of which ``labelled`` says which parts are told.
+        found: of each image by its number, what the experts found: ``pose:P`` [n, D, J, 5], ``box:P``, ``score:P``, ``where:P``.
         parts: the parts that experts have.
         links: see `limbeck.tasks.poses.assembled`.
         score_threshold, iou_threshold, fill_missing: see `limbeck.functional.keypoints.merge_pseudo_labels`.
@@ -119,7 +119,7 @@ class MergedPoses:
         return f"{self.data.fingerprint}+{self.found.fingerprint}+{told}"
 
     def counts(self, truth: Data | None = None) -> dict[str, float]:
-        """Of each part, ``added_P``: poses that experts added, a picture; where the labels that were not told are known
+        """Of each part, ``added_P``: poses that experts added, an image; where the labels that were not told are known
         (``truth``), ``right_P``: the share of added poses that overlap one of these by half, and ``covered_P``: the share of
         these that an added one overlaps.
         """

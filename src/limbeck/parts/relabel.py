@@ -61,7 +61,7 @@ def as_stored(pixels: Tensor, encoding: Encoding, quality: int = 75) -> Tensor:
     if encoding == "jpeg":
         if rounded.shape[1] not in (1, 3):
             raise ConfigError(
-                "encoding", f"JPEG holds pictures of 1 or 3 channels, and these have {rounded.shape[1]}", expected="png"
+                "encoding", f"JPEG holds images of 1 or 3 channels, and these have {rounded.shape[1]}", expected="png"
             )
         rounded = torch.stack([_through_jpeg(x, quality) for x in rounded])
     return rounded.float().to(pixels.device) / 255

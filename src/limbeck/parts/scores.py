@@ -123,7 +123,7 @@ def variational(
         MethodError: x has no graph.
     """
     if torch.is_grad_enabled() and not x.requires_grad:
-        raise MethodError("render", "renderer output does not require grad", expected="a picture with a graph")
+        raise MethodError("render", "renderer output does not require grad", expected="a image with a graph")
     with torch.no_grad():
         z = diffusion.diffuse(x.detach(), eps, logsnr)
         seen = eps if other is None else other.eps(z, logsnr)

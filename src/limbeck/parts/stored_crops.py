@@ -1,8 +1,8 @@
-"""Crops of pictures with a teacher's labels, written down once and shown again (FKD: Shen and Xing 2022, arXiv 2112.01528).
+"""Crops of images with a teacher's labels, written down once and shown again (FKD: Shen and Xing 2022, arXiv 2112.01528).
 
-Of each of N pictures there are M crops. A crop is a row: where it lies (relative to the picture), whether it is mirrored, and
+Of each of N images there are M crops. A crop is a row: where it lies (relative to the image), whether it is mirrored, and
 the teacher's probabilities in a compressed form. The rows are made by `limbeck cache` (a folder that many runs read) or by a
-stage of a run; both are read by picture and number of the crop.
+stage of a run; both are read by image and number of the crop.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ PREFIX = "crop."
 
 @settings
 class CropPlan(Settings):
-    """Which crops of each picture are labelled, and how the labels are kept.
+    """Which crops of each image are labelled, and how the labels are kept.
 
     Args:
-        crops: how many of each picture.
+        crops: how many of each image.
         lowest: the smallest share of the picture's area.
         highest: the largest.
         flip: probability that a crop is mirrored.
@@ -69,7 +69,7 @@ class CropPlan(Settings):
         return CropPlan(**self.plain() | values)
 
     def queries(self) -> dict[str, Query]:
-        """What makes a crop of a picture: drawn by the keys of picture and crop, or as ``box`` and ``flip`` say.
+        """What makes a crop of a picture: drawn by the keys of image and crop, or as ``box`` and ``flip`` say.
 
         Any method's recipe may name these two (``resized-crop`` and ``flip``, with as many ``views``): with the same seed it
         sees the same crops.
@@ -78,7 +78,7 @@ class CropPlan(Settings):
         return {"crop": crop, "flip": Flip(probability=self.flip, views=self.crops)}
 
     def show(self, batch: Batch, ctx: Any) -> Batch:
-        """The crops ``view`` [N] of the pictures ``item`` [N]: ``x`` is the crop, ``box`` and ``flip`` say which."""
+        """The crops ``view`` [N] of the images ``item`` [N]: ``x`` is the crop, ``box`` and ``flip`` say which."""
         for query in self.queries().values():
             batch = query(batch, ctx)
         return batch
@@ -98,7 +98,7 @@ class CropPlan(Settings):
 
         Args:
             batch: as `show` gives it.
-            size: height and width of the pictures.
+            size: height and width of the images.
             logits: the teacher's [N, C].
 
         Returns:
@@ -168,7 +168,7 @@ class CropPlan(Settings):
 
 
 def placed(box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Relative boxes [..., 4] in whole pixels of a picture of some size; at least one pixel, and within it.
+    """Relative boxes [..., 4] in whole pixels of an image of some size; at least one pixel, and within it.
 
     Example:
         >>> placed(torch.tensor([0.25, 0.5, 0.5, 0.5]), (8, 8)).tolist()
@@ -204,7 +204,7 @@ class Store(Protocol):
     """Stored crops: a recording (`limbeck.cache.Cache`), or what a stage left (`StageStore`)."""
 
     def rows(self, items: Tensor, views: Tensor) -> dict[str, Tensor]:
-        """The rows [n, ...] of crops ``views`` [n] of pictures ``items`` [n], on the CPU."""
+        """The rows [n, ...] of crops ``views`` [n] of images ``items`` [n], on the CPU."""
 
 
 class StageStore:
@@ -232,7 +232,7 @@ def picked(batch: Batch, places: Tensor, count: int) -> Batch | None:
 
 
 class Repeated:
-    """Data of which every item is asked about M times: item ``i * M + m`` is picture i. A picture is read once a batch."""
+    """Data of which every item is asked about M times: item ``i * M + m`` is image i. An image is read once a batch."""
 
     def __init__(self, data: Data, crops: int) -> None:
         self.data, self.crops = data, crops
@@ -241,7 +241,7 @@ class Repeated:
         return len(self.data) * self.crops
 
     def fetch(self, items: Tensor) -> Batch:
-        """The pictures of the items."""
+        """The images of the items."""
         wanted = items // self.crops
         ids, places = wanted.unique(return_inverse=True)
         found = picked(self.data.fetch(ids), places, len(ids)) if len(ids) < len(items) else None
@@ -249,19 +249,19 @@ class Repeated:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, and how often."""
+        """Of the images, and how often."""
         return digest(self.data.fingerprint, "crops", self.crops)
 
 
 class Shown:
-    """Pictures with some of their stored crops, other ones at each pass; rows are read beside the pictures.
+    """Pictures with some of their stored crops, other ones at each pass; rows are read beside the images.
 
     Args:
-        data: the pictures.
+        data: the images.
         store: their crops.
         treatments: of every picture's M crops, int8 [M] in the column ``treatment``; those that are discarded are not shown.
         crops: M.
-        shown: K, of each picture; drawn without replacement.
+        shown: K, of each image; drawn without replacement.
         seed: of the draws.
     """
 
@@ -281,7 +281,7 @@ class Shown:
         return chosen, treatment.gather(1, chosen)
 
     def fetch_at(self, items: Tensor, views: Tensor) -> Batch:
-        """The pictures at some pass: beside ``x`` and ``y`` columns ``crop.*`` [n, K, ...]."""
+        """The images at some pass: beside ``x`` and ``y`` columns ``crop.*`` [n, K, ...]."""
         chosen, treatment = self.choose(items, views)
         rows = self.store.rows(items.repeat_interleave(self.shown), chosen.flatten())
         columns = {n: v.unflatten(0, (len(items), self.shown)) for n, v in rows.items() if n != "check"}
@@ -289,18 +289,18 @@ class Shown:
         return {**self.data.fetch(items), **{PREFIX + n: v for n, v in columns.items()}}
 
     def fetch(self, items: Tensor) -> Batch:
-        """The pictures at the first pass."""
+        """The images at the first pass."""
         return self.fetch_at(items, torch.zeros_like(items))
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, and which of their crops are shown."""
+        """Of the images, and which of their crops are shown."""
         return digest(self.data.fingerprint, self.treatments.fingerprint, self.crops, self.shown, self.seed)
 
 
 @settings
 class Replay(Query):
-    """Each picture of a batch [N] gives way to its K stored crops: [K N], the first crop of every picture first.
+    """Each image of a batch [N] gives way to its K stored crops: [K N], the first crop of every image first.
 
     ``item`` and ``y`` are repeated, ``view`` is the number of the crop, ``box``, ``flip``, ``index``, ``value`` and
     ``treatment`` are its columns.

@@ -33,7 +33,7 @@ class Loaded:
         module: the ``torch.nn.Module``; of an ONNX file what runs it.
         device: where it answers.
         notes: what was assumed while it was opened.
-        judged: after `evaluate`, how many items of which split were judged.
+        judged: after `evaluate`, how many items of which split were evaluated.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Loaded:
         """What the network answers, for each item.
 
         Args:
-            inputs: what the network takes, or a list of it: picture files or folders of them, arrays ``[N, C, H, W]`` or
+            inputs: what the network takes, or a list of it: image files or folders of them, arrays ``[N, C, H, W]`` or
                 ``[N, H, W, C]`` (bytes, or floats in [0, 1]), PIL images; rows ``[N, F]``, a DataFrame, a csv, jsonl or parquet
                 file; texts, pairs of texts, text files; graphs. Of a sampler: class names, or how many samples; of a
-                scene: how many views around it. Pictures are brought to the size of the training pictures as these were,
+                scene: how many views around it. Images are brought to the size of the training images as these were,
                 and normalised as the network was trained.
             batch: items at a time.
             progress: show how far it is, on standard error.
@@ -136,15 +136,15 @@ class Loaded:
                 shown.advance(len(ids))
                 yield from found
 
-    # ---------------------------------------------------------------------------------------------------------- judging
+    # ---------------------------------------------------------------------------------------------------------- evaluation
     def evaluate(self, *overrides: str, split: str | None = None, progress: bool = False) -> dict[str, float]:
         """The task's metrics on a split of labelled data.
 
         Args:
             *overrides: settings of the task as on the command line, ``task.data=folder:photos``; without any, a run is
-                judged on its own data.
+                evaluated on its own data.
             split: ``test`` (by default), ``valid`` or ``train``. Where other data name no test split, all of their items
-                are judged.
+                are evaluated.
             progress: say what is read, on standard error.
 
         Raises:

@@ -27,7 +27,7 @@ class Predictions(Sequence[dict[str, Any]]):
         classes: names of the classes, where there are any.
 
     Attributes:
-        answers: with their tensors (masks, maps, pictures).
+        answers: with their tensors (masks, maps, images).
 
     Example:
         >>> found = limbeck.load("runs/birds").predict(["a.jpg", "b.jpg"])  # doctest: +SKIP

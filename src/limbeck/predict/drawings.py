@@ -18,7 +18,7 @@ class Drawings:
     """Where answers are drawn.
 
     Args:
-        folder: made where it is missing; pictures in it are called as the items are, and none is written twice.
+        folder: made where it is missing; images in it are called as the items are, and none is written twice.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -50,7 +50,7 @@ class Drawings:
 
 
 def write_png(path: Path, x: Tensor) -> None:
-    """A picture [C, H, W], uint8 or in [0, 1]."""
+    """A image [C, H, W], uint8 or in [0, 1]."""
     import io
 
     from PIL import Image

@@ -1,4 +1,4 @@
-"""A trained network judged on labelled data: its run's own, or others."""
+"""A trained network evaluated on labelled data: its run's own, or others."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _by_run(loaded: Loaded, overrides: Sequence[str], split: str | None) -> dict
 
     if not loaded._place.run:
         raise ConfigError(
-            "RUN", f"an exported {loaded.kind} is judged by its run's evaluator", given=str(loaded.path),
+            "RUN", f"an exported {loaded.kind} is evaluated by its run's evaluator", given=str(loaded.path),
             remedy="name the run: limbeck evaluate RUN",
         )  # fmt: skip
     recipe = build(check(load_tree(loaded.path / "config.yaml", overrides)))

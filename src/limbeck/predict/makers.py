@@ -115,7 +115,7 @@ def _words(inputs: Any) -> list[str]:
 
 
 def _views(loaded: Loaded, inputs: Any, batch: int, options: dict[str, Any]) -> Parts:
-    """Views once around each particle; of pictures, each particle once."""
+    """Views once around each particle; of images, each particle once."""
     from limbeck.networks.scenes import particles_of
 
     if inputs is not None and not isinstance(inputs, int) and inputs != [] and inputs != ():

@@ -94,7 +94,7 @@ _METRICS: Final[dict[str, tuple[str, bool, bool | None]]] = {
     "spread": ("mean distance between particles", False, None),
     "diversity": ("diversity (real pictures: 1)", False, True),
     "distinct": ("different nearest real pictures", True, True),
-    "nearest": ("distance to the nearest real picture (unseen ones: 1)", False, None),
+    "nearest": ("distance to the nearest real image (unseen ones: 1)", False, None),
     "frechet": ("Fréchet distance", False, False),
     "fid": ("Fréchet distance", False, False),
     "fid_floor": ("Fréchet distance, real against real", False, None),

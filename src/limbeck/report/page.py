@@ -33,7 +33,7 @@ MOST_PANELS: Final = 9
 
 @dataclass
 class Sample:
-    """A picture that a run left: its title, caption, PNG as a data URI, and how wide it is shown, in pixels."""
+    """A image that a run left: its title, caption, PNG as a data URI, and how wide it is shown, in pixels."""
 
     title: str
     caption: str
@@ -343,7 +343,7 @@ def average(lines: Sequence[Sequence[tuple[float, float]]]) -> list[tuple[float,
 
 
 def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: list[str], kind: str) -> list[Sample]:
-    """The pictures of the first run of each row."""
+    """The images of the first run of each row."""
     found: list[Sample] = []
     seen: set[str] = set()
     for label, result, folder in runs:
@@ -373,7 +373,7 @@ def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: 
                     data = b""
             if not data.startswith(b"\x89PNG\r\n\x1a\n"):
                 notes.append(
-                    f"The picture {str(picture.get('file', title))!r} is not shown: "
+                    f"The image {str(picture.get('file', title))!r} is not shown: "
                     "it is missing, too large or no PNG of this run."
                 )
                 continue
@@ -389,7 +389,7 @@ def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: 
 
 
 def _sheet(rows: Any, gap: int = 1) -> bytes:
-    """Rows of pictures ``[C][H][W]`` (C = 1 or 3, whole numbers up to 255) as one PNG; nothing when they do not fit."""
+    """Rows of images ``[C][H][W]`` (C = 1 or 3, whole numbers up to 255) as one PNG; nothing when they do not fit."""
     try:
         pictures = [[[[[int(v) for v in line] for line in channel] for channel in p] for p in row] for row in rows]
         channels, high, across = len(pictures[0][0]), len(pictures[0][0][0]), len(pictures[0][0][0][0])

@@ -15,7 +15,7 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student, ...}`` (``parame
   (herding, k-means) and what the method adds (a peer, an early exit). Results from before 0.2 have ``baselines`` instead;
 - ``calibration: {role: {confidence: [...], accuracy: [...], count: [...]}}``: the bins of a reliability diagram;
 - ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
-  ``file``, ``pixels``: rows of pictures ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
+  ``file``, ``pixels``: rows of images ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
   rows;
 - ``tables: [{title, head, rows}]``: small tables of what was made, for a run's page and the screen.
 
@@ -38,7 +38,7 @@ A **comparison** is the content of ``comparison.json``::
     }
 
 A result inside a comparison may add ``folder``, its run folder relative to ``comparison.json``: the report then draws
-training curves and shows its pictures. :func:`comparison_of` makes a comparison from a list of results.
+training curves and shows its images. :func:`comparison_of` makes a comparison from a list of results.
 
 Methods are compared with each other only where their **students are alike**: the same ``settings.student`` (where they are
 not recorded: as many parameters) that learns from as many items. Each further student has a row alone of its own.

@@ -1,6 +1,6 @@
 """One run, end to end: what ``limbeck run``, ``plan`` and everything that reads a run folder stand on.
 
-``preparing``: data read, models built, the teacher trained. ``running``: the baseline, distillation, judgement, report.
+``preparing``: data read, models built, the teacher trained. ``running``: the baseline, distillation, evaluation, report.
 ``folder``: what a run leaves, and what it finds. ``restoring``: a run read back. ``planning``: what one will cost.
 """
 

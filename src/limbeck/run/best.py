@@ -47,7 +47,7 @@ class Best:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """What the best one scored on the validation split, and at which step; empty where nothing was judged."""
+        """What the best one scored on the validation split, and at which step; empty where nothing was evaluated."""
         if self.known is None:
             return {}
         return {f"valid/{k}": v for k, v in self.known["valid"].items()} | {"step": float(self.known["step"])}

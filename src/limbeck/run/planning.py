@@ -35,7 +35,7 @@ from limbeck.storage.disk import workspace
 WITHOUT = ("starting Python", "checkpoints", "the report and exports")
 """What is in no part of a plan, however well the parts could be measured."""
 
-_ITEMS = 32  # how many test items are judged at most, to tell how long all of them take
+_ITEMS = 32  # how many test items are evaluated at most, to tell how long all of them take
 
 
 @own_generators(0)
@@ -185,7 +185,7 @@ def _teaching(recipe: Recipe, bench: _Trial) -> list[Part]:
     return parts
 
 
-# ------------------------------------------------------------------------------------------------------------- judging
+# ------------------------------------------------------------------------------------------------------------- evaluation
 
 
 class _First:

@@ -96,7 +96,7 @@ def best_of(folder: Path) -> dict[str, Any]:
     if not store.is_complete(folder / "best"):
         raise ConfigError(
             "--checkpoint",
-            "the run kept no best student, for nothing was judged on its validation split",
+            "the run kept no best student, for nothing was evaluated on its validation split",
             given="best",
             expected="last",
             remedy="set engine.eval_every, or take the last",

@@ -1,4 +1,4 @@
-"""A recipe run in its folder: the baseline, distillation, judgement, report."""
+"""A recipe run in its folder: the baseline, distillation, evaluation, report."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from limbeck.errors import LimbeckError, OutOfMemory, human
 
 SMALLER = (
-    "lower train.batch_size (teach.batch_size of a teacher, task.eval_batch where it is judged), raise engine.accumulate, "
+    "lower train.batch_size (teach.batch_size of a teacher, task.eval_batch where it is evaluated), raise engine.accumulate, "
     "or choose a smaller network"
 )
 """What to do where nothing says which part of a run ran out of memory."""
@@ -40,7 +40,7 @@ def need(count: float, argument: str, what: str, remedy: str) -> None:
     Args:
         count: bytes.
         argument: the setting that asks for them.
-        what: what they are for: "1,000 pictures of 9,000 x 9,000 pixels".
+        what: what they are for: "1,000 images of 9,000 x 9,000 pixels".
         remedy: what to do.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Anomalies: what is normal is learnt, and what is not is found, in pictures and at their pixels."""
+"""Anomalies: what is normal is learnt, and what is not is found, in images and at their pixels."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ NAMES = {"task": {"anomaly": "Anomaly"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 SHOWN = 6
-"""Test pictures that are drawn in the report."""
+"""Test images that are drawn in the report."""
 
 
 class PixelStatistics(nn.Module):
-    """How far each pixel lies from the mean of normal pictures, in deviations, squared and smoothed: a baseline.
+    """How far each pixel lies from the mean of normal images, in deviations, squared and smoothed: a baseline.
 
     Args:
-        mean, std: of each value of a picture [C, H, W].
+        mean, std: of each value of an image [C, H, W].
         sigma: of the Gaussian that smooths, in pixels.
     """
 
@@ -63,11 +63,11 @@ class PixelStatistics(nn.Module):
 class Anomaly(SourceTask):
     """Anomaly detection: training items are normal, test items of both kinds.
 
-    A teacher is a pyramid of features; what is delivered and judged answers with a map [N, 1, H, W], the larger the less
-    normal. The score of a picture is the largest value of its map. Thresholds come from normal validation items alone.
+    A teacher is a pyramid of features; what is delivered and evaluated answers with a map [N, 1, H, W], the larger the less
+    normal. The score of an image is the largest value of its map. Thresholds come from normal validation items alone.
 
     Args:
-        data: where pictures come from; its training items are normal.
+        data: where images come from; its training items are normal.
         quantile: share of the normal validation items whose score lies below the threshold.
     """
 
@@ -108,7 +108,7 @@ class Anomaly(SourceTask):
         if train.shape != test.shape:
             raise DataError(
                 "task.data",
-                f"training pictures are {list(train.shape)}, test pictures {list(test.shape)}",
+                f"training images are {list(train.shape)}, test images {list(test.shape)}",
                 remedy="bring them to one size: task.size=N",
             )
         notes, whole = list(splits.notes), len(train)
@@ -176,12 +176,12 @@ class Anomaly(SourceTask):
         return found
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
-        """The picture beside its map: half as bright as can be at the threshold, or at its own largest value."""
+        """The image beside its map: half as bright as can be at the threshold, or at its own largest value."""
         map_ = answer.tensors["map"]
         most = 2 * self.threshold if self.threshold else float(map_.amax())
         return heated(asked.brought(asked.original(item)), map_ / max(most, 1e-12))
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- evaluation
 
     def signal(self, built: Built, batch: Batch) -> Signal:
         """What a network shows for a batch, through its contract."""
@@ -251,13 +251,13 @@ class Anomaly(SourceTask):
     # --------------------------------------------------------------------------------------------------------- report
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``pictures``: test pictures, where their defects are, and the map of every row, below one another."""
+        """``pictures``: test images, where their defects are, and the map of every row, below one another."""
         networks = {n: r.built for n, r in rows.items() if isinstance(r, NetworkArtifact)}
         if bench.folder is None or not networks:
             return {}
         names = self._draw(networks, bench.folder / "maps.png", bench.device)
         caption = (
-            "Test pictures, their masks, and the anomaly maps, row by row: "
+            "Test images, their masks, and the anomaly maps, row by row: "
             + ", ".join(names)
             + ". A map is as bright as "
             "its value over the largest of normal validation items: full brightness is twice that."

@@ -17,7 +17,7 @@ from limbeck.errors import require
 
 @dataclass
 class Truth:
-    """What is on one picture, or what was found there: boxes [m, 4], labels [m], scores [m], masks bool [m, H, W]."""
+    """What is on one image, or what was found there: boxes [m, 4], labels [m], scores [m], masks bool [m, H, W]."""
 
     boxes: Tensor
     labels: Tensor
@@ -29,7 +29,7 @@ def average_precision(found: Sequence[Truth], truths: Sequence[Truth], classes: 
     """AP [10, C] of each class at overlaps of 0.5, 0.55, ..., 0.95; NaN for classes that do not occur.
 
     Args:
-        found: detections by picture, with scores.
+        found: detections by image, with scores.
         truths: what is there.
         classes: how many.
         kind: ``bbox``, or ``segm`` for masks.
@@ -89,7 +89,7 @@ def _entries(one: Truth, picture: int, kind: str) -> list[dict[str, Any]]:
 
 
 def pasted(masks: Tensor, boxes: Tensor, where: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks within boxes, [N, K, m, m] in [0, 1], as masks of whole pictures, bool [N, K, H, W]."""
+    """Masks within boxes, [N, K, m, m] in [0, 1], as masks of whole images, bool [N, K, H, W]."""
     from torchvision.models.detection.roi_heads import paste_masks_in_image
 
     n, k = where.shape

@@ -1,4 +1,4 @@
-"""Object detection: pictures answered with boxes, of classes of which some may have no labels; crops of them, embedded."""
+"""Object detection: images answered with boxes, of classes of which some may have no labels; crops of them, embedded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = {"task": {"boxes": "Boxes"}}
 log = logging.getLogger("limbeck.data")
 
 SHOWN = 6
-"""Test pictures that are drawn in the report."""
+"""Test images that are drawn in the report."""
 
 DRAWN_FROM = 0.3
 """Score from which boxes are drawn there."""
@@ -54,7 +54,7 @@ class BaseOnly:
     """Pictures whose boxes of novel classes are not told: they are there, and nobody says so.
 
     Args:
-        data: pictures with all of their boxes.
+        data: images with all of their boxes.
         base: bool [C].
         masks: tell masks, where the data have them.
     """
@@ -77,7 +77,7 @@ class BaseOnly:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, and of the classes that are told."""
+        """Of the images, and of the classes that are told."""
         return digest(self.data.fingerprint, self.base, self.masks)
 
 
@@ -86,12 +86,12 @@ class Boxes(SourceTask):
     """Object detection.
 
     A batch holds ``boxes`` [N, M, 4] (left, top, right, bottom) in pixels, ``labels`` [N, M] and ``where`` [N, M]: boxes
-    that are there. Detectors answer in their own mode: with losses by picture while they train, else with detections.
+    that are there. Detectors answer in their own mode: with losses by image while they train, else with detections.
 
     Args:
-        data: where pictures and boxes come from.
-        size: side of the square that pictures are brought to, the rest left black; ``null`` keeps theirs.
-        novel: classes without labels: their boxes are told neither to the student nor to what chooses it, only judged.
+        data: where images and boxes come from.
+        size: side of the square that images are brought to, the rest left black; ``null`` keeps theirs.
+        novel: classes without labels: their boxes are told neither to the student nor to what chooses it, only evaluated.
         text: what class names mean: a table (.npz, .npy, .json, .safetensors), or the folder of a CLIP of transformers;
             ``null`` draws a direction for each name.
         text_names: the names of a table's rows, or a file of them, where it has none itself.
@@ -100,7 +100,7 @@ class Boxes(SourceTask):
         synonyms: further names of classes, whose embeddings are averaged with the first: ``{CLASS: [NAME, ...]}``, or a JSON
             file of that, or of LVIS's categories.
         crop: side of the crops that an image tower is shown.
-        masks: tell masks too, for detectors with a mask head, and judge them.
+        masks: tell masks too, for detectors with a mask head, and evaluate them.
         student_items: size of the student's training set, drawn by the seed; all if ``null``.
     """
 
@@ -153,7 +153,7 @@ class Boxes(SourceTask):
             setattr(splits, name, BaseOnly(getattr(splits, name), self.base, self.masks))
         if float(splits.train.y.sum()) == 0:
             raise DataError(
-                "task.data", "no training picture has a box of a base class", expected="boxes of base classes"
+                "task.data", "no training image has a box of a base class", expected="boxes of base classes"
             )
         if self.masks and not all(getattr(_source(s), "masked", False) for s in (splits.train, splits.test)):
             raise ConfigError("task.masks", "the data have no masks", remedy="set task.masks=false")
@@ -220,14 +220,14 @@ class Boxes(SourceTask):
         return _library(own, x, targets)
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
-        """The detector's losses, each a value for every picture [N]."""
+        """The detector's losses, each a value for every image [N]."""
         losses = signal.out.get("losses") if isinstance(signal.out, Mapping) else None
         if not losses:
             raise ConfigError("student", "shows no losses", expected="a detector in training mode")
         return Bundle(**{name: Term(values) for name, values in losses.items()})
 
     def rehearse(self, built: Built, role: str = "model") -> None:
-        """Two pictures through a detector.
+        """Two images through a detector.
 
         Raises:
             ConfigError: it fails on them. ShapeError: it answers with no boxes.
@@ -242,7 +242,7 @@ class Boxes(SourceTask):
             text = " ".join(str(error).split())[:300]
             raise ConfigError(
                 role,
-                f"{type(built.model).__name__} fails on pictures {list(batch['x'].shape)}: {type(error).__name__}: {text}",
+                f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}: {type(error).__name__}: {text}",
                 remedy="set task.size, or choose another detector",
             ) from None
         if not isinstance(out, Mapping) or not {"boxes", "scores", "labels", "where"} <= set(out):
@@ -255,7 +255,7 @@ class Boxes(SourceTask):
         self.base = torch.tensor([n not in novel for n in about["classes"]], dtype=torch.bool)
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
-        """Boxes (left, top, right, bottom) in the pixels of each picture as it was given, with class and score, the surest
+        """Boxes (left, top, right, bottom) in the pixels of each image as it was given, with class and score, the surest
         first; those below ``threshold`` (0.3) left out."""
         out = {n: v.cpu() for n, v in self.detections(built, batch).items()}
         least = float(DRAWN_FROM if options.get("threshold") is None else options["threshold"])
@@ -274,7 +274,7 @@ class Boxes(SourceTask):
         return found
 
     def _back(self, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-        """Boxes from the square that the network saw into a picture of (height, width)."""
+        """Boxes from the square that the network saw into an image of (height, width)."""
         boxes = unfitted(boxes.unflatten(-1, (2, 2)), size, (self.shape[1], self.shape[2])).flatten(-2)
         most = torch.tensor([size[1], size[0]] * 2, dtype=torch.float32)
         return torch.minimum(boxes.clamp_min(0), most)
@@ -284,10 +284,10 @@ class Boxes(SourceTask):
         return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
-        """The picture with its boxes."""
+        """The image with its boxes."""
         return boxed(asked.original(item), answer.row["boxes"])
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- evaluation
 
     def detections(self, built: Built, batch: Batch) -> dict[str, Tensor]:
         """Of a batch, through the network's contract."""
@@ -345,7 +345,7 @@ class Boxes(SourceTask):
     # -------------------------------------------------------------------------------------------------------- report
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``pictures``: test pictures with true boxes, and with those of every detector among the rows."""
+        """``pictures``: test images with true boxes, and with those of every detector among the rows."""
         networks = {n: r.built for n, r in rows.items() if isinstance(r, NetworkArtifact) and not r.part}
         if bench.folder is None or not networks:
             return {}
@@ -354,14 +354,14 @@ class Boxes(SourceTask):
         from PIL import Image
 
         Image.fromarray(drawn.movedim(0, -1).contiguous().numpy()).save(bench.folder / "boxes.png")
-        caption = f"Test pictures with true boxes, and those found with a score of {DRAWN_FROM:g} or more, row by row: "
+        caption = f"Test images with true boxes, and those found with a score of {DRAWN_FROM:g} or more, row by row: "
         caption += ", ".join(["truth", *networks])
         if self.novel:
             caption += ". Boxes of base classes are light blue, of novel ones orange"
         return {"pictures": [{"title": "Boxes", "caption": caption, "file": "boxes.png", "rows": ["truth", *networks]}]}
 
     def drawn(self, networks: Mapping[str, Built], ids: Tensor, device: torch.device) -> Tensor:
-        """True boxes and those of networks on some test pictures as one picture, uint8 [3, rows * H, items * W]."""
+        """True boxes and those of networks on some test images as one image, uint8 [3, rows * H, items * W]."""
         from torchvision.utils import draw_bounding_boxes
 
         batch = to_device({**self.test.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
@@ -410,14 +410,14 @@ class Boxes(SourceTask):
 
 
 def _source(items: Any) -> Any:
-    """The pictures that splits are parts of."""
+    """The images that splits are parts of."""
     while hasattr(items, "data"):
         items = items.data
     return items
 
 
 def _library(net: Any, x: Tensor, targets: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Another detector of torchvision, as it is: its losses are means over the batch's pictures."""
+    """Another detector of torchvision, as it is: its losses are means over the batch's images."""
     if net.training and "boxes" in targets:
         listed = [
             {"boxes": b[w], "labels": y[w] + 1}
@@ -442,10 +442,10 @@ def _library(net: Any, x: Tensor, targets: Mapping[str, Tensor]) -> dict[str, An
 
 # ------------------------------------------------------------------------------------------------------------------ crops
 class CropItems:
-    """The boxes of pictures, each cut out and brought to one size.
+    """The boxes of images, each cut out and brought to one size.
 
     Args:
-        data: pictures with all of their boxes.
+        data: images with all of their boxes.
         side: of a crop.
     """
 
@@ -472,7 +472,7 @@ class CropItems:
 class Crops(Task):
     """What an image tower is for: crops embedded where the names of their classes are.
 
-    It sees all classes, as one does that was trained on the web's pictures and their captions; a tower that comes with
+    It sees all classes, as one does that was trained on the web's images and their captions; a tower that comes with
     trained weights is left as it is.
 
     Args:
@@ -489,7 +489,7 @@ class Crops(Task):
         self.whole = whole
 
     def load(self, seed: int | None = None) -> None:
-        """Crops of the detection task's pictures."""
+        """Crops of the detection task's images."""
         self.whole.load(seed)
         if "train" in self.__dict__:
             return

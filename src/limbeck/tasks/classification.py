@@ -76,7 +76,7 @@ class Labelled(OutputTask):
         return found
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor | None:
-        """The picture with the answer above it; nothing of rows."""
+        """The image with the answer above it; nothing of rows."""
         from limbeck.tasks.drawing import captioned
 
         if not hasattr(asked, "original"):
@@ -146,7 +146,7 @@ class Labelled(OutputTask):
         """Numbers [N, K] as models answer them: mean 0 and deviation 1 over the training items."""
         return (y - self.number_mean.to(y.device)) / self.number_std.to(y.device)
 
-    # ------------------------------------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None

@@ -175,7 +175,7 @@ class CloudFeatures(Clouds):
         """Of a network with classes, its metrics: features have none of their own.
 
         Raises:
-            ConfigError: how features are judged.
+            ConfigError: how features are evaluated.
         """
         if self.answers == "vector":
             raise ConfigError(

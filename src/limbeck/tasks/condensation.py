@@ -1,4 +1,4 @@
-"""A small data set in the place of a large one, judged by networks that are trained on it from nothing."""
+"""A small data set in the place of a large one, evaluated by networks that are trained on it from nothing."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Condensation(Labelled):
 
     Args:
         per_class: synthetic items per class.
-        strategy: differentiable augmentation while judging; leave ``flip`` out for digits, empty for none.
+        strategy: differentiable augmentation during evaluation; leave ``flip`` out for digits, empty for none.
         align_corners: of its rotations and scalings (False in DC, DSA, DM; True in MTT and its descendants).
         zca: whiten the pixels instead of normalising them (fitted on the training items).
     """
@@ -71,7 +71,7 @@ class Condensation(Labelled):
         return SetArtifact.formats
 
     def check_splits(self, splits: Splits) -> None:
-        """Every class must have as many items as are asked for, and they must be pictures."""
+        """Every class must have as many items as are asked for, and they must be images."""
         super().check_splits(splits)
         shape = splits.train.shape
         if len(shape) != 3:
@@ -87,7 +87,7 @@ class Condensation(Labelled):
                 for i, (label, n) in enumerate(zip(self.labels, self.class_sizes["train"], strict=True))
                 if n < self.per_class
             ]
-            remedy = "more pictures, a test folder or a smaller task.test_fraction leave more of them"
+            remedy = "more images, a test folder or a smaller task.test_fraction leave more of them"
             raise DataError(
                 "task.per_class",
                 f"there are fewer items: {some(few, 5)}",
@@ -149,7 +149,7 @@ class Condensation(Labelled):
         return SetArtifact(self, self.space.enter(self._all(data)), data.y, data.y, None, networks=1, scope="whole")
 
     def pool(self) -> dict[str, Callable[[], nn.Module]]:
-        """The architectures a synthetic set is also judged with."""
+        """The architectures a synthetic set is also evaluated with."""
         return {name: partial(make, self.shape, self.outputs) for name, make in _pool().items()}
 
     def default_evaluator(self) -> dict[str, Any]:
@@ -161,7 +161,7 @@ class Condensation(Labelled):
         return {}
 
     def default_student(self) -> dict[str, Any]:
-        """The ConvNet of data set distillation, as deep as the picture allows."""
+        """The ConvNet of data set distillation, as deep as the image allows."""
         side = min(self.shape[-2:])
         return {"use": "convnet", "width": 32 if side <= 16 else 128, "depth": 2 if side <= 16 else 3}
 
@@ -244,7 +244,7 @@ def _central(flat: np.ndarray[Any, Any], count: int, how: Choice, seed: int) -> 
 
 
 def _pool() -> dict[str, Any]:
-    """The architectures a synthetic set is also judged with: name -> (shape, classes) -> network."""
+    """The architectures a synthetic set is also evaluated with: name -> (shape, classes) -> network."""
     from limbeck.networks import convnet as nets
 
     def depth(shape: tuple[int, ...]) -> int:

@@ -29,7 +29,7 @@ LARGEST = 12
 
 
 class CrossLingual(TextClasses):
-    """Texts answered with classes, learnt in one language and judged in others.
+    """Texts answered with classes, learnt in one language and evaluated in others.
 
     Labels are learnt from texts in the language ``source`` alone. The test split holds all languages: ``accuracy_source`` is
     that of the one, ``accuracy_others`` the mean over the rest, ``accuracy`` over all texts. Each text is in a batch twice,
@@ -77,7 +77,7 @@ class CrossLingual(TextClasses):
 
     # ------------------------------------------------------------------------------------------------ data
     def read(self) -> Splits:
-        """Training and choosing in the source language, judging in all.
+        """Training and choosing in the source language, evaluation in all.
 
         Raises:
             ConfigError: there is no such language, or the data do not tell languages.
@@ -90,7 +90,7 @@ class CrossLingual(TextClasses):
             raise ConfigError.unknown("task.source", source, self.language_names, "language of these texts")
         if len(self.language_names) < 2:
             raise DataError(
-                "task.data", f"all texts are in {source}", expected="texts in another language to be judged by"
+                "task.data", f"all texts are in {source}", expected="texts in another language to be evaluated by"
             )
         self.source_language = source
         numbers = {name: i for i, name in enumerate(self.language_names)}

@@ -1,4 +1,4 @@
-"""A ready denoiser tried on noised pictures before anything is trained: is its output what it is taken to be?
+"""A ready denoiser tried on noised images before anything is trained: is its output what it is taken to be?
 
 Its error is held against that of a linear guess, pixel by pixel, which knows each pixel's mean and variance (Wiener's
 filter, the best that knows nothing of the others). Who is worse, while another meaning of the same output or another noise
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 ITEMS = 128
 LEVELS = (3.0, 1.0, -1.0)
-"""Log-SNR at which pictures are noised. In more noise the noise alone is guessed, whose least error is a large one in x."""
+"""Log-SNR at which images are noised. In more noise the noise alone is guessed, whose least error is a large one in x."""
 
 SCHEDULES = ("cosine", "linear", "ddpm", "scaled-linear", "squaredcos")
 
 
 def check(task: Generation, teacher: Built, device: torch.device | None = None) -> None:
-    """Try a ready denoiser on up to 128 training pictures; what is found goes into its notes.
+    """Try a ready denoiser on up to 128 training images; what is found goes into its notes.
 
     Raises:
         TeacherMismatch: its output is misread, or it was trained on another noise schedule.
@@ -45,7 +45,7 @@ def check(task: Generation, teacher: Built, device: torch.device | None = None) 
     eps = Draws(0, ("denoiser-check",)).randn("eps", ids, x.shape[1:]).to(x)
     own = ratios(module, said, x, y, eps)
     mine = own[said.mean_type]
-    told = f"its error on {len(x)} noised training pictures is {mine:.2g} times that of a linear guess pixel by pixel"
+    told = f"its error on {len(x)} noised training images is {mine:.2g} times that of a linear guess pixel by pixel"
     if mine <= 1:
         teacher.notes.append(told)
         return
@@ -71,7 +71,7 @@ def check(task: Generation, teacher: Built, device: torch.device | None = None) 
                     )
         finally:
             module.schedule = was
-    teacher.notes.append(f"{told}: it is weak, or was trained on other pictures or another noise schedule")
+    teacher.notes.append(f"{told}: it is weak, or was trained on other images or another noise schedule")
 
 
 def ratios(module: Any, said: Any, x: Tensor, y: Tensor, eps: Tensor) -> dict[Kind, float]:

@@ -1,4 +1,4 @@
-"""Semantic segmentation: pictures answered with a class at every pixel."""
+"""Semantic segmentation: images answered with a class at every pixel."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ NAMES = {"task": {"dense": "Dense"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 SHOWN = 4
-"""Test pictures that are drawn in the report."""
+"""Test images that are drawn in the report."""
 
 
 class Strided:
@@ -48,7 +48,7 @@ class Strided:
 
     Args:
         data: items with ``y`` and ``where`` at every pixel.
-        stride: pixels of the picture for each place of the grid.
+        stride: pixels of the image for each place of the grid.
     """
 
     def __init__(self, data: Items, stride: int) -> None:
@@ -68,7 +68,7 @@ class Strided:
 
 
 def grid_of(size: tuple[int, int], stride: int) -> tuple[int, int]:
-    """The grid of outputs for pictures of (height, width)."""
+    """The grid of outputs for images of (height, width)."""
     return -(-size[0] // stride), -(-size[1] // stride)
 
 
@@ -86,12 +86,12 @@ class Dense(OutputTask):
     """Semantic segmentation.
 
     Every network's output is brought to one grid, [N, h, w, C], on which students and teachers are compared; labels are
-    held against it at their own pixels, and so is everything judged.
+    held against it at their own pixels, and so is everything evaluated.
 
     Args:
-        data: where pictures and masks come from.
-        sides: [height, width] that pictures and masks are resized to, in place of ``size``, which cuts a square out.
-        stride: pixels of the picture for each place of the grid: that of the networks, if they answer more coarsely.
+        data: where images and masks come from.
+        sides: [height, width] that images and masks are resized to, in place of ``size``, which cuts a square out.
+        stride: pixels of the image for each place of the grid: that of the networks, if they answer more coarsely.
         student_items: size of the student's training set, drawn by the seed; all if ``null``.
         band: width in pixels of the band along boundaries in which ``boundary_miou`` is taken; odd, 3 or more.
     """
@@ -133,7 +133,7 @@ class Dense(OutputTask):
         return splits
 
     def check_splits(self, splits: Splits) -> None:
-        """Refuse less than two classes, and a grid that is coarser than the picture is large."""
+        """Refuse less than two classes, and a grid that is coarser than the image is large."""
         self.kind_of_target = "label"
         present = splits.train.y.sum(0) > 0
         if int(present.sum()) < 2:
@@ -203,11 +203,11 @@ class Dense(OutputTask):
         return found
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
-        """The picture as it was fed, under the colours of its classes."""
+        """The image as it was fed, under the colours of its classes."""
         colours = palette(self.outputs)[answer.tensors["mask"]].movedim(-1, 0)
         return overlaid(asked.brought(asked.original(item)), colours)
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- evaluation
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
@@ -255,7 +255,7 @@ class Dense(OutputTask):
         return Scores(found, {"accuracy": correct}, pixels)
 
     def try_out(self, teacher: Built, device: torch.device | None = None) -> None:
-        """Try a ready teacher on up to 512 labelled pixels of 16 pictures, as many of each class as there are."""
+        """Try a ready teacher on up to 512 labelled pixels of 16 images, as many of each class as there are."""
         place = device or device_of(teacher.module)
         if isinstance(teacher.module, nn.Module):
             teacher.module.to(place)
@@ -290,14 +290,14 @@ class Dense(OutputTask):
     # --------------------------------------------------------------------------------------------------------- report
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``pictures``: test pictures, their masks, and those of every network among the rows, below one another."""
+        """``pictures``: test images, their masks, and those of every network among the rows, below one another."""
         networks = {n: r.built for n, r in rows.items() if isinstance(r, NetworkArtifact)}
         if bench.folder is None or not networks:
             return {}
         ids = torch.linspace(0, len(self.test) - 1, min(SHOWN, len(self.test))).long()
         drawn = self.drawn(networks, ids, bench.device)
         _write_png(drawn, bench.folder / "maps.png")
-        caption = "Test pictures, their masks, and what the networks answer, row by row: " + ", ".join(
+        caption = "Test images, their masks, and what the networks answer, row by row: " + ", ".join(
             ["picture", "mask", *networks]
         )
         legend = [self.labels[c] for c in range(self.outputs)] if self.labels else []
@@ -309,7 +309,7 @@ class Dense(OutputTask):
         }
 
     def drawn(self, networks: Mapping[str, Built], ids: Tensor, device: torch.device) -> Tensor:
-        """Pictures, masks and answers of some test items as one picture, uint8 [3, rows * H, items * W]."""
+        """Pictures, masks and answers of some test items as one image, uint8 [3, rows * H, items * W]."""
         colours = palette(self.outputs)
         batch = to_device({**self.test.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
         valid, shape = self.counted(batch).cpu(), tuple(batch["y"].shape[1:])

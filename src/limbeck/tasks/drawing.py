@@ -12,11 +12,11 @@ from torch import Tensor
 from limbeck.data.items import to_unit
 
 LEAST = 160
-"""Pixels that the shorter side of a drawn picture has at least."""
+"""Pixels that the shorter side of a drawn image has at least."""
 
 
 def canvas(x: Tensor) -> tuple[Tensor, int]:
-    """A picture [C, H, W] as uint8 [3, H, W], enlarged by a whole number where it is small; and that number."""
+    """A image [C, H, W] as uint8 [3, H, W], enlarged by a whole number where it is small; and that number."""
     y = to_unit(x)[:3]
     y = y.expand(3, -1, -1) if len(y) == 1 else y
     times = max(1, -(-LEAST // min(y.shape[-2:])))
@@ -25,7 +25,7 @@ def canvas(x: Tensor) -> tuple[Tensor, int]:
 
 
 def captioned(x: Tensor, text: str) -> Tensor:
-    """A picture with a line of text above it."""
+    """A image with a line of text above it."""
     from PIL import Image, ImageDraw
 
     big, _ = canvas(x)
@@ -36,7 +36,7 @@ def captioned(x: Tensor, text: str) -> Tensor:
 
 
 def overlaid(x: Tensor, colours: Tensor, share: float = 0.55) -> Tensor:
-    """A picture under half-transparent colours [3, H, W] in [0, 1] of the same size."""
+    """A image under half-transparent colours [3, H, W] in [0, 1] of the same size."""
     big, times = canvas(x)
     over = colours.repeat_interleave(times, 1).repeat_interleave(times, 2) * 255
     mixed: Tensor = (1 - share) * big + share * over
@@ -44,7 +44,7 @@ def overlaid(x: Tensor, colours: Tensor, share: float = 0.55) -> Tensor:
 
 
 def heated(x: Tensor, heat: Tensor) -> Tensor:
-    """A picture beside a map [H, W] in [0, 1]: black, red, yellow, white."""
+    """A image beside a map [H, W] in [0, 1]: black, red, yellow, white."""
     big, times = canvas(x)
     h = heat.clamp(0, 1)
     hot = torch.stack([(3 * h).clamp(0, 1), (3 * h - 1).clamp(0, 1), (3 * h - 2).clamp(0, 1)])
@@ -53,7 +53,7 @@ def heated(x: Tensor, heat: Tensor) -> Tensor:
 
 
 def boxed(x: Tensor, boxes: Sequence[dict[str, Any]]) -> Tensor:
-    """A picture with boxes, each with its class and score."""
+    """A image with boxes, each with its class and score."""
     from torchvision.utils import draw_bounding_boxes
 
     big, times = canvas(x)

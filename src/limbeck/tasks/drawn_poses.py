@@ -1,4 +1,4 @@
-"""Skeletons drawn over pictures, for reports."""
+"""Skeletons drawn over images, for reports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLOURS = ("deepskyblue", "orange", "limegreen", "violet", "gold", "tomato", "tu
 """One for each part, over again."""
 
 SIDE = 192
-"""Pixels that a picture has at least in the report."""
+"""Pixels that an image has at least in the report."""
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Drawn:
 
 
 def skeletons(x: Tensor, poses: Sequence[Drawn]) -> Tensor:
-    """A picture [C, H, W] in [0, 1], enlarged, with lines and points over it: uint8 [3, H', W']."""
+    """A image [C, H, W] in [0, 1], enlarged, with lines and points over it: uint8 [3, H', W']."""
     from PIL import Image, ImageDraw
 
     x = x[:3].expand(3, -1, -1) if len(x) == 1 else x[:3]
@@ -57,7 +57,7 @@ def skeletons(x: Tensor, poses: Sequence[Drawn]) -> Tensor:
 
 
 def write_rows(rows: Sequence[Sequence[Tensor]], path: Path) -> None:
-    """Rows of pictures uint8 [3, H, W] of one size as a PNG."""
+    """Rows of images uint8 [3, H, W] of one size as a PNG."""
     from PIL import Image
 
     whole = torch.cat([torch.cat(list(row), 2) for row in rows], 1)

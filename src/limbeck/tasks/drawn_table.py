@@ -1,4 +1,4 @@
-"""A table that was drawn: rows, files, and pictures of what they are beside the real ones."""
+"""A table that was drawn: rows, files, and images of what they are beside the real ones."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class TableArtifact(Artifact):
         sizes: of what draws it (``parameters``).
 
     Attributes:
-        rates: how often each group is answered favourably by what learnt from it; known once it was judged.
+        rates: how often each group is answered favourably by what learnt from it; known once it was evaluated.
     """
 
     kind: ClassVar[str] = "table"

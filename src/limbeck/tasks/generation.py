@@ -1,6 +1,6 @@
 """Making new samples of a class by diffusion: how a denoiser is fed and trained.
 
-Pictures are [N, C, H, W] in [0, 1] outside and [-1, 1] where noise is added. ``z = alpha x + sigma eps``; the log-SNR
+Images are [N, C, H, W] in [0, 1] outside and [-1, 1] where noise is added. ``z = alpha x + sigma eps``; the log-SNR
 ``lambda`` says how noisy z is (``limbeck.functional.diffusion``). How denoisers are spoken to is said in
 ``limbeck.tasks.sampler``.
 """
@@ -112,14 +112,14 @@ class Generation(SourceTask):
 
     @property
     def needs(self) -> Needs:
-        """A denoiser of the task's pictures that knows their classes."""
+        """A denoiser of the task's images that knows their classes."""
         return Needs(self.shape, self.classes, "denoiser", tuple(self.labels or ()), schedule=self.schedule)
 
     def load(self, seed: int | None = None) -> None:
         """Read and check the data and the schedule.
 
         Raises:
-            DataError: no pictures, or fewer than two classes. ConfigError: the schedule cannot be read.
+            DataError: no images, or fewer than two classes. ConfigError: the schedule cannot be read.
         """
         super().load(seed)
         if self._schedule is None:
@@ -127,7 +127,7 @@ class Generation(SourceTask):
             diffusion.check_terminal_snr(self._schedule)
 
     def check_splits(self, splits: Splits) -> None:
-        """Refuse what are no pictures."""
+        """Refuse what are no images."""
         if len(splits.train.shape) != 3:
             raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
 
@@ -193,9 +193,9 @@ class Generation(SourceTask):
         return x, eps, logsnr, diffusion.diffuse(x, eps, logsnr), drop
 
     def feed(self, module: Any, batch: Batch) -> Prediction:
-        """A batch as a denoiser takes it. Plain pictures are noised first, and lose their class now and then in training.
+        """A batch as a denoiser takes it. Plain images are noised first, and lose their class now and then in training.
 
-        ``batch``: either ``z``, ``logsnr``, ``y`` (and ``w``), or pictures ``x`` with ``y``, ``item`` and ``view``.
+        ``batch``: either ``z``, ``logsnr``, ``y`` (and ``w``), or images ``x`` with ``y``, ``item`` and ``view``.
         """
         said = reading(module)
         x = eps = None
@@ -215,12 +215,12 @@ class Generation(SourceTask):
         """The denoising loss, one value an item (``weight`` says which error counts)."""
         out: Prediction = signal.out
         if out.x is None or out.eps is None:
-            raise DataError("batch", "the denoising loss needs pictures, and this batch holds noised ones only")
+            raise DataError("batch", "the denoising loss needs images, and this batch holds noised ones only")
         predicted = diffusion.to_x_eps(out.sample, out.z, out.logsnr, out.mean_type)
         errors = diffusion.prediction_errors(predicted, diffusion.XEps(out.x, out.eps), out.logsnr)
         return Term(diffusion.select_error(errors, self.weight))
 
-    # -- judging a network --------------------------------------------------------------------------------------------
+    # -- evaluation a network --------------------------------------------------------------------------------------------
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
@@ -288,7 +288,7 @@ class Generation(SourceTask):
         return {"use": "diffusers", "guidance": "none"}
 
     def default_evaluator(self) -> dict[str, Any]:
-        """Samplers, judged for several guidance weights and numbers of steps."""
+        """Samplers, evaluated for several guidance weights and numbers of steps."""
         return {"use": "sampler"}
 
 
@@ -342,7 +342,7 @@ def sample_guided(
         schedule: the noise schedule.
         clip: clamp every predicted (guided) x.
         batch: samples at a time.
-        bounded: samples are pictures in [-1, 1], which are brought to [0, 1].
+        bounded: samples are images in [-1, 1], which are brought to [0, 1].
 
     Returns:
         [N, C, H, W] in [0, 1], where they are bounded.

@@ -89,7 +89,7 @@ class _Graphs(Labelled):
     def validate(self) -> None:
         """Graphs have no sides."""
         if self.size is not None:
-            raise ValueError("size is a side of pictures, and graphs have none: leave it out")
+            raise ValueError("size is a side of images, and graphs have none: leave it out")
 
     def _look(self) -> None:
         self.primary, self.higher_is_better = "auc", True
@@ -293,7 +293,7 @@ def _moved(items: Any, whole: GraphData) -> Any:
 class GraphCondensation(_Graphs):
     """A small set of graphs or trees that teaches like the whole.
 
-    The recipe's ``student`` is the network that the set is made for; the recipe's ``evaluator`` judges it.
+    The recipe's ``student`` is the network that the set is made for; the recipe's ``evaluator`` evaluates it.
 
     Args:
         measure: what the real graphs of a baseline are as large as what was made in: ``bytes`` as it is stored, or
@@ -344,7 +344,7 @@ class GraphCondensation(_Graphs):
         return GraphsArtifact(self.graphs(), self.labels)
 
     def pool(self) -> dict[str, Callable[[], nn.Module]]:
-        """The architectures that a set is also judged with."""
+        """The architectures that a set is also evaluated with."""
         from limbeck.networks.gnn import KINDS
 
         return {kind: partial(self._network, kind) for kind in KINDS}

@@ -28,7 +28,7 @@ from limbeck.grammar.task import Task
 log = logging.getLogger("limbeck.data")
 
 Fit = Literal["cover", "stretch", "contain"]
-"""How a picture is brought to a size."""
+"""How an image is brought to a size."""
 
 Part01 = Annotated[float, Gt(0), Lt(1)]
 """A share above 0 and below 1."""
@@ -76,7 +76,7 @@ class SourceTask(Task):
             raise ConfigError(
                 "task.unlabelled",
                 f"{type(self).__name__.lower()} has no use for a second source",
-                expected="a task of pictures, or of rows that are all numbers",
+                expected="a task of images, or of rows that are all numbers",
                 remedy="leave it out",
             )
         self.unlabelled_items: Unlabelled | None = None
@@ -224,7 +224,7 @@ class SourceTask(Task):
         return self._statistics
 
     def preprocessing(self, contract: Contract) -> dict[str, Any]:
-        """Pictures are brought to the size of the training pictures as the source brings them; rows are taken as they are."""
+        """Pictures are brought to the size of the training images as the source brings them; rows are taken as they are."""
         shape = self.shape
         if len(shape) == 3:
             return picture_steps(contract, shape, data=self.data)
@@ -234,7 +234,7 @@ class SourceTask(Task):
 def picture_steps(
     contract: Contract, shape: tuple[int, ...], how: Fit = "cover", data: Source | None = None
 ) -> dict[str, Any]:
-    """How a picture file becomes a network's input, as plain values.
+    """How an image file becomes a network's input, as plain values.
 
     In this order: it is decoded, turned upright, what is transparent laid over white, converted to ``mode``; brought to
     ``resize``; cut to ``crop``; its values brought to ``range``; brought to the contract's ``channels`` and ``size``;
@@ -242,7 +242,7 @@ def picture_steps(
 
     Args:
         contract: of the network.
-        shape: (channels, height, width) of the task's pictures.
+        shape: (channels, height, width) of the task's images.
         how: ``cover``: resized until it covers the size, and the middle cut out; ``stretch``: resized to it; ``contain``:
             resized until it fits, the rest at right and below filled with black.
         data: where they come from: of files, ``scale`` is what values of more than 8 bits are divided by.

@@ -40,14 +40,14 @@ NAMES = {"task": {"keypoints": "Keypoints"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 SHOWN = 6
-"""Test pictures that are drawn in the report."""
+"""Test images that are drawn in the report."""
 
 
 class Points:
     """Pictures with one pose each, all parts' joints in a row.
 
     Args:
-        data: pictures with at most one instance of each part.
+        data: images with at most one instance of each part.
         name: of the split, for messages.
     """
 
@@ -67,7 +67,7 @@ class Points:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures, the points and what they are measured in."""
+        """Of the images, the points and what they are measured in."""
         return digest(self.data.fingerprint, self.points, self.where, repr(self.skeleton.pair))
 
 
@@ -84,7 +84,7 @@ def _joined(data: Items, name: str) -> tuple[Skeleton, Tensor, Tensor]:
         if bool(many.any()):
             raise DataError(
                 f"task.data ({name})",
-                f"{int(many.sum())} pictures show several poses: items {some([str(int(i)) for i in ids[many]], 5)}",
+                f"{int(many.sum())} images show several poses: items {some([str(int(i)) for i in ids[many]], 5)}",
                 expected="one pose a picture",
                 remedy="cut each out with task.crop=1.25 (and task.size), or find all of them with task=poses",
             )
@@ -139,10 +139,10 @@ def smoothed(points: Tensor, where: Tensor, variance: float) -> Tensor:
 
 
 class Cropped:
-    """Every instance of a part cut out of its picture, with the other parts' poses that lie nearest to it left away.
+    """Every instance of a part cut out of its image, with the other parts' poses that lie nearest to it left away.
 
     Args:
-        data: pictures with poses.
+        data: images with poses.
         part: whose instances; the others are not told.
         margin: side of the square that is cut out, in units of the longer side of the instance's box.
         size: side that it is brought to.
@@ -166,12 +166,12 @@ class Cropped:
 
     @property
     def fingerprint(self) -> str:
-        """Of the pictures that were cut out."""
+        """Of the images that were cut out."""
         return self.data.fingerprint
 
 
 def cut_out(one: Posed, part: str, margin: float, size: int) -> list[Posed]:
-    """The instances of a part on a picture, each in a square about it; what lies outside of the picture is black."""
+    """The instances of a part on an image, each in a square about it; what lies outside of the image is black."""
     found = []
     high, wide = one.x.shape[-2:]
     for m in range(len(one.poses[part])):
@@ -196,15 +196,15 @@ def cut_out(one: Posed, part: str, margin: float, size: int) -> list[Posed]:
 
 @settings
 class Keypoints(OutputTask):
-    """Keypoints of one pose a picture.
+    """Keypoints of one pose an image.
 
     A batch holds ``points`` [N, K, 2] in pixels and ``where`` [N, K], those that are labelled. A network answers with [N, 2K]
-    numbers x1, y1, x2, ... (or [N, K, 2]) in units of the picture about its middle, from -0.5 to 0.5: `normalised` and
+    numbers x1, y1, x2, ... (or [N, K, 2]) in units of the image about its middle, from -0.5 to 0.5: `normalised` and
     `in_pixels` lead from one to the other. What students and teachers show is [N, K, 2].
 
     Args:
-        data: where pictures and keypoints come from.
-        crop: cut every instance of ``instances`` out of its picture, in a square of so many times the longer side of its box,
+        data: where images and keypoints come from.
+        crop: cut every instance of ``instances`` out of its image, in a square of so many times the longer side of its box,
             which is brought to ``size``.
         instances: the part whose instances are cut out; the first by default.
         student_items: size of the student's training set, drawn by the seed; all if ``null``.
@@ -289,7 +289,7 @@ class Keypoints(OutputTask):
         if not bool(seen.all()):
             lost = [n for n, s in zip(splits.labels, seen.tolist(), strict=True) if not s]
             raise DataError(
-                "task.data", f"no training picture has a label of {some(lost)}", expected="labels of each point"
+                "task.data", f"no training image has a label of {some(lost)}", expected="labels of each point"
             )
         if float((train.sizes > 0).float().mean()) < 1:
             splits.notes.append(
@@ -308,11 +308,11 @@ class Keypoints(OutputTask):
         return Needs(self.shape, 2 * self.outputs, "keypoints", target="number")
 
     def cache_bytes(self) -> float:
-        """Four bytes a number: half precision would move a point of a large picture."""
+        """Four bytes a number: half precision would move a point of a large image."""
         return 8.0 * self.outputs
 
     def normalised(self, points: Tensor) -> Tensor:
-        """Pixels [..., K, 2] as shares of the picture about its middle, as networks answer."""
+        """Pixels [..., K, 2] as shares of the image about its middle, as networks answer."""
         _, high, wide = self.shape
         return points / points.new_tensor([wide, high]) - 0.5
 
@@ -373,7 +373,7 @@ class Keypoints(OutputTask):
         return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
-        """Every point (x, y) in the pixels of each picture as it was given."""
+        """Every point (x, y) in the pixels of each image as it was given."""
         seen = self.in_pixels(self.signal(built, batch).logits).cpu()
         found = []
         for item, points in zip(items.tolist(), seen, strict=True):
@@ -384,12 +384,12 @@ class Keypoints(OutputTask):
         return found
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
-        """The picture with its pose."""
+        """The image with its pose."""
         points = answer.tensors["points"]
         pose = Drawn(points, torch.ones(len(points), dtype=torch.bool), self.skeleton.edges)
         return skeletons(to_unit(asked.original(item)), [pose])
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- evaluation
 
     def answers(self, built: Built, data: Data, device: torch.device) -> Tensor:
         """A network's points on some data, in pixels [N, K, 2]."""
@@ -421,7 +421,7 @@ class Keypoints(OutputTask):
         measured = where.any(-1) & (sizes > 0)
         z, true, where, sizes = (v[measured] for v in (z, true, where, sizes))
         if not len(z):
-            raise DataError("task.data", "no pose to be judged has a label and a size", expected="labelled points")
+            raise DataError("task.data", "no pose to be evaluated has a label and a size", expected="labelled points")
         error = P.nme(z, true, sizes, where)
         hits, count = P.pck(z, true, sizes, alpha=self.pck, where=where)
         far = P.nme(z, true, torch.ones_like(sizes), where)
@@ -451,13 +451,13 @@ class Keypoints(OutputTask):
         mean = (true * where.unsqueeze(-1)).sum(0) / where.sum(0).clamp_min(1).unsqueeze(-1)
         own = float((z - true).norm(dim=-1)[where].mean())
         chance = float((mean - true).norm(dim=-1)[where].mean())
-        told = f"points {own:.2f} pixels off on {n} labelled pictures (the mean pose: {chance:.2f})"
+        told = f"points {own:.2f} pixels off on {n} labelled images (the mean pose: {chance:.2f})"
         setting = teacher.model.setting("check")
         if not own < chance and not teacher.model.held:  # NaN is refused too
             raise TeacherMismatch(
                 teacher.model.role or "teacher",
                 f"it only guesses: {told}",
-                expected="weights for these points, in this order, in shares of the picture about its middle",
+                expected="weights for these points, in this order, in shares of the image about its middle",
                 remedy=f"check points and units, or set {setting}=off to go on all the same",
             )
         teacher.notes.append(told)
@@ -465,7 +465,7 @@ class Keypoints(OutputTask):
     # --------------------------------------------------------------------------------------------------------- report
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``pictures``: test pictures with true points, and with those of every network among the rows."""
+        """``pictures``: test images with true points, and with those of every network among the rows."""
         networks = {n: r.built for n, r in rows.items() if isinstance(r, NetworkArtifact) and not r.part}
         if bench.folder is None or not networks:
             return {}
@@ -487,7 +487,7 @@ class Keypoints(OutputTask):
                 lines.append(line(z, torch.ones_like(where)))
                 shown.append(name)
         write_rows(lines, bench.folder / "keypoints.png")
-        caption = "Test pictures with true points, and those of each network, row by row: " + ", ".join(shown)
+        caption = "Test images with true points, and those of each network, row by row: " + ", ".join(shown)
         return {"pictures": [{"title": "Keypoints", "caption": caption, "file": "keypoints.png", "rows": shown}]}
 
     def describe(self) -> dict[str, Any]:
@@ -507,7 +507,7 @@ class Keypoints(OutputTask):
 
 
 def read_poses(data: Source, size: int | None) -> Splits:
-    """A source's pictures with poses.
+    """A source's images with poses.
 
     Raises:
         DataError: it has none.

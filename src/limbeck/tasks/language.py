@@ -35,7 +35,7 @@ NAMES = {"task": {"language": "Language"}}
 log = logging.getLogger("limbeck.data")
 
 CELLS = 1 << 24
-"""Tokens times vocabulary that may be held at a time when judging."""
+"""Tokens times vocabulary that may be held at a time in evaluation."""
 
 
 LENGTH = 128
@@ -64,9 +64,9 @@ class Language(Task):
         student_documents: size of the student's training set, drawn by the seed; all if ``null``. The teacher learns
             from all.
         valid_fraction: share of the text set aside for choosing, where the data names no such split.
-        test_fraction: share of the text set aside for judging, where the data names no such split.
-        eval_batch: sequences at a time when judging.
-        eval_sequences: how many sequences of the valid and test splits are judged, spread evenly; all if ``null``.
+        test_fraction: share of the text set aside for evaluation, where the data names no such split.
+        eval_batch: sequences at a time in evaluation.
+        eval_sequences: how many sequences of the valid and test splits are evaluated, spread evenly; all if ``null``.
         deal: which division into training, validation and test texts: 0 is the data's own, where it names splits; every
             other number deals all documents anew, into splits as long as they were.
     """
@@ -425,7 +425,7 @@ class Language(Task):
         """Which next tokens count, ``[N, T-1]``."""
         return next_counts(batch)
 
-    # ------------------------------------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None

@@ -48,8 +48,8 @@ class MaskedWords(Tokenized, Task):
         share: of the tokens that are hidden: of ten such eight become the mask, one another token, one stays.
         student_documents: size of the student's training set, drawn by the seed; all if ``null``.
         valid_fraction: share of the text set aside for choosing, where the data names no such split.
-        test_fraction: share of the text set aside for judging, where the data names no such split.
-        eval_batch: rows at a time when judging.
+        test_fraction: share of the text set aside for evaluation, where the data names no such split.
+        eval_batch: rows at a time in evaluation.
         deal: which division into training, validation and test texts: 0 is the data's own, where it names splits.
     """
 
@@ -269,7 +269,7 @@ class MaskedWords(Tokenized, Task):
         sizes = [n for b in (student, teacher) if (n := output_size(b.module)) is not None]
         self.columns = min(sizes) if len(set(sizes)) > 1 else None
 
-    # ------------------------------------------------------------------------------------------------ judging
+    # ------------------------------------------------------------------------------------------------ evaluation
 
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None

@@ -1,4 +1,4 @@
-"""Poses of any number of bodies, hands and faces on a picture, of which each picture may be labelled for some parts alone."""
+"""Poses of any number of bodies, hands and faces on an image, of which each image may be labelled for some parts alone."""
 
 from __future__ import annotations
 
@@ -49,20 +49,20 @@ class Poses(SourceTask):
 
     A batch holds ``labelled`` bool [N, P] and for each part P ``pose:P`` [N, M, J, 5] (x, y in pixels, X, Y, Z about the
     root), ``known:P`` bool [N, M, J, 2] (labelled in the plane, in space), ``where:P`` [N, M] and ``box:P`` [N, M, 4]. A
-    picture that is not labelled for a part says nothing of it: neither that it is there, nor that it is not.
+    image that is not labelled for a part says nothing of it: neither that it is there, nor that it is not.
 
     Args:
-        data: where pictures and poses come from.
-        labelled: ``data`` takes the labels that there are; ``one`` deals the training and validation pictures to the parts
-            and tells each picture's labels of that part alone, as three data sets for three parts would (test pictures keep
+        data: where images and poses come from.
+        labelled: ``data`` takes the labels that there are; ``one`` deals the training and validation images to the parts
+            and tells each picture's labels of that part alone, as three data sets for three parts would (test images keep
             all of theirs).
-        missing: what a training picture that is not labelled for a part says of it: nothing (``ignore``), or that there is
+        missing: what a training image that is not labelled for a part says of it: nothing (``ignore``), or that there is
             none (``background``), which is the mistake that others are held against.
         student_items: size of the student's training set, drawn by the seed; all if ``null``.
         pck: a joint is found within this share of its pose's size: the distance of the part's ``pair``, else the longer side
             of its box.
         meets: overlap of two boxes from which a pose that was found stands for a true one.
-        whole: put wrists of bodies where their hands' wrists are, when poses are judged and drawn (where the data say which
+        whole: put wrists of bodies where their hands' wrists are, when poses are evaluated and drawn (where the data say which
             joints those are).
     """
 
@@ -107,10 +107,10 @@ class Poses(SourceTask):
         train: Any = splits.train
         if self.labelled == "one":
             each = ", ".join(f"{p} {int(n)}" for p, n in zip(self.parts, train.y.sum(0).tolist(), strict=True))
-            splits.notes.append(f"every training picture is labelled for one part alone: {each} pictures")
+            splits.notes.append(f"every training image is labelled for one part alone: {each} pictures")
         if absent and bool((train.y == 0).any()):
             splits.notes.append(
-                "what a training picture is not labelled for is taken for absent (task.missing=background)"
+                "what a training image is not labelled for is taken for absent (task.missing=background)"
             )
         self.poses: Any = AnchorPoses(Boxed(self.hidden, train.told), self.parts)
         return splits
@@ -126,7 +126,7 @@ class Poses(SourceTask):
         return ("safetensors",)
 
     def part(self, name: str) -> Task:
-        """A part by itself: the pictures that are labelled for it, and its poses alone."""
+        """A part by itself: the images that are labelled for it, and its poses alone."""
         self.loaded()
         if name not in self.parts:
             raise ConfigError.unknown("task", name, self.parts, "part")
@@ -137,7 +137,7 @@ class Poses(SourceTask):
             for split in ("train", "teacher_train", "valid", "test"):
                 items: Any = OnePart(getattr(self, split), name)
                 if not len(items):
-                    raise DataError("task.data", f"no picture of the split {split} is labelled for {name}")
+                    raise DataError("task.data", f"no image of the split {split} is labelled for {name}")
                 setattr(one, split, items)
             one._pool = one.teacher_train
             one.parts, one.links, one.labels = {name: self.parts[name]}, {}, [name]
@@ -147,7 +147,7 @@ class Poses(SourceTask):
         return kept[name, self._seed]
 
     def truth(self) -> Data | None:
-        """The student's training pictures with every label that the data have, where some of them are not told."""
+        """The student's training images with every label that the data have, where some of them are not told."""
         if self.labelled != "one":
             return None
         whole = Boxed(self.hidden)
@@ -165,7 +165,7 @@ class Poses(SourceTask):
         return module(batch["x"], targets or None)
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
-        """The detector's losses, each a value for every picture [N] that tells something of it."""
+        """The detector's losses, each a value for every image [N] that tells something of it."""
         losses = signal.out.get("losses") if isinstance(signal.out, Mapping) else None
         if not losses:
             raise ConfigError("student", "shows no losses", expected="a part-detector in training mode")
@@ -173,7 +173,7 @@ class Poses(SourceTask):
         return Bundle(**{name: Term(values, where=counts[name]) for name, values in losses.items()})
 
     def rehearse(self, built: Built, role: str = "model") -> None:
-        """Two pictures through a detector.
+        """Two images through a detector.
 
         Raises:
             ConfigError: it fails on them. ShapeError: it answers with other parts or joints.
@@ -188,7 +188,7 @@ class Poses(SourceTask):
             text = " ".join(str(error).split())[:300]
             raise ConfigError(
                 role,
-                f"{type(built.model).__name__} fails on pictures {list(batch['x'].shape)}: {type(error).__name__}: {text}",
+                f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}: {type(error).__name__}: {text}",
                 remedy="set task.size, or choose another detector",
             ) from None
         for name, skeleton in self.parts.items():
@@ -233,7 +233,7 @@ class Poses(SourceTask):
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
         """Poses of all parts, the surest first: ``label`` (the part), ``score``, ``box``, ``points`` (x, y in the pixels of the
-        picture as it was given) and ``space`` (X, Y, Z about the root) by joint; those below ``threshold`` left out.
+        image as it was given) and ``space`` (X, Y, Z about the root) by joint; those below ``threshold`` left out.
         """
         out = {n: v.cpu() for n, v in self.detections(built, batch).items()}
         least = float(options.get("threshold") or 0.0)  # the network leaves out what scores too little for it
@@ -258,7 +258,7 @@ class Poses(SourceTask):
         return self.shape[1], self.shape[2]
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:
-        """The picture with its skeletons."""
+        """The image with its skeletons."""
         drawn = []
         for one in answer.row["boxes"]:
             c, skeleton = list(self.parts).index(one["label"]), self.parts[one["label"]]
@@ -266,10 +266,10 @@ class Poses(SourceTask):
             drawn.append(Drawn(at, torch.ones(len(at), dtype=torch.bool), skeleton.edges, COLOURS[c % len(COLOURS)]))
         return skeletons(to_unit(asked.original(item)), drawn)
 
-    # ------------------------------------------------------------------------------------------------------- judging
+    # ------------------------------------------------------------------------------------------------------- evaluation
 
     def detections(self, built: Built, batch: Batch) -> dict[str, Tensor]:
-        """Poses found in a batch's pictures, through the network's contract; wrists as their hands say."""
+        """Poses found in a batch's images, through the network's contract; wrists as their hands say."""
         fed = built.contract.feed({"x": batch["x"]})
         found: dict[str, Tensor] = built.module(fed["x"])
         return assembled(found, self.links) if self.whole else found
@@ -351,7 +351,7 @@ class Poses(SourceTask):
     # --------------------------------------------------------------------------------------------------------- report
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """``pictures``: test pictures with the skeletons that are true, and with those of every detector of all parts."""
+        """``pictures``: test images with the skeletons that are true, and with those of every detector of all parts."""
         networks = {n: r.built for n, r in rows.items() if isinstance(r, NetworkArtifact) and not r.part}
         if bench.folder is None or not networks:
             return {}
@@ -376,7 +376,7 @@ class Poses(SourceTask):
             lines += [line(self.detections(built, batch), False) for built in networks.values()]
         write_rows(lines, bench.folder / "poses.png")
         shown = ["truth", *networks]
-        caption = "Test pictures with true skeletons, and those found, row by row: " + ", ".join(shown)
+        caption = "Test images with true skeletons, and those found, row by row: " + ", ".join(shown)
         colours = ", ".join(f"{p} {COLOURS[c % len(COLOURS)]}" for c, p in enumerate(self.parts))
         return {
             "pictures": [{"title": f"Skeletons ({colours})", "caption": caption, "file": "poses.png", "rows": shown}]
@@ -418,7 +418,7 @@ class _Named:
         self.whole, self.joints = whole, {part: whole.joints[part]}
 
     def anchors(self, part: str, count: int) -> Tensor:
-        """Those of the whole task's pictures, so that experts and student have the same."""
+        """Those of the whole task's images, so that experts and student have the same."""
         return self.whole.anchors(part, count)
 
 
@@ -442,7 +442,7 @@ class _First:
 
 
 def assembled(found: Mapping[str, Tensor], links: Mapping[str, Any], free: Tensor | None = None) -> dict[str, Tensor]:
-    """Poses found in pictures, the wrists of bodies put where the wrists of the hands nearest to them are.
+    """Poses found in images, the wrists of bodies put where the wrists of the hands nearest to them are.
 
     Args:
         found: ``pose:P`` [N, D, J, 5] and ``where:P`` [N, D].

@@ -65,7 +65,7 @@ class Texts:
 
 
 class Prompted(Generation):
-    """A denoiser of latents that is told texts; there are no pictures to learn from.
+    """A denoiser of latents that is told texts; there are no images to learn from.
 
     Args:
         prompt: what is drawn.
@@ -113,7 +113,7 @@ class Prompted(Generation):
         }
 
     def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:
-        """It cannot be tried: there are no pictures."""
+        """It cannot be tried: there are no images."""
         teacher.notes.append("not tried on pictures: a model of texts comes without them")
 
     def describe(self) -> dict[str, Any]:

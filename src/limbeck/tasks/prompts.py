@@ -1,4 +1,4 @@
-"""Prompts alone: what a text-to-image model is asked for, as embeddings of a text encoder; no picture is read.
+"""Prompts alone: what a text-to-image model is asked for, as embeddings of a text encoder; no image is read.
 
 A denoiser is given the embeddings [N, L, D] in the place of classes, and that of the empty prompt [L, D] in the place of the
 null condition. Embeddings are computed once: from a text file by a pipeline's own encoder, or before, into one array.
@@ -59,17 +59,17 @@ class PromptItems:
 
 
 class Prompts(Generation):
-    """Samples for prompts, by a text-to-image denoiser whose teacher comes ready; no pictures are read.
+    """Samples for prompts, by a text-to-image denoiser whose teacher comes ready; no images are read.
 
     Args:
         path: a text file with a prompt a line, or embeddings of prompts: a ``.npy`` array [K, L, D].
         null: of embeddings: a ``.npy`` array [L, D], that of the empty prompt.
         encoder: of a text file: the folder of a pipeline with ``tokenizer`` and ``text_encoder`` in it.
         shape: of one sample: channels, height, width.
-        latent: samples are latents of an autoencoder, of any value; off for pictures in [-1, 1].
+        latent: samples are latents of an autoencoder, of any value; off for images in [-1, 1].
         schedule, zero_terminal_snr: see `generation`.
-        valid_fraction, test_fraction: shares of the prompts set aside for choosing and judging.
-        eval_batch: samples at a time when judging.
+        valid_fraction, test_fraction: shares of the prompts set aside for choosing and evaluation.
+        eval_batch: samples at a time in evaluation.
     """
 
     def __init__(
@@ -129,7 +129,7 @@ class Prompts(Generation):
         self.teacher_train = self.train
         self.notes = [
             f"{count:,} prompts as embeddings {list(array.shape[1:])}: {len(self.train)} ask the student, "
-            f"{valid} choose, {test} judge; no picture is read"
+            f"{valid} choose, {test} evaluate; no image is read"
         ]
         self._schedule = make_schedule(self.schedule_name, self.zero_terminal_snr)
         self._null = null
@@ -217,7 +217,7 @@ class Prompts(Generation):
         """See `Generation.describe`."""
         return {**super().describe(), "range": None if self.latent else [-1.0, 1.0]}
 
-    # -- nothing to be learnt or judged without pictures ----------------------------------------------------------------
+    # -- nothing to be learnt or evaluated without images ----------------------------------------------------------------
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """Prompts are no examples.
@@ -234,7 +234,7 @@ class Prompts(Generation):
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
     ) -> dict[str, float]:
-        """Nothing: a denoising loss needs pictures."""
+        """Nothing: a denoising loss needs images."""
         return {}
 
     def check_teacher(self, teacher: Built, device: torch.device | None = None) -> None:

@@ -43,8 +43,8 @@ class Questions(Language):
         teacher_fraction: share of the training questions that a teacher without trained weights learns from, worked through
             where the data show how; the student has the others. 0 lets both have all.
         valid_fraction: share of the questions set aside for choosing, where the data names no such split.
-        test_fraction: share set aside for judging, where the data names no such split.
-        eval_batch: sequences at a time when judging.
+        test_fraction: share set aside for evaluation, where the data names no such split.
+        eval_batch: sequences at a time in evaluation.
         deal: which division into training, validation and test questions: 0 is the data's own, where it names splits.
     """
 
@@ -222,7 +222,7 @@ class Questions(Language):
             self._parts[name] = twin
         return self._parts[name]
 
-    # ---------------------------------------------------------------------------------------------------------- judging
+    # ---------------------------------------------------------------------------------------------------------- evaluation
 
     @property
     def formats(self) -> tuple[str, ...]:

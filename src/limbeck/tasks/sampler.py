@@ -155,7 +155,7 @@ class SamplerArtifact(NetworkArtifact):
         shape: shape of one sample, (channels, height, width).
         labels: class names.
         clip: clamp every predicted x to the data's range while sampling.
-        bounded: samples are pictures, from [-1, 1] brought to [0, 1]; off for latents, which are left as they are.
+        bounded: samples are images, from [-1, 1] brought to [0, 1]; off for latents, which are left as they are.
 
     Example:
         >>> sampler = SamplerArtifact.load("runs/guided-diffusion-seed0")  # doctest: +SKIP
@@ -244,7 +244,7 @@ class SamplerArtifact(NetworkArtifact):
             batch: samples at a time.
 
         Returns:
-            [n, C, H, W]; for pictures in [0, 1].
+            [n, C, H, W]; for images in [0, 1].
 
         Raises:
             ConfigError: no student for this number of steps; a class that does not exist; a negative weight.
@@ -282,10 +282,10 @@ class SamplerArtifact(NetworkArtifact):
         """Image to image: noise is added to ``x`` up to a level, and the distilled sampler goes on from there.
 
         Args:
-            x: pictures [n, C, H, W] in [0, 1].
+            x: images [n, C, H, W] in [0, 1].
             labels, w, seed, batch: see :meth:`sample`.
             steps: the sampler's steps over the whole way; ``round(strength * steps)`` of them are taken.
-            strength: 0 to 1, how much noise: 1 forgets the picture.
+            strength: 0 to 1, how much noise: 1 forgets the image.
 
         Source: Meng et al. 2022 (SDEdit, arXiv 2108.01073); with the distilled sampler Meng et al. 2023, section 5.3.
 
@@ -324,10 +324,10 @@ class SamplerArtifact(NetworkArtifact):
         *,
         batch: int = 256,
     ) -> Tensor:
-        """Fill in what is not known: before each call the known region of z is replaced by the noised picture.
+        """Fill in what is not known: before each call the known region of z is replaced by the noised image.
 
         Args:
-            x: pictures [n, C, H, W] in [0, 1].
+            x: images [n, C, H, W] in [0, 1].
             known: true where ``x`` is to be kept, broadcastable to [n, C, H, W].
             labels, w, steps, seed, batch: see :meth:`sample`; more steps join the regions better.
 
@@ -372,7 +372,7 @@ class SamplerArtifact(NetworkArtifact):
         """Style transfer: encode ``x`` under its own class without guidance, decode the noise under another.
 
         Args:
-            x: pictures [n, C, H, W] in [0, 1].
+            x: images [n, C, H, W] in [0, 1].
             labels: their classes; ``to``: the classes to arrive at.
             w: guidance of the decoding.
             steps: of encoder and decoder each. The encoder distilled for that number is used where there is one

@@ -55,8 +55,8 @@ class Sentences(Language):
         length: tokens in a sequence, at most; ``null``: 128, or as many as the models have positions for, if fewer.
         student_documents: texts that baselines learn from, drawn by the seed; all if ``null``.
         valid_fraction: share of the texts set aside for choosing, where the data names no such split.
-        test_fraction: share set aside for judging, where the data names no such split.
-        eval_batch: sequences at a time when judging.
+        test_fraction: share set aside for evaluation, where the data names no such split.
+        eval_batch: sequences at a time in evaluation.
         deal: which division into training, validation and test texts: 0 is the data's own, where it names splits.
     """
 

@@ -51,8 +51,8 @@ class Statements(Language):
             there as often.
         student_documents: statements that the generator's baselines learn from, drawn by the seed; all if ``null``.
         valid_fraction: share of the statements set aside for choosing, where the data names no such split.
-        test_fraction: share set aside for judging, where the data names no such split.
-        eval_batch: sequences at a time when judging.
+        test_fraction: share set aside for evaluation, where the data names no such split.
+        eval_batch: sequences at a time in evaluation.
         deal: which division into training, validation and test statements: 0 is the data's own, where it names splits.
     """
 
@@ -143,7 +143,7 @@ class Statements(Language):
             )
         return self._parts[name]
 
-    # ---------------------------------------------------------------------------------------------------------- judging
+    # ---------------------------------------------------------------------------------------------------------- evaluation
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A synthetic data set as files: written, read back, and judged as it lies there."""
+"""A synthetic data set as files: written, read back, and evaluated as it lies there."""
 
 from __future__ import annotations
 
@@ -195,7 +195,7 @@ class SetArtifact(Artifact):
         if form != "safetensors" and channels not in (1, 3, 4):
             raise ConfigError(
                 "--format",
-                f"PNG files hold pictures of 1, 3 or 4 channels, and these have {channels}",
+                f"PNG files hold images of 1, 3 or 4 channels, and these have {channels}",
                 given=form,
                 expected="safetensors, which holds any",
             )
@@ -282,13 +282,13 @@ class SetArtifact(Artifact):
         return SetArtifact(self.task, self.task.space.enter(pixels), labels, ids, about["step_size"])
 
     def lost(self, form: str) -> dict[str, Any]:
-        """How much of the pixels pictures of 8 bits cannot hold."""
+        """How much of the pixels images of 8 bits cannot hold."""
         found = {} if form == "safetensors" else self.cut_off()
         if not found.get("clipped"):
             return found
         share, beyond = 100 * found["clipped"], found["beyond"]
         note = (
-            f"{share:.0f} % of the pixel values lie outside of what pictures of 8 bits hold, by up to {beyond:.3g} times "
+            f"{share:.0f} % of the pixel values lie outside of what images of 8 bits hold, by up to {beyond:.3g} times "
             "their range, and were clipped: --format safetensors holds every value"
         )
         return {**found, "note": note}
@@ -329,7 +329,7 @@ def _png(x: Tensor) -> bytes:
 
 
 def _pixels(file: Any) -> Tensor:
-    """A picture file as [C, H, W] in [0, 1]."""
+    """A image file as [C, H, W] in [0, 1]."""
     from PIL import Image
 
     with Image.open(file) as picture:

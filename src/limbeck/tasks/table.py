@@ -50,7 +50,7 @@ class Table(Labelled):
 
     What networks see of a row (``x``) are its columns one-hot, numbers in bins; beside it stand ``code`` [N, K], ``s`` [N]
     (the protected attribute, which is no part of ``x``) and ``row``. Any method for classes learns on it; tables that are
-    made are judged by estimators trained on them and tested on real rows.
+    made are evaluated by estimators trained on them and tested on real rows.
 
     Args:
         data: a table: ``csv``, ``parquet``, ``jsonl``, ``hf``, ``scikit-learn``.
@@ -63,7 +63,7 @@ class Table(Labelled):
         binning: ``quantile`` or equal ``width``.
         log: columns whose bins of equal width are laid in log(1 + x).
         unseen: values of categories that no training row has: an ``error``, or taken for the ``most-common`` one.
-        aware: whether estimators that judge a table see the protected attribute.
+        aware: whether estimators that evaluate a table see the protected attribute.
         student_items, valid_fraction, test_fraction, eval_batch, deal: as in classification.
     """
 
@@ -367,10 +367,10 @@ class Table(Labelled):
             "teacher": "the table of its teacher",
         }
     )
-    """Which tables of real values are judged beside one that was made."""
+    """Which tables of real values are evaluated beside one that was made."""
 
     def pool(self) -> dict[str, Callable[[], Any]]:
-        """The estimators that judge a table; by default ``gradient-boosting``."""
+        """The estimators that evaluate a table; by default ``gradient-boosting``."""
         return {n: partial(self._estimator, n, 0) for n in ESTIMATORS}
 
     def _estimator(self, name: str, seed: int) -> Any:
@@ -404,7 +404,7 @@ class Table(Labelled):
         return TableArtifact(self, rows)
 
     def fresh(self, artifact: Any, name: str, k: int, seed: int, split: str) -> Scores:
-        """An estimator trained on the k-th draw of a table and judged on a split: utility and parity of what it answers."""
+        """An estimator trained on the k-th draw of a table and evaluated on a split: utility and parity of what it answers."""
         made, real = artifact.rows(k), self._split(split)
         x, judged = (np.concatenate([r.values, r.s[:, None]], 1) if self.aware else r.values for r in (made, real))
         prob = np.full((len(real.y), self.outputs), 1e-9)
@@ -461,7 +461,7 @@ class Table(Labelled):
         return torch.from_numpy(np.concatenate(parts, 1))
 
     def extras(self, rows: Mapping[str, Artifact], bench: Bench) -> dict[str, Any]:
-        """Of networks their calibration; of tables the share of favourable answers by group, and a picture of it."""
+        """Of networks their calibration; of tables the share of favourable answers by group, and an image of it."""
         rates = {
             name: row.rates for name, row in rows.items() if isinstance(row, TableArtifact) and row.rates is not None
         }

@@ -28,7 +28,7 @@ INPUTS: dict[str, tuple[list[float], list[float]]] = {
     "values from 0 to 255": ([0.0], [1 / 255]),
     "ImageNet's normalisation": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
 }
-"""What networks are usually trained on, as mean and std of pictures in [0, 1]."""
+"""What networks are usually trained on, as mean and std of images in [0, 1]."""
 
 
 def check(task: Labelled, teacher: Built, device: torch.device | None = None) -> None:

@@ -46,9 +46,9 @@ class TextClasses(Tokenized, Classification):
         target: ``label``, ``labels``, ``number``, or ``auto``: as the data says.
         student_items: size of the student's training set, each class in proportion, drawn by the seed; all if ``null``.
         valid_fraction: share of the training items set aside for choosing, where the source has no such split.
-        test_fraction: share of the items set aside for judging, where the source has no test split.
+        test_fraction: share of the items set aside for evaluation, where the source has no test split.
         empty_classes: ``error``, or ``keep`` classes that the data names and has no item of.
-        eval_batch: items at a time when judging.
+        eval_batch: items at a time in evaluation.
         label_smoothing: share of each label that is spread evenly over all classes in the loss to labels.
         class_weights: weights of the classes in this loss: ``balanced``, or a number per class; ``null``: all alike.
         deal: which division into training, validation and test items: 0 is the data's own, where it names splits.

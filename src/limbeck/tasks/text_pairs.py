@@ -57,7 +57,7 @@ class TextPairs(Tokenized, Task):
         valid_fraction, test_fraction: shares of the pairs that are set aside where the data names no such split; whole
             repositories where these are known.
         student_pairs: size of the student's training set, drawn by the seed; all if ``null``.
-        eval_batch: texts at a time when judging.
+        eval_batch: texts at a time in evaluation.
         deal: which division into training, validation and test pairs: 0 is the data's own, where it names splits.
     """
 
@@ -215,7 +215,7 @@ class TextPairs(Tokenized, Task):
         both = signal.output
         return Term(paired_info_nce(both[:, 0], both[:, 1], scale=self.scale))
 
-    # ----------------------------------------------------------------------------------------------------------- judging
+    # ----------------------------------------------------------------------------------------------------------- evaluation
     def evaluate(
         self, built: Built, data: Data, teacher: Built | None = None, device: torch.device | None = None
     ) -> Scores:

@@ -111,7 +111,9 @@ class TokenData:
                     task.note(f"{self.name}: {100 * share:.2g} % of the tokens are {task.tokenizer.unk_token}, words that "
                               "the tokenizer does not know")  # fmt: skip
             if self.most is not None and self.most < n:
-                task.note(f"{self.name}: {self.most} of {n} sequences are judged, evenly spread (task.eval_sequences)")
+                task.note(
+                    f"{self.name}: {self.most} of {n} sequences are evaluated, evenly spread (task.eval_sequences)"
+                )
                 self._made = self._made.some(torch.arange(self.most) * n // self.most)
         return self._made
 

@@ -1,8 +1,8 @@
 """Scenes that are seen by cameras: cameras are the items, drawing the scene is the feed.
 
-What a scene should look like is told by a diffusion model of pictures (`Views.part("pictures")` is the task that this model
+What a scene should look like is told by a diffusion model of images (`Views.part("pictures")` is the task that this model
 is for), or by photographs with known cameras, or both. Cameras stand on a sphere and look at its middle; matrices go from
-the world to the camera (x right, y down, z ahead). Pictures are [C, H, W] in [0, 1].
+the world to the camera (x right, y down, z ahead). Images are [C, H, W] in [0, 1].
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Drawn:
     Args:
         key: of the draws.
         count: how many.
-        size: (height, width) of the pictures.
+        size: (height, width) of the images.
         fovy: least and greatest vertical opening angle in degrees.
         radius: least and greatest distance from the middle.
         elevation: least and greatest height above the horizon in degrees.
@@ -121,7 +121,7 @@ def read_photos(folder: str, split: str, size: int | None = None, background: fl
     Args:
         folder: where.
         split: ``train``, ``val`` or ``test``.
-        size: side length the pictures are brought to.
+        size: side length the images are brought to.
         background: what stands behind transparent pixels.
 
     Raises:
@@ -172,19 +172,19 @@ class Views(Task):
     """Scenes seen by cameras.
 
     Args:
-        data: pictures with classes, which a diffusion teacher learns.
+        data: images with classes, which a diffusion teacher learns.
         label: the class that is drawn, by its name: what a text prompt is to a model of texts.
-        size: side length of the pictures; ``null`` keeps theirs.
+        size: side length of the images; ``null`` keeps theirs.
         schedule: of the diffusion teacher; see the task ``generation``.
-        prompt: what is drawn, in words, for a teacher of texts (``stable-diffusion``); then no pictures are read.
+        prompt: what is drawn, in words, for a teacher of texts (``stable-diffusion``); then no images are read.
         latents: channels of such a teacher's latents, and by what their side is smaller than the pictures'.
         photos: a folder of photographs with cameras in NeRF's layout (``transforms_train.json``); ``null`` for none.
         cameras: how many are drawn for training.
         fovy: least and greatest vertical opening angle in degrees.
         radius: least and greatest distance from the middle.
         elevation: least and greatest height above the horizon in degrees.
-        judged_views: cameras that judge, where there are no photographs.
-        eval_batch: pictures at a time.
+        judged_views: test cameras, where there are no photographs.
+        eval_batch: images at a time.
     """
 
     data: Source = Digits()
@@ -233,13 +233,13 @@ class Views(Task):
         return super().part(name)
 
     def recall(self, about: Mapping[str, Any], bare: bool = True) -> None:
-        """The shape of pictures; cameras are those of the settings."""
+        """The shape of images; cameras are those of the settings."""
         if bare:
             self.shape, self.wanted, self.notes = tuple(int(n) for n in about["shape"]), 0, []
             self.has_photos, self._loaded = True, True
 
     def load(self, seed: int | None = None) -> None:
-        """Read pictures or photographs, and place the cameras.
+        """Read images or photographs, and place the cameras.
 
         Raises:
             DataError: they cannot be read. ConfigError: the class is unknown.
@@ -293,7 +293,7 @@ class Views(Task):
 
     @property
     def needs(self) -> Needs:
-        """A scene that is drawn in pictures of this shape."""
+        """A scene that is drawn in images of this shape."""
         self.load()
         return Needs(self.shape, 0, "scene", key="camera")
 
@@ -307,12 +307,12 @@ class Views(Task):
         return x * 2.0 - 1.0
 
     def feed(self, module: Any, batch: Batch) -> Any:
-        """The scene drawn: pictures [n, C, H, W]. A batch without ``particle`` goes through the particles in turn."""
+        """The scene drawn: images [n, C, H, W]. A batch without ``particle`` goes through the particles in turn."""
         particle = batch["particle"] if "particle" in batch else batch["item"] % particles_of(module)
         return module(batch["camera"], batch["K"], particle)
 
     def rehearse(self, built: Built, role: str = "model") -> None:
-        """Two pictures of a scene just built."""
+        """Two images of a scene just built."""
         batch = self.example(2)
         device = device_of(built.module)
         with torch.no_grad(), evaluating([built.module]):
@@ -320,7 +320,7 @@ class Views(Task):
         check_scene(made, self.shape, 2)
 
     def supervised(self, signal: Signal, batch: Batch) -> Term:
-        """0.8 |x - photograph| + 0.2 (1 - SSIM), one value a picture.
+        """0.8 |x - photograph| + 0.2 (1 - SSIM), one value an image.
 
         Raises:
             DataError: there are no photographs.
@@ -360,11 +360,11 @@ class Views(Task):
         return {"psnr": float(splatting.psnr(made, real).mean()), "ssim": float(ssim)}
 
     def default_student(self) -> dict[str, Any]:
-        """Free pictures; Gaussians where there are photographs."""
+        """Free images; Gaussians where there are photographs."""
         return {"use": "pictures" if self.photos is None and self.prompt is None else "gaussians"}
 
     def default_teacher(self) -> dict[str, Any]:
-        """A denoiser of the pictures; one of texts must be named."""
+        """A denoiser of the images; one of texts must be named."""
         return self.pictures.default_teacher()
 
     def default_evaluator(self) -> dict[str, Any]:
@@ -377,7 +377,7 @@ class Views(Task):
         return 0.0
 
     def describe(self) -> dict[str, Any]:
-        """The shape of a picture, and the class that is drawn."""
+        """The shape of an image, and the class that is drawn."""
         return {
             "shape": list(self.shape),
             "range": [0.0, 1.0],

@@ -95,7 +95,7 @@ def test_a_teacher_of_timm(tmp_path: Path) -> None:
     ("words", "said"),
     [
         (["method.blur=2"], "blur"),
-        (["method.blur=129"], "at most 127, as pictures have 64 pixels"),
+        (["method.blur=129"], "at most 127, as images have 64 pixels"),
         (["student.levels=[0,5]"], "levels"),
         (["student.sigma=-1"], "sigma"),
         (["task.data.train=[wood]"], "wood"),

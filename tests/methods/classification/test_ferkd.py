@@ -1,4 +1,4 @@
-"""FerKD: crops are sorted by how sure the teacher was, their labels calibrated, and mixed within a picture."""
+"""FerKD: crops are sorted by how sure the teacher was, their labels calibrated, and mixed within an image."""
 
 from __future__ import annotations
 

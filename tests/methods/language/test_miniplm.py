@@ -106,7 +106,7 @@ def test_files_are_read_whole_whatever_the_pieces(size: int, tmp_path: Path) -> 
     found = Streamed(str(tmp_path), size, "body", [Document(texts[3]).key])
     for i, name in enumerate(["a.jsonl", "b.jsonl.gz", "c.parquet"]):
         read = [d.text for p in found.pieces() if p.startswith(f"{i}-") for d in found.documents(p)]
-        assert read == texts[:3] + texts[4:], name  # without the text that is judged
+        assert read == texts[:3] + texts[4:], name  # without the text that is evaluated
     plain = "first\nsecond line\n\nthird\nand no end"
     (tmp_path / "t.txt").write_text(plain)
     running = Streamed(str(tmp_path / "t.txt"), size)

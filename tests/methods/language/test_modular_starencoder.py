@@ -266,7 +266,7 @@ def test_ranks_and_metrics(tmp_path: Path) -> None:
         slow.append(1 / (1 + above))
     assert got["mrr"] == pytest.approx(sum(slow) / len(slow))
 
-    class Three:  # as a plan judges a few items alone
+    class Three:  # as a plan evaluates a few items alone
         fingerprint = ""
 
         def __len__(self) -> int:

@@ -39,7 +39,7 @@ class Rows:
 
 
 def instances(part: str, at: list[list[list[float]]], scores: list[float] | None = None) -> dict[str, Tensor]:
-    """Poses of one picture in the plane, known everywhere and in space."""
+    """Poses of one image in the plane, known everywhere and in space."""
     flat = torch.tensor(at)[None]
     pose = torch.cat([flat, torch.zeros(*flat.shape[:3], 3)], -1)
     made = {
@@ -95,7 +95,7 @@ def test_counts_of_added_poses() -> None:
 
 
 def begun(run: Any) -> tuple[Any, Any]:
-    """The context of the last stage, after those before it, and a batch of its first pictures."""
+    """The context of the last stage, after those before it, and a batch of its first images."""
     engine, method = run.engine, run.method
     engine.prepare(method)
     for stage in engine.stages:

@@ -21,7 +21,7 @@ from tests.tiny import tiny
 
 
 def faces(folder: Path, n: int = 20, missing: bool = False) -> Keypoints:
-    """Random poses of 5 points in pictures of noise; of the task's training poses some points are not labelled."""
+    """Random poses of 5 points in images of noise; of the task's training poses some points are not labelled."""
     g = np.random.default_rng(0)
     for name in ("train", "valid", "test"):
         points = g.uniform(4, 28, (n, 5, 2)).astype(np.float32)
@@ -106,7 +106,7 @@ def test_smooth_poses_are_of_low_rank_and_of_training_poses_alone(tmp_path: Path
     b = about @ shapes.components.T
     torch.testing.assert_close(b @ shapes.components, about, rtol=0, atol=1e-6)
     assert len(shapes.variances) < 10 and bool((b.abs() <= 3 * shapes.variances.sqrt() + 1e-6).all())
-    # the student's items keep their numbers; poses for choosing and judging are the true ones
+    # the student's items keep their numbers; poses for choosing and evaluation are the true ones
     ids = torch.arange(4)
     assert torch.equal(soft.train.fetch(ids)["x"], task.train.fetch(ids)["x"])
     assert not torch.equal(soft.train.fetch(ids)["points"], task.train.fetch(ids)["points"])

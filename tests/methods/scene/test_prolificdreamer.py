@@ -54,7 +54,7 @@ def test_sds_is_vsd_with_the_noise_in_place_of_phi(tmp_path: Path) -> None:
 
 
 def test_an_exact_phi_stands_still_at_the_real_pictures(tmp_path: Path) -> None:
-    """Particles that are the real pictures of the class are not moved at guidance 1, whatever the noise."""
+    """Particles that are the real images of the class are not moved at guidance 1, whatever the noise."""
     made = tiny("prolificdreamer", tmp_path, *EXACT, "method.phi=analytic", "method.guidance_scale=1")
     task: Any = made.bench.task
     data = task.pictures.teacher_train

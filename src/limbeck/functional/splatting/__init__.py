@@ -1,4 +1,4 @@
-"""3D Gaussians drawn as pictures, differentiably: projection, colours, compositing by tiles, losses, changes of number.
+"""3D Gaussians drawn as images, differentiably: projection, colours, compositing by tiles, losses, changes of number.
 
 `rasterization` has gsplat's signature and definitions in plain torch, for a CPU and small scenes, with its gradients; on a
 GPU gsplat's own kernels take its place where that package is installed.

@@ -1,7 +1,7 @@
 """Flat Gaussians laid over each other from front to back, at every pixel, by tiles.
 
     a = min(a_max, o exp(-sigma)),  sigma = (A dx^2 + C dy^2) / 2 + B dx dy;   a < 1/255 does not count
-    w_i = a_i prod_{j<i} (1 - a_j),  until the product falls to 1e-4;   picture = sum_i w_i f_i
+    w_i = a_i prod_{j<i} (1 - a_j),  until the product falls to 1e-4;   image = sum_i w_i f_i
 
 All Gaussians of a tile are handled at once: the product is the exponential of a running sum of log(1 - a), and because that
 only falls, cutting where it falls below log(1e-4) is the same as stopping there.
@@ -17,7 +17,7 @@ from torch import Tensor
 STOP = math.log(1e-4)
 FAINT = 1.0 / 255.0
 DENSE = 100_000
-"""Up to so many pairs of a pixel and a Gaussian a picture is one tile."""
+"""Up to so many pairs of a pixel and a Gaussian an image is one tile."""
 
 
 def composite(
@@ -33,13 +33,13 @@ def composite(
     tile_size: int | None = 16,
     max_alpha: float = 0.99,
 ) -> tuple[Tensor, Tensor]:
-    """The picture ``[H, W, D]`` of one camera, and how much of each pixel is covered ``[H, W, 1]``.
+    """The image ``[H, W, D]`` of one camera, and how much of each pixel is covered ``[H, W, 1]``.
 
     Args:
         means2d: ``[N, 2]`` centres in pixels. conics: ``[N, 3]``: xx, xy, yy of the inverse covariance.
         opacities: ``[N]`` in [0, 1]. features: ``[N, D]``. depths: ``[N]``, which order them (no gradient).
         radii: ``[N, 2]`` half of each box; 0 where a Gaussian is not seen.
-        width, height: of the picture.
+        width, height: of the image.
         tile_size: pixels along a tile's side; ``None`` lays every Gaussian over every pixel. The result is the same.
         max_alpha: a_max.
 

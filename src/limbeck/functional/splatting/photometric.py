@@ -1,4 +1,4 @@
-"""How far a rendered picture is from a photograph: SSIM, and L1 with its complement, as scenes are fitted; PSNR."""
+"""How far a rendered image is from a photograph: SSIM, and L1 with its complement, as scenes are fitted; PSNR."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def _window(size: int, sigma: float, like: Tensor) -> Tensor:
 def ssim_map(
     a: Tensor, b: Tensor, *, window: int = 11, sigma: float = 1.5, c1: float = 0.01**2, c2: float = 0.03**2
 ) -> Tensor:
-    """SSIM ``[B, C, H, W]`` at every pixel and channel of pictures ``[B, C, H, W]`` in [0, 1]; zeros stand beside them.
+    """SSIM ``[B, C, H, W]`` at every pixel and channel of images ``[B, C, H, W]`` in [0, 1]; zeros stand beside them.
 
     Args:
-        a, b: the pictures.
+        a, b: the images.
         window, sigma: of the Gaussian weights, in pixels; an odd window.
         c1, c2: constants that keep it finite.
 
@@ -35,7 +35,7 @@ def ssim_map(
         True
     """
     if a.shape != b.shape or a.ndim != 4:
-        raise ShapeError("b", given=list(b.shape), expected=f"[B, C, H, W] as the other picture, {list(a.shape)}")
+        raise ShapeError("b", given=list(b.shape), expected=f"[B, C, H, W] as the other image, {list(a.shape)}")
     if window < 1 or window % 2 == 0:
         raise ConfigError("window", given=window, expected="an odd number of pixels")
     channels = a.shape[1]
@@ -66,7 +66,7 @@ def l1_dssim(a: Tensor, b: Tensor, *, weight: float = 0.2, **options: float) -> 
 
 
 def psnr(a: Tensor, b: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio ``[B]`` in decibels of pictures ``[B, ...]`` in [0, 1]; infinite where they are equal.
+    """Peak signal-to-noise ratio ``[B]`` in decibels of images ``[B, ...]`` in [0, 1]; infinite where they are equal.
 
     Example:
         >>> round(psnr(torch.zeros(1, 4), torch.full((1, 4), 0.1)).item(), 3)

@@ -21,7 +21,7 @@ class Projected(NamedTuple):
     """Gaussians as cameras see them.
 
     Attributes:
-        radii: int32 [C, N, 2] half the box in pixels along x and y; 0 where it is not in the picture.
+        radii: int32 [C, N, 2] half the box in pixels along x and y; 0 where it is not in the image.
         means2d: [C, N, 2] centres in pixels.
         depths: [C, N] distance along the camera's axis.
         conics: [C, N, 3] the inverse of the blurred covariance: xx, xy, yy.
@@ -81,8 +81,8 @@ def project(
     Args:
         means: ``[N, 3]``. covars: ``[N, 3, 3]``.
         viewmats: ``[C, 4, 4]``, from the world to the camera. Ks: ``[C, 3, 3]``, in pixels; they get no gradient.
-        width, height: of the picture.
-        eps2d: added to the covariance in the picture, in pixels squared, so that nothing falls between pixels.
+        width, height: of the image.
+        eps2d: added to the covariance in the image, in pixels squared, so that nothing falls between pixels.
         near_plane, far_plane: what lies nearer or farther is not drawn.
         radius_clip: what is no larger in both directions is not drawn.
         least_compensation: floor of ``compensations`` squared.

@@ -85,7 +85,7 @@ def rasterization(
         opacities: ``[N]`` in [0, 1] (after ``sigmoid``).
         colors: ``[N, D]`` or ``[C, N, D]``; with ``sh_degree`` coefficients ``[N, K, 3]`` or ``[C, N, K, 3]``.
         viewmats: ``[C, 4, 4]`` from the world to the camera (x right, y down, z ahead). Ks: ``[C, 3, 3]`` in pixels.
-        width, height: of the pictures.
+        width, height: of the images.
         near_plane, far_plane, radius_clip, eps2d: see `project`.
         sh_degree: colours are spherical harmonics of this degree, ``max(value + 0.5, 0)``; ``None``: as they are.
         tile_size: pixels along a tile's side.
@@ -100,7 +100,7 @@ def rasterization(
         packed, sparse_grad, channel_chunk, distributed, segmented: taken for gsplat's sake; they change no number.
 
     Returns:
-        Pictures ``[C, H, W, X]``, cover ``[C, H, W, 1]``, and ``meta``: ``means2d`` [C, N, 2] (the very tensor that was
+        Images ``[C, H, W, X]``, cover ``[C, H, W, 1]``, and ``meta``: ``means2d`` [C, N, 2] (the very tensor that was
         drawn from: it takes ``retain_grad``), ``radii`` [C, N, 2], ``depths``, ``conics``, ``opacities`` [C, N]...
         as strategies of gsplat read them with ``packed=False``.
 
@@ -112,7 +112,7 @@ def rasterization(
     Example:
         >>> ball = torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.2)
         >>> view, K = torch.eye(4)[None], torch.tensor([[[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]])
-        >>> picture, cover, meta = rasterization(*ball, torch.tensor([0.9]), torch.ones(1, 3), view, K, 8, 8)
+        >>> image, cover, meta = rasterization(*ball, torch.tensor([0.9]), torch.ones(1, 3), view, K, 8, 8)
         >>> picture.shape, bool(cover[0, 4, 4] > cover[0, 0, 0])
         (torch.Size([1, 8, 8, 3]), True)
     """
@@ -134,7 +134,7 @@ def rasterization(
         if done is not None:
             return done
     if width < 1 or height < 1:
-        raise ConfigError("width", given=[width, height], expected="a picture of at least one pixel")
+        raise ConfigError("width", given=[width, height], expected="a image of at least one pixel")
     C, N = len(viewmats), len(means)
     if means.device.type == "cpu" and N * width * height > MOST_PAIRS:
         raise ConfigError(
@@ -214,7 +214,7 @@ def _colours(means: Tensor, colors: Tensor, viewmats: Tensor, degree: int | None
 
 
 def _behind(backgrounds: Tensor | None, features: Tensor | None, stack: Tensor) -> Tensor | None:
-    """What stands behind each picture [C, X], the depth 0."""
+    """What stands behind each image [C, X], the depth 0."""
     if backgrounds is None or features is None:
         return None
     C, X, D = len(stack), stack.shape[-1], features.shape[-1]
@@ -288,7 +288,7 @@ def _check(
 
 
 def _hints(seen: Any, Ks: Tensor) -> None:
-    """Say what an empty picture probably comes from."""
+    """Say what an empty image probably comes from."""
     with torch.no_grad():
         if not seen.depths.numel():
             return

@@ -1,10 +1,10 @@
 """DBFAD: a decoder rebuilds its teacher's feature pyramid from a narrow bottleneck; what is defective is rebuilt badly.
 
     L = mean_l 1 / (h_l w_l) sum_ij 1/2 | f_l / |f_l| - s_l / |s_l| |^2,       s = student(f_0, f_1, f_2, f_3)
-    map = G_sigma * sum_l up(1/2 | ... |^2 / (h_l w_l)),       score of a picture = max of its map
+    map = G_sigma * sum_l up(1/2 | ... |^2 / (h_l w_l)),       score of an image = max of its map
 
 The student never sees the picture: it is fed the teacher's pyramid. Each shortcut gives it the level below the one that it
-decodes, so that it cannot copy what it must predict. All training pictures are normal.
+decodes, so that it cannot copy what it must predict. All training images are normal.
 
 f_l: teacher's features of level l [N, C_l, h_l, w_l];  s_l: those that the student rebuilds;  G: Gaussian
 """
@@ -72,7 +72,7 @@ CARD = Card(
 
 
 class Detector(ChainArtifact):
-    """Teacher and student as one network: from a picture to its anomaly map."""
+    """Teacher and student as one network: from an image to its anomaly map."""
 
     kind = "detector"
 
@@ -82,7 +82,7 @@ class FabricRd(Method[Anomaly]):
     """Reverse distillation for textures.
 
     Args:
-        blur: side of the Gaussian kernel that training pictures are blurred with, odd; 0 for none.
+        blur: side of the Gaussian kernel that training images are blurred with, odd; 0 for none.
         stpm: train a student beside the teacher too (student-teacher feature pyramid matching, Wang et al. 2021): of the
             teacher's architecture, on the same batches; a row of the report.
         pretext: what a teacher without trained weights is taught by: ``photographs``, to tell those of scikit-image apart,
@@ -128,7 +128,7 @@ class FabricRd(Method[Anomaly]):
         side = min(self.task.shape[1:])
         if self.blur // 2 >= side:
             raise ConfigError(
-                "method.blur", given=self.blur, expected=f"at most {2 * side - 1}, as pictures have {side} pixels"
+                "method.blur", given=self.blur, expected=f"at most {2 * side - 1}, as images have {side} pixels"
             )
         known = getattr(setup.student.model, "widths", None)
         if known is not None and list(known) != widths:
@@ -180,7 +180,7 @@ class FabricRd(Method[Anomaly]):
         return Terms(photograph=Term(F.cross_entropy(z, batch["y"]), to=("teacher", "head")))
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
-        """How badly the pyramid of normal pictures is rebuilt, one value an item."""
+        """How badly the pyramid of normal images is rebuilt, one value an item."""
         if self.blur:
             batch = {**batch, "x": gaussian_blur(batch["x"], [self.blur, self.blur])}
         pyramid: Sequence[Tensor] = ctx.signal("teacher", batch).out

@@ -1,10 +1,10 @@
 """FerKD: a student learns from stored crops, whose labels are sorted by how sure the teacher was.
 
-    label     of every picture M crops; p = softmax(z_t / T_t) of each, kept as the k likeliest classes        once
+    label     of every image M crops; p = softmax(z_t / T_t) of each, kept as the k likeliest classes        once
     mine      c = max_k p_k:   c < T_L or c > T_T   discarded, never shown
                                T_L <= c < T_M       1 - eps on the true class, eps / (C - 1) on each other one
                                T_M <= c <= T_T      y = p, the teacher's label
-    distil    K crops of each picture, drawn without replacement from those that are left; mixed within the picture:
+    distil    K crops of each image, drawn without replacement from those that are left; mixed within the picture:
               x = lam x_k + (1 - lam) x_pi(k)   or a box of x_pi(k) in x_k;   y = lam y_k + (1 - lam) y_pi(k)
               L = mean_n -sum_c y[n, c] log softmax(z_s[n] / T)[c]
 
@@ -78,18 +78,18 @@ class FerKd(Method[Classification]):
 
     Args:
         store: which crops are labelled, and how labels are kept. A recording (``teacher=cached:FOLDER``) brings its own.
-        num_crops: crops of a picture in a step; a batch holds ``train.batch_size / num_crops`` pictures.
+        num_crops: crops of an image in a step; a batch holds ``train.batch_size / num_crops`` images.
         discard_below: crops of which the teacher is less sure are not shown; 0 turns it off.
         calibrate_below: crops of which it is less sure have a softened hard label; ``discard_below`` or less turns it off.
         discard_above: crops of which it is surer are not shown; 1 turns it off.
         hard_region: what becomes of crops between the first two: ``soften``, keep the ``teacher``'s label, or ``drop`` them.
         smoothing: the share of a softened label that goes to the other classes.
         confidence: the teacher's largest probability (``max``), or that of the true class (``target``).
-        shortage: where fewer than ``num_crops`` crops of a picture are left: ``relax`` takes back those nearest to a
+        shortage: where fewer than ``num_crops`` crops of an image are left: ``relax`` takes back those nearest to a
             threshold and counts them, ``raise`` refuses.
         labels: ``teacher``; or ``hard``: the true class of every crop, none of which is discarded, for comparison.
         temperature: of the student.
-        mix: crops of the same picture (``self``), of the whole batch (``batch``), or ``none``.
+        mix: crops of the same image (``self``), of the whole batch (``batch``), or ``none``.
         mixing: ``cutmix`` pastes a box, ``mixup`` takes the mean; ``switch`` draws one of them each step.
         pairing: the partner of a crop within its picture: ``shift`` (the one r places on), or ``overlap`` (the one whose
             box has the largest intersection over union with its own).
@@ -121,7 +121,7 @@ class FerKd(Method[Classification]):
     stage_names = ("label", "mine", "distil")
 
     def validate(self) -> None:
-        """Thresholds ascend; crops of one picture are mixed where there are several."""
+        """Thresholds ascend; crops of one image are mixed where there are several."""
         if self.calibrate_below < self.discard_below and self.calibrate_below:
             raise ValueError(f"calibrate_below must be at least discard_below ({self.discard_below:g}), or 0")
         if max(self.thresholds[:2]) > self.discard_above:
@@ -130,7 +130,7 @@ class FerKd(Method[Classification]):
             )
         if self.mix == "self" and self.num_crops < 2:
             raise ValueError(
-                "num_crops must be 2 or more for mix=self, which mixes the crops of a picture (or mix=none)"
+                "num_crops must be 2 or more for mix=self, which mixes the crops of an image (or mix=none)"
             )
 
     @property
@@ -182,7 +182,7 @@ class FerKd(Method[Classification]):
             elif hasattr(module, "folder"):
                 raise ConfigError(
                     "teacher",
-                    f"the recording {module.folder} holds answers to whole pictures, no crops",
+                    f"the recording {module.folder} holds answers to whole images, no crops",
                     expected="a store of crops",
                     remedy="limbeck cache ferkd --out FOLDER writes one",
                 )
@@ -207,7 +207,7 @@ class FerKd(Method[Classification]):
         if self.plan.crops < self.num_crops:
             raise ConfigError(
                 "method.num_crops",
-                "so many different crops of a picture are not stored",
+                "so many different crops of an image are not stored",
                 given=self.num_crops,
                 expected=f"at most {self.plan.crops}",
                 remedy=f"lower it, or store more: method.store.crops={self.num_crops}",
@@ -273,7 +273,7 @@ class FerKd(Method[Classification]):
         return [(low, min(n, low + size)) for low in range(0, n, size)]
 
     def mine(self, item: str, ctx: Context) -> dict[str, Tensor]:
-        """How each crop of some pictures is treated, and which were taken back: int8 and bool [n, M]."""
+        """How each crop of some images is treated, and which were taken back: int8 and bool [n, M]."""
         low, high = map(int, item.split("-"))
         ids, m = torch.arange(low, high), self.plan.crops
         rows = self.rows_of(ctx).rows(ids.repeat_interleave(m), torch.arange(m).repeat(len(ids)))
@@ -296,7 +296,7 @@ class FerKd(Method[Classification]):
                 "method.shortage",
                 f"too few of {m} crops are left of {len(short)} of {len(ids)} pictures: {named}",
                 given="raise",
-                expected=f"{self.num_crops} crops of each picture, or method.shortage=relax",
+                expected=f"{self.num_crops} crops of each image, or method.shortage=relax",
                 remedy="widen method.discard_below and method.discard_above, or lower method.num_crops",
             )
         return {"item": ids, "treatment": treatment.to(torch.int8), "back": back}
@@ -388,7 +388,7 @@ class FerKd(Method[Classification]):
         return dict(self.state["fractions"])
 
     def extras(self) -> dict[str, Any]:
-        """Pictures of crops by how they are treated: a row of each kind, of the first pictures of the data."""
+        """Pictures of crops by how they are treated: a row of each kind, of the first images of the data."""
         train, mined = self.task.train, self.state.get("examples", {})
         if self.task.shape[0] not in (1, 3) or not mined:
             return {}
@@ -397,5 +397,5 @@ class FerKd(Method[Classification]):
             x = cropped({**train.fetch(items), "box": box, "flip": flip})["x"]
             rows.append(x.clamp(0, 1).mul(255).round().long().tolist())
             said.append(name)
-        caption = f"Crops of the first pictures, a row each: {', '.join(said)}."
+        caption = f"Crops of the first images, a row each: {', '.join(said)}."
         return {"pictures": [{"title": "How crops were treated", "caption": caption, "pixels": rows}]}

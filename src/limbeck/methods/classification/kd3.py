@@ -172,7 +172,7 @@ class Kd3(Method[Classification]):
         if self.contrasts and self.mix == "image" and (len(task.shape) != 3 or math.prod(task.shape[1:]) < 2):
             raise ConfigError(
                 "method.mix",
-                "only pictures have statistics of channels",
+                "only images have statistics of channels",
                 given=f"items {list(task.shape)}",
                 remedy="set method.mix=off",
             )
@@ -322,7 +322,7 @@ class Kd3(Method[Classification]):
         parts = [rows.fetch(ids) for ids in torch.arange(len(self.pool)).split(4096)]
         self.z_t = torch.cat([p["z"] for p in parts]).to(ctx.device)
         fits = 4 * len(self.pool) * self.widths[1] <= HELD
-        # augmented views are other pictures than those that the teacher was asked about
+        # augmented views are other images than those that the teacher was asked about
         self.f_t = torch.cat([p["f"] for p in parts]).to(ctx.device) if fits and not self.setup.queries else None
 
     def look(self, ctx: Context) -> None:

@@ -155,13 +155,13 @@ class Trg(Method[Classification]):
             self.weights["inner"] = 0.0
 
     def accept(self, task: Task) -> None:
-        """Items of one class each; for tokens, pictures."""
+        """Items of one class each; for tokens, images."""
         super().accept(task)
         one_label(self, task)
         if self.level == "token" and len(task.shape) != 3:  # type: ignore[attr-defined]
             raise ConfigError(
                 "task",
-                "only pictures are made of tokens",
+                "only images are made of tokens",
                 given=f"items {list(task.shape)}",  # type: ignore[attr-defined]
                 expected="pictures",
                 remedy="set method.level=instance to relate whole items",

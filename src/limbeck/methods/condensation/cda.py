@@ -98,7 +98,7 @@ class Cda(Method[Condensation]):
         r_tv: weight of the total variation (0 in the published commands).
         r_l2: weight of the images' norm (likewise).
         jitter: greatest roll in pixels.
-        flip: how often views are mirrored; 0 where a mirrored picture is another class.
+        flip: how often views are mirrored; 0 where a mirrored image is another class.
         initial: images start as ``noise``, or as random ``real`` ones.
         betas: of Adam.
         eps: of Adam.
@@ -186,7 +186,7 @@ class Cda(Method[Condensation]):
             )
         if self.encoding == "jpeg" and task.shape[0] not in (1, 3):
             raise ConfigError(
-                "method.encoding", given="jpeg", expected="png, for pictures that are neither grey nor colour"
+                "method.encoding", given="jpeg", expected="png, for images that are neither grey nor colour"
             )
         if self.labels == "stored" and self.label_epochs is not None and self.trained_for is not None:
             check_epochs(self.trained_for, self.count, self.label_epochs)
@@ -206,7 +206,7 @@ class Cda(Method[Condensation]):
         """Where images are optimised: in the teacher's normalisation, or in pixels where it has none."""
         contract, channels = self.setup.built["teacher"].contract, self.task.shape[0]
         mean, std = contract.mean or (0.0,), contract.std or (1.0,)
-        if len(mean) != channels:  # grey pictures for a teacher of colours, or the other way round
+        if len(mean) != channels:  # grey images for a teacher of colours, or the other way round
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
         return Space(mean, std)
 

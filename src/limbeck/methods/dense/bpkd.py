@@ -98,7 +98,7 @@ class Bpkd(Method[Dense]):
             raise ValueError("edge_width must be odd")
 
     def accept(self, task: Task) -> None:
-        """Bands fit into the pictures, and there is an alpha for each class."""
+        """Bands fit into the images, and there is an alpha for each class."""
         super().accept(task)
         assert isinstance(task, Dense)
         if self.edge_width > min(task.shape[1:]):

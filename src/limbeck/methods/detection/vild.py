@@ -73,13 +73,13 @@ class Vild(Method[Boxes]):
             ``ensemble`` (both, a branch each).
         weight: of the distillation (the paper's w).
         distance: between embeddings: ``l1``, or ``l2`` (squares).
-        proposals: boxes a picture whose crops the tower embeds, at most.
+        proposals: boxes an image whose crops the tower embeds, at most.
         scales: sizes of the crops, in units of the box; their embeddings are added.
         variant: ``paper`` leaves novel classes out of the softmax while it trains, ``released`` multiplies their logits by 0.
         masking: of those logits, if not as the variant has it: ``remove``, ``zero``, or ``none`` (trained against them).
         share: the larger exponent where two branches are joined.
-        embed_batch: pictures at a time whose crops are embedded.
-        crops: judge the tower on crops too, as a row of the report.
+        embed_batch: images at a time whose crops are embedded.
+        crops: evaluate the tower on crops too, as a row of the report.
     """
 
     mode: Literal["text", "image", "joint", "ensemble"] = "joint"

@@ -165,7 +165,7 @@ class SwiftBrush(Method[Generation]):
             )
 
     def judged_by(self, evaluator: Evaluator) -> None:
-        """Refuse to judge a sampler of one step and one weight at others alone."""
+        """Refuse to evaluate a sampler of one step and one weight at others alone."""
         steps, weights = getattr(evaluator, "steps", [1]), getattr(evaluator, "guidance", [self.w])
         if 1 not in steps or self.w not in weights:
             raise ConfigError(
@@ -182,7 +182,7 @@ class SwiftBrush(Method[Generation]):
         return 0.0 if step == 0 else min(self.ema, (1 + step) / (10 + step))
 
     def stages(self) -> list[Stage]:
-        """One stage that goes through conditions, and through no picture."""
+        """One stage that goes through conditions, and through no image."""
         train = self.setup.train
         optim = dict.fromkeys(self.learners, train)
         data = self.task.conditions

@@ -123,7 +123,7 @@ class ErnieTiny(Method[TextClasses]):
     """Progressive distillation in four stages.
 
     Args:
-        general: text without labels for gd and ged; texts that the task judges are taken out of it.
+        general: text without labels for gd and ged; texts that the task evaluates are taken out of it.
         phases: which stages, in this order.
         shares: parts of ``train.steps`` that the stages take (``{gd: 0.4}``), in proportion; ``null`` is 0.4, 0.2, 0.2, 0.2.
         teachers: who is repeated in a stage, where it is not the paper's (``{ged: pretrained}``).
@@ -279,7 +279,7 @@ class ErnieTiny(Method[TextClasses]):
         return int(getattr(config, "hidden_size", 0) or getattr(config, "dim", 0))
 
     def _general(self, seed: int) -> TextRows:
-        """The general text as rows, in the task's tokenizer and length; what the task judges is taken out."""
+        """The general text as rows, in the task's tokenizer and length; what the task evaluates is taken out."""
         task = MaskedWords(self.general, length=self.task.length, packing="pack")
         try:
             task.load(seed)
@@ -292,7 +292,7 @@ class ErnieTiny(Method[TextClasses]):
         judged = {w for data in (self.task.valid, self.task.test) for w in texts_of(data)}
         kept, cut = apart(task.train.documents, judged)
         self.masked = task
-        self.notes = [f"general text: {cut} passages that the task judges were taken out"] if cut else []
+        self.notes = [f"general text: {cut} passages that the task evaluates were taken out"] if cut else []
         return TextRows(task, kept, "general")
 
     # ------------------------------------------------------------------------------------------------------------- stages
@@ -481,7 +481,7 @@ _PASSAGES = re.compile(r"\n\s*\n|(?<=[.:!?])\s+(?=[A-Z])")
 
 
 def apart(documents: Sequence[Document], judged: set[str]) -> tuple[list[Document], int]:
-    """Documents without the passages (paragraphs, sentences) that are judged, and how many these were.
+    """Documents without the passages (paragraphs, sentences) that are evaluated, and how many these were.
 
     Example:
         >>> apart([Document("One here. Two there.")], {"Two there."})[1]

@@ -65,7 +65,7 @@ CARD = Card(
 RELATIONS: dict[str, dict[str, float]] = {"v1": {"qk": 1.0, "vv": 1.0}, "v2": {"qq": 1.0, "kk": 1.0, "vv": 1.0}}
 
 MOST = 32
-"""Tokens that a picture of relations shows."""
+"""Tokens that an image of relations shows."""
 
 
 def relation_values(

@@ -85,7 +85,7 @@ CARD = Card(
     exceptions={},
     notes="The tokenizer is the teacher's. For a student with another one: run once, and again with method.scores=RUN and the "
     "other student, without a teacher. method.corpus=FOLDER streams a corpus larger than memory; task.data then gives the "
-    "tokenizer and the text that is judged.",
+    "tokenizer and the text that is evaluated.",
 )
 
 PIECE = 4096

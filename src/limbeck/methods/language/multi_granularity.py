@@ -562,7 +562,7 @@ def _untold(n: int, device: torch.device) -> Batch:
 
 
 class Reading(NetworkArtifact):
-    """A network judged on texts of its own.
+    """A network evaluated on texts of its own.
 
     Args:
         task: what it is for.

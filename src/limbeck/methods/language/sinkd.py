@@ -138,7 +138,7 @@ class Transport:
 
 @settings
 class Sinkd(Transport, Method[Classification]):
-    """Sinkhorn distance beside KD, for classifiers of texts, pictures or rows.
+    """Sinkhorn distance beside KD, for classifiers of texts, images or rows.
 
     Args:
         alpha: weight of the KD term; the supervised term has 1 - alpha. With ``beta`` 0 too it is the student alone.

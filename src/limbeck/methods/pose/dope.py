@@ -1,7 +1,7 @@
 """DOPE: one detector of bodies, hands and faces, taught by three experts, each of which knows one part.
 
     L      = L_rpn + sum_p [ L_p + lambda_p L_dist,p ]
-    L_p    = CE(z_p, y_p) + smoothL1(r_p, target)            regions of pictures labelled for p, or pseudo-labelled by its expert
+    L_p    = CE(z_p, y_p) + smoothL1(r_p, target)            regions of images labelled for p, or pseudo-labelled by its expert
     L_dist = KL(q_p || softmax(z_p)) + sum_k q_pk smoothL1(r_pk, r'_pk) / 5J          q_p, r'_p: the expert's, on the same boxes
     pseudo: an expert's pose with a score of 0.5 or more that overlaps no annotated one by 0.5; missing values are filled
 
@@ -46,7 +46,7 @@ CARD = Card(
     signals=("poses found by experts", "experts' scores and vectors on the student's boxes", "labels"),
     provenance={
         "network, decoding, suppression, association": "the published test code; its vectors are in the tests",
-        "experts label what others' pictures lack": "the paper's abstract; thresholds, filling and merging are reconstructed",
+        "experts label what others' images lack": "the paper's abstract; thresholds, filling and merging are reconstructed",
         "anchor poses, labels and loss of regions": "LCR-Net's as we know it; their normalisation is reconstructed",
         "distillation loss": "reconstructed: the paper says that the student mimics the experts' outputs; soft_target=logits_l2 "
         "compares raw scores, as we remember the paper",
@@ -58,7 +58,7 @@ CARD = Card(
     recipe="dope",
     baseline={"dope": ("method.pseudo=false", "method.weight=0")},
     exceptions={"at_equality": "an expert knows one part, a student all: its own tests look at one part"},
-    notes="task.parts and method.parts must be the same. Experts are the participants expert_PART: trained on the pictures that "
+    notes="task.parts and method.parts must be the same. Experts are the participants expert_PART: trained on the images that "
     "are labelled for the part, or loaded (participants.expert_hand.checkpoint=FILE). Anchor poses are no matter of side: hands "
     "of both sides share them.",
 )
@@ -70,18 +70,18 @@ class Dope(Method[Poses]):
 
     Args:
         parts: the task's parts, each with an expert.
-        pseudo: experts label the training pictures, before the student learns.
+        pseudo: experts label the training images, before the student learns.
         weight: of what experts say of the student's boxes; 0 leaves them out of the steps.
         lambdas: that weight for single parts, in its place.
         soft_target: how scores are copied: ``kl``, ``ce`` or ``logits_l2`` (mean of squared differences of the logits).
         reg_weighting: which vectors are copied: those of all anchors by the ``expert_score``, or of the ``labelled_anchor``.
-        relevant: the regions on which: ``all`` of pictures that are labelled or pseudo-labelled, or ``positives`` alone.
+        relevant: the regions on which: ``all`` of images that are labelled or pseudo-labelled, or ``positives`` alone.
         score_threshold: score from which an expert's pose becomes a label: lower ones find more poses, and more that are not there.
         iou_threshold: overlap from which two boxes are those of one instance.
         fill_missing: values that annotators left out come from the expert.
         consistency: ``wrists`` puts an expert's bodies' wrists where hands have theirs, ``filter`` also drops an expert's hands and
             faces that belong to no body, ``off`` does neither.
-        together: judge the three experts as one, as a row of the report.
+        together: evaluate the three experts as one, as a row of the report.
     """
 
     parts: Annotated[list[str], NonEmpty] = ["body", "hand", "face"]  # noqa: RUF012 (copied by settings)
@@ -148,7 +148,7 @@ class Dope(Method[Poses]):
                 own.copy_(other)
 
     def stages(self) -> list[Stage]:
-        """Experts label the pictures; then the student learns."""
+        """Experts label the images; then the student learns."""
         train, optim = self.setup.train, {"student": self.setup.train}
         if not self.pseudo:
             return super().stages()
@@ -169,7 +169,7 @@ class Dope(Method[Poses]):
         return [labels, distil]
 
     def label(self, batch: Batch, ctx: Context, lowest: float) -> dict[str, Tensor]:
-        """What every expert finds in a batch of pictures."""
+        """What every expert finds in a batch of images."""
         rows: dict[str, Tensor] = {}
         for name, who in self.participants.items():
             x = ctx.roles[name].contract.inputs(batch["x"])
@@ -178,7 +178,7 @@ class Dope(Method[Poses]):
         return rows
 
     def merged(self, ctx: Context) -> MergedPoses:
-        """The training pictures with both kinds of labels."""
+        """The training images with both kinds of labels."""
         return MergedPoses(
             self.task.train,
             ctx.recorded("pseudo"),
@@ -195,7 +195,7 @@ class Dope(Method[Poses]):
         self.found = self.merged(ctx).counts(self.task.truth())
 
     def measures(self) -> dict[str, float]:
-        """Of each part: poses that its expert added a picture; of those the share that is there, and that of what is there."""
+        """Of each part: poses that its expert added an image; of those the share that is there, and that of what is there."""
         return dict(self.found)
 
     def step(self, batch: Batch, ctx: Context) -> Terms:
@@ -222,7 +222,7 @@ class Dope(Method[Poses]):
                 where=where,
                 part=p,
             )
-            some = where.any(1)  # [N]; a picture that nothing is known of counts nothing
+            some = where.any(1)  # [N]; an image that nothing is known of counts nothing
             terms[f"{p}_scores"] = Term(region_mean(loss.classification, w * where), weight=factor, where=some)
             terms[f"{p}_poses"] = Term(region_mean(loss.regression, w * where), weight=factor, where=some)
         return terms

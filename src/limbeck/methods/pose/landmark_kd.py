@@ -5,7 +5,7 @@
     A(t)   = w ||e| - d|      w = alpha where |e| > d, beta < 0 where b d <= |e| <= d, else 0;     d = |t - g|
     t_tough learns g, t_tolerant learns mean + V clip(V^T (g - mean), 3 sqrt(l)), redrawn from principal components
 
-p, g, t: student, truth, teacher [N, K, 2], in shares of the picture about its middle;  e = p - g
+p, g, t: student, truth, teacher [N, K, 2], in shares of the image about its middle;  e = p - g
 s, b: slope and boundary, 3 and 0.15 (code), 1 and 0.4 (figures);  V, l: components and variances of the training poses
 """
 

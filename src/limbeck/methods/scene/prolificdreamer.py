@@ -5,11 +5,11 @@
     phi   min E ||eps_phi(alpha x' + sigma eps', t', c') - eps'||^2 on what is drawn now, c' = 0 one time in ten
 
 n particles theta stand side by side and share phi, which is a low-rank adapter on the teacher and is told the camera. A step
-moves particles first, with the phi of before, and then phi. Three stages are three runs: a scene by VSD (pictures, Gaussians,
+moves particles first, with the phi of before, and then phi. Three stages are three runs: a scene by VSD (images, Gaussians,
 small radiance fields, anything that `render(params, camera)` draws); a mesh taken out of a field, whose corners are moved by
 SDS on its normals; the mesh painted by VSD. The teacher sees pixels, or latents of an autoencoder through which gradients go.
 
-theta: particles;  g: drawing;  x: picture or latents [B, C, H, W];  c: camera [B, 16];  t: noise level in (0, 1], logsnr [B]
+theta: particles;  g: drawing;  x: image or latents [B, C, H, W];  c: camera [B, 16];  t: noise level in (0, 1], logsnr [B]
 """
 
 from __future__ import annotations
@@ -50,22 +50,22 @@ CARD = Card(
     licence="Apache-2.0",
     family="scene",
     methods={"prolificdreamer": "ProlificDreamer"},
-    optimised="scenes: pictures, Gaussians, radiance fields",
+    optimised="scenes: images, Gaussians, radiance fields",
     signals=("scores",),
     provenance={
         "gradients of SDS and VSD, loss of phi": "both published codes, checked against recorded vectors",
         "schedules": "threestudio's C, checked against recorded vectors",
         "Gaussian renderer": "gsplat's definitions, checked against recorded vectors",
         "phi": "low-rank adapter with the camera added to the embedding of time, as the official code; sizes are ours",
-        "analytic phi": "ours: the exact score of the particles, for pictures alone",
+        "analytic phi": "ours: the exact score of the particles, for images alone",
         "radiance field": "a small perceptron in place of a hash grid; bump and hollow start as published",
-        "view-dependent prompts": "the official code's sides; a class of pictures has one name that all cameras share",
+        "view-dependent prompts": "the official code's sides; a class of images has one name that all cameras share",
         "latents": "the posterior's mean, where the codes draw from it",
         "mesh": "marching cubes, corners moved by offsets, a soft rasteriser and colours of corners, in place of DMTet, nvdiffrast "
         "and a texture field",
     },
     claim="With the same frozen teacher and as many particles, VSD is more diverse than SDS at guidance 1 and at 7.5, comes near "
-    "to more different real pictures, and is no farther from the real ones.",
+    "to more different real images, and is no farther from the real ones.",
     recipe="prolificdreamer",
     exceptions={"at_equality": "the student is a scene: there is no teacher network it could equal"},
     notes="SDS is method.loss=sds (guidance_scale=100 as published). One particle with VSD is not SDS: phi then knows its views.",
@@ -80,7 +80,7 @@ class ProlificDreamer(Method[Views]):
         loss: ``vsd``; ``sds``; ``frozen``: VSD with a phi that never learns (the teacher without guidance).
         guidance_scale: of the teacher, 1 is plain conditional; 7.5 for VSD and about 100 for SDS as published.
         phi_guidance_scale: of phi, between the camera and none.
-        phi: ``lora`` on the teacher, a ``small`` network of its own, or ``analytic``: exact, for particles that are pictures.
+        phi: ``lora`` on the teacher, a ``small`` network of its own, or ``analytic``: exact, for particles that are images.
         phi_output: what a small phi predicts; ``lora`` speaks as the teacher does.
         phi_train: how phi learns (its rate and warm-up; steps and batch are the run's).
         phi_steps: updates of phi for each of the particles.
@@ -90,7 +90,7 @@ class ProlificDreamer(Method[Views]):
         camera_dropout: how often phi learns without the camera.
         t_min: least noise level, a share of the schedule.
         t_max: greatest; or a list that moves with the steps, ``[5000, 0.98, 0.5, 5001]``.
-        same_t: one noise level for the whole batch (the official code), or one for each picture (threestudio).
+        same_t: one noise level for the whole batch (the official code), or one for each image (threestudio).
         weighting: w(t): ``sigma2`` or ``uniform``.
         grad_clamp: largest gradient of a value; ``null`` for none.
         random_background: how often a plain random colour stands behind the scene, without which it may dissolve into it.
@@ -187,7 +187,7 @@ class ProlificDreamer(Method[Views]):
         self._add_phi(scene, teacher)
 
     def _check_scene(self, scene: nn.Module) -> None:
-        """Two pictures with a graph, in [0, 1]."""
+        """Two images with a graph, in [0, 1]."""
         batch = self.task.example(2)
         batch = {k: v.to(next(scene.parameters()).device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         check_camera(batch["camera"])
@@ -195,7 +195,7 @@ class ProlificDreamer(Method[Views]):
             made = self.task.feed(scene, batch)
         check_scene(made, self.task.shape, 2)
         if not made.requires_grad:
-            raise ConfigError("student", "renderer output does not require grad", expected="a picture with a graph")
+            raise ConfigError("student", "renderer output does not require grad", expected="a image with a graph")
 
     def _add_phi(self, scene: nn.Module, teacher: nn.Module) -> None:
         if self.loss == "sds" or (self.loss == "vsd" and self.phi == "analytic"):
@@ -225,7 +225,7 @@ class ProlificDreamer(Method[Views]):
         channels, side, across = self.task.pictures.shape
         if side != across or side > 32:
             raise ConfigError(
-                "method.phi", given="small", expected="lora, for pictures that are not square or above 32 pixels"
+                "method.phi", given="small", expected="lora, for images that are not square or above 32 pixels"
             )
         classes = self.task.pictures.classes
 
@@ -296,7 +296,7 @@ class ProlificDreamer(Method[Views]):
         return torch.where(swap[:, None, None, None], other, picture), cover
 
     def encode(self, pictures: Tensor, ctx: Context) -> Tensor:
-        """What the teacher is asked about [B, ...]: pictures in [-1, 1], or the latents of its autoencoder."""
+        """What the teacher is asked about [B, ...]: images in [-1, 1], or the latents of its autoencoder."""
         x = self.task.signed(pictures)
         if not hasattr(self.roles["teacher"].module, "encode"):
             return x

@@ -264,7 +264,7 @@ class GivenData(Source):
         return from_datasets(self.made, target, size, memory_mb=4096, names=None, where="data")
 
     def maps(self, size: Any = None) -> Splits:
-        """Pictures with a class at every pixel: integer ids [N, H, W], of which 255 does not count."""
+        """Images with a class at every pixel: integer ids [N, H, W], of which 255 does not count."""
         from limbeck.data.masks import splits_of
 
         pairs = {name: pair for name, pair in self.made.items() if isinstance(pair, tuple)}

@@ -83,7 +83,7 @@ def test_any_recipe_of_pictures_can_record_crops(tmp_path: Path) -> None:
         build_cache(tree_of("kd", *KD), tmp_path / "c", yes=True, labels="hard")
     with pytest.raises(ConfigError, match="--views"):
         build_cache(tree_of("kd", *KD), tmp_path / "c", yes=True, crops=2, views=2)
-    with pytest.raises(ConfigError, match="pictures that have one class"):
+    with pytest.raises(ConfigError, match="images that have one class"):
         build_cache(tree_of("taid"), tmp_path / "c", yes=True, crops=2)
     with pytest.raises(CacheMismatch, match=r"what differs: .*crops"):
         build_cache(tree_of("kd", *KD), tmp_path / "b", yes=True, crops=3, labels="smoothing")

@@ -1,4 +1,4 @@
-"""Picture files made from arrays, byte by byte where a library would not write them."""
+"""Image files made from arrays, byte by byte where a library would not write them."""
 
 from __future__ import annotations
 

@@ -79,7 +79,7 @@ def test_folders_that_cannot_be_used_are_refused(mvtec: Path, tmp_path: Path) ->
         source.anomalies()
     with pytest.raises(DataError, match="train/good"):
         AnomalyFolder(str(tmp_path / "nowhere")).anomalies()
-    (mvtec / "test/good/7.png").write_bytes(b"no picture")
+    (mvtec / "test/good/7.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"7\.png"):
         source.anomalies()
 

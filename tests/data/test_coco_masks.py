@@ -84,7 +84,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
         CocoMasks(str(root), only=["bird"]).maps()
     for picture in root.glob("*/*.jpg"):
         picture.unlink()
-    with pytest.raises(DataError, match="none of the annotated pictures"):
+    with pytest.raises(DataError, match="none of the annotated images"):
         CocoMasks(str(root)).maps()
     (root / "annotations" / "instances_train2017.json").write_text("{}")
     with pytest.raises(DataError, match="no file of COCO's instances"):

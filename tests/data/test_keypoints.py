@@ -57,7 +57,7 @@ def test_arrays(tmp_path: Path) -> None:
         [True],
         [False],
     ]
-    assert "all: labelled on 1 of 2 training pictures" in told.notes
+    assert "all: labelled on 1 of 2 training images" in told.notes
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Pictures that are too large, or say that they are: refused by their heads, or shrunk as they are read."""
+"""Images that are too large, or say that they are: refused by their heads, or shrunk as they are read."""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def test_picture_and_mask_are_resized_together() -> None:
     ("break_it", "said"),
     [
         (lambda r: [p.unlink() for p in r.glob("masks/*/*")], ["0 masks were found"]),
-        (lambda r: (r / "masks/train/train0.png").write_bytes(b"no picture"), ["train0.png", "1 item of 6"]),
-        (lambda r: Image.new("RGB", (16, 12)).save(r / "masks/train/train1.png"), ["train1.png", "picture of colours"]),
+        (lambda r: (r / "masks/train/train0.png").write_bytes(b"no image"), ["train0.png", "1 item of 6"]),
+        (lambda r: Image.new("RGB", (16, 12)).save(r / "masks/train/train1.png"), ["train1.png", "image of colours"]),
         (lambda r: put(r / "images/train/x.jpg", r / "masks/train/x.png", size=(9, 9)), ["train/x.png", "task.size=N"]),
         (lambda r: Image.new("L", (3, 3)).save(r / "masks/train/train1.png"), ["has [12, 16] pixels, its mask [3, 3]"]),
     ],
@@ -137,7 +137,7 @@ def test_arrays(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"y holds 2, which is no class.*0 to 1"):
         MaskArrays(str(tmp_path), classes=["a", "b"]).maps()
     np.savez(tmp_path / "train.npz", x=x, y=y[:, :4])
-    with pytest.raises(DataError, match=r"pictures of .8, 10. pixels and masks of .4, 10."):
+    with pytest.raises(DataError, match=r"images of .8, 10. pixels and masks of .4, 10."):
         MaskArrays(str(tmp_path)).maps()
     np.savez(tmp_path / "train.npz", x=x)
     with pytest.raises(DataError, match="arrays x and y"):

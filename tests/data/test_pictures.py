@@ -1,4 +1,4 @@
-"""Pictures of every kind become the same three channels, upright, with their values kept; the unreadable are named."""
+"""Images of every kind become the same three channels, upright, with their values kept; the unreadable are named."""
 
 from __future__ import annotations
 
@@ -172,8 +172,8 @@ def test_of_an_animation_the_first_frame_counts() -> None:
 @pytest.mark.parametrize(
     ("raw", "said"),
     [
-        (b"", "no picture"),
-        (b"these are words, not pixels", "no picture"),
+        (b"", "no image"),
+        (b"these are words, not pixels", "no image"),
         (encode(Image.fromarray(noise(10, 64, 64, 3)), "JPEG")[:-600], "truncated"),
         (encode(Image.fromarray(noise(10, 64, 64, 3)), "PNG")[:900], "truncated"),
         (deep_png(np.zeros((8, 8, 3), np.uint16))[:-30], "truncated"),

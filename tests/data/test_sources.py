@@ -62,7 +62,7 @@ def test_a_validation_folder_alone_judges(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"a": 3, "b": 3})
     write_folder(tmp_path / "val", {"a": 1, "b": 2})
     found = Folder(str(tmp_path)).read()
-    assert found.valid is None and len(found.test) == 3 and "validation split judges" in found.notes[0]
+    assert found.valid is None and len(found.test) == 3 and "validation split evaluates" in found.notes[0]
 
 
 def test_a_class_called_train_is_a_class_when_it_holds_pictures(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_folders_that_make_no_sense(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="outside any class folder"):
         Folder(str(tmp_path / "flat")).read()
     (tmp_path / "empty" / "a").mkdir(parents=True)
-    with pytest.raises(DataError, match="no pictures"):
+    with pytest.raises(DataError, match="no images"):
         Folder(str(tmp_path / "empty")).read()
     for path in ("absent", "nul\0l", "~nobody-of-that-name/x"):
         with pytest.raises(DataError):
@@ -376,7 +376,7 @@ def test_what_a_folder_leaves_out_is_told(tmp_path: Path) -> None:
         "not read: hidden or a system's own: .old (1 image), @eaDir (2 images), whelk/._2.png (1 image); "
         "no images by their ending: whelk/notes.docx",
         "1 image outside any class folder left out: loose.png",
-        "pictures in folders below a class folder belong to its class: cone/deep (1)",
+        "images in folders below a class folder belong to its class: cone/deep (1)",
     ]
 
 
@@ -393,11 +393,11 @@ def test_a_class_folder_without_a_picture_is_an_error(tmp_path: Path) -> None:
     write_folder(tmp_path / "train", {"bruised": 1})
     (tmp_path / "test/rotten").mkdir()  # no test item has it, which is said later
     assert Folder(str(tmp_path)).read().labels == ["bruised", "ripe", "rotten"]
-    (tmp_path / "train/bruised/0.png").write_bytes(b"no picture")
+    (tmp_path / "train/bruised/0.png").write_bytes(b"no image")
     with pytest.raises(DataError, match="of 1 class no image can be read: bruised"):
         Folder(str(tmp_path), bad_files="skip").read()
     (tmp_path / "val").mkdir()
-    with pytest.raises(DataError, match="the folder val holds no picture"):
+    with pytest.raises(DataError, match="the folder val holds no image"):
         Folder(str(tmp_path)).read()
 
 

@@ -333,10 +333,7 @@ def test_paths_as_windows_and_a_mac_write_them(tmp_path: Path) -> None:
         table(tmp_path, "file,label\npics\\0.png,a\npics\\1.png,b\n")
     said = str(error.value)
     assert (
-        "none of the 2 pictures" in said
-        and str(tmp_path) in said
-        and "backslashes" in said
-        and "task.data.root" in said
+        "none of the 2 images" in said and str(tmp_path) in said and "backslashes" in said and "task.data.root" in said
     )
 
 

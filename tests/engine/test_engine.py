@@ -396,7 +396,7 @@ def test_the_best_on_validation_survives_a_resumption(stop: int, tmp_path: Path)
     judged(tmp_path / "halves", stop)
     again, resumed, _ = judged(tmp_path / "halves")
     assert again.metrics == whole.metrics
-    assert not differences(learnt(method), learnt(resumed)), "judging changes nothing"
+    assert not differences(learnt(method), learnt(resumed)), "evaluation changes nothing"
     assert not differences(store.load_tree(tmp_path / "whole" / "best"), store.load_tree(tmp_path / "halves" / "best"))
 
 

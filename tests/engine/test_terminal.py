@@ -87,7 +87,7 @@ def test_hostile_names_of_classes_and_files(tmp_path: Path, capsys: Any) -> None
         assert not STEERING.search(out + err), words
         if "--json" in words:
             json.loads(out)
-    (data / "a" / f"x{evil}.png").write_bytes(b"no picture")
+    (data / "a" / f"x{evil}.png").write_bytes(b"no image")
     assert cli.main(["run", "kd", *SHORT, f"task.data=folder:{data}", "--out", str(tmp_path / "p")]) == 2
     out, err = capsys.readouterr()
     assert not STEERING.search(out + err) and "\\x1b" in err

@@ -134,7 +134,7 @@ def photometric(arrays: Any, hyper: Any) -> dict[str, np.ndarray]:
     options: dict[str, Any] = {"window": int(hyper["window"]), "sigma": float(hyper["sigma"])}
     options |= {"c1": float(hyper["C1"]), "c2": float(hyper["C2"])}
     if str(hyper["padding"]) != "zero":
-        hyper.doubt("only zeros stand beside a picture")
+        hyper.doubt("only zeros stand beside an image")
     loss = S.l1_dssim(a, b, weight=float(hyper["lambda_dssim"]), **options).mean()
     loss.backward()
     return {

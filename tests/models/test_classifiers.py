@@ -278,7 +278,7 @@ def test_a_network_for_other_items_is_refused_by_its_role(
     tmp_path: Path, made: tuple[int, ...], given: tuple[int, ...]
 ) -> None:
     words = {(2,): "rows of 2 numbers", (3,): "rows of 3 numbers", (64,): "rows of 64 numbers"}
-    words[1, 8, 8] = "pictures of 1 x 8 x 8 (channels, height, width)"
+    words[1, 8, 8] = "images of 1 x 8 x 8 (channels, height, width)"
     run_folder(tmp_path / "run", task_of(ABC, made), MlpModel([6]))
     weights = str(tmp_path / "run" / "student.safetensors")
     for role in ("teacher", "student"):

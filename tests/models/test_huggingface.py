@@ -236,7 +236,7 @@ def test_a_classifier_answers_by_id2label_and_is_fed_as_its_processor_says(pictu
     model = HuggingFace(str(pictures))
     built = model.build(task)
     assert model.trained and built.labels == OWN and built.contract.classes == (2, 0, 1)
-    assert built.contract.size == (8, 8) and "pictures of 12x12 are brought to the 8x8" in built.notes[-1]
+    assert built.contract.size == (8, 8) and "images of 12x12 are brought to the 8x8" in built.notes[-1]
     x = nn.functional.interpolate(task.example(5)["x"], (8, 8), mode="bilinear", align_corners=False, antialias=True)
     with torch.no_grad():
         want = vit(num_labels=3)((x - 0.1) / 0.4).logits[:, [2, 0, 1]]
@@ -328,7 +328,7 @@ def test_a_student_is_read_back_by_the_library_and_by_limbeck(pictures: Path, tm
 
 
 def test_what_is_no_classifier_of_pictures(language: Path, pictures: Path) -> None:
-    with pytest.raises(ConfigError, match="cannot load it as a classifier of pictures"):
+    with pytest.raises(ConfigError, match="cannot load it as a classifier of images"):
         HuggingFace(str(language)).build(task_of())
     with pytest.raises(ConfigError, match=r"cannot load it as a causal language model|cannot load it"):
         HuggingFace(str(pictures)).build(small(tokenizer=str(language)))

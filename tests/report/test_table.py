@@ -187,7 +187,7 @@ def test_a_baseline_is_called_as_its_row_is() -> None:
         run = make_result("fair", artifact="table", metrics={**metrics, "rows": rows}, sizes={}, latency_ms={})
         assert [r.name for r in summarise(run).rows] == ["teacher", called, "fair"]
     detector = make_result("rd", artifact="detector", metrics=metrics | {"teacher": {}}, sizes={}, latency_ms={})
-    assert "than the pixel statistics of normal pictures" in " ".join(headline(detector))
+    assert "than the pixel statistics of normal images" in " ".join(headline(detector))
 
 
 def test_a_teacher_that_answers_something_else_is_no_measure_of_size() -> None:

@@ -43,12 +43,12 @@ def rows(planned: dict[str, Any]) -> dict[str, dict[str, Any]]:
 def test_every_part_of_a_run_is_a_row_of_its_plan(name: str) -> None:
     planned = plan(tree_of(name, "train.steps=70", "teach.steps=50"), steps=1)
     found = rows(planned)
-    assert list(found) == ["preparing", "teacher", "alone", "distil", "judging"]
+    assert list(found) == ["preparing", "teacher", "alone", "distil", "evaluation"]
     assert [found[p]["steps"] for p in ("teacher", "alone", "distil")] == [50, 70, 70]
     for part in ("teacher", "alone", "distil"):
         assert found[part]["seconds"] > 0
         assert found[part]["seconds"] == pytest.approx(found[part]["steps"] * found[part]["seconds_a_step"])
-    assert found["judging"]["seconds"] > 0 and planned["stages"][0]["stage"] == "distil"
+    assert found["evaluation"]["seconds"] > 0 and planned["stages"][0]["stage"] == "distil"
     assert planned["stages"][0]["seconds_a_step"] == found["distil"]["seconds_a_step"]
     assert planned["teacher_stage"]["steps"] == 50
     left = [p.name for p in workspace().iterdir()] if workspace().exists() else []
@@ -93,7 +93,7 @@ def test_items_are_tried_short_and_stand_in_for_all(monkeypatch: pytest.MonkeyPa
     for name in ("mtt", "tesla"):
         planned = plan(tree_of(name, *changes), steps=1)
         found = rows(planned)
-        assert list(found) == ["preparing", "experts", "distil", "judging"]
+        assert list(found) == ["preparing", "experts", "distil", "evaluation"]
         assert all(p["seconds"] > 0 for p in found.values())
         assert found["experts"]["steps"] == 5 and planned["stages"][0]["items"] == 5
         assert found["distil"]["note"] == "on stand-ins for what experts will leave"
@@ -118,7 +118,7 @@ def test_a_stage_that_takes_no_stand_in_says_so(monkeypatch: pytest.MonkeyPatch)
 
 def test_judging_that_cannot_be_tried_in_part_is_named() -> None:
     found = rows(plan(tree_of("guided-diffusion"), steps=1))
-    assert found["judging"]["note"] == "not measured: how the evaluator Sampler scores cannot be tried in part"
+    assert found["evaluation"]["note"] == "not measured: how the evaluator Sampler scores cannot be tried in part"
     assert "alone" not in found
     assert found["teacher"]["seconds"] > 0
 
@@ -136,10 +136,10 @@ def test_work_is_scaled_by_items_and_steps(monkeypatch: pytest.MonkeyPatch) -> N
         assert quiet.task is not task and quiet.found is None and evaluator.optim.steps == 100
         clock[0] += 7 + 2 * len(quiet.task.test) + 3 * short.optim.steps
 
-    row = planning._scaled("judging", work, bench, evaluator)
+    row = planning._scaled("evaluation", work, bench, evaluator)
     assert row.seconds == pytest.approx(7 + 2 * whole + 3 * 100)
     assert (row.steps, row.seconds_a_step) == (100, pytest.approx(3.0))
-    row = planning._scaled("judging", lambda *args: 1 // 0, bench, Direct())
+    row = planning._scaled("evaluation", lambda *args: 1 // 0, bench, Direct())
     assert row.seconds is None and "on 2 items alone it fails" in row.note
 
 
@@ -177,7 +177,7 @@ def test_the_table_has_every_part_and_says_what_the_total_leaves_out(capsys: pyt
     words = ["plan", "guided-diffusion", "teach.steps=3", "train.steps=3"]
     assert cli.main(words) == 0
     said = capsys.readouterr().out
-    for word in ("teacher", "judging", "not measured", "total", "without evaluation, starting Python"):
+    for word in ("teacher", "evaluation", "not measured", "total", "without evaluation, starting Python"):
         assert word in " ".join(said.split()), said
     assert cli.main([*words, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -160,7 +160,7 @@ def test_a_noised_batch_has_no_denoising_loss(task: Generation) -> None:
     batch = task.example(3)
     out = task.feed(network(guided=True), batch)
     assert out.sample.shape == (3, 1, 8, 8) and set(task.onnx_names) <= set(batch)
-    with pytest.raises(DataError, match="needs pictures"):
+    with pytest.raises(DataError, match="needs images"):
         task.supervised(Signal(out), batch)
 
 

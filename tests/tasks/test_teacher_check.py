@@ -95,7 +95,7 @@ def test_the_order_is_found_where_items_tell_it() -> None:
 
 # --------------------------------------------------------------------------------------------------------- the check
 class Items(Source):
-    """Pictures of as many kinds as there are names, told apart by one pixel each."""
+    """Images of as many kinds as there are names, told apart by one pixel each."""
 
     def __init__(self, kind: Kind = "label", n: int = 120) -> None:
         self.of, self.n = kind, n

@@ -54,12 +54,12 @@ class SceneArtifact(NetworkArtifact):
                 write_gif(folder / f"picture_{p}.png", self.turntable(p)[:1])
 
     def turntable(self, particle: int = 0) -> Tensor:
-        """Pictures [frames, C, H, W] once around a particle, in [0, 1]."""
+        """Images [frames, C, H, W] once around a particle, in [0, 1]."""
         return self.views.look(self.built.module, self.views.turntable(self.frames), particle)
 
 
 def write_gif(path: Path, frames: Tensor, least: int = 128) -> None:
-    """Pictures [n, C, H, W] in [0, 1] as a film (``.gif``), or the first of them as ``.png``, enlarged to ``least`` pixels."""
+    """Images [n, C, H, W] in [0, 1] as a film (``.gif``), or the first of them as ``.png``, enlarged to ``least`` pixels."""
     import io
 
     from PIL import Image

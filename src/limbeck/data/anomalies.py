@@ -1,4 +1,4 @@
-"""Pictures of which some are defective, and where: MVTec's folders, arrays, and textures with drawn defects."""
+"""Images of which some are defective, and where: MVTec's folders, arrays, and textures with drawn defects."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ TEXTURES: tuple[Texture, ...] = ("brick", "grass", "gravel")
 
 
 class AnomalyItems:
-    """Pictures, whether each is anomalous, and where.
+    """Images, whether each is anomalous, and where.
 
     Args:
         x: uint8 or floating [N, C, H, W].
@@ -128,7 +128,7 @@ class AnomalyFolder(AnomalySource):
         y = torch.tensor([int(_kind(f) not in NORMAL) for f in test])
         items = AnomalyItems(made[0][0]), AnomalyItems(made[1][0], made[1][1] if masks else None, y)
         kinds = sorted({_kind(f) for f in test} - set(NORMAL))
-        notes = [f"kinds of defects: {some(kinds, 20)}" + ("" if masks else "; no masks, so no pixels are judged")]
+        notes = [f"kinds of defects: {some(kinds, 20)}" + ("" if masks else "; no masks, so no pixels are evaluated")]
         return Splits(items[0], None, items[1], LABELS, "label", notes)
 
 
@@ -142,9 +142,9 @@ def _kind(file: File) -> str:
 
 
 def _loaded(files: Sequence[File], masks: dict[tuple[str, str], File], size: Size) -> tuple[Tensor, Tensor]:
-    """Pictures uint8 [N, C, H, W] and masks bool [N, H, W] of one size."""
+    """Images uint8 [N, C, H, W] and masks bool [N, H, W] of one size."""
     if not files:
-        raise DataError("task.data.path", "there are no pictures", expected="train/good and test/KIND with pictures")
+        raise DataError("task.data.path", "there are no images", expected="train/good and test/KIND with images")
     x: list[Tensor] = []
     m: list[Tensor] = []
     bad: list[str] = []
@@ -166,7 +166,7 @@ def _loaded(files: Sequence[File], masks: dict[tuple[str, str], File], size: Siz
         x.append(picture)
         m.append(mask > 0)
     if bad:
-        raise DataError("task.data.path", f"{counted(len(bad), 'picture')} cannot be used: {some(bad, 5)}")
+        raise DataError("task.data.path", f"{counted(len(bad), 'image')} cannot be used: {some(bad, 5)}")
     return torch.stack(x), torch.stack(m)
 
 
@@ -229,7 +229,7 @@ def _pictures(found: Any, name: str) -> Tensor:
     if x.ndim == 4 and x.shape[1] not in (1, 3) and x.shape[-1] in (1, 3):
         x = x.movedim(-1, 1)
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise DataError(f"{name}.npz", f"x is {list(x.shape)}", expected="pictures [N, H, W], [N, C, H, W]")
+        raise DataError(f"{name}.npz", f"x is {list(x.shape)}", expected="images [N, H, W], [N, C, H, W]")
     if x.is_floating_point():
         if not bool(torch.isfinite(x).all()) or float(x.min()) < 0 or float(x.max()) > 1:
             raise DataError(f"{name}.npz", "x holds values outside of [0, 1]", expected="bytes, or values in [0, 1]")

@@ -162,7 +162,7 @@ def as_inputs(
         if low < 0 or high > 255:
             raise DataError(
                 where,
-                f"pictures of {x.dtype} from {low} to {high}",
+                f"images of {x.dtype} from {low} to {high}",
                 expected="bytes, 16-bit values, or floats in [0, 1]",
                 remedy="say what they are divided by: task.data.scale=NUMBER",
             )
@@ -208,13 +208,13 @@ def _channels_first(x: Any, where: str, layout: Layout, usual: Layout) -> Any:
         if not (last or first):
             raise DataError(
                 where,
-                f"pictures of shape {list(x.shape[1:])} may have their channels first or last",
+                f"images of shape {list(x.shape[1:])} may have their channels first or last",
                 remedy="say where the channels are: task.data.layout=first or last",
             )
     if layout == "auto" and not (last or first):
         raise DataError(
             where,
-            f"pictures of shape {list(x.shape[1:])} have 1, 3 or 4 channels neither first nor last",
+            f"images of shape {list(x.shape[1:])} have 1, 3 or 4 channels neither first nor last",
             remedy="say where the channels are: task.data.layout=first or last"
             if usual == "auto"
             else "give arrays [N, H, W, C], or tensors [N, C, H, W]",

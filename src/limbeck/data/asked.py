@@ -55,7 +55,7 @@ def _listed(given: Any) -> list[Any]:
 
 # -------------------------------------------------------------------------------------------------------------- images
 class AskedPictures:
-    """Pictures, brought to the size of those that a network was trained on.
+    """Images, brought to the size of those that a network was trained on.
 
     Args:
         given: files, folders of images (all below them), arrays ``[N, C, H, W]`` or ``[N, H, W, C]`` (bytes, or floats in

@@ -1,4 +1,4 @@
-"""Pictures with boxes: COCO's JSON, YOLO's text files, VOC's XML, and scenes composed of objects over photographs."""
+"""Images with boxes: COCO's JSON, YOLO's text files, VOC's XML, and scenes composed of objects over photographs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Boxed:
 
 
 class BoxItems:
-    """Pictures with boxes, padded to as many as the fullest image has.
+    """Images with boxes, padded to as many as the fullest image has.
 
     Args:
         found: the images, of one size.
@@ -159,13 +159,13 @@ class Listed:
 def assembled(
     listed: Sequence[Listed], labels: Sequence[str], size: int | None, outside: OnOutside, notes: list[str]
 ) -> Splits:
-    """Pictures read and checked, in their splits.
+    """Images read and checked, in their splits.
 
     Raises:
         DataError: images that cannot be read, are of several sizes, or boxes that lie outside of them, all named.
     """
     if not listed:
-        raise DataError("task.data", "there are no annotated pictures")
+        raise DataError("task.data", "there are no annotated images")
     found: list[Boxed] = []
     bad, out, total, worst = [], 0, 0, ""
     for one in listed:
@@ -194,7 +194,7 @@ def assembled(
         if bool(thin.any()):
             notes.append(f"{one.name}: {counted(int(thin.sum()), 'box')} without extent left out")
     if bad:
-        raise DataError("task.data", f"{counted(len(bad), 'picture')} cannot be used: {some(bad, 5)}")
+        raise DataError("task.data", f"{counted(len(bad), 'image')} cannot be used: {some(bad, 5)}")
     if out and outside == "error":
         raise DataError(
             "task.data",
@@ -376,7 +376,7 @@ class CocoBoxes(BoxSource):
         if missing:
             raise DataError(
                 "task.data.images",
-                f"{counted(len(missing), 'picture')} are not there: {some(missing, 5)}",
+                f"{counted(len(missing), 'image')} are not there: {some(missing, 5)}",
                 given=str(folder),
             )
         return assembled(listed, labels, size, self.outside, [])
@@ -707,7 +707,7 @@ def _photos(name: str) -> list[Tensor]:
     root = as_path(name, "task.data.photos")
     files = list_pictures(root).found if root.is_dir() else []
     if not files:
-        raise DataError("task.data.photos", given=name, expected="scikit-learn, scikit-image, or a folder of pictures")
+        raise DataError("task.data.photos", given=name, expected="scikit-learn, scikit-image, or a folder of images")
     return [to_unit(decode(f.read())) for f in files]
 
 

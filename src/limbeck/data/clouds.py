@@ -493,7 +493,7 @@ class CloudImported(CloudSource):
 
 @settings
 class PictureClouds(CloudSource):
-    """Pictures as flat clouds: points drawn from bright places, z = 0. A stand-in where no scanned objects are at hand.
+    """Images as flat clouds: points drawn from bright places, z = 0. A stand-in where no scanned objects are at hand.
 
     A pixel is drawn as often as it is bright, and the point lies somewhere within it. Without settings they are the digits
     that come with scikit-learn.
@@ -513,11 +513,11 @@ class PictureClouds(CloudSource):
             raise ValueError("points must be a number: images have none of their own")
 
     def read(self, target: Target = "auto", size: int | None = None) -> Splits:
-        """The pictures' splits and classes, their pixels as clouds."""
+        """The images' splits and classes, their pixels as clouds."""
         splits = self.of.read(target, size)
         if len(splits.train.shape) != 3:
             raise DataError(
-                "task.data.of", "its items are no pictures", given=list(splits.train.shape), expected="pictures"
+                "task.data.of", "its items are no images", given=list(splits.train.shape), expected="pictures"
             )
         parts = {"train": splits.train, "valid": splits.valid, "test": splits.test}
         whole: dict[int, ArrayData] = {}
@@ -532,7 +532,7 @@ class PictureClouds(CloudSource):
             data = whole[id(base)]
             made[name] = Part(data, items.ids) if isinstance(items, Part) else data
         assert made["train"] is not None
-        notes = [*splits.notes, f"pictures as flat clouds of {self.points} points (picture-clouds)"]
+        notes = [*splits.notes, f"images as flat clouds of {self.points} points (picture-clouds)"]
         return Splits(made["train"], made["valid"], made["test"], splits.labels, splits.kind, notes, splits.declared)
 
 

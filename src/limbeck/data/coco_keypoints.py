@@ -136,7 +136,7 @@ class CocoKeypoints(KeypointSource):
                 split.append(name_of)
         if bad:
             raise DataError(
-                "task.data.images", f"{counted(len(bad), 'picture')} cannot be used: {some(bad, 5)}", given=str(folder)
+                "task.data.images", f"{counted(len(bad), 'image')} cannot be used: {some(bad, 5)}", given=str(folder)
             )
         notes = [f"{counted(empty, 'pose')} without extent left out"] if empty else []
         return pose_splits(found, split, {p: parts[p] for p in kept}, notes, **self._links(body, kept))

@@ -88,7 +88,7 @@ class CocoMasks(MaskSource):
             return brought_to(x, ids, size)
 
         items = MaskItems(read, len(readers), len(labels), [r[0] for r in readers], self.memory_mb)
-        notes = [f"{counted(len(lacking), 'annotated picture')} not found: {some(lacking, 5)}"] if lacking else []
+        notes = [f"{counted(len(lacking), 'annotated image')} not found: {some(lacking, 5)}"] if lacking else []
         return judge_by_valid(parted(items, np.asarray(split, dtype=object)), labels, "labels", notes)
 
     def _table(self, categories: Mapping[int, str]) -> tuple[list[str], dict[int, int]]:

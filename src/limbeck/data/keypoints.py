@@ -1,4 +1,4 @@
-"""Pictures with keypoints: what a part's joints are, poses of any number of instances, and sets of one pose an image."""
+"""Images with keypoints: what a part's joints are, poses of any number of instances, and sets of one pose an image."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ class Posed:
 
 
 class PoseItems:
-    """Pictures with poses by part, padded to as many instances as the fullest image has.
+    """Images with poses by part, padded to as many instances as the fullest image has.
 
     Args:
         found: the images, of one size.
@@ -205,7 +205,7 @@ def in_square(one: Posed, size: int | None) -> Posed:
 def pose_splits(
     found: Sequence[Posed], split: Sequence[str], parts: Mapping[str, Skeleton], notes: list[str], **links: Any
 ) -> Splits:
-    """Pictures in their splits.
+    """Images in their splits.
 
     Raises:
         DataError: images of several sizes, no image, or a part that no training image is labelled for.
@@ -214,7 +214,7 @@ def pose_splits(
     if len(sizes) != 1:
         raise DataError(
             "task.data",
-            f"its images have {len(sizes)} sizes" if sizes else "there are no annotated pictures",
+            f"its images have {len(sizes)} sizes" if sizes else "there are no annotated images",
             given=some([str(list(s)) for s in sorted(sizes)], 4) or None,
             expected="one size",
             remedy="bring them to one: task.size=N" if sizes else "",
@@ -229,7 +229,7 @@ def pose_splits(
     for i, name in enumerate(parts):
         share = int(made.train.y[:, i].sum())
         if share < len(made.train):
-            notes.append(f"{name}: labelled on {share} of {len(made.train)} training pictures")
+            notes.append(f"{name}: labelled on {share} of {len(made.train)} training images")
     return made
 
 
@@ -340,7 +340,7 @@ class KeypointSet(KeypointSource):
             told = self._labelled(file, one, list(parts), knows)
             for i, x in enumerate(one.x):
                 if not bool(torch.isfinite(x.float()).all()):
-                    raise DataError(str(file), f"picture {i} holds NaN or infinity", expected="finite values")
+                    raise DataError(str(file), f"image {i} holds NaN or infinity", expected="finite values")
                 here = frozenset(n for p, n in enumerate(parts) if told[i, p])
                 kept = {n: bool(knows[n][i].any()) and n in here for n in parts}
                 at = pose[i, known[i, :, 0], :2]
@@ -359,10 +359,10 @@ class KeypointSet(KeypointSource):
                 )
                 split.append(split_of(file.stem) or "train")
         if outside:
-            share = f"{outside} of {total} points lie outside of their pictures"
+            share = f"{outside} of {total} points lie outside of their images"
             if outside > 0.2 * total:
                 raise DataError(
-                    "task.data.path", share, expected="points in the pixels of the picture", remedy="check their scale"
+                    "task.data.path", share, expected="points in the pixels of the image", remedy="check their scale"
                 )
             notes.append(share)
         return pose_splits(found, split, parts, notes)
@@ -452,7 +452,7 @@ class KeypointSet(KeypointSource):
                     raise DataError(f"{file}[{number}]", "its keypoints are no rows of numbers") from None
                 rows.append((str(entry["image"]), at, space))
         if not rows:
-            raise DataError(str(file), "names no picture")
+            raise DataError(str(file), "names no image")
         shapes = {r[1].shape for r in rows}
         if len(shapes) > 1:
             raise DataError(str(file), f"its poses have the shapes {some([str(list(s)) for s in sorted(shapes)])}")
@@ -465,7 +465,7 @@ class KeypointSet(KeypointSource):
         if bad:
             raise DataError(
                 str(file),
-                f"{counted(len(bad), 'picture')} cannot be used: {some(bad, 5)}",
+                f"{counted(len(bad), 'image')} cannot be used: {some(bad, 5)}",
                 remedy="name their folder: task.data.images",
             )
         points = np.stack([r[1] for r in rows])
@@ -493,7 +493,7 @@ class KeypointSet(KeypointSource):
             raise DataError(
                 f"{file} keypoints",
                 f"lie between {float(inner.min()):.3g} and {float(inner.max()):.3g}",
-                expected="pixels of the picture",
+                expected="pixels of the image",
                 remedy="multiply shares of the image by its width and height",
             )
         pose = torch.cat([points[..., :2].where(flat[..., None], 0.0), space.where(deep[..., None], 0.0)], -1)

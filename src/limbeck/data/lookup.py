@@ -78,7 +78,7 @@ class Lookup:
         """
         if self.asked and len(self.missing) == self.asked:
             example = self.missing[0]
-            said = f"none of the {counted(self.asked, 'picture')} that the table names is there, such as {example}"
+            said = f"none of the {counted(self.asked, 'image')} that the table names is there, such as {example}"
             if "\\" in example:
                 said += " (its backslashes were tried as folders, too)"
             raise DataError(

@@ -1,4 +1,4 @@
-"""Pictures with a class at every pixel: folders and archives of masks, arrays, and scenes drawn from digits."""
+"""Images with a class at every pixel: folders and archives of masks, arrays, and scenes drawn from digits."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ MASK_WORDS = (
 
 
 class MaskItems:
-    """Pictures and their maps of classes.
+    """Images and their maps of classes.
 
     Args:
         read: the number of an item -> its image [C, H, W] (bytes, or floats in [0, 1]) and its classes [H, W], `VOID`
@@ -103,7 +103,7 @@ class MaskItems:
             raise DataError(
                 "task.data",
                 f"{counted(len(bad), 'item')} of {n} cannot be used: {some(bad, 5)}",
-                expected="pictures and masks of one size" if sizes else "pictures with a mask of class ids each",
+                expected="images and masks of one size" if sizes else "images with a mask of class ids each",
                 remedy="bring them to one size: task.size=N, or task.sides=[HEIGHT,WIDTH]" if sizes else "",
             )
         self.fingerprint = digest(*parts)
@@ -249,9 +249,9 @@ def decode_mask(raw: bytes) -> Tensor:
 # --------------------------------------------------------------------------------------------------------------- folders
 @settings
 class MaskFolder(MaskSource):
-    """Pictures and masks by the same stem: ``images/`` beside ``masks/``, with or without folders of splits in or above
+    """Images and masks by the same stem: ``images/`` beside ``masks/``, with or without folders of splits in or above
     them; both may be uncompressed tar archives. A mask is a PNG (or the like) with one class id a pixel; one of a palette is
-    read by its indices, one drawn at another resolution is brought to the picture's by the nearest pixel.
+    read by its indices, one drawn at another resolution is brought to the image's by the nearest pixel.
 
     Args:
         path: the folder that holds both.
@@ -356,13 +356,13 @@ class MaskFolder(MaskSource):
         if not both:
             raise DataError(
                 "task.data.path",
-                f"{counted(len(pictures), 'picture')} and {counted(len(masks), 'mask')} were found in {root}, and no pair",
+                f"{counted(len(pictures), 'image')} and {counted(len(masks), 'mask')} were found in {root}, and no pair",
                 expected="images/NAME.jpg with masks/NAME.png",
                 remedy="name their folders with task.data.images and task.data.masks, what stands behind a mask's stem "
                 "with task.data.suffix",
             )
         lone = [f"{n} has no mask" for n in sorted(set(pictures) - set(masks))]
-        lone += [f"{n} has no picture" for n in sorted(set(masks) - set(pictures))]
+        lone += [f"{n} has no image" for n in sorted(set(masks) - set(pictures))]
         notes = [f"left out of {root}: {some(lone, 5)}"] if lone else []
         return {key: (pictures[key], masks[key]) for key in both}, notes
 
@@ -388,7 +388,7 @@ def _split(key: str) -> str:
 
 
 def _everything(root: Path) -> list[File]:
-    """Pictures below a folder, and in the tar archives that lie in it."""
+    """Images below a folder, and in the tar archives that lie in it."""
     found = list(list_pictures(root).found)
     for archive in sorted(root.glob("*.tar")):
         listing: Listing = list_pictures(archive)
@@ -397,7 +397,7 @@ def _everything(root: Path) -> list[File]:
 
 
 def _below(root: Path, given: str, argument: str) -> list[tuple[str, File]]:
-    """Pictures below a folder of ``root``, or in an archive (``masks.tar/semantic``), by their names in it."""
+    """Images below a folder of ``root``, or in an archive (``masks.tar/semantic``), by their names in it."""
     place = root / expanded(given)
     inside: list[str] = []
     while not place.exists() and place != root and place.parent != place:
@@ -433,12 +433,12 @@ def maps_of(
         raise DataError(
             where,
             f"x is {list(x.shape)}, y is {list(y.shape)} {str(y.dtype).removeprefix('torch.')}",
-            expected="pictures [N, C, H, W] and integer class ids [N, H, W]",
+            expected="images [N, C, H, W] and integer class ids [N, H, W]",
         )
     if x.shape[2:] != y.shape[1:] and x.shape[-1] in (1, 3, 4):
         x = x.movedim(-1, 1)
     if x.shape[2:] != y.shape[1:]:
-        raise DataError(where, f"pictures of {list(x.shape[2:])} pixels and masks of {list(y.shape[1:])}")
+        raise DataError(where, f"images of {list(x.shape[2:])} pixels and masks of {list(y.shape[1:])}")
     if x.is_floating_point() and (not bool(torch.isfinite(x).all()) or float(x.min()) < 0 or float(x.max()) > 1):
         raise DataError(where, "floating images hold values outside of [0, 1]", expected="bytes, or values in [0, 1]")
     y = y.long()
@@ -560,7 +560,7 @@ class DigitScenes(MaskSource):
         )
 
     def _drawn(self, x: Tensor, y: Tensor, n: int, name: str) -> tuple[Tensor, Tensor]:
-        """Pictures uint8 [n, 1, side, side] and classes int16 [n, side, side]."""
+        """Images uint8 [n, 1, side, side] and classes int16 [n, side, side]."""
         draws, ids = Draws(0, ("digit-scenes", name)), torch.arange(n * self.each)
         which = draws.randint("which", ids, len(x), ()).view(n, self.each)
         big = 2 * min(8, self.side // 4)

@@ -41,7 +41,7 @@ def counted(n: int, one: str, several: str = "") -> str:
 
     Example:
         >>> counted(1, "picture"), counted(1200, "picture"), counted(2, "class", "classes")
-        ('1 picture', '1,200 pictures', '2 classes')
+        ('1 image', '1,200 images', '2 classes')
     """
     return f"{n:,} {one if n == 1 else several or one + 's'}"
 

@@ -1,4 +1,4 @@
-"""Pictures of which only some parts' poses are told, those of one part alone, and the poses that stand for a part's."""
+"""Images of which only some parts' poses are told, those of one part alone, and the poses that stand for a part's."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def source_of(items: Any) -> PoseItems:
 
 
 class Boxed:
-    """Pictures with the box of every pose: that of its joints, made wider by a tenth on each side; poses without one left out.
+    """Images with the box of every pose: that of its joints, made wider by a tenth on each side; poses without one left out.
 
     Args:
         data: images with poses.

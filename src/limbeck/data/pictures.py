@@ -1,4 +1,4 @@
-"""Pictures as phones and scanners make them, read into three channels with their values kept."""
+"""Images as phones and scanners make them, read into three channels with their values kept."""
 
 from __future__ import annotations
 
@@ -245,7 +245,7 @@ def _from_lab(image: Any) -> Any:
 def _grey_numbers(values: np.ndarray[Any, Any], mode: str, scale: float | None) -> Decoded:
     """Deep grey pictures: integers divided by 65535, floats as they are, both by ``scale`` if it is given.
 
-    What is divided by never depends on this one picture's values: of a set some would be brighter than others.
+    What is divided by never depends on this one image's values: of a set some would be brighter than others.
     """
     grey = values.astype(np.float64)
     if not np.isfinite(grey).all():
@@ -315,7 +315,7 @@ def _reason(error: Exception) -> str:
 
 
 def fit(x: Tensor, size: int | None) -> Tensor:
-    """Pictures [..., C, H, W] with the shorter side resized (bilinear, antialiased) and the middle cut out."""
+    """Images [..., C, H, W] with the shorter side resized (bilinear, antialiased) and the middle cut out."""
     if size is None or tuple(x.shape[-2:]) == (size, size):
         return x
     if x.dtype == torch.uint16:
@@ -326,7 +326,7 @@ def fit(x: Tensor, size: int | None) -> Tensor:
         math.prod(x.shape[:-2]) * size * max(size, round(size * max(high, wide) / min(high, wide))) * x.element_size()
     )
     if count > LEAST:
-        shown = f"{len(x):,} pictures" if x.ndim == 4 else "a picture"
+        shown = f"{len(x):,} images" if x.ndim == 4 else "a image"
         need(2 * count, "task.size", f"{shown} of {size:,} x {size:,} pixels", "lower task.size")
     scale = size / min(high, wide)
     new = (size, max(size, round(wide * scale))) if high <= wide else (max(size, round(high * scale)), size)
@@ -375,18 +375,18 @@ class Blob:
 
 
 def is_picture(name: str) -> bool:
-    """Whether a file's ending is a picture's."""
+    """Whether a file's ending is an image's."""
     return Path(name).suffix.lower() in EXTENSIONS
 
 
 def list_pictures(root: Path) -> Listing:
     """What lies below a folder or in a tar archive, image files told from others."""
-    return list_all(root, is_picture, "picture")
+    return list_all(root, is_picture, "image")
 
 
 # ------------------------------------------------------------------------------------------------------------ data sets
 class LazyImages:
-    """Pictures that are decoded when they are fetched.
+    """Images that are decoded when they are fetched.
 
     Args:
         files: where the bytes are.
@@ -493,7 +493,7 @@ def load_pictures(
     spent, lock = 0, threading.Lock()
 
     # what is found of an image that is not kept: the same as long as the file is
-    what = f"picture, size {size}, scale {scale}, {check}"
+    what = f"image, size {size}, scale {scale}, {check}"
 
     def glance(file: Bytes) -> list[Any]:
         raw = file.read()
@@ -528,7 +528,7 @@ def load_pictures(
         return _Seen(content, tuple(x.shape), x if keep else None, "", None, found.high, found.wide)
 
     if len(files) > 5000:
-        log.info("reading %d pictures", len(files))
+        log.info("reading %d images", len(files))
     with Seen() as known, ThreadPoolExecutor(min(8, os.cpu_count() or 1), "limbeck-pictures") as pool:
         seen = list(pool.map(look, files))
     odd = [(f.name, s.unranged) for f, s in zip(files, seen, strict=True) if s.unranged is not None]
@@ -547,7 +547,7 @@ def load_pictures(
                 f"{len(bad)} of {len(files)} images cannot be read: {said}",
                 remedy="mend or remove them, or leave them out with task.data.bad_files=skip",
             )
-        notes.append(f"{counted(len(bad), 'unreadable picture')} of {len(files)} left out: {said}")
+        notes.append(f"{counted(len(bad), 'unreadable image')} of {len(files)} left out: {said}")
     good = torch.tensor([i for i, s in enumerate(seen) if not s.fault], dtype=torch.int64)
     if len(good) == 0:
         raise DataError(argument, "no image can be read", expected="at least one item of each class")
@@ -571,7 +571,7 @@ def load_pictures(
                              argument=argument, scale=255.0)  # fmt: skip
     if deep and high > 1:
         by = 65535.0 if scale is None else scale
-        notes.append(f"{counted(len(deep), 'picture')} of more than 8 bits: values up to {high:g} divided by {by:g}")
+        notes.append(f"{counted(len(deep), 'image')} of more than 8 bits: values up to {high:g} divided by {by:g}")
     y = y[good]
     mark = digest("pictures", size, b"".join(s.mark for s in chosen), y, *([] if scale is None else [scale]))
     pictures = [s.x for s in chosen]

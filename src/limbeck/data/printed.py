@@ -102,7 +102,7 @@ def _patches(draws: Draws, n: int) -> Tensor:
 
 
 def _styled(x: Tensor, draws: Draws, photo: Tensor) -> Tensor:
-    """Pictures [n, 1, 32, 32] turned, stretched, moved, some blurred, with noise, fainter, or (not photographs) inverted."""
+    """Images [n, 1, 32, 32] turned, stretched, moved, some blurred, with noise, fainter, or (not photographs) inverted."""
     n = len(x)
     turn = draws.randn("turn", n) * 0.15
     shear = draws.randn("shear", n) * 0.15

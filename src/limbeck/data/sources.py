@@ -175,7 +175,7 @@ class Digits(Source):
 # ------------------------------------------------------------------------------------------------------ folders
 @settings
 class Folder(PictureSource):
-    """Pictures in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
+    """Images in folders: one folder a class, inside ``train``, ``val`` and ``test`` folders where there are such.
 
     Classes are matched by name across the splits, so that one that a split lacks shifts nothing; a class folder without
     an image is an error. Hidden files and folders are passed over and named, symbolic links followed but never in a
@@ -231,14 +231,14 @@ class Folder(PictureSource):
             forms.setdefault(name, set()).add(file.name.split("/")[1 if split else 0])
         notes += several_forms(forms)
         if stray:
-            notes.append(f"{counted(len(stray), 'picture')} outside any class folder left out: {some(stray, 5)}")
+            notes.append(f"{counted(len(stray), 'image')} outside any class folder left out: {some(stray, 5)}")
         for one in dict.fromkeys(split.values()):
             same = [folder for folder, s in split.items() if s == one]
             if len(same) > 1:
                 notes.append(f"{one} is {' and '.join(same)} together")
         if deeper:
             said = [f"{folder} ({n})" for folder, n in deeper.items()]
-            notes.append(f"pictures in folders below a class folder belong to its class: {some(said, 5)}")
+            notes.append(f"images in folders below a class folder belong to its class: {some(said, 5)}")
         return assemble(items, good, splits, labels, kind, notes)
 
     def pool(self, size: int | None = None) -> tuple[Items, Tensor | None, list[str] | None, list[str]]:
@@ -246,7 +246,7 @@ class Folder(PictureSource):
         root = as_path(self.path, "task.data.path")
         listing = list_pictures(root)
         if not listing.found:
-            raise DataError(str(root), "there are no pictures", expected="pictures in it, or in folders below it")
+            raise DataError(str(root), "there are no images", expected="images in it, or in folders below it")
         folders = [plain(f.name.split("/")[-2]) if "/" in f.name else "" for f in listing.found]
         names = sorted(set(folders))
         number = {name: i for i, name in enumerate(names)}
@@ -303,8 +303,8 @@ def _refuse_empty(root: Path, listing: Listing, split: dict[str, str], names: se
     if bare:
         raise DataError(
             str(root),
-            f"the folder {some(bare)} holds no picture",
-            expected="pictures in each split's class folders",
+            f"the folder {some(bare)} holds no image",
+            expected="images in each split's class folders",
             remedy="put them there, or remove the folder",
         )
     depth = 2 if split else 1
@@ -602,7 +602,7 @@ def _samples(data: Any) -> list[tuple[str, int]] | None:
 
 
 def _in_memory(data: Any) -> tuple[Any, Any] | None:
-    """Pictures and targets of a set that holds them as arrays (CIFAR, MNIST, SVHN, STL-10)."""
+    """Images and targets of a set that holds them as arrays (CIFAR, MNIST, SVHN, STL-10)."""
     x = getattr(data, "data", None)
     y = next((v for n in ("targets", "labels") if (v := getattr(data, n, None)) is not None), None)
     if not isinstance(x, (np.ndarray, Tensor)) or x.ndim not in (3, 4) or y is None:

@@ -52,7 +52,7 @@ def check_shares(valid_fraction: float, test_fraction: float, size: int | None) 
         if not 0 < share < 1:
             raise ValueError(f"{name} must lie between 0 and 1")
     if size is not None and size < 1:
-        raise ValueError("size must be 1 or more, or null to keep the pictures' own")
+        raise ValueError("size must be 1 or more, or null to keep the images' own")
 
 
 def ready(
@@ -83,7 +83,7 @@ def ready(
     if splits.test is None and whole_wanted("items"):
         everything = splits.train if splits.valid is None else _joined([splits.train, splits.valid])
         check_items(everything, "test", splits.kind, splits.labels)
-        notes = [*splits.notes, f"no test split: all {len(everything)} items are judged"]
+        notes = [*splits.notes, f"no test split: all {len(everything)} items are evaluated"]
         made = Splits(everything, everything, everything, splits.labels, splits.kind, notes)
         return made
     _check_classes(splits, empty_classes)

@@ -176,7 +176,7 @@ class _Tabular(PictureSource):
         gathered = self._gather(tables, [*labels, *wanted], split_column)
         unused = others if image is not None else aside if self.features is None else []
         if unused:
-            why = "beside the pictures" if image is not None else "class names, images or row numbers"
+            why = "beside the images" if image is not None else "class names, images or row numbers"
             gathered.notes.append(f"columns not used ({why}): {some(unused, 20)}")
         known = first.classes.get(labels[0]) if len(labels) == 1 else None
         if self.classes is not None:

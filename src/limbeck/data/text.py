@@ -162,7 +162,7 @@ def deal(
         every = [d for documents in splits.values() for d in documents]
         if not every:
             raise DataError(where, "there is no text in it", remedy="name a file or folder with text, or another field")
-        return Texts(every, every, every, pairs, [*notes, f"no test split: all {len(every)} documents are judged"])
+        return Texts(every, every, every, pairs, [*notes, f"no test split: all {len(every)} documents are evaluated"])
     if again:
         everything = [d for documents in splits.values() for d in documents]
         valid, test = (
@@ -185,7 +185,7 @@ def deal(
         while len(order) > 1 + left and (not splits[name] or size + len(order[0].text) / 2 < share * total):
             size += len(order[0].text)
             splits[name].append(order.pop(0))
-        use = "judging (task.test_fraction" if name == "test" else "choosing (task.valid_fraction"
+        use = "evaluation (task.test_fraction" if name == "test" else "choosing (task.valid_fraction"
         notes.append(f"no {name} split: {len(splits[name])} of {whole} documents set aside for {use}={share:g})")
     if not order:
         raise DataError(where, "no text is left to train on", remedy="lower task.valid_fraction and task.test_fraction")

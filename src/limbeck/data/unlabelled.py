@@ -86,7 +86,7 @@ def read_unlabelled(source: Source, shape: tuple[int, ...], labels: list[str]) -
         raise DataError("task.unlabelled", "there are no items", expected="at least one")
     own = tuple(items.shape)
     if len(own) != len(shape) or (len(shape) == 1 and own != shape):
-        words = "pictures (channels, height, width)" if len(shape) == 3 else f"rows of {shape[0]} numbers"
+        words = "images (channels, height, width)" if len(shape) == 3 else f"rows of {shape[0]} numbers"
         raise DataError(
             "task.unlabelled",
             "its items are of another kind than the task's",

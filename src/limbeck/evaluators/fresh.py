@@ -147,7 +147,7 @@ class Fresh(Evaluator):
         return {"teacher": task.whole if own is None else partial(NetworkArtifact, task, own), **found}
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """Pictures of what was made, where it has some: its own pixels, or files that it draws below the run's folder."""
+        """Images of what was made, where it has some: its own pixels, or files that it draws below the run's folder."""
         draw = getattr(artifact, "draw", None)
         if draw is not None:
             return {} if bench.folder is None else {"pictures": draw(bench.folder)}

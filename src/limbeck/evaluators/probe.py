@@ -88,7 +88,7 @@ class Probe(Evaluator):
                     "evaluator.on",
                     "items of the two tasks are of different kinds: one has texts",
                     given=type(on).__name__,
-                    expected="text-classes for encoders of text, classification for networks of pictures",
+                    expected="text-classes for encoders of text, classification for networks of images",
                 )
             if not isinstance(on, Tokenized) and on.needs.items != task.needs.items:
                 raise ConfigError(

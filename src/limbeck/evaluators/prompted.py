@@ -61,7 +61,7 @@ class Prompted(Sampler):
         return real, frechet_distance(moments(own.cpu()), moments(real.cpu()))
 
     def extras(self, artifact: Artifact, bench: Bench) -> dict[str, Any]:
-        """Pictures, where samples are such: latents are not decoded."""
+        """Images, where samples are such: latents are not decoded."""
         task: Any = bench.task
         return super().extras(artifact, bench) if not task.latent and task.shape[0] in (1, 3) else {}
 

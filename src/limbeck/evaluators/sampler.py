@@ -105,7 +105,7 @@ class Sampler(Evaluator):
         """Refuse more samples than there is memory for."""
         if isinstance(task, Generation):
             count = 8 * self.samples * math.prod(task.train.shape)  # noise and image
-            need(count, "evaluator.samples", f"{self.samples:,} samples to be judged", "lower evaluator.samples")
+            need(count, "evaluator.samples", f"{self.samples:,} samples to be evaluated", "lower evaluator.samples")
 
     def score(self, artifact: Artifact, bench: Bench, split: str = "test") -> dict[str, float]:
         """Metrics of a sampler for every guidance weight and number of steps, and their means.

@@ -26,7 +26,7 @@ NAMES = {"evaluator": {"scenes": "Scenes"}}
 
 
 class Shown(Artifact):
-    """Pictures in the place of particles: real ones, or a teacher's samples.
+    """Images in the place of particles: real ones, or a teacher's samples.
 
     Args:
         pictures: [n, C, H, W] in [0, 1].
@@ -193,7 +193,7 @@ class Scenes(Evaluator):
             made = self.pictures(artifact, task, "test")[:16]
             rows.append(("particles", made))
             if task.prompt is None:
-                rows.append(("real pictures", self._real(task, "test")[: len(made)]))
+                rows.append(("real images", self._real(task, "test")[: len(made)]))
             if getattr(module, "cameras", True):
                 turn = [
                     task.look(module, task.turntable(len(made) if len(made) > 1 else 8), p)

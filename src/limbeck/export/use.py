@@ -205,7 +205,7 @@ def _call_script(about: Mapping[str, Any], imports: list[str], head: list[str]) 
         "    if i + 1 < len(levels):",
         "        a, s = (1 / (1 + np.exp(-np.array([levels[i + 1], -levels[i + 1]])))) ** 0.5",
         "        z = (a * x + s * e).astype(np.float32)",
-        f"picture = ((x[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8){flat}",
+        f"image = ((x[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8){flat}",
         "Image.fromarray(picture).save(f'{name}.png')",
         "print(name, f'{name}.png')",
     ]

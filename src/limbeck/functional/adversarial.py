@@ -49,7 +49,7 @@ def warp(
     padding: Padding = "zeros",
     align_corners: bool = False,
 ) -> Tensor:
-    """Pictures seen through affine matrices, differentiable in both.
+    """Images seen through affine matrices, differentiable in both.
 
     Args:
         x: images ``[N, C, H, W]``.
@@ -113,14 +113,14 @@ def patch_mix(x: Tensor, logits: Tensor, other: Tensor) -> Tensor:
     Args:
         x: images ``[N, C, H, W]``.
         logits: ``[N, h, w]``; h and w divide H and W.
-        other: each picture's partner, int64 ``[N]``.
+        other: each image's partner, int64 ``[N]``.
 
     Example:
         >>> patch_mix(torch.tensor([[[[0.0]]], [[[4.0]]]]), torch.zeros(2, 1, 1), torch.tensor([1, 1])).flatten()
         tensor([2., 4.])
     """
     if x.ndim != 4:
-        raise ShapeError("x", given=list(x.shape), expected="pictures [N, C, H, W]")
+        raise ShapeError("x", given=list(x.shape), expected="images [N, C, H, W]")
     w = patch_weights(logits, (x.shape[2], x.shape[3]))
     return w * x + (1 - w) * x[other]
 

@@ -96,7 +96,7 @@ def brier(logits: Tensor, labels: Tensor, *, where: Tensor | None = None) -> Pai
         >>> (total / count).item()
         0.5
     """
-    check_classes(logits, 1, "nothing to judge")
+    check_classes(logits, 1, "nothing to evaluate")
     where = as_mask(where, logits.shape[:-1])
     labels = check_labels(labels, logits.shape, where)
     p = hide(logits.to(statistics_dtype(logits)), where).softmax(-1)
@@ -118,7 +118,7 @@ def calibration_table(logits: Tensor, labels: Tensor, *, bins: int = 15, where: 
     """
     if bins < 1:
         raise ConfigError("bins", given=bins, expected="at least 1")
-    check_classes(logits, 1, "nothing to judge")
+    check_classes(logits, 1, "nothing to evaluate")
     where = as_mask(where, logits.shape[:-1])
     ids = hard_labels(check_labels(labels, logits.shape, where))
     confidence, choice = hide(logits.to(statistics_dtype(logits)), where).softmax(-1).max(-1)

@@ -307,7 +307,7 @@ def hidden_state_distance(
 
 
 def patches_of(x: Tensor, patch: int) -> Tensor:
-    """Pictures cut into square patches, row by row: ``[N, C, H, W]`` to ``[N, L, patch * patch * C]``, channels last.
+    """Images cut into square patches, row by row: ``[N, C, H, W]`` to ``[N, L, patch * patch * C]``, channels last.
 
     Raises:
         ShapeError: the patch does not divide the sides.
@@ -317,7 +317,7 @@ def patches_of(x: Tensor, patch: int) -> Tensor:
         [0.0, 1.0, 2.0, 3.0]
     """
     if x.ndim != 4 or patch < 1 or x.shape[2] % patch or x.shape[3] % patch:
-        raise ShapeError("x", given=list(x.shape), expected=f"pictures [N, C, H, W] whose sides {patch} divides")
+        raise ShapeError("x", given=list(x.shape), expected=f"images [N, C, H, W] whose sides {patch} divides")
     rows, columns = x.shape[2] // patch, x.shape[3] // patch
     cut = x.unflatten(3, (columns, patch)).unflatten(2, (rows, patch))  # [N, C, rows, p, columns, p]
     return cut.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)

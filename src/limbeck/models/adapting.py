@@ -119,7 +119,7 @@ def _items(shape: tuple[int, ...]) -> str:
     """The shape of an item in words."""
     if len(shape) == 1:
         return f"rows of {shape[0]} number{'s' if shape[0] != 1 else ''}"
-    return f"pictures of {' x '.join(map(str, shape))} (channels, height, width)"
+    return f"images of {' x '.join(map(str, shape))} (channels, height, width)"
 
 
 def same_names(given: Sequence[str], about: Mapping[str, Any], checkpoint: str) -> None:
@@ -161,7 +161,7 @@ def check_channels(contract: Contract, needs: Needs) -> None:
         return
     given, wanted = needs.inputs[0], contract.channels
     if wanted and given != wanted and given != 1 and not (wanted == 1 and given == 3):
-        raise DataError("task.data", f"pictures have {given} channels", expected=f"{wanted}, or 1 (grey)")
+        raise DataError("task.data", f"images have {given} channels", expected=f"{wanted}, or 1 (grey)")
     channels = wanted or given
     if contract.mean and len(contract.mean) not in (1, channels):
         raise ConfigError("mean", given=list(contract.mean), expected=f"{channels} numbers, one a channel")

@@ -154,7 +154,7 @@ class Classifier(Model):
                 continue
             if asked is None:
                 was = "x".join(map(str, needs.inputs[1:]))
-                built.notes.append(f"pictures of {was} are brought to the {size[0]}x{size[1]} that the network takes")
+                built.notes.append(f"images of {was} are brought to the {size[0]}x{size[1]} that the network takes")
                 return
             first.remedy = f"set {self.setting('size')}={size[0]}, the size that the network takes, or leave it out"
             break

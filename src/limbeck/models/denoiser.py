@@ -60,7 +60,7 @@ class Denoiser(Model):
         channels, side, across = needs.inputs
         if side != across:
             raise DataError(
-                "task.size", "the denoiser takes square pictures", given=(side, across), remedy="set task.size"
+                "task.size", "the denoiser takes square images", given=(side, across), remedy="set task.size"
             )
         classes = needs.outputs if self.conditional else 0
         module = ResidualMLP(

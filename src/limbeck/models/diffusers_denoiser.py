@@ -545,7 +545,7 @@ def small_config(architecture: str, shape: tuple[int, ...], classes: int) -> dic
     channels, side, across = shape
     if side != across:
         raise ConfigError(
-            "task.size", "diffusers networks take square pictures", given=(side, across), remedy="set task.size"
+            "task.size", "diffusers networks take square images", given=(side, across), remedy="set task.size"
         )
     halvings = 1 if side < 16 else 2 if side < 64 else 3
     if architecture == "DiTTransformer2DModel":

@@ -42,7 +42,7 @@ NAMES = {"model": {"hf": "HuggingFace"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 PICTURES = {
-    "classes": ("AutoModelForImageClassification", "ForImageClassification", "a classifier of pictures"),
+    "classes": ("AutoModelForImageClassification", "ForImageClassification", "a classifier of images"),
     "map": ("AutoModelForSemanticSegmentation", "ForSemanticSegmentation", "a segmentation network"),
 }
 """Form -> the library's class that opens it, how architectures with such a head are called, and what it is."""

@@ -256,7 +256,7 @@ class PyramidStudent(nn.Module):
     """A decoder of its teacher's pyramid that answers with the anomaly map: where it fails to rebuild what it is shown.
 
     Args:
-        size: (H, W) of the maps: the picture's.
+        size: (H, W) of the maps: the image's.
         widths: channels of the four levels; ``None`` until `grow` is told.
         levels: which of them are compared.
         level_weights, fusion, sigma, normalise: as in ``limbeck.functional.anomaly.anomaly_map``.

@@ -54,14 +54,14 @@ class Scene(nn.Module):
     def trace(
         self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Pictures [B, C, H, W] in [0, 1], and how much of each pixel is covered [B, 1, H, W], where that is known.
+        """Images [B, C, H, W] in [0, 1], and how much of each pixel is covered [B, 1, H, W], where that is known.
 
         ``behind`` [B, C] is put behind what is drawn, in place of the scene's own background.
         """
         raise TypeError(f"{type(self).__name__} must define trace")
 
     def forward(self, camera: Tensor, K: Tensor, particle: Tensor) -> Tensor:
-        """Pictures [B, C, H, W] in [0, 1]."""
+        """Images [B, C, H, W] in [0, 1]."""
         return self.trace(camera, K, particle)[0]
 
 
@@ -82,7 +82,7 @@ class Pictures(Scene):
     def trace(
         self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Pictures [B, C, H, W]; nothing keeps them within [0, 1] but what they are moved by."""
+        """Images [B, C, H, W]; nothing keeps them within [0, 1] but what they are moved by."""
         return (self.pixels[particle] + 1) / 2, None
 
 
@@ -136,7 +136,7 @@ class Gaussians(Scene):
     def trace(
         self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Pictures [B, C, H, W], clamped at 1, and their cover."""
+        """Images [B, C, H, W], clamped at 1, and their cover."""
         channels, height, width = self.shape
         behind = camera.new_full((len(camera), channels), self.background) if behind is None else behind
         options: dict[str, Any] = {"width": width, "height": height, "sh_degree": self.sh_degree}
@@ -200,7 +200,7 @@ class Field(Scene):
     def trace(
         self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Pictures [B, C, H, W], and how much of each ray was stopped [B, 1, H, W]."""
+        """Images [B, C, H, W], and how much of each ray was stopped [B, 1, H, W]."""
         channels, height, width = self.shape
         B = len(camera)
         i = torch.arange(width, device=camera.device, dtype=camera.dtype) + 0.5
@@ -268,7 +268,7 @@ class Mesh(Scene):
     def trace(
         self, camera: Tensor, K: Tensor, particle: Tensor, behind: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """Pictures [B, C, H, W], and their cover [B, 1, H, W]."""
+        """Images [B, C, H, W], and their cover [B, 1, H, W]."""
         channels, height, width = self.shape
         corners, faces = self.corners(), self.faces
         assert isinstance(faces, Tensor)
@@ -383,12 +383,12 @@ def check_scene(made: Any, shape: tuple[int, ...], items: int) -> None:
     """
     if not isinstance(made, Tensor) or list(made.shape) != [items, *shape]:
         given = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
-        raise ShapeError("student", given=given, expected=f"pictures {[items, *shape]}")
+        raise ShapeError("student", given=given, expected=f"images {[items, *shape]}")
     low, high = made.detach().aminmax()
     if float(high) > 20 or float(low) < -20:
         raise ConfigError(
             "student",
             f"what it draws runs from {float(low):.3g} to {float(high):.3g}",
-            expected="pictures in [0, 1]",
+            expected="images in [0, 1]",
             remedy="divide by 255",
         )

@@ -125,7 +125,7 @@ def last_places(module: nn.Module, run: Callable[[], object], picture: Sequence[
 
 
 def grid_of(tokens: int, picture: Sequence[int]) -> tuple[int, int]:
-    """Rows and columns of the largest grid of a picture's shape that so many tokens fill; what is left are class tokens.
+    """Rows and columns of the largest grid of an image's shape that so many tokens fill; what is left are class tokens.
 
     Example:
         >>> grid_of(197, (224, 224)), grid_of(8, (32, 128))

@@ -460,7 +460,7 @@ def pyramid_detector(
         proposals: that the first stage hands on.
         pool: side of pooled features.
         masks: with a mask head.
-        levels: of the pyramid. Two have anchors of an eighth to a half of the picture's short side; of any other number
+        levels: of the pyramid. Two have anchors of an eighth to a half of the image's short side; of any other number
             each has those of eight times its stride.
         channels: of the images, where they come normalised.
         normalise: mean and deviation of each channel, by which the detector normalises itself.

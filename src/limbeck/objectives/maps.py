@@ -86,7 +86,7 @@ class ChannelWise(Objective):
 
 @settings
 class MapCrop(Query):
-    """Pictures and masks scaled by a random factor and cut out at a random place, together; what lies outside of an image
+    """Images and masks scaled by a random factor and cut out at a random place, together; what lies outside of an image
     is black and does not count.
 
     Args:
@@ -108,7 +108,7 @@ class MapCrop(Query):
             raise ValueError("sides must be [height, width]")
 
     def accept(self, task: Task) -> None:
-        """Pictures with masks alone."""
+        """Images with masks alone."""
         example = task.example(1)
         if not isinstance(example.get("x"), Tensor) or not over_pixels(example):
             raise ConfigError(
@@ -123,7 +123,7 @@ class MapCrop(Query):
         view = batch["view"] % self.views if self.views else batch["view"]
         u = ctx.draws.anywhere().rand("map-crop", batch["item"] * 1_000_003 + view, (3,)).to(x)
         factor = torch.exp(torch.lerp(x.new_tensor(self.least).log(), x.new_tensor(self.most).log(), u[:, 0]))
-        # share of the picture's half sides that the crop covers, and where its middle may lie
+        # share of the image's half sides that the crop covers, and where its middle may lie
         cover = torch.stack([new[1] / (wide * factor), new[0] / (high * factor)], 1)  # [N, 2]: x, y
         middle = (u[:, 1:] * 2 - 1) * (1 - cover).abs()
         theta = torch.zeros(n, 2, 3, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""Pictures with keypoints, mirrored: points, poses in space and boxes with them, and left joints for right ones."""
+"""Images with keypoints, mirrored: points, poses in space and boxes with them, and left joints for right ones."""
 
 from __future__ import annotations
 

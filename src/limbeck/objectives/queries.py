@@ -69,7 +69,7 @@ def images_of(batch: Batch, name: str) -> Tensor:
             f"queries.{name}",
             given=None if x is None else list(x.shape),
             expected="batches of images [N, C, H, W]",
-            remedy="leave it out: it is for pictures",
+            remedy="leave it out: it is for images",
         )
     return x
 
@@ -157,7 +157,7 @@ class Flip(Query):
     views: Natural = 0
 
     def accept(self, task: Task) -> None:
-        """Pictures, whose boxes and points it does not move."""
+        """Images, whose boxes and points it does not move."""
         images_of(task.example(1), "flip")
         refuse_places(task, "flip")
 
@@ -186,7 +186,7 @@ class Crop(Query):
     views: Natural = 0
 
     def accept(self, task: Task) -> None:
-        """Pictures alone."""
+        """Images alone."""
         example = task.example(1)
         images_of(example, "crop")
         refuse_places(task, "crop")
@@ -211,13 +211,13 @@ class Crop(Query):
 
 @settings
 class ResizedCrop(Query):
-    """A part of the image, of random size and shape, brought to the picture's own size; which part is in the batch.
+    """A part of the image, of random size and shape, brought to the image's own size; which part is in the batch.
 
     ``box`` [N, 4] int64 is the part (top, left, height, width) in pixels. A stage that records boxes beside a teacher's answers
     (`Stage.record`) can show the same parts again: boxes that are already there are taken as they are.
 
     Args:
-        lowest: the smallest share of the picture's area.
+        lowest: the smallest share of the image's area.
         highest: the largest.
         views: draws repeat after this many passes (so a cache can hold them); 0: never.
     """
@@ -232,7 +232,7 @@ class ResizedCrop(Query):
             raise ValueError("lowest must be above 0 and at most highest")
 
     def accept(self, task: Task) -> None:
-        """Pictures alone."""
+        """Images alone."""
         example = task.example(1)
         images_of(example, "resized-crop")
         if over_pixels(example):
@@ -272,7 +272,7 @@ class Mixup(Query):
     classes: Annotated[int, Ge(2)] | None = None
 
     def accept(self, task: Task) -> None:
-        """Pictures with labels, of as many classes as the task has."""
+        """Images with labels, of as many classes as the task has."""
         _check_labels(task, "mixup", self.classes)
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
@@ -300,7 +300,7 @@ class Cutmix(Query):
     classes: Annotated[int, Ge(2)] | None = None
 
     def accept(self, task: Task) -> None:
-        """Pictures with labels, of as many classes as the task has."""
+        """Images with labels, of as many classes as the task has."""
         _check_labels(task, "cutmix", self.classes)
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:
@@ -337,7 +337,7 @@ class Noise(Query):
             raise ConfigError(
                 "queries.noise",
                 f"the inputs of {type(task).__name__} are no numbers that noise could be added to",
-                expected="pictures or rows of numbers",
+                expected="images or rows of numbers",
                 remedy="leave it out",
             )
 
@@ -364,7 +364,7 @@ class Augment(Query):
         strategy_names(self.strategy)
 
     def accept(self, task: Task) -> None:
-        """Pictures alone."""
+        """Images alone."""
         images_of(task.example(1), "dsa")
 
     def __call__(self, batch: Batch, ctx: Context) -> Batch:

@@ -18,7 +18,7 @@ Consistency = Literal["off", "wrists", "filter"]
 
 
 class MergedPoses:
-    """Pictures whose annotated poses are joined with those that experts found; all of them count as labelled.
+    """Images whose annotated poses are joined with those that experts found; all of them count as labelled.
 
     Args:
         data: images with annotated poses, of which ``labelled`` says which parts are told.

@@ -36,7 +36,7 @@ class CropPlan(Settings):
 
     Args:
         crops: how many of each image.
-        lowest: the smallest share of the picture's area.
+        lowest: the smallest share of the image's area.
         highest: the largest.
         flip: probability that a crop is mirrored.
         form: ``hard`` (the likeliest class alone), ``smoothing`` (with its probability), ``marginal_smoothing`` (the ``top``
@@ -89,7 +89,7 @@ class CropPlan(Settings):
         return min(self.top, classes) if self.form.startswith("marginal") else 1
 
     def bytes(self, classes: int) -> int:
-        """What a picture's crops take: of each a checksum, a box, a mirror, and the label."""
+        """What an image's crops take: of each a checksum, a box, a mirror, and the label."""
         ids, values = 2 if classes <= 2**15 else 4, 2 if self.precision == "float16" else 4
         return self.crops * (8 + 16 + 1 + self.kept(classes) * (ids + values * (self.form != "hard")))
 
@@ -186,7 +186,7 @@ def corners(box: Tensor) -> Tensor:
 
 
 def cropped(batch: Batch) -> Batch:
-    """Pictures ``x`` [N, ...] give way to the crops that relative ``box`` [N, 4] and ``flip`` [N] say.
+    """Images ``x`` [N, ...] give way to the crops that relative ``box`` [N, 4] and ``flip`` [N] say.
 
     Made as `ResizedCrop` and `Flip` made them when they were labelled; ``box`` is then in pixels.
     """
@@ -254,12 +254,12 @@ class Repeated:
 
 
 class Shown:
-    """Pictures with some of their stored crops, other ones at each pass; rows are read beside the images.
+    """Images with some of their stored crops, other ones at each pass; rows are read beside the images.
 
     Args:
         data: the images.
         store: their crops.
-        treatments: of every picture's M crops, int8 [M] in the column ``treatment``; those that are discarded are not shown.
+        treatments: of every image's M crops, int8 [M] in the column ``treatment``; those that are discarded are not shown.
         crops: M.
         shown: K, of each image; drawn without replacement.
         seed: of the draws.

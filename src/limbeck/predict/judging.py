@@ -59,7 +59,7 @@ def _node(loaded: Loaded, overrides: Sequence[str]) -> dict[str, Any]:
     bad = [t for t in overrides if not t.startswith("task.")]
     if bad:
         raise ConfigError(
-            "command line", "only settings of the task change how a student is judged", given=bad[0],
+            "command line", "only settings of the task change how a student is evaluated", given=bad[0],
             expected="task.data=..., task.eval_batch=...",
         )  # fmt: skip
     tree: dict[str, Any]

@@ -16,8 +16,8 @@ _PHRASES: Final[dict[str, tuple[str, str]]] = {
     "network": ("its teacher", "the same network trained alone at equal budget"),
     "dataset": ("all real items", "as many random real items"),
     "sampler": ("its teacher in many steps", "its teacher in as few steps"),
-    "scene": ("samples of its teacher", "as many real pictures"),
-    "detector": ("its teacher", "the pixel statistics of normal pictures"),
+    "scene": ("samples of its teacher", "as many real images"),
+    "detector": ("its teacher", "the pixel statistics of normal images"),
     "table": ("its teacher", "a model trained on the real rows"),
     "corpus": ("the first generator", "the same generator, trained further on real texts"),
 }

@@ -71,7 +71,7 @@ USUAL_NAMES: Final[dict[str, tuple[str, str]]] = {
     "network": ("teacher", "student alone"),
     "dataset": ("all real items", "random real items"),
     "sampler": ("teacher, many steps", "teacher, few steps"),
-    "scene": ("the teacher's own samples", "real pictures"),
+    "scene": ("the teacher's own samples", "real images"),
     "detector": ("teacher", "pixel statistics"),
     "table": ("teacher", "real rows"),
     "corpus": ("the first generator", "trained further on real texts"),

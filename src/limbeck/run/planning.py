@@ -212,14 +212,14 @@ def _judging(recipe: Recipe, bench: _Trial) -> list[Part]:
         rows, bench.found = list(bench.found or ()), []
     if not evaluator.even:
         why = f"not measured: how the evaluator {type(evaluator).__name__} scores cannot be tried in part"
-        return [*rows, Part("judging", note=why)]
+        return [*rows, Part("evaluation", note=why)]
 
     def judge(short: Evaluator, quiet: _Trial) -> None:
         scored = score_rows(short, quiet, recipe.method, recipe.method.artifact(), recipe.baselines, recipe.average)
         quiet.task.extras(scored.rows, quiet)
         short.extras(scored.rows["student"], quiet)
 
-    return [*rows, _scaled("judging", judge, bench, evaluator)]
+    return [*rows, _scaled("evaluation", judge, bench, evaluator)]
 
 
 def _scaled(name: str, work: Callable[[Evaluator, _Trial], Any], bench: _Trial, evaluator: Evaluator) -> Part:

@@ -274,7 +274,7 @@ class Anomaly(SourceTask):
         batch = self.test.fetch(ids)
         x = batch["x"]
         lines = [x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x[:, :3]]
-        names = ["picture"]
+        names = ["image"]
         if bool(batch["mask"].any()):
             lines.append(batch["mask"].float().unsqueeze(1).expand(-1, 3, -1, -1))
             names.append("mask")

@@ -51,7 +51,7 @@ DRAWN_FROM = 0.3
 
 
 class BaseOnly:
-    """Pictures whose boxes of novel classes are not told: they are there, and nobody says so.
+    """Images whose boxes of novel classes are not told: they are there, and nobody says so.
 
     Args:
         data: images with all of their boxes.
@@ -131,7 +131,7 @@ class Boxes(SourceTask):
     # ---------------------------------------------------------------------------------------------------------- data
 
     def read(self) -> Splits:
-        """Pictures and boxes in three splits, novel ones hidden from the first two."""
+        """Images and boxes in three splits, novel ones hidden from the first two."""
         boxes: Any = getattr(self.data, "boxes", None)
         if boxes is None:
             raise DataError(
@@ -190,7 +190,7 @@ class Boxes(SourceTask):
         return ("safetensors",)
 
     def preprocessing(self, contract: Contract) -> dict[str, Any]:
-        """Pictures are resized until they fit into the square, and the rest is black."""
+        """Images are resized until they fit into the square, and the rest is black."""
         return picture_steps(contract, self.shape, "contain", self.data)
 
     def part(self, name: str) -> Task:
@@ -208,7 +208,7 @@ class Boxes(SourceTask):
     # ------------------------------------------------------------------------------------------------------ training
 
     def feed(self, module: Any, batch: Batch) -> Any:
-        """Pictures into a detector, with what is true of them while it trains; ``regions`` of the batch are embedded."""
+        """Images into a detector, with what is true of them while it trains; ``regions`` of the batch are embedded."""
         x, own = batch["x"], getattr(module, "_orig_mod", module)
         targets: dict[str, Tensor] = {k: batch[k] for k in ("boxes", "labels", "where", "masks") if k in batch}
         if isinstance(own, OpenDetector):
@@ -280,7 +280,7 @@ class Boxes(SourceTask):
         return torch.minimum(boxes.clamp_min(0), most)
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
-        """Pictures, brought into the square that the network was trained on, the rest of which is black."""
+        """Images, brought into the square that the network was trained on, the rest of which is black."""
         return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
 
     def picture_of(self, answer: Answer, asked: Any, item: int) -> Tensor:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 NAMES = {"task": {"condensation": "Condensation"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
-_USES = {"valid": "for choosing", "test": "for judging"}
+_USES = {"valid": "for choosing", "test": "for evaluation"}
 
 Choice = Literal["random", "kmeans", "herding"]
 
@@ -76,7 +76,7 @@ class Condensation(Labelled):
         shape = splits.train.shape
         if len(shape) != 3:
             raise DataError(
-                "task.data", f"the items have shape {list(shape)}", expected="pictures (channels, height, width)"
+                "task.data", f"the items have shape {list(shape)}", expected="images (channels, height, width)"
             )
         least = min(self.class_sizes["train"])
         if least < self.per_class:

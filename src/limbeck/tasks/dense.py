@@ -117,7 +117,7 @@ class Dense(OutputTask):
     # ---------------------------------------------------------------------------------------------------------- data
 
     def read(self) -> Splits:
-        """Pictures and masks in three splits."""
+        """Images and masks in three splits."""
         maps: Any = getattr(self.data, "maps", None)
         if maps is None:
             raise DataError(
@@ -153,7 +153,7 @@ class Dense(OutputTask):
         return grid_of((self.shape[1], self.shape[2]), self.stride)
 
     def preprocessing(self, contract: Contract) -> dict[str, Any]:
-        """Pictures are resized to ``sides`` where those are given, else the middle is cut out."""
+        """Images are resized to ``sides`` where those are given, else the middle is cut out."""
         return picture_steps(contract, self.shape, "stretch" if self.sides is not None else "cover", self.data)
 
     def cache_bytes(self) -> float:
@@ -298,18 +298,16 @@ class Dense(OutputTask):
         drawn = self.drawn(networks, ids, bench.device)
         _write_png(drawn, bench.folder / "maps.png")
         caption = "Test images, their masks, and what the networks answer, row by row: " + ", ".join(
-            ["picture", "mask", *networks]
+            ["image", "mask", *networks]
         )
         legend = [self.labels[c] for c in range(self.outputs)] if self.labels else []
         title = "Masks" + (f" ({', '.join(legend)})" if len(legend) <= 12 else "")
         return {
-            "pictures": [
-                {"title": title, "caption": caption, "file": "maps.png", "rows": ["picture", "mask", *networks]}
-            ]
+            "pictures": [{"title": title, "caption": caption, "file": "maps.png", "rows": ["image", "mask", *networks]}]
         }
 
     def drawn(self, networks: Mapping[str, Built], ids: Tensor, device: torch.device) -> Tensor:
-        """Pictures, masks and answers of some test items as one image, uint8 [3, rows * H, items * W]."""
+        """Images, masks and answers of some test items as one image, uint8 [3, rows * H, items * W]."""
         colours = palette(self.outputs)
         batch = to_device({**self.test.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
         valid, shape = self.counted(batch).cpu(), tuple(batch["y"].shape[1:])

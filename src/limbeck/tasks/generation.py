@@ -129,7 +129,7 @@ class Generation(SourceTask):
     def check_splits(self, splits: Splits) -> None:
         """Refuse what are no images."""
         if len(splits.train.shape) != 3:
-            raise DataError("data", given=list(splits.train.shape), expected="pictures [channels, height, width]")
+            raise DataError("data", given=list(splits.train.shape), expected="images [channels, height, width]")
 
     @property
     def schedule(self) -> Schedule:
@@ -150,7 +150,7 @@ class Generation(SourceTask):
         return Conditions(self.train)
 
     def signed(self, x: Tensor) -> Tensor:
-        """Pictures in [0, 1] as noise is added to them: [-1, 1]."""
+        """Images in [0, 1] as noise is added to them: [-1, 1]."""
         return x * 2.0 - 1.0
 
     def cache_bytes(self) -> float:

@@ -112,7 +112,7 @@ class SourceTask(Task):
         """What else is to be known of it."""
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
-        """Pictures, or rows of numbers."""
+        """Images, or rows of numbers."""
         shape = tuple(self.recalled.get("input") or self.shape)
         if len(shape) == 3:
             return AskedPictures(given, shape, preprocessing)
@@ -224,7 +224,7 @@ class SourceTask(Task):
         return self._statistics
 
     def preprocessing(self, contract: Contract) -> dict[str, Any]:
-        """Pictures are brought to the size of the training images as the source brings them; rows are taken as they are."""
+        """Images are brought to the size of the training images as the source brings them; rows are taken as they are."""
         shape = self.shape
         if len(shape) == 3:
             return picture_steps(contract, shape, data=self.data)

@@ -44,7 +44,7 @@ SHOWN = 6
 
 
 class Points:
-    """Pictures with one pose each, all parts' joints in a row.
+    """Images with one pose each, all parts' joints in a row.
 
     Args:
         data: images with at most one instance of each part.
@@ -85,7 +85,7 @@ def _joined(data: Items, name: str) -> tuple[Skeleton, Tensor, Tensor]:
             raise DataError(
                 f"task.data ({name})",
                 f"{int(many.sum())} images show several poses: items {some([str(int(i)) for i in ids[many]], 5)}",
-                expected="one pose a picture",
+                expected="one pose an image",
                 remedy="cut each out with task.crop=1.25 (and task.size), or find all of them with task=poses",
             )
         points.append(torch.cat([p[:, 0, :, :2] for p, _, _ in rows], 1))
@@ -266,7 +266,7 @@ class Keypoints(OutputTask):
         return kept[name, self._seed]
 
     def read(self) -> Splits:
-        """Pictures and points in three splits."""
+        """Images and points in three splits."""
         splits = read_poses(self.data, None if self.crop is not None else self.size)
         names = list(splits.labels)
         if self.crop is not None:
@@ -369,7 +369,7 @@ class Keypoints(OutputTask):
         )
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
-        """Pictures of one pose each, cut out as those that were trained on."""
+        """Images of one pose each, cut out as those that were trained on."""
         return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:

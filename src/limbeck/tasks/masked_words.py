@@ -354,7 +354,7 @@ def _headless() -> ConfigError:
         "student",
         "it is an encoder alone, which tells no words",
         expected="a model with a head for masked words",
-        remedy="judge encoders by what they are worth elsewhere (evaluator=probe with evaluator.on), or take a folder that "
+        remedy="evaluate encoders by what they are worth elsewhere (evaluator=probe with evaluator.on), or take a folder that "
         "holds a ...ForMaskedLM",
     )
 

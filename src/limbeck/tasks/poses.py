@@ -54,7 +54,7 @@ class Poses(SourceTask):
     Args:
         data: where images and poses come from.
         labelled: ``data`` takes the labels that there are; ``one`` deals the training and validation images to the parts
-            and tells each picture's labels of that part alone, as three data sets for three parts would (test images keep
+            and tells each image's labels of that part alone, as three data sets for three parts would (test images keep
             all of theirs).
         missing: what a training image that is not labelled for a part says of it: nothing (``ignore``), or that there is
             none (``background``), which is the mistake that others are held against.
@@ -83,7 +83,7 @@ class Poses(SourceTask):
     # ---------------------------------------------------------------------------------------------------------- data
 
     def read(self) -> Splits:
-        """Pictures and poses in three splits."""
+        """Images and poses in three splits."""
         splits = ready(read_poses(self.data, self.size), self.valid_fraction, self.test_fraction, "keep", self.deal)
         self.parts: dict[str, Skeleton] = dict(source_of(splits.train).parts)
         self.links: dict[str, Any] = dict(source_of(splits.train).links)
@@ -107,7 +107,7 @@ class Poses(SourceTask):
         train: Any = splits.train
         if self.labelled == "one":
             each = ", ".join(f"{p} {int(n)}" for p, n in zip(self.parts, train.y.sum(0).tolist(), strict=True))
-            splits.notes.append(f"every training image is labelled for one part alone: {each} pictures")
+            splits.notes.append(f"every training image is labelled for one part alone: {each} images")
         if absent and bool((train.y == 0).any()):
             splits.notes.append(
                 "what a training image is not labelled for is taken for absent (task.missing=background)"
@@ -160,7 +160,7 @@ class Poses(SourceTask):
     # ------------------------------------------------------------------------------------------------------ training
 
     def feed(self, module: Any, batch: Batch) -> Any:
-        """Pictures into a detector, with what is true of them while it trains."""
+        """Images into a detector, with what is true of them while it trains."""
         targets = {k: v for k, v in batch.items() if k == "labelled" or ":" in k}
         return module(batch["x"], targets or None)
 
@@ -207,7 +207,7 @@ class Poses(SourceTask):
         place = device or device_of(teacher.module)
         teacher.module.to(place)
         found = self.evaluate(teacher, _First(self.teacher_train, 32), device=place)
-        told = f"finds {100 * found['pck']:.1f} % of the joints of {min(32, len(self.teacher_train))} labelled pictures"
+        told = f"finds {100 * found['pck']:.1f} % of the joints of {min(32, len(self.teacher_train))} labelled images"
         if found["pck"] < 0.02 and not teacher.model.held:
             raise TeacherMismatch(
                 teacher.model.role or "teacher",
@@ -228,7 +228,7 @@ class Poses(SourceTask):
         self.poses = Unknown({p: len(s.joints) for p, s in self.parts.items()})
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
-        """Pictures, brought into the square that the network was trained on, the rest of which is black."""
+        """Images, brought into the square that the network was trained on, the rest of which is black."""
         return AskedPictures(given, tuple(self.shape), {**preprocessing, "resize_mode": "contain"})
 
     def reply(self, built: Built, batch: Batch, asked: Any, items: Tensor, **options: Any) -> list[Answer]:
@@ -326,7 +326,7 @@ class Poses(SourceTask):
         boxes: Tensor,
         skeleton: Skeleton,
     ) -> None:
-        """Add one picture's poses, the best first, to the sums of a part."""
+        """Add one image's poses, the best first, to the sums of a part."""
         flat, deep = known[..., 0], known[..., 1]
         sizes = P.pose_sizes(true[..., :2], flat, skeleton.pair)
         s["joints"] += float((flat & (sizes > 0).unsqueeze(-1)).sum())

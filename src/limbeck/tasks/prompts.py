@@ -115,7 +115,7 @@ class Prompts(Generation):
         count = len(array)
         if count < 3:
             raise DataError(
-                "task.path", "too few prompts to train, choose and judge", given=count, expected="3 or more"
+                "task.path", "too few prompts to train, choose and evaluate", given=count, expected="3 or more"
             )
         if null.shape != array.shape[1:]:
             said = "embeddings of the empty prompt and of prompts differ: are they of the same text encoder?"

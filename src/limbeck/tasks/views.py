@@ -177,7 +177,7 @@ class Views(Task):
         size: side length of the images; ``null`` keeps theirs.
         schedule: of the diffusion teacher; see the task ``generation``.
         prompt: what is drawn, in words, for a teacher of texts (``stable-diffusion``); then no images are read.
-        latents: channels of such a teacher's latents, and by what their side is smaller than the pictures'.
+        latents: channels of such a teacher's latents, and by what their side is smaller than the images'.
         photos: a folder of photographs with cameras in NeRF's layout (``transforms_train.json``); ``null`` for none.
         cameras: how many are drawn for training.
         fovy: least and greatest vertical opening angle in degrees.
@@ -303,7 +303,7 @@ class Views(Task):
         return (plain if self.prompt is None else side_of(camera)), plain
 
     def signed(self, x: Tensor) -> Tensor:
-        """Pictures in [0, 1] as noise is added to them: [-1, 1]."""
+        """Images in [0, 1] as noise is added to them: [-1, 1]."""
         return x * 2.0 - 1.0
 
     def feed(self, module: Any, batch: Batch) -> Any:

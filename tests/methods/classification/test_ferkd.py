@@ -199,7 +199,7 @@ def test_a_shortage_names_the_pictures(tmp_path: Path) -> None:
         (["method.smoothing=1.5"], "smoothing"),
         (["queries.flip=flip"], "which nothing may move"),
         (["queries.mixup=mixup"], "which nothing may move"),
-        (["task.data=scikit-learn:wine"], "crops of pictures"),
+        (["task.data=scikit-learn:wine"], "crops of images"),
         (["task.target=number"], "no one class"),
     ],
 )

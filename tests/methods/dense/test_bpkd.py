@@ -99,7 +99,7 @@ def test_channel_wise_distillation_attaches_to_any_method(tmp_path: Path) -> Non
     [
         (["method.edge_width=4"], "edge_width: must be odd"),
         (["method.edge_width=1"], "3 or more"),
-        (["method.edge_width=35"], r"edge_width.*at most the picture's 16"),
+        (["method.edge_width=35"], r"edge_width.*at most the image's 16"),
         (["method.alpha=[1,2]"], "alpha.*2 numbers.*1, or 4"),
         (["method.alpha=-1"], "alpha"),
         (["method.edge_count=half"], "edge_count"),

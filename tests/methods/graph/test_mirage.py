@@ -264,7 +264,7 @@ def test_baselines_are_as_large_as_what_was_made(task: GraphCondensation) -> Non
         (["student.layers=0"], "layers"),
         (["evaluator.baselines=[kmeans]"], "kmeans"),
         (["evaluator=direct"], "makes data sets"),
-        (["task.size=8"], "size: is a side of pictures"),
+        (["task.size=8"], "size: is a side of images"),
         (["task.data={use: drawn-graphs, graphs: 5}"], "graphs: must be 10"),
     ],
 )

@@ -50,7 +50,7 @@ def ssim_map(
 
 
 def l1_dssim(a: Tensor, b: Tensor, *, weight: float = 0.2, **options: float) -> Tensor:
-    """``(1 - weight) |a - b| + weight (1 - SSIM)`` ``[B]``, each averaged over a picture's pixels and channels.
+    """``(1 - weight) |a - b| + weight (1 - SSIM)`` ``[B]``, each averaged over an image's pixels and channels.
 
     ``options`` are those of :func:`ssim_map`.
 

@@ -76,7 +76,7 @@ def rasterization(
     backend: Backend = "auto",
     **more: Any,
 ) -> tuple[Tensor, Tensor, dict[str, Any]]:
-    """Pictures of Gaussians from C cameras.
+    """Images of Gaussians from C cameras.
 
     Args:
         means: ``[N, 3]``.
@@ -279,7 +279,7 @@ def _check(
         raise DataError("opacities", "they lie outside [0, 1]", remedy="pass torch.sigmoid of logits")
     if not focal:
         raise DataError(
-            "Ks", "a focal length below 2 pixels", expected="camera matrices in pixels, not in parts of the picture"
+            "Ks", "a focal length below 2 pixels", expected="camera matrices in pixels, not in parts of the image"
         )
     if form and not form[0]:
         raise DataError("scales", "some are negative", remedy="pass torch.exp of their logarithms")

@@ -58,10 +58,10 @@ CARD = Card(
     signals=("logits",),
     provenance={
         "stored crops, forms of labels, loss, batch-level mixing": "FKD's released code",
-        "discarded, softened and kept crops; mixing within a picture": "abstract and a public summary; the code of FerKD was "
+        "discarded, softened and kept crops; mixing within an image": "abstract and a public summary; the code of FerKD was "
         "not published",
         "thresholds 0.1, 0.3, 0.95; smoothing 0.1, spread evenly; shortage; partners": "reconstructed",
-        "FKD's last epochs with single crops": "left out: a batch always holds num_crops of each picture",
+        "FKD's last epochs with single crops": "left out: a batch always holds num_crops of each image",
     },
     claim="With stored crops a step costs at most 1.05 of plain supervised training on the same crops, and FerKD's student is "
     "at least as accurate as FKD's, and that one as one trained on hard labels of the same crops.",
@@ -150,15 +150,15 @@ class FerKd(Method[Classification]):
         return self.thresholds[1] > 0 or self.discard_above < 1
 
     def accept(self, task: Task) -> None:
-        """Pictures of which each has one class."""
+        """Images of which each has one class."""
         super().accept(task)
         one_label(self, task)
         if len(getattr(task, "shape", ())) != 3:
             raise ConfigError(
                 "task",
-                "FerKD learns from crops of pictures",
+                "FerKD learns from crops of images",
                 given=f"items {list(getattr(task, 'shape', ()))}",
-                expected="pictures [channels, height, width]",
+                expected="images [channels, height, width]",
             )
 
     def bind(self, setup: Setup) -> None:
@@ -217,7 +217,7 @@ class FerKd(Method[Classification]):
         self.state = {"fractions": {}}
 
     def recorded_bytes(self) -> float:
-        """Those of a picture's crops."""
+        """Those of an image's crops."""
         return self.plan.bytes(self.classes)
 
     # ------------------------------------------------------------------------------------------------ stages
@@ -268,7 +268,7 @@ class FerKd(Method[Classification]):
         return self.cache if self.cache is not None else StageStore(ctx.recorded("label"), self.plan.crops)
 
     def chunks(self) -> list[tuple[int, int]]:
-        """Pictures that are sorted together."""
+        """Images that are sorted together."""
         n, size = len(self.task.train), max(1, 2**18 // self.plan.crops)
         return [(low, min(n, low + size)) for low in range(0, n, size)]
 
@@ -319,7 +319,7 @@ class FerKd(Method[Classification]):
         self.state["fractions"] = {n: float(v.double().mean()) for n, v in (shares | {"taken_back": back}).items()}
 
     def examples(self, ctx: Context, treatment: Tensor, most: int = 16) -> dict[str, list[Tensor]]:
-        """Up to so many crops of each kind, of the first pictures: their pictures' numbers, boxes and mirrors."""
+        """Up to so many crops of each kind, of the first pictures: their images' numbers, boxes and mirrors."""
         found = {}
         for name, kind in (("discarded", DISCARDED), ("softened", SOFTENED), ("kept", KEPT)):
             items, crops = (treatment[:256] == kind).nonzero()[:most].T
@@ -329,7 +329,7 @@ class FerKd(Method[Classification]):
         return found
 
     def shown(self, ctx: Context) -> Shown:
-        """Pictures with the crops that are shown."""
+        """Images with the crops that are shown."""
         mined: Any = ctx.recorded("mine")
         return Shown(self.task.train, self.rows_of(ctx), mined, self.plan.crops, self.num_crops, self.setup.seed)
 
@@ -388,7 +388,7 @@ class FerKd(Method[Classification]):
         return dict(self.state["fractions"])
 
     def extras(self) -> dict[str, Any]:
-        """Pictures of crops by how they are treated: a row of each kind, of the first images of the data."""
+        """Images of crops by how they are treated: a row of each kind, of the first images of the data."""
         train, mined = self.task.train, self.state.get("examples", {})
         if self.task.shape[0] not in (1, 3) or not mined:
             return {}

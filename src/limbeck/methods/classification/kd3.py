@@ -480,7 +480,7 @@ class Kd3(Method[Classification]):
         return ChainArtifact(self.task, replace(student, contract=contract, labels=self.task.labels), links)
 
     def extras(self) -> dict[str, Any]:
-        """Pictures of what is kept and of what is not, the surest first, and how many of each class are kept."""
+        """Images of what is kept and of what is not, the surest first, and how many of each class are kept."""
         kept = self.state["kept"].cpu()
         confidence = self.state["confidence"].cpu()
         out = torch.ones(len(confidence), dtype=torch.bool)

@@ -284,7 +284,7 @@ class Trg(Method[Classification]):
         if not high or prefix > rest:
             raise ConfigError(
                 f"method.{role}_prefix" if high else setting,
-                f"{tap!r} shows {f.shape[1]} tokens, which fill no grid of the picture's shape behind class tokens",
+                f"{tap!r} shows {f.shape[1]} tokens, which fill no grid of the image's shape behind class tokens",
                 given=prefix,
                 expected=f"at most {rest} class tokens before {high} x {wide}" if high else "tokens of patches",
             )

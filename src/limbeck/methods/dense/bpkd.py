@@ -105,7 +105,7 @@ class Bpkd(Method[Dense]):
             raise ConfigError(
                 "method.edge_width",
                 given=self.edge_width,
-                expected=f"at most the picture's {min(task.shape[1:])} pixels",
+                expected=f"at most the image's {min(task.shape[1:])} pixels",
             )
         if isinstance(self.alpha, list) and len(self.alpha) != task.outputs:
             raise ConfigError(

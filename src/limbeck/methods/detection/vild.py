@@ -127,7 +127,7 @@ class Vild(Method[Boxes]):
         if self.task.masks and not net.masked:
             raise ConfigError(
                 "task.masks",
-                "the student answers with boxes alone, so no mask would be learnt or judged",
+                "the student answers with boxes alone, so no mask would be learnt or evaluated",
                 given=True,
                 expected="a student with a mask head",
                 remedy="set student.masks=true (or a body with one: maskrcnn_resnet50_fpn), or task.masks=false",

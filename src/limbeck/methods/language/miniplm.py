@@ -221,7 +221,7 @@ class MiniPlm(Method[Language]):
             self.notes.append("the scores come from models with another tokenizer: their chunks are spelled anew")
         if scores.about.get("judged") != self._judged():
             self.notes.append(
-                "the scored text was dealt otherwise than task.data is now: nobody has looked whether it holds what is judged"
+                "the scored text was dealt otherwise than task.data is now: nobody has looked whether it holds what is evaluated"
             )
         wanted = {"difference": ("teacher", "reference"), "teacher": ("teacher",), "reference": ("reference",)}[
             self.score

@@ -202,7 +202,7 @@ class ProlificDreamer(Method[Views]):
             if self.loss == "vsd" and not isinstance(scene, Pictures):
                 raise ConfigError(
                     "method.phi",
-                    "the exact score is known of particles that are pictures",
+                    "the exact score is known of particles that are images",
                     given="analytic",
                     expected="lora or small for a scene that cameras see",
                 )
@@ -215,7 +215,7 @@ class ProlificDreamer(Method[Views]):
                     "method.phi",
                     f"{type(teacher).__name__} has no layers that an adapter could act on",
                     given="lora",
-                    remedy="set method.phi=small, or analytic for pictures",
+                    remedy="set method.phi=small, or analytic for images",
                 )
             make: Any = PosedLora if self.poses else Lora
             # of a pipeline the attention of its network, as published; its autoencoder is not asked

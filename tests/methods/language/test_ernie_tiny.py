@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -158,7 +157,6 @@ def test_stages_hand_over_student_and_projection(made: Tiny) -> None:
         return found
 
     def watching(name: str, inner: Any) -> Any:
-        @functools.wraps(inner or stages)  # not code of the user's, of which every file would be read
         def look(ctx: Any) -> None:
             if inner is not None:
                 inner(ctx)

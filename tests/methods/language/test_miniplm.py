@@ -168,6 +168,7 @@ def test_only_what_is_missing_is_scored_again(tmp_path: Path, monkeypatch: Any) 
         return inner(self, piece, ctx, which)
 
     monkeypatch.setattr(MiniPlm, "_asked", counting)
+    monkeypatch.setenv("LIMBECK_WORKSPACE", str(tmp_path / "workspace"))  # where no other test's scores are remembered
     with pytest.raises(KeyboardInterrupt):
         tiny("miniplm", tmp_path / "a", "train.steps=1").run()
     first: Any = tiny("miniplm", tmp_path / "a", "train.steps=1").run().method

@@ -55,6 +55,15 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, tuple[Any, ...]]]:
             "plan": {"recipe": "kd", "seconds": 3.0, "stages": [{"stage": "distil"}], "advice": ["x"]},
         },
         "limbeck.compare": {"compare": {"rows": {}, "folder": "c", "runs": {"nkd": ["c/nkd-seed0"]}}},
+        "limbeck.search": {
+            "search": {
+                "metric": "accuracy",
+                "higher_is_better": True,
+                "trials": [],
+                "recipe": "best.yaml",
+                "folder": "s",
+            }
+        },
         "limbeck.cache": {"build_cache": {"size_mb": 1.0}},
         "limbeck.export": {"export": Path("student.onnx")},
         "limbeck.export.push": {"push": "https://hub.example/me/x"},

@@ -133,7 +133,7 @@ def test_what_depends_on_fresh_noise_is_refused_before_a_teacher_is_trained(
 def test_the_size_a_plan_tells_is_what_is_written(name: str, tmp_path: Path) -> None:
     told = build_cache(tree_of(name), tmp_path / "new", yes=True)
     planned = plan(tree_of(name), steps=1)
-    assert planned["cache_mb"] * 2**20 == pytest.approx(told["bytes"], rel=0.5 if name == "kd" else 0.02)
+    assert planned["cache_mb"] * 2**20 == pytest.approx(told["bytes"], rel=0.6 if name == "kd" else 0.02)
     assert any("limbeck cache" in said for said in planned["advice"])
 
 

@@ -101,7 +101,7 @@ def test_arrays(tmp_path: Path) -> None:
         ({"x": x, "mask": mask[:, :8]}, "mask is"),
         ({"x": x, "y": np.zeros(3)}, "y is"),
         ({"x": x.astype(np.float32) - 1, "y": np.zeros(4)}, "outside"),
-        ({"x": np.zeros((4, 5, 16, 16), np.uint8), "y": np.zeros(4)}, "pictures"),
+        ({"x": np.zeros((4, 5, 16, 16), np.uint8), "y": np.zeros(4)}, "images"),
     ]:
         with pytest.raises(DataError, match=said):
             arrays(tmp_path, **bad).anomalies()

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from limbeck import functional as F
 from limbeck.functional import (
-    attention,
     augment,
     contrast,
     diffusion,
@@ -739,11 +738,6 @@ add(
 
 # --------------------------------------------------------------------------------------------------------------- texts
 
-add(
-    "score distance",
-    "attention.score_distance",
-    lambda n, d: (attention.score_distance, (d(n, 2, 3, 3), d(n, 2, 3, 3))),
-)
 add("half jeffreys", "half_jeffreys", pair(F.half_jeffreys))
 add(
     "channel correlation",

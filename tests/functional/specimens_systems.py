@@ -72,6 +72,17 @@ def _critic(n: int, d: Draw) -> Any:
     return (lambda z: contrast.contrastive_critic(z, items=9)), (d(n, C),)
 
 
+add(
+    "score distance",
+    "attention.score_distance",
+    lambda n, d: (attention.score_distance, (d(n, 2, 3, 3), d(n, 2, 3, 3))),
+)
+add(
+    "classifier gradient",
+    "relation.classifier_gradient",
+    lambda n, d: (lambda f, z: relation.classifier_gradient(f, z, torch.arange(n) % C), (d(n, 3), d(n, C))),
+    coupled=True,
+)
 add("angles", "relation.angles", lambda n, d: (relation.angles, (d(n, C), d(n, C))), coupled=True)
 add("neighbours", "relation.neighbours", lambda n, d: (relation.neighbours, (d(n, C), d(n, C))), coupled=True)
 for _kernel in ("rbf", "bilinear"):

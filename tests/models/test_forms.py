@@ -144,7 +144,7 @@ def test_detectors() -> None:
 
 def test_what_goes_in_is_asked_too() -> None:
     """An encoder of text for images, a perceptron for texts, a decoder for hidden words: one line, with models that do."""
-    with pytest.raises(ConfigError, match=r"Encoder reads texts, and the items of Classification are images.*mlp"):
+    with pytest.raises(ConfigError, match=r"Encoder reads texts, and the items of Classification are pictures.*mlp"):
         Encoder().build(Classification())
     with pytest.raises(
         ConfigError, match=r"MlpModel reads .*and the items of TextClasses are texts.*choose one of"

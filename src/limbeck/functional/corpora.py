@@ -122,7 +122,7 @@ def cut_points(ends: Tensor, length: int) -> list[tuple[int, int]]:
 
     Example:
         >>> cut_points(torch.tensor([False, True, False, False, True, False]), 4)
-        [(0, 2), (2, 5), (5, 6)]
+        [(0, 2), (2, 6)]
     """
     if length < 2:
         raise ConfigError("length", given=length, expected="2 or more: one token to read and one to predict")

@@ -122,7 +122,7 @@ def classifier_gradient(features: Tensor, logits: Tensor, labels: Tensor) -> Ten
     dtype = statistics_dtype(features, logits)
     wrong = logits.to(dtype).softmax(1)
     y = labels.to(dtype) if labels.ndim == 2 else torch.nn.functional.one_hot(labels, logits.shape[1]).to(dtype)
-    return (wrong - y).T @ features.to(dtype) / len(features)
+    return (wrong - y).T @ features.to(dtype) / max(1, len(features))
 
 
 def distances(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:

@@ -16,6 +16,7 @@ EXTRAS: Final[dict[str, tuple[str, ...]]] = {
     "hub": ("huggingface_hub",),
     "tracking": ("accelerate", "wandb", "mlflow", "trackio"),
     "ray": ("ray",),
+    "search": ("optuna",),
 }
 """Extra -> the modules that are imported from what it brings."""
 

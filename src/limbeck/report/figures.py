@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from limbeck.errors import human
+from limbeck.errors import human, visible
 from limbeck.report.metrics import Metric, metric_of
 from limbeck.report.numbers import significant
 from limbeck.report.statistics import mean
@@ -556,7 +556,7 @@ def confusion(
     if not table or not sum(map(sum, table)):
         return None
     n = len(table)
-    names = [str(x) for x in labels] if labels and len(labels) == n else [str(i) for i in range(n)]
+    names = [visible(str(x)) for x in labels] if labels and len(labels) == n else [str(i) for i in range(n)]
     totals = [sum(row) for row in table]
     most = max(range(n), key=totals.__getitem__)
     title = "Confusion matrix of the student" if n <= MOST_CLASSES else "The student by class"
@@ -643,7 +643,7 @@ def against_truth(
         low, high = min(*true, *said), max(*true, *said)
         ax.plot([low, high], [low, high], color=SOFT, linewidth=1.1, linestyle=(0, (2, 3)))
         ax.scatter(true, said, s=14, color=SERIES[0], alpha=0.6, linewidths=0)
-        ax.set_title(str(target))
+        ax.set_title(visible(str(target)))
         ax.set_xlabel("true")
         ax.set_ylabel("predicted")
     title = "Predicted against true"

@@ -200,7 +200,7 @@ def test_a_shortage_names_the_pictures(tmp_path: Path) -> None:
         (["queries.flip=flip"], "which nothing may move"),
         (["queries.mixup=mixup"], "which nothing may move"),
         (["task.data=scikit-learn:wine"], "crops of images"),
-        (["task.target=number"], "no one class"),
+        (["task.target=number"], "one class each"),
     ],
 )
 def test_bad_input_is_refused_before_training(words: list[str], said: str, tmp_path: Path) -> None:

@@ -254,7 +254,7 @@ def test_the_evaluator_tells_noise_and_collapse_from_real_pictures(tmp_path: Pat
         (["evaluator.metric=psnr"], "evaluator.metric"),
         ([*EXACT, "student.particles=1", "evaluator.metric=diversity"], "one particle"),
         ([*EXACT, "method.phi=lora"], "no layers"),
-        ([*EXACT, "method.phi=analytic", "student={use: gaussians, particles: 2, count: 4}"], "pictures"),
+        ([*EXACT, "method.phi=analytic", "student={use: gaussians, particles: 2, count: 4}"], "images"),
     ],
 )
 def test_what_cannot_be_is_refused(words: list[str], said: str, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def rasterization(
         >>> ball = torch.tensor([[0.0, 0.0, 2.0]]), torch.tensor([[1.0, 0, 0, 0]]), torch.full((1, 3), 0.2)
         >>> view, K = torch.eye(4)[None], torch.tensor([[[8.0, 0, 4], [0, 8, 4], [0, 0, 1]]])
         >>> image, cover, meta = rasterization(*ball, torch.tensor([0.9]), torch.ones(1, 3), view, K, 8, 8)
-        >>> picture.shape, bool(cover[0, 4, 4] > cover[0, 0, 0])
+        >>> image.shape, bool(cover[0, 4, 4] > cover[0, 0, 0])
         (torch.Size([1, 8, 8, 3]), True)
     """
     choose("render_mode", render_mode, RenderMode, "render mode")

@@ -22,10 +22,15 @@ import limbeck
 from benchmarks.start import crowd
 from limbeck import cli
 from limbeck.commands import doctor
-from limbeck.errors import ConfigError, Stopped
+from limbeck.errors import ConfigError, DataError, Stopped
 from limbeck.grammar.card import catalogue, recipes
 from limbeck.recipe.recipe import check
 from limbeck.recipe.values import read_yaml
+
+
+def no_run(*given: Any, **settings: Any) -> Any:
+    """Nothing is opened where nothing is run."""
+    raise DataError("RUN", "nothing was run here")
 
 
 @pytest.fixture
@@ -75,6 +80,7 @@ def calls(monkeypatch, tmp_path) -> list[tuple[str, tuple[Any, ...]]]:
         for part, answer in parts.items():
             setattr(module, part, record(part, answer))
         monkeypatch.setitem(sys.modules, name, module)
+    sys.modules["limbeck.run"].restore = no_run  # type: ignore[attr-defined]
     monkeypatch.setattr("limbeck.commands._common.print_outcome", record("print", None))
     monkeypatch.setattr("limbeck.commands._common.print_tables", lambda *given: None)
     monkeypatch.setattr("limbeck.engine.interrupt.install", lambda: None)

@@ -48,22 +48,6 @@ class Settings:
 TOY = Settings(48, 16, 8, 8, 4, steps=2, rounds=1, warm=1)
 
 
-class Clock(Ticks):
-    """Ticks of the student's stage alone."""
-
-    counts = False
-
-    def stage(self, name: str, total: int | None, done: int = 0) -> None:
-        """A stage begins."""
-        self.counts = name == "distil"
-        super().stage(name, total, done)
-
-    def advance(self, n: int = 1, **metrics: Any) -> None:
-        """A step is done."""
-        if self.counts:
-            super().advance(n, **metrics)
-
-
 class Pair:
     """Student and experts as the recipe builds them; every variant works on copies of its own."""
 
@@ -119,7 +103,7 @@ class Pair:
     def engine(self) -> float:
         """CPU seconds of a step, in our engine."""
         s = self.settings
-        clock = Clock(s.warm, s.warm + s.steps)
+        clock = Ticks(s.warm, s.warm + s.steps, "distil")
         with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
             with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
                 Engine(self.recipe.engine, self.recipe.seed, Path(place), None, logs, clock).run(self.recipe.method)

@@ -52,22 +52,6 @@ class Settings:
 TOY = Settings("small", "small", 8, 24, 6, crops=4, num_crops=2, batch=4, steps=2, rounds=1, warm=1)
 
 
-class Clock(Ticks):
-    """Ticks of the student's stage alone."""
-
-    counts = False
-
-    def stage(self, name: str, total: int | None, done: int = 0) -> None:
-        """A stage begins."""
-        self.counts = name == "distil"
-        super().stage(name, total, done)
-
-    def advance(self, n: int = 1, **metrics: Any) -> None:
-        """A step is done."""
-        if self.counts:
-            super().advance(n, **metrics)
-
-
 class Rows:
     """The variants; each has a student of its own."""
 
@@ -127,7 +111,7 @@ class Rows:
         s = self.settings
 
         def block() -> float:
-            clock = Clock(s.warm, s.warm + s.steps)
+            clock = Ticks(s.warm, s.warm + s.steps, "distil")
             with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
                 with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
                     Engine(recipe.engine, recipe.seed, Path(place), None, logs, clock).run(recipe.method)

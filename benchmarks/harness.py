@@ -209,9 +209,10 @@ class Ticks:
     Args:
         first: the step after which the clock starts.
         last: the step after which it stops.
+        only: the stage whose steps count; by default those of all.
     """
 
-    def __init__(self, first: int, last: int) -> None:
+    def __init__(self, first: int, last: int, only: str | None = None) -> None:
         from limbeck.engine.progress import Progress
 
         # plain lines, as in a batch job, into nothing: what showing progress costs is part of a step
@@ -219,13 +220,17 @@ class Ticks:
         self._shown = Progress(file=self._null, rank=0)
         self.first, self.last, self.done = first, last, 0
         self.began = self.ended = 0.0
+        self.only, self.counts = only, only is None
 
     def stage(self, name: str, total: int | None, done: int = 0) -> None:
         """A stage begins."""
+        self.counts = self.only in (None, name)
         self._shown.stage(name, total, done)
 
     def advance(self, n: int = 1, **metrics: Any) -> None:
         """A step is done."""
+        if not self.counts:
+            return
         self._shown.advance(n, **metrics)
         if n:
             self.done += n

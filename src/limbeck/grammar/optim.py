@@ -267,23 +267,19 @@ def layer_shares(names: Iterable[str], decay: float) -> dict[str, float]:
         >>> layer_shares(["embed.weight", "blocks.0.weight", "blocks.1.weight", "head.weight"], 0.5)
         {'embed.weight': 0.125, 'blocks.0.weight': 0.25, 'blocks.1.weight': 0.5, 'head.weight': 1.0}
     """
-    names = list(names)
     layers: dict[str, int] = {}
+    found: dict[str, int | None] = {}
     for name in names:
         parts = name.split(".")
         number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
         if number is not None:
-            layers.setdefault(".".join(parts[: number + 1]), len(layers) + 1)
+            found[name] = layers.setdefault(".".join(parts[: number + 1]), len(layers) + 1)
+        else:
+            found[name] = None if layers else 0
     if not layers:
-        return dict.fromkeys(names, 1.0)
-    last, found, begun = len(layers) + 1, {}, False
-    for name in names:
-        parts = name.split(".")
-        number = next((i for i, part in enumerate(parts) if part.isdigit()), None)
-        begun = begun or number is not None
-        depth = layers[".".join(parts[: number + 1])] if number is not None else last if begun else 0
-        found[name] = decay ** (last - depth)
-    return found
+        return dict.fromkeys(found, 1.0)
+    last = len(layers) + 1
+    return {name: decay ** (last - (last if depth is None else depth)) for name, depth in found.items()}
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float, decay: float | None = None) -> None:

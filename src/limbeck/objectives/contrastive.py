@@ -8,14 +8,14 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor, nn
 
-from limbeck.errors import ConfigError, DataError, ShapeError
+from limbeck.errors import ConfigError, DataError
 from limbeck.functional.contrast import contrastive_critic
 from limbeck.functional.feature import unit
-from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.method import Batch, Context, Term
 from limbeck.grammar.settings import Count, Positive, settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Task
-from limbeck.networks.shows import last_linear, picture_of, pooled
+from limbeck.objectives.classifier_input import OfClassifierInput
 
 NAMES = {"objective": {"crd": "Crd"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -55,7 +55,7 @@ class Embeddings(nn.Module):
 
 
 @settings
-class Crd(Objective):
+class Crd(OfClassifierInput):
     """Contrastive representation distillation: a linear embedding of each item's features is told from other items' (Tian 2020).
 
     The sum of both directions: the student's embedding among the teacher's, and the teacher's among the student's. Both
@@ -90,16 +90,12 @@ class Crd(Objective):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.items = 0
-        self._tap()
+        self.tap()
 
     def validate(self) -> None:
         """What is remembered belongs to a memory."""
         if self.negatives == "batch" and self.variant == "released":
             raise ValueError("variant=released compares with remembered embeddings: negatives must be classes or items")
-
-    def _tap(self) -> None:
-        self.student_taps = (self.student,) if self.student else ()
-        self.teacher_taps = (self.teacher,) if self.teacher else ()
 
     def accept(self, task: Task) -> None:
         """Items have one class each, unless all others are negatives."""
@@ -118,39 +114,9 @@ class Crd(Objective):
                 "task", "one item alone has nothing to be told from", given=self.items, expected="2 or more"
             )
 
-    def look(self, student: object, teacher: object) -> None:
-        """Find the features before the classifier that the recipe does not name."""
-        for name, module in (("student", student), ("teacher", teacher)):
-            if getattr(self, name):
-                continue
-            if not isinstance(module, nn.Module) or hasattr(type(module), "answer"):
-                raise ConfigError(
-                    f"objectives.{self.name}.{name}",
-                    f"the {name} is recorded or remote, so its modules are not known here",
-                    expected="the name of a recorded tap",
-                    remedy=f"set objectives.{self.name}.{name}=MODULE:in, as it was recorded",
-                )
-            setattr(self, name, last_linear(module))
-        self._tap()
-
-    def _features(self, student: Signal, teacher: Signal | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        assert teacher is not None and self.student is not None and self.teacher is not None
-        found = []
-        for name, shown in ((self.student, student), (self.teacher, teacher)):
-            f = pooled(shown.acts[name].float(), picture_of(batch))
-            if f.ndim != 2:
-                raise ShapeError(
-                    f"objectives.{self.name}",
-                    f"module {name!r} gives {list(shown.acts[name].shape)}",
-                    expected="vectors [N, D], maps [N, D, H, W] or tokens [N, L, D]",
-                    remedy="name the module before the classifier",
-                )
-            found.append(f)
-        return found[0], found[1]
-
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module:
         """Check both features; make the embeddings, with room for all items where they are remembered."""
-        s, t = self._features(student, teacher, batch)
+        s, t = self.features(student, teacher, batch)
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         if self.negatives != "batch" and distributed and torch.distributed.get_world_size() > 1:
             raise ConfigError(
@@ -172,7 +138,7 @@ class Crd(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The loss of both directions, per item [N]."""
-        s, t = self._features(student, teacher, batch)
+        s, t = self.features(student, teacher, batch)
         v_s, v_t = (v.float() for v in ctx.call(self.projector, s, t))
         if self.negatives == "batch":
             values = self._within(v_s, v_t, _hard(batch["y"]))

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from limbeck.errors import ConfigError, DataError, ShapeError
 from limbeck.functional.feature import Denominator, Part, class_directions, class_means, norm_direction
-from limbeck.grammar.method import Batch, Context, Objective, Term
+from limbeck.grammar.method import Batch, Context, Term
 from limbeck.grammar.settings import Share, settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Task
-from limbeck.networks.shows import last_linear, picture_of, pooled
+from limbeck.networks.shows import picture_of, pooled
+from limbeck.objectives.classifier_input import OfClassifierInput
 
 NAMES = {"objective": {"norm-direction": "NormDirection"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -41,7 +42,7 @@ class Adapter(nn.Module):
 
 
 @settings
-class NormDirection(Objective):
+class NormDirection(OfClassifierInput):
     """The student's penultimate feature points along the teacher's class mean and is at least as long as the teacher's.
 
     The class means are computed once, before the first step, from the task's training items and the recipe's queries.
@@ -77,11 +78,7 @@ class NormDirection(Objective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._tap()
-
-    def _tap(self) -> None:
-        self.student_taps = (self.student,) if self.student else ()
-        self.teacher_taps = (self.teacher,) if self.teacher else ()
+        self.tap()
 
     def accept(self, task: Task) -> None:
         """Items have one class each."""
@@ -95,24 +92,9 @@ class NormDirection(Objective):
                 remedy="leave the objective out",
             )
 
-    def look(self, student: Any, teacher: Any) -> None:
-        """Find the penultimate features that the recipe does not name."""
-        for name, module in (("student", student), ("teacher", teacher)):
-            if getattr(self, name):
-                continue
-            if not isinstance(module, nn.Module) or hasattr(type(module), "answer"):
-                raise ConfigError(
-                    f"objectives.{self.name}.{name}",
-                    f"the {name} is recorded or remote, so its modules are not known here",
-                    expected="the name of a recorded tap",
-                    remedy=f"set objectives.{self.name}.{name}=MODULE:in, as it was recorded",
-                )
-            setattr(self, name, last_linear(module))
-        self._tap()
-
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module:
         """Check both features; make the adapter, with room for the class means."""
-        s, t = self._features(student, teacher, batch)
+        s, t = self.features(student, teacher, batch)
         classes = student.logits.shape[-1]
         if s.shape[1] == t.shape[1]:
             return Adapter(classes, t.shape[1], nn.Identity())
@@ -126,22 +108,6 @@ class NormDirection(Objective):
         if self.adapter == "batch-norm":
             layers = [nn.BatchNorm1d(s.shape[1]), nn.Dropout(self.dropout), *layers]
         return Adapter(classes, t.shape[1], nn.Sequential(*layers))
-
-    def _features(self, student: Signal, teacher: Signal | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Both features as vectors [N, D] in float32."""
-        assert teacher is not None and self.student is not None and self.teacher is not None
-        found = []
-        for name, shown in ((self.student, student), (self.teacher, teacher)):
-            f = pooled(shown.acts[name].float(), picture_of(batch))
-            if f.ndim != 2:
-                raise ShapeError(
-                    f"objectives.{self.name}",
-                    f"module {name!r} gives {list(shown.acts[name].shape)}",
-                    expected="vectors [N, D], maps [N, D, H, W] or tokens [N, L, D]",
-                    remedy="name the module before the classifier",
-                )
-            found.append(f)
-        return found[0], found[1]
 
     def _labels(self, teacher: Signal, batch: Batch) -> Tensor:
         y = batch.get("y")
@@ -196,7 +162,7 @@ class NormDirection(Objective):
 
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """The loss of each item [N]."""
-        s, t = self._features(student, teacher, batch)
+        s, t = self.features(student, teacher, batch)
         assert teacher is not None
         s = ctx.call(self.projector, s).float()
         e = None

@@ -9,15 +9,12 @@ from typing import Any
 
 import torch
 
-from limbeck.data.columns import Target
-from limbeck.data.labelled_text import Labelled, LabelledSource
+from limbeck.data.labelled_text import Labelled
 from limbeck.data.statements import PythonUses
 from limbeck.data.text import Document, TextSource
 from limbeck.errors import DataError
 from limbeck.grammar.random import key_of
-from limbeck.grammar.task import Task
-from limbeck.tasks.language import Language
-from limbeck.tasks.text_classes import TextClasses
+from limbeck.tasks.critics import WithCritics
 
 NAMES = {"task": {"sentences": "Sentences"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -42,7 +39,7 @@ def sentences_of(text: str) -> list[tuple[str, bool]]:
     return [(p, len(p) >= 3 and p.rstrip("\"')]")[-1:] in tuple(".?!") and "\n" not in p) for p in pieces if p]
 
 
-class Sentences(Language):
+class Sentences(WithCritics):
     """Text of short documents, one a sequence. A generator writes sentences; critics say which of them entail which.
 
     Nobody labelled pairs: a critic without trained weights is taught from made ones (`made_pairs`). A real one is named as a
@@ -59,6 +56,8 @@ class Sentences(Language):
         eval_batch: sequences at a time in evaluation.
         deal: which division into training, validation and test texts: 0 is the data's own, where it names splits.
     """
+
+    critics = PARTS
 
     def __init__(
         self,
@@ -85,14 +84,11 @@ class Sentences(Language):
             eval_batch=eval_batch,
             deal=deal,
         )
-        if vocab_size < 300:
-            raise ValueError("vocab_size must be 300 or more: a critic's has the 256 bytes and what marks a row")
-        self._parts: dict[str, TextClasses] = {}
+        self.begin_critics()
 
     def half(self, part: str) -> list[str]:
         """The training texts of a part, those of both apart by content."""
-        own = PARTS.index(part)
-        return [d.text for d in self.texts.train if int(d.key[:8], 16) % 2 == own]
+        return [d.text for d in self.texts.train if self.in_half(d.key, part)]
 
     def labelled(self, part: str) -> Labelled:
         """Made pairs of a part's sentences.
@@ -115,28 +111,9 @@ class Sentences(Language):
                 y.append(label)
         return Labelled(documents, splits, torch.tensor(y), list(RELATIONS), "label", [])
 
-    def part(self, name: str) -> Task:
-        """``entailment`` and ``held-out``: pairs of sentences with what the first says of the second."""
-        if name not in PARTS:
-            return super().part(name)
-        if name not in self._parts:
-            self._parts[name] = TextClasses(
-                _Pairs(self, name), vocab_size=self.vocab_size, eval_batch=self.eval_batch, deal=0
-            )
-        return self._parts[name]
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The student's folder with the corpus beside it."""
-        return ("safetensors", "hub")
-
     def default_evaluator(self) -> dict[str, Any]:
         """Paraphrases are written and measured."""
         return {"use": "paraphrased"}
-
-    def default_teacher(self) -> dict[str, Any]:
-        """As the student, which begins with its weights."""
-        return self.default_student()
 
 
 def made_pairs(texts: Sequence[str]) -> list[tuple[str, str, int]]:
@@ -163,17 +140,6 @@ def made_pairs(texts: Sequence[str]) -> list[tuple[str, str, int]]:
             (text, other, 2),
         ]
     return found
-
-
-class _Pairs(LabelledSource):
-    """Made pairs of a task's sentences."""
-
-    def __init__(self, task: Sentences, part: str) -> None:
-        self.task, self.part = task, part
-
-    def read(self, target: Target = "auto") -> Labelled:
-        """All of them."""
-        return self.task.labelled(self.part)
 
 
 __all__ = ["PARTS", "RELATIONS", "Sentences", "made_pairs", "sentences_of"]

@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from limbeck.data.columns import Target
-from limbeck.data.labelled_text import Labelled, LabelledSource
+from limbeck.data.labelled_text import Labelled
 from limbeck.data.statements import CORRUPTIONS, Corruption, PythonUses, Statement, StatementSource, corrupted
 from limbeck.data.text import Document
 from limbeck.engine.inner import fit
@@ -18,9 +17,7 @@ from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Rows
 from limbeck.grammar.method import Batch, Built, Term
 from limbeck.grammar.signal import Signal
-from limbeck.grammar.task import Task
-from limbeck.tasks.language import Language
-from limbeck.tasks.text_classes import TextClasses
+from limbeck.tasks.critics import WithCritics
 
 NAMES = {"task": {"statements": "Statements"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -33,7 +30,7 @@ LABELS = ["corrupted", "valid"]
 Split = Literal["train", "valid", "test"]
 
 
-class Statements(Language):
+class Statements(WithCritics):
     """Short sentences about concepts, one a sequence. A generator writes such; critics tell real ones from corrupted ones.
 
     No human labelled them: a critic learns which sentences were written by people and which were corrupted, not what is true.
@@ -55,6 +52,8 @@ class Statements(Language):
         eval_batch: sequences at a time in evaluation.
         deal: which division into training, validation and test statements: 0 is the data's own, where it names splits.
     """
+
+    critics = PARTS
 
     def __init__(
         self,
@@ -83,14 +82,12 @@ class Statements(Language):
             eval_batch=eval_batch,
             deal=deal,
         )
-        if vocab_size < 300:
-            raise ValueError("vocab_size must be 300 or more: a critic's has the 256 bytes and what marks a row")
         if not corruptions:
             raise ValueError("corruptions must name at least one way to corrupt a statement")
         if copies < 1:
             raise ValueError("copies must be 1 or more")
         self.corruptions, self.copies = list(corruptions), copies
-        self._parts: dict[str, TextClasses] = {}
+        self.begin_critics()
 
     # ------------------------------------------------------------------------------------------------------- statements
 
@@ -118,9 +115,8 @@ class Statements(Language):
         documents: list[Document] = []
         splits: list[str] = []
         y: list[int] = []
-        half = PARTS.index(part)
         for split in ("train", "valid", "test"):
-            own = [s for s in self.statements(split) if split != "train" or int(s.key[:8], 16) % 2 == half]
+            own = [s for s in self.statements(split) if split != "train" or self.in_half(s.key, part)]
             if len(own) < 2:
                 raise DataError(
                     "task.data", f"its {split} split has {len(own)} statements for critics", expected="2 or more"
@@ -133,30 +129,11 @@ class Statements(Language):
                     y += [1, 0]
         return Labelled(documents, splits, torch.tensor(y), list(LABELS), "label", [])
 
-    def part(self, name: str) -> Task:
-        """``validity`` and ``held-out``: real statements against corrupted ones, as text with classes."""
-        if name not in PARTS:
-            return super().part(name)
-        if name not in self._parts:
-            self._parts[name] = TextClasses(
-                Beside(self, name), vocab_size=self.vocab_size, eval_batch=self.eval_batch, deal=0
-            )
-        return self._parts[name]
-
     # ---------------------------------------------------------------------------------------------------------- evaluation
-
-    @property
-    def formats(self) -> tuple[str, ...]:
-        """The generator's folder with the corpus beside it."""
-        return ("safetensors", "hub")
 
     def default_evaluator(self) -> dict[str, Any]:
         """A held-out critic of what is written."""
         return {"use": "accepted"}
-
-    def default_teacher(self) -> dict[str, Any]:
-        """As the student: a generator learns from its own texts."""
-        return self.default_student()
 
     def baselines(self, bench: Bench) -> Rows:
         """``alone``: the first generator, which learns from real statements for as many more steps as the rounds took."""
@@ -175,15 +152,4 @@ class Statements(Language):
         return Built(net, first.contract, first.labels, first.model)
 
 
-class Beside(LabelledSource):
-    """Statements with corrupted ones beside them."""
-
-    def __init__(self, task: Statements, part: str) -> None:
-        self.task, self.part = task, part
-
-    def read(self, target: Target = "auto") -> Labelled:
-        """Both, with their labels."""
-        return self.task.labelled(self.part)
-
-
-__all__ = ["LABELS", "PARTS", "Beside", "Split", "Statements"]
+__all__ = ["LABELS", "PARTS", "Split", "Statements"]

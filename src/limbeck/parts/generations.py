@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,8 @@ class Generations(Method[Classification]):
     """
 
     participants = {}  # noqa: RUF012 (there is no teacher but an earlier network)
+    # it has the steps of one generation, so it is not called a baseline of equal budget
+    called = MappingProxyType({"alone": "single training by labels"})
     names: Sequence[str] = ("student",)
 
     def accept(self, task: Task) -> None:

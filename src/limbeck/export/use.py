@@ -206,7 +206,7 @@ def _call_script(about: Mapping[str, Any], imports: list[str], head: list[str]) 
         "        a, s = (1 / (1 + np.exp(-np.array([levels[i + 1], -levels[i + 1]])))) ** 0.5",
         "        z = (a * x + s * e).astype(np.float32)",
         f"image = ((x[0] + 1) * 127.5).round().clip(0, 255).astype(np.uint8){flat}",
-        "Image.fromarray(picture).save(f'{name}.png')",
+        "Image.fromarray(image).save(f'{name}.png')",
         "print(name, f'{name}.png')",
     ]
     return _script("python use.py CLASS...: a new image of each class.", imports, head, loop)

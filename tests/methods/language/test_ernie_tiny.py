@@ -140,7 +140,8 @@ def test_scores_of_padding_count_nothing() -> None:
 # ------------------------------------------------------------------------------------------------------------------ a run
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: Any) -> Tiny:
-    return tiny("ernie-tiny", tmp_path_factory.mktemp("plan"), "method.replaced=0.5", "train.steps=8")
+    # a seed of its own: a stage that another test has left remembered in the workspace would not begin here
+    return tiny("ernie-tiny", tmp_path_factory.mktemp("plan"), "method.replaced=0.5", "train.steps=8", seed=58)
 
 
 def test_stages_hand_over_student_and_projection(made: Tiny) -> None:

@@ -46,7 +46,7 @@ def test_size_metric_and_latency_stand_beside_what_they_were(
 ) -> None:
     pytest.importorskip("onnxscript")
     monkeypatch.setenv("LIMBECK_PROGRESS", "plain")
-    assert main([str(finished), "--format", "onnx"]) == 0
+    assert main([str(finished), "--format", "onnx", "--teacher"]) == 0
     said = capsys.readouterr()
     assert said.out == f"{finished / 'export' / 'onnx'}\n"
     result = json.loads((finished / "result.json").read_text())
@@ -54,15 +54,27 @@ def test_size_metric_and_latency_stand_beside_what_they_were(
     assert (
         facts["accuracy_before"] == student["accuracy"] and facts["bytes_before"] == result["sizes"]["student"]["bytes"]
     )
+    for key in ("latency_ms", "latency_ms_before", "teacher_latency_ms", "teacher_latency_ms_before"):
+        low, high = facts[f"{key}_range"]
+        assert 0 < low <= facts[key] <= high
+    assert f"{facts['latency_ms_range'][0]:.3g}"[:4] in (finished / "report.html").read_text()
     line = next(text for text in said.err.splitlines() if text.startswith("limbeck export: onnx: size"))
-    assert line.count("before") == 3 and "accuracy" in line and "latency" in line
-    for step in ("reading the run", "writing the graph", "comparing it with torch", "scoring the graph", "timing both"):
+    assert line.count("before") == 4 and "its teacher" in line and "accuracy" in line and "latency" in line
+    for step in (
+        "reading the run",
+        "writing the graph",
+        "comparing it with torch",
+        "scoring the graph",
+        "timing them in turns",
+    ):
         assert step in said.err
 
 
 def test_what_is_slower_or_worse_is_warned_of() -> None:
     better = {"accuracy": 0.9, "accuracy_before": 0.905, "latency_ms": 1.05, "latency_ms_before": 1.0, "bytes": 10}
     assert warnings_of("onnx", better, "accuracy", True) == []
+    scattered = {**better, "latency_ms": 1.3, "latency_ms_range": [1.0, 1.6], "latency_ms_before_range": [0.9, 1.1]}
+    assert warnings_of("onnx", scattered, "accuracy", True) == []
     worse = {"accuracy": 0.88, "accuracy_before": 0.905, "latency_ms": 1.3, "latency_ms_before": 1.0}
     slow, lost = warnings_of("onnx-int8", worse, "accuracy", True)
     assert slow.startswith("onnx-int8 is slower here than the network in torch: 1.3 ms an item against 1 ms")
@@ -116,6 +128,8 @@ def test_a_format_that_no_student_of_the_task_has(finished: Path) -> None:
 def test_options_of_graphs_are_refused_elsewhere(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--normalise: is about ONNX graphs"):
         export(tmp_path, "hub", normalise="outside")
+    with pytest.raises(ConfigError, match="--teacher: is about ONNX graphs"):
+        export(tmp_path, "safetensors", teacher=True)
     with pytest.raises(ConfigError, match="--input: is about ONNX graphs"):
         export(tmp_path, "safetensors", pixels="uint8")
 

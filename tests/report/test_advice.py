@@ -26,6 +26,10 @@ def log(values: list[float]) -> list[dict[str, Any]]:
 FALLING = [2.0 - 0.02 * i for i in range(40)]
 LEVEL = [2.0 - 0.1 * i for i in range(10)] + [1.0] * 30
 EXPORTS = {"onnx": {"latency_ms": 1.0}, "onnx-int8": {"latency_ms": 1.2}}
+NOISY = {
+    "student": {"one_item": 1.0, "low": 0.95, "high": 1.1, "architecture": "a"},
+    "teacher": {"one_item": 1.05, "low": 0.97, "high": 1.06, "architecture": "b"},
+}
 COST = {"latency_ms": {"teacher": {"gflops": 5.0}, "student": {"gflops": 1.0}}}
 
 
@@ -38,6 +42,7 @@ COST = {"latency_ms": {"teacher": {"gflops": 5.0}, "student": {"gflops": 1.0}}}
         (result(teacher=0.9005, alone=0.9), [], "try a smaller student"),
         (result(exports=EXPORTS), [], "int8 export is slower"),
         (result(exports={"onnx-int8": {"latency_ms": 2.0, "latency_ms_before": 1.0}}), [], "than the network in torch"),
+        (result(latency_ms=NOISY), [], "Latency is too noisy here to say which of student and teacher is faster"),
         (result(**COST, cost={"teacher_passes": 3.0, "seconds": {"distil": 60.0}}), [], "limbeck cache kd"),
     ],
 )
@@ -56,6 +61,9 @@ def test_it_appears(given: dict[str, Any], rows: list[dict[str, Any]], said: str
         (result(notes=["stage 'distil' stopped early after 40 of 80 steps"]), log(FALLING)),
         (result(labels=["a", "b"], class_items={"train": [79, 21]}), []),
         (result(exports={"onnx": {"latency_ms": 1.0}, "onnx-int8": {"latency_ms": 1.04}}), []),
+        (result(latency_ms={**NOISY, "student": {**NOISY["student"], "high": 1.09}}), []),  # both scatter little
+        (result(latency_ms={**NOISY, "teacher": {**NOISY["teacher"], "low": 1.11, "high": 2.0}}), []),  # told apart
+        (result(latency_ms={n: {**t, "architecture": "a"} for n, t in NOISY.items()}), []),
         (result(**COST, cost={"teacher_passes": 2.9, "seconds": {"distil": 60.0}}), []),
         (result(**COST, cost={"teacher_passes": 9.0, "seconds": {"distil": 59.0}}), []),
         (result(**COST, cost={"seconds": {"distil": 600.0}}), []),  # recorded, or augmented

@@ -59,6 +59,31 @@ def test_a_run_is_one_row_beside_teacher_and_student_alone() -> None:
     assert (s.rows[1].parameters, s.rows[1].latency_ms) == (700.0, None) and s.methods[0].parameters == 1210.0
 
 
+def timed(median: float, architecture: str, spread: float = 0.1) -> dict[str, Any]:
+    return {"one_item": median, "low": median - spread, "high": median + spread, "architecture": architecture}
+
+
+def test_equal_architectures_have_one_latency_whatever_run_measured_them() -> None:
+    rows: dict[str, dict[str, Any]] = {}
+    for i, label in enumerate(("kd", "nkd", "dist")):
+        latency = {"student": timed(1.0 + i, "s"), "teacher": timed(4.0, "t")}
+        rows[label] = {"0": make_result(label, 0, latency_ms=latency)}
+    s = summarise({"rows": rows, "primary": "accuracy", "higher_is_better": True, "seeds": [0]})
+    assert [(r.latency_ms, r.latency_range) for r in s.methods] == [(2.0, (1.9, 2.1))] * 3
+    alone, teacher = s.row("alone"), s.row("teacher")
+    assert alone is not None and alone.latency_ms == 2.0
+    assert teacher is not None and teacher.latency_ms == 4.0 and s.methods[0].faster_than(teacher) == 2.0
+    assert "1.90, 2.10" in markdown_table(s)
+
+
+def test_latencies_that_scatter_into_each_other_are_not_ranked() -> None:
+    near = {"student": timed(1.0, "s", 0.3), "teacher": timed(1.5, "t", 0.3)}
+    text = " ".join(headline(make_result("nkd", 3, latency_ms=near)))
+    assert "times smaller." in text and "faster" not in text
+    apart = {**near, "teacher": timed(1.7, "t", 0.3)}
+    assert "1.70 times faster" in " ".join(headline(make_result("nkd", 3, latency_ms=apart)))
+
+
 def test_a_comparison_takes_intervals_over_seeds_and_pairs_them() -> None:
     s = summarise(several())
     nkd = next(r for r in s.methods if r.name == "nkd")

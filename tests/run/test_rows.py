@@ -96,6 +96,9 @@ def test_several_participants_are_taught_rehearsed_and_scored(tmp_path: Path) ->
     assert list(result["metrics"]["rows"]) == ["student", "peer", "teacher", "second", "alone"]
     for what in ("sizes", "latency_ms"):
         assert {"student", "teacher", "second"} <= set(result[what]) and result[what]["second"], what
+    speed = result["latency_ms"]
+    assert speed["student"] == speed["peer"] != speed["teacher"], "networks of one architecture are measured once"
+    assert all(t["low"] <= t["one_item"] <= t["high"] and t["rounds"] >= 7 for t in speed.values())
     seconds = result["cost"]["seconds"]
     assert {"teacher", "second", "alone", "distil"} <= set(seconds) and "peer" not in seconds
     peer, student = recipe.method.roles["peer"], recipe.method.roles["student"]

@@ -48,6 +48,9 @@ def main(words: list[str]) -> int:
         default="float",
         help="onnx, images: float in [0, 1] (default), or uint8 in 0 to 255",
     )
+    parser.add_argument(
+        "--teacher", action="store_true", help="onnx: time the teacher as well, in torch and through onnxruntime"
+    )
     parser.add_argument("--license", metavar="ID", default="", help="hub: for the model card, such as apache-2.0")
     parser.add_argument("--trust", action="store_true", help=common.TRUST)
     args, _ = parser.read(words)
@@ -72,6 +75,7 @@ def main(words: list[str]) -> int:
                 pixels=args.input,
                 licence=args.license,
                 progress=progress,
+                teacher=args.teacher,
             )
     finally:
         progress.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -52,6 +53,7 @@ def export(
     pixels: Pixels = "float",
     licence: str = "",
     progress: Any = None,
+    teacher: bool = False,
 ) -> Path:
     """Write what a run made in another format.
 
@@ -66,6 +68,7 @@ def export(
         pixels: what an ONNX graph takes: ``float`` in [0, 1], or ``uint8``.
         licence: for the model card of ``hub``, as the hub calls it.
         progress: a `limbeck.engine.progress.Progress` that is told what is being done.
+        teacher: time the teacher beside the ONNX graph, in torch and as a graph of its own.
 
     Returns:
         The folder that was written. Facts about it (bytes, the task's metric and latency before and after, error against
@@ -82,6 +85,8 @@ def export(
     for name, given, usual in (("--normalise", normalise, "inside"), ("--input", pixels, "float")):
         if given != usual and not format.startswith("onnx"):
             raise ConfigError(name, "is about ONNX graphs", given=given, expected="--format onnx or onnx-int8")
+    if teacher and not format.startswith("onnx"):
+        raise ConfigError("--teacher", "is about ONNX graphs", expected="--format onnx or onnx-int8")
     run_folder = Path(run_folder)
     which = _which(run_folder, checkpoint)
     work = _Work(progress)
@@ -93,7 +98,7 @@ def export(
     out = Path(out) if out is not None else run_folder / "export" / format
     check_writable(out)
     last = which in (None, "last") and restored.finished
-    facts = _write(restored, format, out, run_folder if last else None, work, normalise, pixels)
+    facts = _write(restored, format, out, run_folder if last else None, work, normalise, pixels, teacher)
     weights = _weights(restored, which)
     facts = {"path": str(out), **({} if last else {"weights": weights}), **facts}
     if format == "hub":
@@ -176,6 +181,7 @@ def _write(
     work: _Work,
     normalise: Normalise,
     pixels: Pixels,
+    teacher: bool,
 ) -> dict[str, Any]:
     """Write the format, its ``use.py``, and say what it costs."""
     artifact, task = restored.artifact, restored.bench.task
@@ -204,15 +210,18 @@ def _write(
         if metric in after and not before:
             with work.doing("scoring the network as it was made", total) as each:
                 before = cost.score(artifact, task, each)
-        with work.doing("timing both"):
-            was, now = cost.latencies(task, artifact, made)
+        timed = {"before": artifact, "now": made}
+        with contextlib.ExitStack() as kept:
+            if teacher:
+                timed |= _teachers(restored, Path(kept.enter_context(tempfile.TemporaryDirectory())), work, write_onnx)
+            with work.doing("timing them in turns") as each:
+                taken = cost.latencies(task, timed, lambda: each(0))
         return {
             **facts,
             "bytes_before": artifact.size()["bytes"],
             **after,
             **({f"{metric}_before": before[metric]} if metric in before else {}),
-            "latency_ms": now,
-            "latency_ms_before": was,
+            **cost.timed(taken),
         }
     with work.doing(f"writing {format}"):
         library = _folder(artifact, format, out)
@@ -228,6 +237,21 @@ def _write(
     if same:
         facts["note"] = "read back: every weight is as it was made, so metric and speed are those of the run"
     return facts
+
+
+def _teachers(restored: Restored, place: Path, work: _Work, write: Any) -> dict[str, NetworkArtifact]:
+    """The run's teacher in torch, and written as a graph of its own, to be timed.
+
+    Raises:
+        ConfigError: there is none, it answers something else, or it cannot be written as a graph.
+    """
+    bench = restored.bench
+    if bench.teacher is None or not isinstance(bench.teacher.module, nn.Module):
+        raise ConfigError("--teacher", "the run has no teacher that is a network of torch's", remedy="leave it out")
+    own = NetworkArtifact(bench.task, bench.teacher)
+    with work.doing("writing the teacher's graph"):
+        graph, _ = write(own, place)
+    return {"teacher_before": own, "teacher": graph}
 
 
 def _onnx(

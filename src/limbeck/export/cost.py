@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from limbeck.errors import human
 from limbeck.grammar.artifact import NetworkArtifact
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.signal import evaluating
+from limbeck.networks.costs import Timing, in_turns
 
 if TYPE_CHECKING:
     from limbeck.grammar.task import Task
@@ -23,8 +23,6 @@ SLOWER = 1.1
 
 POINT = 0.01
 """So much worse (a point of a share, else this part of the value) is a loss worth a warning."""
-
-REPEATS = 30
 
 
 class Watched:
@@ -60,14 +58,22 @@ def score(artifact: NetworkArtifact, task: Task, each: Callable[[int], None] = l
     return {k: float(v) for k, v in judge.evaluate(artifact.built, data, device=device).items() if isinstance(v, float)}
 
 
-def latencies(task: Task, one: NetworkArtifact, other: NetworkArtifact, repeats: int = REPEATS) -> tuple[float, float]:
-    """Median milliseconds of one item through two networks on the CPU, measured in turns and warm."""
+def latencies(
+    task: Task, networks: Mapping[str, NetworkArtifact], each: Callable[[], None] = lambda: None
+) -> dict[str, Timing]:
+    """Milliseconds of one item through networks on the CPU, measured in turns and warm.
+
+    Args:
+        task: what they answer.
+        networks: by name; those of onnxruntime are timed without what brings answers back to torch.
+        each: called after every round.
+    """
 
     def ready(artifact: NetworkArtifact) -> Callable[[], Any]:
         built, judge = artifact.built, artifact.judge(task)
         batch = built.contract.feed(judge.example(1))
         network = getattr(built.module, "network", built.module)
-        if hasattr(network, "arrays"):  # through onnxruntime, without what brings answers back to torch
+        if hasattr(network, "arrays"):
             arrays = network.arrays(batch)
             return lambda: network.run(arrays)
         module: nn.Module = built.module
@@ -75,19 +81,23 @@ def latencies(task: Task, one: NetworkArtifact, other: NetworkArtifact, repeats:
             module = copy.deepcopy(module).cpu()
         return lambda: judge.feed(module, batch)
 
-    calls = [ready(one), ready(other)]
-    times: list[list[float]] = [[], []]
-    with torch.no_grad(), evaluating([one.built.module, other.built.module]):
-        for _ in range(3):
-            for call in calls:
-                call()
-        for _ in range(repeats):
-            for call, taken in zip(calls, times, strict=True):
-                began = time.perf_counter()
-                call()
-                taken.append(time.perf_counter() - began)
-    first, second = (1000.0 * sorted(t)[len(t) // 2] for t in times)
-    return first, second
+    with evaluating([n.built.module for n in networks.values()]):
+        return in_turns({name: ready(n) for name, n in networks.items()}, torch.device("cpu"), each)
+
+
+def timed(taken: Mapping[str, Timing]) -> dict[str, Any]:
+    """Timings as facts of an export: medians, and quartiles as ranges.
+
+    Args:
+        taken: ``now`` of the export and ``before`` of the network in torch; likewise ``teacher`` and ``teacher_before``.
+    """
+    names = {"now": "latency_ms", "before": "latency_ms_before"}
+    names |= {"teacher": "teacher_latency_ms", "teacher_before": "teacher_latency_ms_before"}
+    facts: dict[str, Any] = {}
+    for name, key in names.items():
+        if name in taken:
+            facts |= {key: taken[name].median, f"{key}_range": [taken[name].low, taken[name].high]}
+    return facts
 
 
 def is_loss(name: str, before: float, after: float, higher_is_better: bool) -> bool:
@@ -112,6 +122,8 @@ def told(form: str, facts: Mapping[str, Any], metric: str) -> str:
         said.append(f"{m.label} {beside(metric, m.value)}")
     if "latency_ms" in facts:
         said.append(f"latency {beside('latency_ms', lambda x: f'{x:.3g} ms')} an item")
+    if "teacher_latency_ms" in facts:
+        said.append(f"its teacher {beside('teacher_latency_ms', lambda x: f'{x:.3g} ms')}")
     return f"{form}: " + ", ".join(said)
 
 
@@ -121,7 +133,9 @@ def warnings_of(form: str, facts: Mapping[str, Any], metric: str, higher_is_bett
 
     found = []
     slow, was = facts.get("latency_ms"), facts.get("latency_ms_before")
-    if slow is not None and was is not None and slow > SLOWER * was:
+    low, high = facts.get("latency_ms_range"), facts.get("latency_ms_before_range")
+    apart = not low or not high or low[0] > high[1]  # else it is within what the two scatter by
+    if slow is not None and was is not None and slow > SLOWER * was and apart:
         found.append(
             f"{form} is slower here than the network in torch: {slow:.3g} ms an item against {was:.3g} ms; "
             "measure it on the machine where it will run"
@@ -169,6 +183,7 @@ __all__ = [
     "plain",
     "same_weights",
     "score",
+    "timed",
     "told",
     "warnings_of",
 ]

@@ -26,6 +26,9 @@ SATURATED: Final = 0.1
 SLOW: Final = 1.05
 """Factor of latency from which an export is called slower."""
 
+NOISY: Final = 0.15
+"""Share of the median between the quartiles of a latency from which overlapping ones are called too noisy to rank."""
+
 PASSES: Final = 3.0
 """Passes over the student's items from which a recorded teacher saves time."""
 
@@ -58,6 +61,7 @@ def advice(result: Mapping[str, Any], log: Iterable[Mapping[str, Any]] = ()) -> 
         _one_class(result),
         _saturated(result),
         _slow_export(result),
+        _noisy(result),
         _cache(result),
     ]
     return [sentence for sentence in found if sentence][:MOST]
@@ -151,6 +155,24 @@ def _slow_export(result: Mapping[str, Any]) -> str:
     return (
         f"The int8 export is slower here than {whose} ({int8:.3g} ms against {plain:.3g} ms an item): int8 pays "
         "for larger networks and on processors with int8 instructions; measure it on the machine where it will run."
+    )
+
+
+def _noisy(result: Mapping[str, Any]) -> str:
+    times = result.get("latency_ms", {})
+    student, teacher = times.get("student") or {}, times.get("teacher") or {}
+    if not all(isinstance(t.get(k), (int, float)) for t in (student, teacher) for k in ("one_item", "low", "high")):
+        return ""
+    if student.get("architecture") == teacher.get("architecture"):
+        return ""
+    overlap = student["low"] <= teacher["high"] and teacher["low"] <= student["high"]
+    wide = max((t["high"] - t["low"]) / max(t["one_item"], 1e-12) for t in (student, teacher))
+    if not overlap or wide < NOISY:
+        return ""
+    return (
+        "Latency is too noisy here to say which of student and teacher is faster (half of the student's passes took "
+        f"{student['low']:.2g} to {student['high']:.2g} ms, of the teacher's {teacher['low']:.2g} to {teacher['high']:.2g} ms): "
+        "compare their FLOPs, or run it again (--force) while nothing else runs."
     )
 
 

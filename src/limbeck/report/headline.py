@@ -81,12 +81,11 @@ def _smaller(s: Summary, best: Row) -> str:
     parts = []
     if teacher.parameters and best.parameters and teacher.parameters / best.parameters >= 1.05:
         parts.append(f"{ratio(teacher.parameters / best.parameters)} times smaller")
-    if teacher.latency_ms and best.latency_ms:
-        quick = teacher.latency_ms / best.latency_ms
-        if quick >= 1.05:
-            parts.append(f"{ratio(quick)} times faster on one item")
-        elif quick <= 0.95:
-            parts.append(f"{ratio(1 / quick)} times slower on one item")
+    quick = best.faster_than(teacher)
+    if quick is not None and quick >= 1.05:
+        parts.append(f"{ratio(quick)} times faster on one item")
+    elif quick is not None and quick <= 0.95:
+        parts.append(f"{ratio(1 / quick)} times slower on one item")
     return f"It is {' and '.join(parts)}." if parts else ""
 
 
@@ -160,6 +159,7 @@ def footnotes(s: Summary) -> list[str]:
         said.append(f"A method's training time is that of distilling alone, {without}.")
     if any("agreement" in r.metrics for r in s.rows):
         said.append(
-            "Agreement: the share of test items on which it answers as the teacher does. Latency and FLOPs: one item."
+            "Agreement: the share of test items on which it answers as the teacher does. Latency: one item, the median of "
+            "passes timed in turns, with quartiles. FLOPs: one item."
         )
     return said

@@ -254,7 +254,10 @@ def _tiles_of(s: Summary, best: Row, who: str) -> list[Tile]:
             scale = teacher.latency_ms / best.latency_ms
             word = "faster" if scale >= 1 else "slower"
             detail = f"{significant(best.latency_ms, 2)} of {significant(teacher.latency_ms, 2)} ms for one item"
-            tiles.append(Tile(f"{ratio(max(scale, 1 / scale))}×", word, detail))
+            if best.faster_than(teacher) is None:
+                tiles.append(Tile("≈", "as fast", f"{detail}, within their scatter"))
+            else:
+                tiles.append(Tile(f"{ratio(max(scale, 1 / scale))}×", word, detail))
     ece = best.metrics.get("ece")
     if ece is not None and alone is not None and "ece" in alone.metrics:
         error = metric_of("ece")
@@ -492,7 +495,9 @@ def _exports(result: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str]]
             facts = {"path": facts}
         rows = []
         for key, value in facts.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
+            if str(key).endswith("_range") and isinstance(value, list):
+                text = " to ".join(significant(float(x), 3) for x in value)
+            elif isinstance(value, bool) or not isinstance(value, (int, float)):
                 text = str(value)
             elif key == "bytes":
                 text = human(value, "B")

@@ -95,6 +95,8 @@ class Row:
             with or the budgets differ.
         metrics: every metric over the seeds.
         parameters, bytes, latency_ms, gflops, seconds, memory_mb: what it takes, where known.
+        latency_range: quartiles of the latency, where known.
+        timings: of each run whose network was timed with its architecture: that, the median and the quartiles.
         sizes: everything that its size says.
         stages: seconds by stage, over the seeds.
         called: what it is called beside only one of its kind (``student alone``), where ``name`` says whose it is.
@@ -113,6 +115,8 @@ class Row:
     parameters: float | None = None
     bytes: float | None = None
     latency_ms: float | None = None
+    latency_range: tuple[float, float] | None = None
+    timings: list[tuple[str, float, float, float]] = field(default_factory=list, repr=False)
     gflops: float | None = None
     seconds: float | None = None
     memory_mb: float | None = None
@@ -123,6 +127,15 @@ class Row:
     alone: Row | None = field(default=None, repr=False, compare=False)
     student: int = 0
     learnt_from: int | None = None
+
+    def faster_than(self, other: Row) -> float | None:
+        """How many times as fast as another; ``None`` where unknown, or where their quartiles overlap: nobody can tell."""
+        if not self.latency_ms or not other.latency_ms:
+            return None
+        mine, others = self.latency_range, other.latency_range
+        if mine and others and mine[0] <= others[1] and others[0] <= mine[1]:
+            return None
+        return other.latency_ms / self.latency_ms
 
 
 @dataclass
@@ -328,6 +341,7 @@ def _comparison(data: Mapping[str, Any], kind: Literal["run", "comparison"] = "c
             notes.append(f"{label}, seed {seed}, did not finish: {text}")
     if not any(row.values for row, _ in alones):
         notes.append("No baseline of equal budget was run: no gain from distilling is stated.")
+    _one_latency_each(rows)
     notes += _with_items(data.get("with_items") or {}, metric, {r.name: r for r in rows})
     task = data.get("task", "")
     return Summary(
@@ -419,6 +433,22 @@ def _describe(row: Row, results: Sequence[Result], role: str) -> None:
     times = sorted(v for s in speed if (v := _number(s.get("one_item"))) is not None)
     row.latency_ms = times[len(times) // 2] if times else None
     row.gflops = _mean(s.get("gflops") for s in speed)
+    row.timings = [
+        (str(s["architecture"]), float(s["one_item"]), float(s["low"]), float(s["high"]))
+        for s in speed
+        if isinstance(s.get("architecture"), str)
+        and all(_number(s.get(k)) is not None for k in ("one_item", "low", "high"))
+    ]
+
+
+def _one_latency_each(rows: Sequence[Row]) -> None:
+    """Networks of one architecture have one latency: the middle of all that was measured of them, in whatever run."""
+    for row in rows:
+        of = {t[0] for t in row.timings}
+        alike = {t for other in rows for t in other.timings if t[0] in of}
+        if len(of) == 1 and alike:
+            middle = [sorted(values)[len(values) // 2] for values in list(zip(*alike, strict=True))[1:]]
+            row.latency_ms, row.latency_range = middle[0], (middle[1], middle[2])
 
 
 @dataclass

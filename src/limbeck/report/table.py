@@ -106,10 +106,20 @@ def grid(data: Result | Sequence[Result] | Summary) -> Grid:
     # of data sets whose labels take room
     add("images", "of which images", "", each(lambda r: r.sizes.get("image_bytes"), _bytes, _few_bytes))
     add("labels", "of which soft labels", "", each(lambda r: r.sizes.get("label_bytes"), _bytes, _few_bytes))
-    add("ms", "latency", "ms", each(lambda r: r.latency_ms, lambda x: significant(x, 3), lambda x: significant(x, 2)))
+    add("ms", "latency", "ms", [_latency(r) for r in s.rows])
     add("FLOPs", "FLOPs", "", each(lambda r: r.gflops or None, lambda x: human(1e9 * x), lambda x: brief(1e9 * x)))
     add("cost", "training", "", each(lambda r: r.seconds, duration, brief_duration))
     return Grid([c for c, _ in columns], [(r, [cells[i] for _, cells in columns]) for i, r in enumerate(s.rows)])
+
+
+def _latency(r: Row) -> Cell:
+    if r.latency_ms is None:
+        return Cell()
+    text = significant(r.latency_ms, 3)
+    if r.latency_range is None:
+        return Cell(text, short=significant(r.latency_ms, 2))
+    low, high = (significant(x, 3) for x in r.latency_range)
+    return Cell(text, f"[{low}, {high}]", short=significant(r.latency_ms, 2))
 
 
 def _bytes(x: float) -> str:

@@ -25,11 +25,12 @@ from limbeck.export import check_format, export
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import main_metric
 from limbeck.grammar.random import own_generators
+from limbeck.grammar.task import Task
 from limbeck.recipe.recipe import Recipe, build, dump
 from limbeck.recipe.trust import remember
 from limbeck.run.best import Best
 from limbeck.run.folder import Claim, admit, default_folder, empty, finished, grown, read_result, settings
-from limbeck.run.measures import hardware, latency, peak_memory, sizes, versions
+from limbeck.run.measures import hardware, latencies, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
 from limbeck.run.restoring import bring_back
@@ -263,7 +264,7 @@ def _distil(
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
         report.write_report(folder)
         for form in recipe.export:
-            export(folder, form, say=say)
+            export(folder, form, say=say, progress=progress)
         result["exports"] = read_result(folder / "result.json")["exports"]
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact
@@ -289,7 +290,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
             **{n: sizes(b) for n, b in bench.built.items() if n != "student"},
             **({"teacher": sizes(bench.teacher)} if bench.teacher is not None or "teacher" not in scored.rows else {}),
         },
-        "latency_ms": {"student": latency(task, artifact), "teacher": {}, **_latencies(bench, scored)},
+        "latency_ms": {"student": {}, "teacher": {}, **latencies(_timed(bench, scored, artifact))},
         "cost": {
             "seconds": {**bench.seconds, **engine.seconds},
             "peak_memory_mb": peak_memory(),
@@ -327,12 +328,14 @@ def _teacher_passes(recipe: Recipe, bench: Bench, engine: Engine) -> dict[str, f
     return {} if learns else {"teacher_passes": sum(s.total * s.batch_size for s in stages) / len(bench.task.train)}
 
 
-def _latencies(bench: Bench, scored: Scored) -> dict[str, dict[str, float]]:
-    """How fast each participant answers, as far as it answers for a part of the task."""
-    known = {n: row for n, row in scored.rows.items() if n in bench.built and n != "student"}
-    found = {n: latency(row.judge(bench.task), row) for n, row in known.items() if isinstance(row, NetworkArtifact)}
+def _timed(bench: Bench, scored: Scored, made: Artifact) -> dict[str, tuple[Task, Any]]:
+    """The student and each participant, as far as it answers for a part of the task, with that part."""
+    found: dict[str, tuple[Task, Any]] = {"student": (bench.task, made)}
+    for name, row in scored.rows.items():
+        if name in bench.built and name != "student" and isinstance(row, NetworkArtifact):
+            found[name] = (row.judge(bench.task), row)
     if "teacher" not in found and bench.teacher is not None:
         who = bench.method.participants.get("teacher") if bench.method is not None else None
         part = bench.task.part(who.task) if who is not None and who.task else bench.task
-        found["teacher"] = latency(part, bench.teacher)
+        found["teacher"] = (part, bench.teacher)
     return found

@@ -267,4 +267,25 @@ def _map(f: Tensor) -> Tensor:
     return f.transpose(1, 2) if f.ndim == 3 else f[..., None] if f.ndim == 2 else f
 
 
-__all__ = ["Init", "Proxy", "Reader", "Shown", "distance", "initialise"]
+def rank_agreement(by: Mapping[str, Sequence[float]], truth: Sequence[float], one: str, fixed: str) -> dict[str, float]:
+    """Kendall's tau of scores with what they are to foretell, over the same networks.
+
+    Args:
+        by: a score of every network ``[n]``, by name.
+        truth: such as accuracies after distillation ``[n]``.
+        one: the score whose ``partial`` correlation is added, in which ``fixed`` is held fixed.
+        fixed: another score, such as the number of parameters.
+
+    Returns:
+        By name, from -1 to 1; not a number where all networks have the same score.
+    """
+    from scipy.stats import kendalltau
+
+    found = {n: float(kendalltau(v, truth).statistic) for n, v in by.items()}
+    both = float(kendalltau(by[one], by[fixed]).statistic)
+    rest = math.sqrt(max(0.0, (1 - found[fixed] ** 2) * (1 - both**2)))
+    found["partial"] = (found[one] - found[fixed] * both) / rest if rest else math.nan
+    return found
+
+
+__all__ = ["Init", "Proxy", "Reader", "Shown", "distance", "initialise", "rank_agreement"]

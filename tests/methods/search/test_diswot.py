@@ -73,7 +73,9 @@ def test_scores_belong_to_networks_and_to_no_trained_weight(tmp_path: Path) -> N
 def test_repeats_are_averaged_over_first_weights(tmp_path: Path) -> None:
     method = searched(tmp_path, "method.search=random", "method.population=1", "method.cycles=0")
     batch = {"x": torch.rand(8, 1, 8, 8), "y": torch.arange(8)}
-    measure = [method.measurer(batch, ["relation", "kd"], n)((0, 0, 0), method.build((0, 0, 0), 0)) for n in (1, 3)]
+    measure = [
+        method.measurer(batch, ["relation", "kd"], n)((0, 0, 0), method.students.build((0, 0, 0), 0)) for n in (1, 3)
+    ]
     drawn: list[float] = []
     keep = method.untrained
 
@@ -82,7 +84,9 @@ def test_repeats_are_averaged_over_first_weights(tmp_path: Path) -> None:
 
     method.untrained = one
     for turn in range(3):  # noqa: B007 (read by what stands for `untrained`)
-        drawn.append(method.measurer(batch, ["relation", "kd"], 1)((0, 0, 0), method.build((0, 0, 0), 0))["relation"])
+        drawn.append(
+            method.measurer(batch, ["relation", "kd"], 1)((0, 0, 0), method.students.build((0, 0, 0), 0))["relation"]
+        )
     assert measure[0]["relation"] == pytest.approx(drawn[0]) and len(set(drawn)) == 3
     assert measure[1]["relation"] == pytest.approx(sum(drawn) / 3)
 
@@ -103,7 +107,7 @@ def test_budgets_hold_and_the_largest_within_them_is_known(tmp_path: Path) -> No
         "teacher.blocks=[2,2,1]",
     )  # fmt: skip
     parent = sum(p.numel() for p in method.roles["teacher"].module.parameters())
-    assert method.most["parameters"] == pytest.approx(0.95 * parent)
+    assert method.budgets.most["parameters"] == pytest.approx(0.95 * parent)
     costs = method.found["costs"]
     assert method.found["refused"] >= 1 and float(costs["parameters"].max()) <= 0.95 * parent
     assert float(costs["operations"].max()) <= 1.4e5 and float(costs["latency_ms"].min()) > 0
@@ -119,7 +123,7 @@ def test_a_list_of_models(tmp_path: Path) -> None:
     )  # fmt: skip
     assert len(method.found["score"]) == 3
     assert method.setup.student.model is not method.made["student"].model
-    assert "use" not in method.named((0,)) and method.named((0,)).startswith("convnet")
+    assert "use" not in method.students.named((0,)) and method.students.named((0,)).startswith("convnet")
 
 
 def test_the_released_search(tmp_path: Path) -> None:
@@ -127,7 +131,7 @@ def test_the_released_search(tmp_path: Path) -> None:
     assert list(method.found["values"]) == ["semantic"] and method.found["refused"] == 0
     assert len(method.found["score"]) == 4  # children of any size are looked at, and none beyond the budget is taken
     assert method.made["student"].module is method.roles["student"].module
-    assert sum(p.numel() for p in method.roles["student"].module.parameters()) <= method.most["parameters"]
+    assert sum(p.numel() for p in method.roles["student"].module.parameters()) <= method.budgets.most["parameters"]
     # each network was held against a teacher of its own, where the paper has one for all
     batch = {"x": torch.rand(8, 1, 8, 8), "y": torch.arange(8)}
     keys: list[Any] = []
@@ -140,7 +144,7 @@ def test_the_released_search(tmp_path: Path) -> None:
         keys.clear()
         measure = method.measurer(batch, ["semantic"], 1)
         for genes in ((0, 0, 0), (1, 0, 0)):
-            measure(genes, method.build(genes, 0))
+            measure(genes, method.students.build(genes, 0))
         assert len({k for k in keys if k[0] == "teacher"}) == teachers
 
 
@@ -222,7 +226,7 @@ def test_a_teacher_or_student_that_is_not_at_hand_is_refused(tmp_path: Path) -> 
     method: Any = made.method
     method.setup.student.model = None
     with pytest.raises(ConfigError, match="module of your own"):
-        method.node((0, 0, 0))
+        method.students.node((0, 0, 0))
     with pytest.raises(DataError, match="no network of the space has a finite score"):
         method.rate = lambda records: np.full(len(records), -np.inf)
         method.setup.student.model = make(Model, {"use": "cifar-resnet", "width": 4, "blocks": [1, 1, 1]}, "student")

@@ -14,7 +14,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
@@ -36,11 +36,10 @@ from limbeck.grammar.random import key_of, seed_modules
 from limbeck.grammar.settings import Count, Fraction, Natural, NonEmpty, Positive, settings
 from limbeck.grammar.signal import Signal
 from limbeck.grammar.task import Model, Task
-from limbeck.networks.costs import milliseconds, operations
-from limbeck.parts.evolution import Genes, History, Space, evolve, measured
-from limbeck.parts.proxies import Init, Proxy, Reader, Shown, distance, initialise
+from limbeck.parts.evolution import Genes, History, evolve, measured
+from limbeck.parts.proxies import Init, Proxy, Reader, Shown, distance, initialise, rank_agreement
+from limbeck.parts.student_space import COSTS, Budgets, StudentSpace
 from limbeck.recipe.hints import Mismatch
-from limbeck.recipe.recipe import make
 from limbeck.recipe.schema import node_of
 from limbeck.tasks.classification import Classification, one_label
 
@@ -207,85 +206,21 @@ class Diswot(Method[Classification]):
         self.trials: list[dict[str, Any]] = []  # what was trained to rank it
         self.clock: float | None = None
         self.training: float | None = None  # seconds
-        self.members = self._space()
+        self.students = StudentSpace(setup, self.space, self.candidates)
         assert setup.teacher is not None
         self.teacher_width = self._reader(setup.teacher, "teacher").width
-        self.most = self._budgets()
-        self._try_choices()
+        self.budgets = Budgets(setup, {name: getattr(self, name) for name in COSTS})
+        tried: dict[Genes, dict[str, float]] = {}
+        for genes, built in self.students.every_choice():  # what cannot be built or met is said now
+            self._check_width(built, genes)
+            tried[genes] = self.budgets.costs(built)
+        self.students.check_smallest(tried, self.budgets)
         for name in self.rivals:
             self.new(name, like="student")
         if len(self.task.train) < 2:
             raise ConfigError(
                 "task.data", "networks are compared on a batch", given=f"{len(self.task.train)} training items"
             )
-
-    def _space(self) -> Space:
-        """The space by the paths of its settings."""
-        if self.candidates is not None:
-            if not self.candidates:
-                raise ConfigError("method.candidates", given=[], expected="one model or more")
-            return Space({"model": list(range(len(self.candidates)))})
-        found: dict[str, list[Any]] = {}
-
-        def walk(node: Mapping[str, Any], path: str) -> None:
-            for key, value in node.items():
-                here = f"{path}.{key}" if path else str(key)
-                if isinstance(value, Mapping):
-                    walk(value, here)
-                elif value is None:  # taken out of a recipe's space
-                    continue
-                elif not isinstance(value, list) or not value:
-                    raise ConfigError(f"method.space.{here}", given=value, expected="a list of choices")
-                elif len({repr(v) for v in value}) < len(value):
-                    raise ConfigError(f"method.space.{here}", "names a choice twice", given=value)
-                else:
-                    found[here] = list(value)
-
-        walk(self.space or {}, "")
-        if not found:
-            raise ConfigError("method.space", given=self.space, expected="settings of the student with choices of each")
-        return Space(found)
-
-    def node(self, genes: Genes) -> dict[str, Any]:
-        """A candidate as the recipe would state it."""
-        if self.candidates is not None:
-            return node_of(self.candidates[genes[0]])
-        try:
-            node = node_of(self.setup.student.model)
-        except (Mismatch, AttributeError):
-            raise ConfigError(
-                "method.space",
-                "its settings are those of the recipe's student, which is a module of your own here",
-                remedy="name a model that limbeck builds as student, or a list of them as method.candidates",
-            ) from None
-        for path, value in self.members.values(genes).items():
-            _put(node, path, value)
-        return node
-
-    def named(self, genes: Genes) -> str:
-        """A candidate in a few words."""
-        if self.candidates is not None:
-            node = self.node(genes)
-            return ", ".join(f"{v}" if k == "use" else f"{k} {v}" for k, v in node.items())
-        lists: dict[str, list[Any]] = {}
-        for path, value in self.members.values(genes).items():
-            head, _, last = path.rpartition(".")
-            lists.setdefault(head if last.isdecimal() else path, []).append(value)
-        return ", ".join(f"{k} {'-'.join(map(str, v))}" for k, v in lists.items())
-
-    def build(self, genes: Genes, seed: int, role: str = "student") -> Built:
-        """A candidate with first weights of a seed, as the recipe's student would be built."""
-        place = f"method.candidates.{genes[0]}" if self.candidates is not None else "student"
-        with torch.random.fork_rng(devices=[]):
-            seed_modules(key_of(seed, "init", "student"), torch.device("cpu"))
-            model: Model = make(Model, self.node(genes), place)
-            model.role = "student"
-            built = model.build(self.task)
-        built.model = built.model or model
-        assert self.setup.teacher is not None
-        self.task.match(built, replace(self.setup.teacher, notes=[]))
-        built.module.to(self.setup.device)
-        return built
 
     def _reader(self, built: Built, role: str) -> Reader:
         """A network of one's own to read from."""
@@ -295,87 +230,17 @@ class Diswot(Method[Classification]):
         )
         return Reader(own, self.task, role, self.feature)
 
-    def costs(self, built: Built, every: bool = False) -> dict[str, float]:
-        """What a network costs: its parameters, and what has a budget; its operations too where ``every`` is asked for."""
-        module = built.module.eval()
-        batch = {k: v.to(self.setup.device) if isinstance(v, Tensor) else v for k, v in self.task.example(1).items()}
-        batch = built.contract.feed(batch)
-
-        def call() -> Any:
-            return self.task.feed(module, batch)
-
-        found = {"parameters": float(sum(p.numel() for p in module.parameters()))}
-        if every or self.operations is not None:  # counting them takes as long as measuring the network
-            found["operations"] = float(operations(call))
-        if self.latency_ms is not None:
-            found["latency_ms"] = milliseconds(call, self.setup.device)
-        return found
-
-    def _budgets(self) -> dict[str, float]:
-        """Every budget as an absolute number; up to 1 they are shares of the teacher's."""
-        given = {
-            n: getattr(self, n) for n in ("parameters", "operations", "latency_ms") if getattr(self, n) is not None
-        }
-        assert self.setup.teacher is not None
-        whole = self.costs(self.setup.teacher) if any(v <= 1 for v in given.values()) else {}
-        return {n: v * whole[n] if v <= 1 else float(v) for n, v in given.items()}
-
-    def over(self, costs: Mapping[str, float]) -> list[str]:
-        """The budgets that a network breaks."""
-        return [n for n, most in self.most.items() if costs[n] > most]
-
-    def _try_choices(self) -> None:
-        """A network of every choice, the others at their first: what cannot be built or met is said now."""
-        first = tuple(0 for _ in self.members.choices)
-        tried: dict[Genes, dict[str, float]] = {}
-        for i, (path, choices) in enumerate(self.members.choices.items()):
-            for g in range(len(choices)):
-                genes = (*first[:i], g, *first[i + 1 :])
-                if genes in tried:
-                    continue
-                try:
-                    built = self.build(genes, self.setup.seed)
-                except ConfigError as error:
-                    if self.candidates is not None:
-                        raise
-                    raise self._unbuilt(error, path, choices[g]) from None
-                self._check_width(built, genes)
-                tried[genes] = self.costs(built)
-        for cost in [n for n in self.most if n != "latency_ms"]:
-            smallest = tuple(
-                min(range(len(c)), key=lambda g, i=i: tried[(*first[:i], g, *first[i + 1 :])][cost])  # type: ignore[misc]
-                for i, c in enumerate(self.members.choices.values())
-            )
-            value = (
-                tried[smallest][cost] if smallest in tried else self.costs(self.build(smallest, self.setup.seed))[cost]
-            )
-            if value > self.most[cost]:
-                raise ConfigError(
-                    f"method.{cost}",
-                    f"the smallest network of the space, {self.named(smallest)}, has {value:,.0f} {cost}",
-                    given=f"{self.most[cost]:,.0f}",
-                    expected=f"{value:,.0f} or more",
-                    remedy=f"set method.{cost}={math.ceil(value)}, or put smaller networks into the space",
-                )
-
-    def _unbuilt(self, error: ConfigError, path: str, choice: Any) -> ConfigError:
-        """What is wrong with a choice: told of the setting that the model refuses, where it names one of the space."""
-        named = error.argument.removeprefix("student.").split(".")[0]
-        if named != path.split(".")[0] and any(named == p.split(".")[0] for p in self.members.choices):
-            return ConfigError(f"method.space.{named}", f"no such student can be built: {error}")
-        return ConfigError(f"method.space.{path}", f"no such student can be built: {error}", given=choice)
-
     def _check_width(self, built: Built, genes: Genes) -> None:
         """Refuse a classifier whose gradient cannot be held against the teacher's.
 
         Raises:
             ConfigError: both widths, and what to do.
         """
-        width = self._reader(built, f"candidate {self.named(genes)}").width
+        width = self._reader(built, f"candidate {self.students.named(genes)}").width
         if "semantic" in self.proxies and width != self.teacher_width:
             raise ConfigError(
                 "method.metrics",
-                f"semantic compares the classifiers' gradients channel by channel, and that of {self.named(genes)} reads {width} "
+                f"semantic compares the classifiers' gradients channel by channel, and that of {self.students.named(genes)} reads {width} "
                 f"channels, the teacher's {self.teacher_width}",
                 given="semantic",
                 expected=f"candidates whose last layer reads {self.teacher_width} channels",
@@ -386,7 +251,7 @@ class Diswot(Method[Classification]):
     def stages(self) -> list[Stage]:
         """The search; networks to rank it by; what was found is distilled, and then its rivals."""
         train = self.setup.train
-        count = min(self.truth, self.members.size)
+        count = min(self.truth, self.students.members.size)
         ranking = Stage(
             "truth",
             items=lambda ctx: [f"network{i}" for i in range(count)],
@@ -452,10 +317,10 @@ class Diswot(Method[Classification]):
             return kept[key[-1]]
 
         def measure(genes: Genes, built: Built) -> dict[str, float]:
-            self_reader = Reader(built, self.task, f"candidate {self.named(genes)}", self.feature)
+            self_reader = Reader(built, self.task, f"candidate {self.students.named(genes)}", self.feature)
             total: dict[str, float] = dict.fromkeys(wanted, 0.0)
             for r in range(repeats):
-                own = self.untrained(self_reader, batch, str(self.node(genes)), r, wanted=wanted)
+                own = self.untrained(self_reader, batch, str(self.students.node(genes)), r, wanted=wanted)
                 for name in wanted:
                     total[name] += distance(name, own, shown(str(genes), r)) / repeats
             return total
@@ -483,9 +348,9 @@ class Diswot(Method[Classification]):
 
         def candidate(genes: Genes) -> Record | None:
             start = time.perf_counter()
-            built = self.build(genes, self.setup.seed)
-            costs = self.costs(built)
-            if checked and self.over(costs):
+            built = self.students.build(genes, self.setup.seed)
+            costs = self.budgets.costs(built)
+            if checked and self.budgets.over(costs):
                 return None
             return Record(measure(genes, built), costs, time.perf_counter() - start)
 
@@ -497,16 +362,16 @@ class Diswot(Method[Classification]):
         found: History[Record]
         if self.search == "evolution":
             found = evolve(
-                self.members, candidate, self.rate, rng, population=population, tournament=self.tournament, cycles=cycles,
+                self.students.members, candidate, self.rate, rng, population=population, tournament=self.tournament, cycles=cycles,
                 go_on=go_on, worst=0 if checked else 5,
             )  # fmt: skip
         else:
             most = None if self.search == "all" and few is None else population + cycles
-            found = measured(self.members.shuffled(rng, most), candidate, go_on)
-            found.complete = len(found.members) + found.refused == self.members.size
-        within = [i for i, (_, r) in enumerate(found.members) if not self.over(r.costs)]
+            found = measured(self.students.members.shuffled(rng, most), candidate, go_on)
+            found.complete = len(found.members) + found.refused == self.students.members.size
+        within = [i for i, (_, r) in enumerate(found.members) if not self.budgets.over(r.costs)]
         if not within:
-            limits = ", ".join(f"{n} {v:,.4g}" for n, v in self.most.items())
+            limits = ", ".join(f"{n} {v:,.4g}" for n, v in self.budgets.most.items())
             raise DataError(
                 "method.space",
                 f"none of the {found.refused + len(found.members)} networks that were looked at is within the budgets ({limits})",
@@ -545,12 +410,12 @@ class Diswot(Method[Classification]):
         if not found.complete and "largest" in self.rivals:
 
             def size(genes: Genes) -> float | None:
-                costs = self.costs(self.build(genes, self.setup.seed))
-                return None if self.over(costs) else costs["parameters"]
+                costs = self.budgets.costs(self.students.build(genes, self.setup.seed))
+                return None if self.budgets.over(costs) else costs["parameters"]
 
             rng = np.random.default_rng(key_of(self.setup.seed, "largest"))
             history = evolve(
-                self.members, size, lambda sizes: np.array(sizes), rng, population=self.population,
+                self.students.members, size, lambda sizes: np.array(sizes), rng, population=self.population,
                 tournament=self.tournament, cycles=min(self.cycles, len(found.members)),
             )  # fmt: skip
             seen |= dict(history.members)
@@ -559,15 +424,15 @@ class Diswot(Method[Classification]):
     # ------------------------------------------------------------------------------------------------------- the truth
     def try_truly(self, number: int, ctx: Context) -> dict[str, Any]:
         """One network of the space measured, and then distilled as what is found will be."""
-        count = min(self.truth, self.members.size)
-        genes = self.members.shuffled(np.random.default_rng(key_of(self.setup.seed, "truth")), count)[number]
+        count = min(self.truth, self.students.members.size)
+        genes = self.students.members.shuffled(np.random.default_rng(key_of(self.setup.seed, "truth")), count)[number]
         start = time.perf_counter()
         values = self.measurer(self.sample(ctx), self.proxies, self.truth_repeats)(
-            genes, self.build(genes, self.setup.seed)
+            genes, self.students.build(genes, self.setup.seed)
         )
         scoring = (time.perf_counter() - start) / self.truth_repeats
-        built = self.build(genes, self.setup.seed)
-        costs = self.costs(built, every=True)
+        built = self.students.build(genes, self.setup.seed)
+        costs = self.budgets.costs(built, every=True)
         start = time.perf_counter()
 
         def loss(module: nn.Module, batch: Batch, inner: Context) -> Tensor:
@@ -630,7 +495,7 @@ class Diswot(Method[Classification]):
         if self.here.get(name) == genes:
             return
         self.here[name] = genes
-        built = self.made[name] = self.build(genes, self.setup.seed)
+        built = self.made[name] = self.students.build(genes, self.setup.seed)
         role = self.roles[name]
         paths = role.tap.paths if role.tap is not None else ()
         role.untap()
@@ -687,14 +552,14 @@ class Diswot(Method[Classification]):
         whole = " (all of it)" if found["complete"] else ""
         best, largest = (_genes(found["picks"][k]) for k in ("best", "largest"))
         self.notes = [
-            f"search: {n} networks of a space of {self.members.size:,}{whole} measured in {found['seconds']:.2g} s, "
+            f"search: {n} networks of a space of {self.students.members.size:,}{whole} measured in {found['seconds']:.2g} s, "
             f"{1e3 * found['each']:.3g} ms each{beside}",
-            f"found: {self.named(best)}"
+            f"found: {self.students.named(best)}"
             + (", which is also the largest within the budgets" if best == largest else ""),
         ]
-        if self.most and "hand-picked" in self.rivals:
-            broken = self.over(
-                self.costs(
+        if self.budgets.most and "hand-picked" in self.rivals:
+            broken = self.budgets.over(
+                self.budgets.costs(
                     replace(self.setup.student, module=copy.deepcopy(self.setup.student.module).to(self.setup.device))
                 )
             )
@@ -709,8 +574,6 @@ class Diswot(Method[Classification]):
         trials = self.trials
         if not trials:
             return {}
-        from scipy.stats import kendalltau
-
         accuracy = [t["accuracy"] for t in trials]
         by: dict[str, list[float]] = {
             "score": self.rate([Record(t["values"], t["costs"]) for t in trials]).tolist(),
@@ -718,11 +581,7 @@ class Diswot(Method[Classification]):
             "parameters": [t["costs"]["parameters"] for t in trials],
             "operations": [t["costs"]["operations"] for t in trials],
         }
-        found = {n: float(kendalltau(v, accuracy).statistic) for n, v in by.items()}
-        size = float(kendalltau(by["score"], by["parameters"]).statistic)
-        rest = math.sqrt(max(0.0, (1 - found["parameters"] ** 2) * (1 - size**2)))
-        found["partial"] = (found["score"] - found["parameters"] * size) / rest if rest else math.nan
-        return found
+        return rank_agreement(by, accuracy, "score", "parameters")
 
     def measures(self) -> dict[str, float]:
         """Kendall's tau of the score, of its parts and of the number of parameters; how much longer training takes."""
@@ -758,13 +617,19 @@ class Diswot(Method[Classification]):
         for i in torch.argsort(self.found["score"], descending=True, stable=True)[:LARGE].tolist():
             genes = _genes(self.found["genes"][i])
             values, costs = ({n: float(v[i]) for n, v in self.found[k].items()} for k in ("values", "costs"))
-            yield self.named(genes), genes, float(self.found["score"][i]), values, costs
+            yield self.students.named(genes), genes, float(self.found["score"][i]), values, costs
 
     def told(self) -> list[dict[str, Any]]:
         """The best networks of the search, and which of them was chosen."""
         best = self.here["student"]
         return [
-            {"name": name, "model": self.node(genes), "estimate": score, "costs": costs, "chosen": genes == best}
+            {
+                "name": name,
+                "model": self.students.node(genes),
+                "estimate": score,
+                "costs": costs,
+                "chosen": genes == best,
+            }
             for name, genes, score, _, costs in self._shown()
         ]
 
@@ -790,7 +655,7 @@ class Diswot(Method[Classification]):
             )  # fmt: skip
             tables.append(
                 {"title": "Networks trained to rank the score", "head": ["network", "parameters", *self.proxies, "accuracy"],
-                 "rows": [[self.named(_genes(t["genes"])), f"{t['costs']['parameters']:,.0f}",
+                 "rows": [[self.students.named(_genes(t["genes"])), f"{t['costs']['parameters']:,.0f}",
                            *(f"{t['values'][n]:.4g}" for n in self.proxies), f"{t['accuracy']:.4f}"]
                           for t in sorted(self.trials, key=lambda t: -t["accuracy"])]}
             )  # fmt: skip
@@ -813,40 +678,6 @@ class Diswot(Method[Classification]):
 
 def _genes(given: Tensor) -> Genes:
     return tuple(int(g) for g in given.tolist())
-
-
-def _put(node: dict[str, Any], path: str, value: Any) -> None:
-    """A value into a recipe node: ``blocks.0`` is the first entry of a list.
-
-    Raises:
-        ConfigError: there is no such list, or it is shorter.
-    """
-    *above, last = path.split(".")
-    place: Any = node
-    for i, key in enumerate([*above, last]):
-        end = i == len(above)
-        if isinstance(place, list):
-            if not key.isdecimal() or int(key) >= len(place):
-                raise ConfigError(
-                    f"method.space.{path}", given=key, expected=f"a place in a list of {len(place)}, counted from 0"
-                )
-            if end:
-                place[int(key)] = value
-            else:
-                place = place[int(key)]
-        elif isinstance(place, dict):
-            if end:
-                place[key] = value
-            elif key not in place and above[i + 1 : i + 2] == [] and last.isdecimal():
-                raise ConfigError(
-                    f"method.space.{path}",
-                    f"the student has no list {key!r} yet, of which this is an entry",
-                    remedy=f"give it one: student.{key}=[...]",
-                )
-            else:
-                place = place.setdefault(key, {})
-        else:
-            raise ConfigError(f"method.space.{path}", given=key, expected="a setting of the student")
 
 
 def _plain(node: dict[str, Any]) -> dict[str, Any]:

@@ -161,13 +161,20 @@ def canvas(width: float, height: float) -> Canvas:
     """An empty figure of so many pixels."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width / 72, height / 72))
+    return Figure(figsize=(width / 72, height / 72), dpi=72)  # as SVG has it
 
 
 def to_svg(figure: Canvas, name: str, title: str, description: str) -> str:
     """A figure as inline SVG: accessible, coloured by CSS variables, ids prefixed, the same bytes every time."""
+    import matplotlib
+
     buffer = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    layout = figure.get_layout_engine()
+    if layout is not None:  # here, and then no more: saving would draw everything once just for it
+        layout.execute(figure)
+        with matplotlib.rc_context({"figure.constrained_layout.use": False}):
+            figure.set_layout_engine(None)
     figure.savefig(buffer, format="svg", metadata=nothing)
     text = buffer.getvalue()
     text = text[text.index("<svg") :]

@@ -29,6 +29,7 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.settings import Count, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.tasks.drawing import heated
+from limbeck.tasks.first_pass import first_pass
 from limbeck.tasks.items import SourceTask
 
 if TYPE_CHECKING:
@@ -146,14 +147,8 @@ class Anomaly(SourceTask):
             ConfigError: it fails on them, or answers with something else.
         """
         batch = to_device(self.example(2), device_of(built.module))
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                out = self.feed(built.module, built.contract.feed(batch))
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role, f"it fails on the task's items {list(batch['x'].shape)}: {text}", remedy="set task.size"
-            ) from None
+        with first_pass(built, role, f"it fails on the task's items {list(batch['x'].shape)}", "set task.size"):
+            out = self.feed(built.module, built.contract.feed(batch))
         levels = [out] if isinstance(out, Tensor) else list(out) if isinstance(out, (list, tuple)) else []
         if not levels or not all(isinstance(f, Tensor) and f.ndim == 4 for f in levels):
             raise ConfigError(role, given=type(out).__name__, expected="a list of maps [N, C, h, w], the finest first")

@@ -18,7 +18,7 @@ from limbeck.data.sources import Source
 from limbeck.data.splits import ready
 from limbeck.data.vocabulary import drawn_vocabulary, read_synonyms, read_vocabulary
 from limbeck.engine.batches import to_device
-from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError
+from limbeck.errors import ConfigError, DataError, ShapeError
 from limbeck.functional.labels import cross_entropy
 from limbeck.functional.regions import region_logits, unit
 from limbeck.grammar.answers import Answer
@@ -33,6 +33,7 @@ from limbeck.grammar.task import Task
 from limbeck.networks.two_stage import OpenDetector, is_two_stage, run_plain
 from limbeck.tasks.average_precision import Truth, average_precision, pasted
 from limbeck.tasks.drawing import boxed
+from limbeck.tasks.first_pass import first_pass
 from limbeck.tasks.items import SourceTask, picture_steps
 
 if TYPE_CHECKING:
@@ -233,18 +234,9 @@ class Boxes(SourceTask):
             ConfigError: it fails on them. ShapeError: it answers with no boxes.
         """
         batch = to_device(self.example(2), device_of(built.module))
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                out = self.feed(built.module, built.contract.feed(batch))
-        except LimbeckError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role,
-                f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}: {type(error).__name__}: {text}",
-                remedy="set task.size, or choose another detector",
-            ) from None
+        fails = f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}"
+        with first_pass(built, role, fails, "set task.size, or choose another detector"):
+            out = self.feed(built.module, built.contract.feed(batch))
         if not isinstance(out, Mapping) or not {"boxes", "scores", "labels", "where"} <= set(out):
             raise ShapeError(role, "answers with no detections", expected="boxes, labels and scores")
 
@@ -521,16 +513,8 @@ class Crops(Task):
             ConfigError: it fails on them. ShapeError: its embeddings are not as wide as those of the texts.
         """
         batch = to_device(self.example(2), device_of(built.module))
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                e = self.embed(built, batch)
-        except LimbeckError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role, f"fails on crops {list(batch['x'].shape)}: {type(error).__name__}: {text}", remedy="set task.crop"
-            ) from None
+        with first_pass(built, role, f"fails on crops {list(batch['x'].shape)}", "set task.crop"):
+            e = self.embed(built, batch)
         width = self.vocabulary.shape[1]
         if e.ndim != 2 or e.shape[1] != width:
             raise ShapeError(

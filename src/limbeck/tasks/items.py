@@ -17,13 +17,14 @@ from limbeck.data.sources import Digits, PictureSource, Source
 from limbeck.data.splits import Sizes, sizes_of
 from limbeck.data.unlabelled import Unlabelled, overlap, read_unlabelled
 from limbeck.engine.batches import to_device
-from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
+from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.grammar.method import Batch, Built
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
 from limbeck.grammar.settings import Count, Natural, settings
-from limbeck.grammar.signal import Signal, device_of, evaluating
+from limbeck.grammar.signal import Signal, device_of
 from limbeck.grammar.task import Task
+from limbeck.tasks.first_pass import first_pass
 
 log = logging.getLogger("limbeck.data")
 
@@ -354,19 +355,12 @@ class OutputTask(SourceTask):
         device = device_of(built.module)
         batch: Batch = {**self.train.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}
         batch = to_device(batch, device)
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                z = self.signal(built, batch).logits
-        except LimbeckError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role,
-                f"{name} fails on the task's items {list(batch['x'].shape)}: {type(error).__name__}: {text}",
-                expected="a network for inputs of that shape",
-                remedy="set task.size, or choose another network",
-            ) from None
+        fails, expects = (
+            f"{name} fails on the task's items {list(batch['x'].shape)}",
+            "a network for inputs of that shape",
+        )
+        with first_pass(built, role, fails, "set task.size, or choose another network", expects):
+            z = self.signal(built, batch).logits
         expected = self.answer_shape(z, len(ids))
         if not expected:
             return

@@ -18,7 +18,7 @@ from limbeck.data.partial_poses import AnchorPoses, Boxed, OnePart, dealt, sourc
 from limbeck.data.sources import Source
 from limbeck.data.splits import ready
 from limbeck.engine.batches import to_device
-from limbeck.errors import ConfigError, DataError, LimbeckError, ShapeError, TeacherMismatch
+from limbeck.errors import ConfigError, DataError, ShapeError, TeacherMismatch
 from limbeck.functional import keypoints as K
 from limbeck.functional import pose_metrics as P
 from limbeck.functional.boxes import iou
@@ -31,6 +31,7 @@ from limbeck.grammar.settings import Count, Fraction, Positive, settings
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import Task
 from limbeck.tasks.drawn_poses import COLOURS, Drawn, skeletons, write_rows
+from limbeck.tasks.first_pass import first_pass
 from limbeck.tasks.items import SourceTask
 from limbeck.tasks.keypoints import SHOWN, read_poses
 
@@ -179,18 +180,9 @@ class Poses(SourceTask):
             ConfigError: it fails on them. ShapeError: it answers with other parts or joints.
         """
         batch = to_device(self.example(2), device_of(built.module))
-        try:
-            with torch.no_grad(), evaluating([built.module]):
-                out = self.feed(built.module, built.contract.feed(batch))
-        except LimbeckError:
-            raise
-        except Exception as error:
-            text = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                role,
-                f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}: {type(error).__name__}: {text}",
-                remedy="set task.size, or choose another detector",
-            ) from None
+        fails = f"{type(built.model).__name__} fails on images {list(batch['x'].shape)}"
+        with first_pass(built, role, fails, "set task.size, or choose another detector"):
+            out = self.feed(built.module, built.contract.feed(batch))
         for name, skeleton in self.parts.items():
             found = out.get(f"pose:{name}") if isinstance(out, Mapping) else None
             joints = len(skeleton.joints)

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from limbeck.errors import ConfigError
+from limbeck.evaluators.direct import Direct
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows, participants
 from limbeck.grammar.random import Draws
@@ -80,9 +81,7 @@ class Accepted(Evaluator):
             raise TypeError(f"this evaluator scores generators, and this is a {artifact.kind}")
         task: Any = bench.task
         if artifact.part:
-            part: Any = task.part(artifact.part)
-            found: dict[str, float] = part.evaluate(artifact.built, getattr(part, split), device=bench.device)
-            return found
+            return Direct().score(artifact, bench, split)  # a critic
         if not isinstance(bench.method, Writes):
             raise ConfigError("evaluator", "the method writes no texts", given=type(bench.method).__name__)
         draws = Draws(0, ("evaluated", split), bench.device)

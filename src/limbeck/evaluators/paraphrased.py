@@ -11,6 +11,7 @@ import torch
 
 from limbeck.data.paraphrases import rouge_l
 from limbeck.errors import ConfigError
+from limbeck.evaluators.direct import Direct
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.evaluator import Bench, Evaluator, Rows, participants
 from limbeck.grammar.random import Draws
@@ -82,9 +83,7 @@ class Paraphrased(Evaluator):
         if not isinstance(artifact, NetworkArtifact):
             raise TypeError(f"this evaluator scores networks that write, and this is a {artifact.kind}")
         if artifact.part:
-            part: Any = bench.task.part(artifact.part)
-            own: dict[str, float] = part.evaluate(artifact.built, getattr(part, split), device=bench.device)
-            return own
+            return Direct().score(artifact, bench, split)  # a critic
         if not isinstance(bench.method, Rewrites):
             raise ConfigError("evaluator", "the method's networks rewrite nothing", given=type(bench.method).__name__)
         draws = Draws(0, ("rewritten", split), bench.device)

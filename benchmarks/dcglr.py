@@ -20,9 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
-from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
-from limbeck.engine.engine import Engine
-from limbeck.engine.logs import make_loggers
+from benchmarks.harness import Check, Report, Row, Say, engine_seconds, interleave, loop_seconds, quiet, ratios, spread
 from limbeck.grammar.random import Draws
 from limbeck.recipe.recipe import build, check
 from limbeck.run import prepare
@@ -89,25 +87,11 @@ class Pair:
 
     def loop(self, step: Callable[[int, Tensor, Tensor], Any]) -> Callable[[], float]:
         """CPU seconds of a step, in a bare loop."""
-        batches, s = self.batches(), self.settings
-
-        def block() -> float:
-            for given in itertools.islice(batches, s.warm):
-                step(*given)
-            taken = list(itertools.islice(batches, s.steps))
-            return cpu_seconds(lambda: [step(*given) for given in taken]) / s.steps
-
-        return block
+        return loop_seconds(lambda given: step(*given), self.batches(), self.settings.warm, self.settings.steps)
 
     def engine(self) -> float:
         """CPU seconds of a step, in our engine."""
-        s = self.settings
-        ticks = Ticks(s.warm, s.warm + s.steps)
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
-            with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
-                Engine(self.recipe.engine, self.recipe.seed, Path(place), None, logs, ticks).run(self.recipe.method)
-        ticks.close()
-        return ticks.seconds
+        return engine_seconds(self.recipe, self.folder, self.settings.warm, self.settings.steps)
 
     def cut(self, number: int, ids: Tensor, x: Tensor) -> list[Tensor]:
         """The views of a batch, groups of [V, N, P, 3]."""

@@ -18,10 +18,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
+from benchmarks.harness import Check, Report, Row, Say, engine_seconds, interleave, loop_seconds, quiet, ratios, spread
 from limbeck.engine.context import RunContext
 from limbeck.engine.engine import Engine
-from limbeck.engine.logs import make_loggers
 from limbeck.functional.keypoints import pose_distillation
 from limbeck.grammar.method import Batch
 from limbeck.networks.part_detector import region_mean
@@ -90,25 +89,11 @@ class Pair:
 
     def loop(self, step: Callable[[Batch], Any]) -> Callable[[], float]:
         """CPU seconds of a step, in somebody's own loop."""
-        batches, s = itertools.cycle(self.read), self.settings
-
-        def block() -> float:
-            for batch in itertools.islice(batches, s.warm):
-                step(batch)
-            taken = list(itertools.islice(batches, s.steps))
-            return cpu_seconds(lambda: [step(batch) for batch in taken]) / s.steps
-
-        return block
+        return loop_seconds(step, itertools.cycle(self.read), self.settings.warm, self.settings.steps)
 
     def engine(self) -> float:
         """CPU seconds of a step, in our engine."""
-        s = self.settings
-        clock = Ticks(s.warm, s.warm + s.steps, "distil")
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
-            with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
-                Engine(self.recipe.engine, self.recipe.seed, Path(place), None, logs, clock).run(self.recipe.method)
-        clock.close()
-        return clock.seconds
+        return engine_seconds(self.recipe, self.folder, self.settings.warm, self.settings.steps, "distil")
 
     def bare(self, experts: bool = True, own_boxes: bool = False) -> Callable[[Batch], None]:
         """A bare step: with experts on the student's boxes, with experts that find their own too, or without any."""

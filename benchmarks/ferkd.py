@@ -23,10 +23,20 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, number, quiet, ratios, spread
+from benchmarks.harness import (
+    Check,
+    Report,
+    Row,
+    Say,
+    cpu_seconds,
+    engine_seconds,
+    interleave,
+    number,
+    quiet,
+    ratios,
+    spread,
+)
 from limbeck.cache import Cache, build_cache
-from limbeck.engine.engine import Engine
-from limbeck.engine.logs import make_loggers
 from limbeck.functional.views import TRIES, crop_boxes, crop_each
 from limbeck.recipe.recipe import Recipe, build, check
 from limbeck.run import prepare
@@ -108,17 +118,7 @@ class Rows:
 
     def engine(self, recipe: Recipe) -> Callable[[], float]:
         """CPU seconds of a step, in our engine."""
-        s = self.settings
-
-        def block() -> float:
-            clock = Ticks(s.warm, s.warm + s.steps, "distil")
-            with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
-                with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
-                    Engine(recipe.engine, recipe.seed, Path(place), None, logs, clock).run(recipe.method)
-            clock.close()
-            return clock.seconds
-
-        return block
+        return lambda: engine_seconds(recipe, self.folder, self.settings.warm, self.settings.steps, "distil")
 
     def floor(self) -> Callable[[], float]:
         """CPU seconds of a step, in a bare loop."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import itertools
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,9 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm, smooth_l1_loss
 
-from benchmarks.harness import Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
-from limbeck.engine.engine import Engine
-from limbeck.engine.logs import make_loggers
+from benchmarks.harness import Check, Report, Row, Say, engine_seconds, interleave, loop_seconds, quiet, ratios, spread
 from limbeck.functional.pretraining import random_masking
 from limbeck.networks.masked_autoencoder import MaskedAutoencoder
 from limbeck.recipe.recipe import build, check
@@ -108,25 +105,11 @@ class Pair:
 
     def loop(self, step: Callable[[Tensor], Any]) -> Callable[[], float]:
         """CPU seconds of a step, in somebody's own loop."""
-        batches, s = self.batches(), self.settings
-
-        def block() -> float:
-            for x in itertools.islice(batches, s.warm):
-                step(x)
-            taken = list(itertools.islice(batches, s.steps))
-            return cpu_seconds(lambda: [step(x) for x in taken]) / s.steps
-
-        return block
+        return loop_seconds(step, self.batches(), self.settings.warm, self.settings.steps)
 
     def engine(self) -> float:
         """CPU seconds of a step, in our engine."""
-        s = self.settings
-        ticks = Ticks(s.warm, s.warm + s.steps)
-        with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
-            with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
-                Engine(self.recipe.engine, self.recipe.seed, Path(place), None, logs, ticks).run(self.recipe.method)
-        ticks.close()
-        return ticks.seconds
+        return engine_seconds(self.recipe, self.folder, self.settings.warm, self.settings.steps)
 
     def step(self, target: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], None]:
         """A bare step whose target is what ``target`` says of images and noise."""

@@ -9,6 +9,7 @@ gives every larger block back as soon as it is freed: so the peak is what is hel
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -17,15 +18,19 @@ import random
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import peers
+
+if TYPE_CHECKING:
+    from limbeck.recipe.recipe import Recipe
 
 Say = Callable[[str], None]
 ROOT = Path(__file__).parents[1]
@@ -382,13 +387,55 @@ def write(report: Report, folder: Path, seconds: float, before: dict[str, Any]) 
     return path
 
 
+def loop_seconds(step: Callable[[Any], Any], batches: Iterator[Any], warm: int, steps: int) -> Callable[[], float]:
+    """A variant for `interleave`: CPU seconds of a step in somebody's own loop.
+
+    Args:
+        step: one step, given a batch.
+        batches: without end; each call goes on where the last one was.
+        warm: steps that are not measured, each time.
+        steps: how many are; their batches are drawn before.
+    """
+
+    def block() -> float:
+        for batch in itertools.islice(batches, warm):
+            step(batch)
+        taken = list(itertools.islice(batches, steps))
+        return cpu_seconds(lambda: [step(batch) for batch in taken]) / steps
+
+    return block
+
+
+def engine_seconds(recipe: Recipe, folder: Path, warm: int, steps: int, stage: str | None = None) -> float:
+    """CPU seconds of a step of a prepared recipe in limbeck's engine, as ``limbeck run`` runs it: guard, logs and progress.
+
+    Args:
+        recipe: `limbeck.run.prepare` has been given it.
+        folder: where the run's folder may lie meanwhile.
+        warm: steps before the clock starts.
+        steps: how many are measured.
+        stage: whose steps count; by default those of all.
+    """
+    from limbeck.engine.engine import Engine
+    from limbeck.engine.logs import make_loggers
+
+    ticks = Ticks(warm, warm + steps, stage)
+    with tempfile.TemporaryDirectory(dir=folder) as place:  # noqa: SIM117
+        with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
+            Engine(recipe.engine, recipe.seed, Path(place), None, logs, ticks).run(recipe.method)
+    ticks.close()
+    return ticks.seconds
+
+
 __all__ = [
     "Check",
     "Report",
     "Row",
     "Ticks",
     "cpu_seconds",
+    "engine_seconds",
     "interleave",
+    "loop_seconds",
     "machine",
     "number",
     "peak_growth",

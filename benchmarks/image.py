@@ -26,7 +26,19 @@ from torch import Tensor, nn
 from torch.nn import functional as nnf
 
 from benchmarks import peers
-from benchmarks.harness import Between, Check, Report, Row, Say, Ticks, cpu_seconds, interleave, quiet, ratios, spread
+from benchmarks.harness import (
+    Between,
+    Check,
+    Report,
+    Row,
+    Say,
+    cpu_seconds,
+    engine_seconds,
+    interleave,
+    quiet,
+    ratios,
+    spread,
+)
 from limbeck.cache import build_cache
 from limbeck.engine.engine import Engine
 from limbeck.engine.logs import make_loggers
@@ -146,17 +158,7 @@ class Pair:
 
     def engine(self, recipe: Recipe) -> Callable[[], float]:
         """CPU seconds of a step, in our engine."""
-        case = self.case
-
-        def block() -> float:
-            ticks = Ticks(case.warm, case.warm + case.steps)
-            with tempfile.TemporaryDirectory(dir=self.folder) as place:  # noqa: SIM117
-                with make_loggers(["csv", "jsonl", "tensorboard"], Path(place), {}) as logs:
-                    Engine(recipe.engine, recipe.seed, Path(place), None, logs, ticks).run(recipe.method)
-            ticks.close()
-            return ticks.seconds
-
-        return block
+        return lambda: engine_seconds(recipe, self.folder, self.case.warm, self.case.steps)
 
 
 def distance(z_s: Tensor, z_t: Tensor, y: Tensor) -> Tensor:

@@ -99,4 +99,18 @@ def batch_statistics(module: Any) -> Iterator[None]:
             m.training, m.track_running_stats = was, True
 
 
-__all__ = ["Inputs", "batch_statistics", "nearest_cosine", "normalising"]
+def shown_images(data: Data, items: Tensor) -> list[Any]:
+    """Images of a set as a report shows them: nested lists of whole numbers 0 to 255 ``[n, C, H, W]``.
+
+    Args:
+        data: whose inputs lie from 0 to 1; those that are no images of one or three channels are not shown.
+        items: which of them.
+    """
+    shape = data.shape  # type: ignore[attr-defined]
+    if len(shape) != 3 or shape[0] not in (1, 3) or not len(items):
+        return []
+    found: list[Any] = data.fetch(items)["x"].clamp(0, 1).mul(255).round().long().tolist()
+    return found
+
+
+__all__ = ["Inputs", "batch_statistics", "nearest_cosine", "normalising", "shown_images"]

@@ -39,6 +39,7 @@ from limbeck.models.chain import LinkSettings
 from limbeck.models.linear import LinearModel
 from limbeck.networks.shows import last_linear
 from limbeck.parts.heads import copied_head
+from limbeck.parts.pool import shown_images
 from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(
@@ -488,9 +489,8 @@ class Kd3(Method[Classification]):
         rows = []
         for ids in (kept, out.nonzero()[:, 0]):
             best = ids[confidence[ids].sort(descending=True, stable=True).indices[:24]]
-            if len(self.pool.shape) == 3 and self.pool.shape[0] in (1, 3) and len(best):
-                x = self.pool.fetch(best)["x"].clamp(0, 1).mul(255).round().long()
-                rows.append(x.tolist())
+            rows.append(shown_images(self.pool, best))
+        rows = [row for row in rows if row]
         if not rows:
             return {}
         caption = "Upper row: the surest items of the last epoch's selection" + (

@@ -31,7 +31,7 @@ from limbeck.grammar.settings import Count, NonNegative, Positive, settings
 from limbeck.grammar.signal import module_at
 from limbeck.grammar.task import Task
 from limbeck.networks.shows import last_linear
-from limbeck.parts.pool import Inputs, batch_statistics, nearest_cosine, normalising
+from limbeck.parts.pool import Inputs, batch_statistics, nearest_cosine, normalising, shown_images
 from limbeck.tasks.classification import Classification, one_label
 
 CARD = Card(
@@ -402,14 +402,16 @@ class Ssld(Method[Classification]):
     def extras(self) -> dict[str, Any]:
         """Images of the pool that are used, evenly spaced, and some that were removed as duplicates."""
         pool = self.pool
-        if pool is None or len(pool.shape) != 3 or pool.shape[0] not in (1, 3) or not self.state["seen"]:
+        if pool is None or not self.state["seen"]:
             return {}
         used = self.state["ids"].cpu()[len(self.task.train) :] - len(self.task.train)
-        rows = []
-        for ids in (used, self.state["removed"].cpu()):
-            if len(ids):
-                some = ids[torch.linspace(0, len(ids) - 1, min(24, len(ids))).long()]
-                rows.append(pool.fetch(some)["x"].clamp(0, 1).mul(255).round().long().tolist())
+        several = [
+            ids[torch.linspace(0, len(ids) - 1, min(24, len(ids))).long()]
+            for ids in (used, self.state["removed"].cpu())
+        ]
+        rows = [row for row in (shown_images(pool, some) for some in several) if row]
+        if not rows:
+            return {}
         seen = self.state["seen"]
         caption = f"Upper row: some of the {seen['mined']:.0f} images used of {len(pool)}" + (
             f"; lower row: some of the {seen['duplicates']:.0f} removed as duplicates of validation or test images."

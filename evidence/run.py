@@ -6,6 +6,10 @@ JSON beside this file is written with what is finished, and ``summary.json`` wit
 arguments the rows are listed with what they cost; ``--derive`` writes the JSON files anew from the runs that they hold,
 without running any.
 
+A comparison with ``search`` first finds settings for each of its rows, by as many trials on the validation split as for any
+other, and runs the row with them; trials and settings are kept in the JSON. With ``recorded`` its rows have one teacher, whose
+answers and features are recorded once (``limbeck cache``) in place of its passes.
+
 Data sets that do not come with limbeck lie below ``--data`` (list.yaml says which, and where they are from).
 No network is needed.
 """
@@ -18,6 +22,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +30,7 @@ from typing import Any
 
 import yaml
 
+from limbeck.cache import build_cache
 from limbeck.compare import compare
 from limbeck.compare.checks import read_checks
 from limbeck.compare.claims import conclude
@@ -34,11 +40,14 @@ from limbeck.errors import ConfigError, DataError, LimbeckError, Stopped
 from limbeck.recipe.recipe import check, dump, load_tree
 from limbeck.report.statistics import t_interval
 from limbeck.run.per_item import load_items
+from limbeck.search import search
 from limbeck.storage.store import atomic_write
 
 HERE = Path(__file__).resolve().parent
 DATA = "{data}"
 """What stands in the list for the folder ``--data``."""
+RECORDED = "{recorded}"
+"""What stands in the list for the folder of the comparison's recorded teacher."""
 KEPT = (
     "seed",
     "metrics",
@@ -88,10 +97,25 @@ class Row:
         """What is kept of single test items, beside the JSON."""
         return HERE / f"{self.name}.items.safetensors"
 
+    @property
+    def search(self) -> dict[str, Any] | None:
+        """How its settings are found: trials, share of the steps, what is varied; ``None`` where they are the recipe's."""
+        asked = self.entry.get("search")
+        return None if asked is None else {**asked, "space": list(asked.get("space", {}).get(self.label, []))}
+
+    def tuned(self, record: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The search that a comparison's JSON holds of this very row."""
+        found: dict[str, Any] | None = record.get("tuned", {}).get(self.label)
+        return found if found is not None and found["search"] == self.search and self.same(record) else None
+
+    def same(self, record: Mapping[str, Any]) -> bool:
+        """Whether a comparison's JSON holds the row by these words."""
+        known = record.get("rows", {}).get(self.label)
+        return known is not None and [known[0], *sorted(known[1:])] == [self.words[0], *sorted(self.words[1:])]
+
     def finished(self, record: Mapping[str, Any]) -> list[int]:
         """The seeds that a comparison's JSON holds of this very row."""
-        known = record.get("rows", {}).get(self.label)
-        if known is None or [known[0], *sorted(known[1:])] != [self.words[0], *sorted(self.words[1:])]:
+        if not self.same(record) or (self.search is not None and self.tuned(record) is None):
             return []
         return [r["seed"] for r in record["runs"].get(self.label, []) if r["seed"] in self.seeds]
 
@@ -99,7 +123,8 @@ class Row:
         """CPU hours of all its seeds, and how they are known: ``measured`` where it is finished, else ``planned``."""
         if len(self.finished(record)) == len(self.seeds):
             spent = [r["cost"].get("cpu_seconds") or r.get("wall_seconds", 0.0) for r in record["runs"][self.label]]
-            return sum(spent) / 3600, "measured"
+            tried = (self.tuned(record) or {}).get("cpu_seconds", 0.0)
+            return (sum(spent) + tried) / 3600, "measured"
         each = self.entry.get("seconds", 0.0)
         return len(self.seeds) * float(each[self.label] if isinstance(each, dict) else each) / 3600, "planned"
 
@@ -203,28 +228,101 @@ def run(
     check_data(row, listed.get("data", {}), data)
     folder = work / row.name / row.label
     folder.mkdir(parents=True, exist_ok=True)
-    recipe, *settings = [word.replace(DATA, str(data.resolve())) for word in row.words]
-    tree = check(load_tree(recipe, [*settings, f"engine.device={device}"]))
-    path = folder / f"{row.label}.yaml"
-    path.write_text(dump({**tree, "name": row.label}), encoding="utf-8")
-    varied = {"teachers": int(row.entry.get("teachers", 1)), "redeal": bool(row.entry.get("redeal", False))}
+    at = f"engine.device={device}"
+    record = read_record(row.file)
+    tuned = tune(row, record, folder, [*placed(row, work, data, 0), at], force)
+    settings = [at, *(f"{key}={json.dumps(value)}" for key, value in (tuned or {}).get("settings", {}).items())]
+    varied: dict[str, Any] = {
+        "teachers": int(row.entry.get("teachers", 1)),
+        "redeal": bool(row.entry.get("redeal", False)),
+    }
     out, first = folder / "runs", row.seeds[0]
-    found = compare([str(path)], seeds=len(row.seeds), first_seed=first, out=out, force=force, **varied)
+    # each seed draws the student's items anew, so that each has a recording of its own
+    parts = [range(s, s + 1) for s in row.seeds] if "recorded" in row.entry else [row.seeds]
+    found: dict[str, Any] = {}
+    for seeds in parts:
+        recipe, *own = placed(row, work, data, seeds[0])
+        tree = check(load_tree(recipe, [*own, *settings]))
+        path = folder / (f"{row.label}.yaml" if seeds[0] == first else f"{row.label}-{seeds[0]}.yaml")
+        path.write_text(dump({**tree, "name": row.label}), encoding="utf-8")
+        part = compare([str(path)], seeds=len(seeds), first_seed=seeds[0], out=out, force=force, **varied)
+        if not found:
+            found = part
+            continue
+        for kind in ("rows", "failed"):
+            for label, results in part[kind].items():
+                found[kind].setdefault(label, {}).update(results)
     for label, seeds in found["failed"].items():
         for seed, problem in seeds.items():
             print(f"{row.name}:{label}, seed {seed} failed: {problem}", file=sys.stderr)
-    record = read_record(row.file)
     results = [kept(r) for r in found["rows"][row.label].values()]
     items = {**kept_items(row.items)}
     items[row.label] = {s: load_items(folder / "runs" / r["folder"]) for s, r in found["rows"][row.label].items()}
     # dealt anew, the seeds have different test items, of which each contributes to the interval over seeds
     keep_items(row.items, items, [] if varied["redeal"] else wanted(listed, row.name))
     record.setdefault("rows", {})[row.label] = row.words
+    if tuned is not None:
+        record.setdefault("tuned", {})[row.label] = tuned
     record.setdefault("runs", {})[row.label] = results
     record["failed"] = {**record.get("failed", {}), row.label: found["failed"].get(row.label, {})}
     record |= {k: found[k] for k in ("task", "primary", "higher_is_better")}
     write_record(row, record, rows)
     derive(listed, rows)
+
+
+def placed(row: Row, work: Path, data: Path, seed: int) -> list[str]:
+    """A row's words with the folders of this machine."""
+    words = [word.replace(DATA, str(data.resolve())) for word in row.words]
+    if any(RECORDED in word for word in words):
+        path = str(recorded(row, work, data, seed))
+        words = [word.replace(RECORDED, path) for word in words]
+    return words
+
+
+def recorded(row: Row, work: Path, data: Path, seed: int) -> Path:
+    """The recorded teacher of a comparison that asks for one: ``words`` is its recipe, ``features`` what else is kept."""
+    asked = row.entry["recorded"]
+    words = [asked["words"][0], *row.entry.get("set", []), *asked["words"][1:], f"seed={seed}"]
+    digest = hashlib.sha256(json.dumps([words, asked]).encode()).hexdigest()[:8]
+    out = (work / row.name / f"recorded-{seed}-{digest}").resolve()
+    if not (out / "done").is_file():
+        recipe, *settings = [word.replace(DATA, str(data.resolve())) for word in words]
+        tree = check(load_tree(recipe, settings))
+        build_cache(tree, out, yes=True, views=int(asked.get("views", 1)), features=asked.get("features", []))
+        atomic_write(out / "done", b"")
+    return out
+
+
+def tune(row: Row, record: Mapping[str, Any], folder: Path, words: list[str], force: bool) -> dict[str, Any] | None:
+    """The settings of a row whose comparison asks for a search: those found before, or by trials on the validation split."""
+    asked = row.search
+    if asked is None:
+        return None
+    before = None if force else row.tuned(record)
+    if before is not None:
+        return before
+    began = time.process_time()
+    path = folder / "searched.yaml"
+    path.write_text(dump({**check(load_tree(words[0], words[1:])), "name": row.label}), encoding="utf-8")
+    found = search(
+        [str(path)],
+        space=asked["space"],
+        trials=int(asked["trials"]),
+        share=float(asked["share"]),
+        out=folder / "search",
+        prune=False,
+        final=False,
+    )
+    trials = [{k: t[k] for k in ("settings", "state", "score")} for t in found["trials"]]
+    # an interrupted search counts what this part of it took
+    spent = round(time.process_time() - began, 1)
+    return {
+        "search": asked,
+        "settings": found["best"]["settings"],
+        "metric": found["metric"],
+        "trials": trials,
+        "cpu_seconds": spent,
+    }
 
 
 def kept(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,6 +421,8 @@ def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
         "failed": {label: seeds for label, seeds in record.get("failed", {}).items() if seeds},
         "statistics": {label: statistics(results, record["primary"]) for label, results in runs.items()},
     }
+    if record.get("tuned"):
+        about["tuned"] = {label: record["tuned"][label] for label in runs if label in record["tuned"]}
     text = json.dumps(finite(about), indent=1)[:-2] + ',\n "runs": {\n'
     blocks = []
     for label, results in runs.items():
@@ -334,7 +434,7 @@ def write_record(row: Row, record: dict[str, Any], rows: list[Row]) -> None:
 
 def called(words: list[str]) -> tuple[str, dict[str, str]]:
     """What the student of a row is, and how it, the baseline and the teacher are called in tables."""
-    recipe, *settings = words
+    recipe, *settings = [word.replace(RECORDED, "recorded") for word in words]
     tree = check(load_tree(recipe, settings))
     task = tree["task"]
     if task["use"] == "condensation":

@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from limbeck.errors import ConfigError, DataError
 from limbeck.grammar.card import catalogue
@@ -55,7 +56,9 @@ def test_claims_are_of_cards_and_every_row_is_a_recipe(evidence: ModuleType) -> 
     listed, rows = evidence.read_list()
     assert set(listed["claims"]) <= {c.slug for c in catalogue()}
     for row in rows:
-        recipe, *settings = [word.replace(evidence.DATA, "/nowhere") for word in row.words]
+        recipe, *settings = [
+            word.replace(evidence.DATA, "/nowhere").replace(evidence.RECORDED, "/nowhere") for word in row.words
+        ]
         check(load_tree(recipe, settings))
         assert len(row.seeds) >= 2
 
@@ -180,6 +183,49 @@ def test_one_row_is_run_at_a_time_and_what_is_finished_is_kept(
     (small / "list.yaml").write_text(text.replace("train.steps=2", "train.steps=3"))
     assert evidence.main([]) == 0
     assert "a/b:kd    0 of  2 seeds" in capsys.readouterr().out
+
+
+def test_settings_are_searched_on_validation_and_kept_with_the_row(
+    evidence: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    monkeypatch.setattr(evidence, "HERE", tmp_path)
+    (tmp_path / "list.yaml").write_text(
+        """
+        comparisons:
+          a/b:
+            say: A recorded teacher, and two trials.
+            rows: {kd: [kd, "teacher=cached:{recorded}"]}
+            set: [train.steps=4, train.batch_size=8, teach.steps=2, "baselines=[]", "loggers=[]", engine.device=cpu]
+            recorded: {words: [kd, "teacher=mlp:[4]"], features: [act1]}
+            search: {trials: 2, share: 0.5, space: {kd: [train.lr=1e-4..1e-1, "method.alpha=0.5|0.9"]}}
+            first_seed: 1000
+            seeds: 2
+            seconds: 10
+        """
+    )
+    work = ["--work", str(tmp_path / "work"), "--device", "cpu"]
+    assert evidence.main(["a/b:kd", *work]) == 0
+    path = tmp_path / "a" / "b.json"
+    record = json.loads(path.read_text())
+    tuned = record["tuned"]["kd"]
+    assert tuned["metric"] == "accuracy" and [t["state"] for t in tuned["trials"]] == ["finished"] * 2
+    best = max(tuned["trials"], key=lambda t: t["score"])
+    assert tuned["settings"] == best["settings"] and set(best["settings"]) == {"train.lr", "method.alpha"}
+    run = yaml.safe_load((tmp_path / "work/a/b/kd/runs/kd-seed1000/config.yaml").read_text())
+    assert run["train"]["lr"] == best["settings"]["train.lr"] and run["train"]["steps"] == 4
+    assert str(run["teacher"]["path"]).startswith(str(tmp_path / "work/a/b/recorded-1000-"))
+    row = evidence.read_list()[1][0]
+    assert row.finished(record) == [1000, 1001] and row.hours(record)[0] * 3600 > tuned["cpu_seconds"] > 0
+    # seeds that are still to be run take the settings that were found, and do not search again
+    record["runs"]["kd"].pop()
+    path.write_text(json.dumps(record))
+    monkeypatch.setattr(evidence, "search", lambda *_, **__: pytest.fail("it has been searched"))
+    assert evidence.main(["a/b:kd", *work]) == 0
+    assert row.finished(json.loads(path.read_text())) == [1000, 1001]
+    # another search is another row
+    row.entry["search"]["trials"] = 3
+    assert row.finished(record) == []
 
 
 def test_a_row_that_is_not_there_is_answered_with_the_nearest(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from limbeck.models.ensemble import Ensemble, EnsembleOf
 from limbeck.models.from_run import FromRun
 from limbeck.models.imported import ImportedModel
 from limbeck.models.libraries import Timm, Torchvision
-from limbeck.models.small import CifarResNetModel, ConvNetModel, MlpModel
-from limbeck.networks import cifar_resnet
+from limbeck.models.small import CifarResNetModel, ConvNetModel, MlpModel, WideResNetModel
+from limbeck.networks import cifar_resnet, wide_resnet
 from limbeck.recipe.recipe import check, load_tree, make
 from limbeck.storage.store import save_state_dict
 from limbeck.tasks.classification import Classification
@@ -79,6 +80,57 @@ def test_the_resnets_of_cifar_have_their_published_sizes(depth: int, parameters:
     assert {n.split(".")[0] for n in net.state_dict()} == {"conv1", "bn1", "layer1", "layer2", "layer3", "linear"}
 
 
+@pytest.mark.parametrize(
+    ("depth", "widen", "parameters"), [(40, 2, 2_255_156), (40, 1, 569_780), (16, 2, 703_284), (28, 10, 36_536_884)]
+)
+def test_the_wide_resnets_have_their_published_sizes(depth: int, widen: int, parameters: int) -> None:
+    with torch.device("meta"):
+        net = wide_resnet.WideResNet(depth, widen, classes=100)
+    assert sum(p.numel() for p in net.parameters()) == parameters
+    # by hand: 3x3 convolutions, two a block, a shortcut a stage, normalisations, the linear layer
+    n, w = (depth - 4) // 6, [16, 16 * widen, 32 * widen, 64 * widen]
+    convolutions = 9 * 3 * 16 + sum(9 * (a * b + (2 * n - 1) * b * b) for a, b in pairwise(w))
+    shortcuts = sum(a * b for i, (a, b) in enumerate(pairwise(w)) if a != b or i)
+    norms = 2 * (sum(a + (2 * n - 1) * b for a, b in pairwise(w)) + w[-1])
+    assert parameters == convolutions + shortcuts + norms + 101 * w[-1] - w[-1] + 100
+
+
+@pytest.mark.parametrize(("depth", "parameters"), [(8, 1_233_540), (32, 7_433_860)])
+def test_the_resnets_x4_of_repdistiller_have_their_published_sizes(depth: int, parameters: int) -> None:
+    with torch.device("meta"):
+        net = cifar_resnet.CifarResNet(depth, 100, width=64, stem=32, shortcut="conv")
+    assert sum(p.numel() for p in net.parameters()) == parameters
+
+
+def test_a_wide_block_activates_before_it_convolves() -> None:
+    x = torch.randn(2, 3, 6, 6)
+    kept = wide_resnet.WideBlock(3, 3, 1).eval()
+    nn.init.zeros_(kept.conv2.weight)
+    assert torch.equal(kept(x), x) and kept.shortcut is None
+    block = wide_resnet.WideBlock(3, 4, 2).eval()
+    relu = nn.functional.relu
+    active = relu(block.bn1(x))
+    assert block.shortcut is not None
+    want = block.conv2(relu(block.bn2(block.conv1(active)))) + block.shortcut(active)
+    torch.testing.assert_close(block(x), want)
+    assert block(x).shape == (2, 4, 3, 3)
+    for bad in ({"depth": 41}, {"widen": 0}, {"dropout": 1.0}):
+        with pytest.raises(ConfigError, match=next(iter(bad))):
+            wide_resnet.WideResNet(**bad)  # type: ignore[arg-type]
+
+
+def test_a_shortcut_with_parameters_and_a_narrower_stem() -> None:
+    net = cifar_resnet.CifarResNet(8, 3, width=4, stem=2, shortcut="conv").eval()
+    x = net.bn1(net.conv1(torch.rand(1, 3, 8, 8))).relu()
+    block = net.layer1[0]
+    assert isinstance(block, cifar_resnet.BasicBlock) and block.downsample is not None
+    want = (block.downsample(x) + block.bn2(block.conv2(block.bn1(block.conv1(x)).relu()))).relu()
+    torch.testing.assert_close(block(x), want)
+    assert cifar_resnet.CifarResNet(8, 3, width=4, stem=2)(torch.rand(1, 3, 8, 8)).shape == (1, 3)
+    with pytest.raises(ConfigError, match="stem"):
+        cifar_resnet.CifarResNet(8, width=4, stem=5)
+
+
 def test_a_shortcut_without_parameters_pads_in_front_and_behind() -> None:
     block = cifar_resnet.BasicBlock(4, 8, 2).eval()
     for m in (block.conv1, block.conv2):
@@ -97,6 +149,8 @@ def test_a_shortcut_without_parameters_pads_in_front_and_behind() -> None:
         (MlpModel([]), (7,)),
         (ConvNetModel(8), (3, 16, 16)),
         (CifarResNetModel(8, 4), (1, 12, 12)),
+        (CifarResNetModel(8, 4, stem=2, shortcut="conv"), (1, 12, 12)),
+        (WideResNetModel(10), (1, 12, 12)),
         (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
         (Timm("test_resnet"), (1, 32, 32)),
     ],
@@ -130,6 +184,9 @@ def test_pictures_whose_channels_fit_no_contract() -> None:
         (MlpModel, {"mean": [0.5], "std": [1.0, 1.0]}, "same length"),
         (ConvNetModel, {"width": 0}, "width"),
         (CifarResNetModel, {"depth": 19}, "6n"),
+        (CifarResNetModel, {"stem": 17}, "stem must be at most width"),
+        (WideResNetModel, {"depth": 20}, "6n"),
+        (WideResNetModel, {"widen": 0}, "widen"),
         (Timm, {"name": "x", "size": 0}, "size"),
         (EnsembleOf, {"members": []}, "members"),
         (EnsembleOf, {"members": [MlpModel()], "weights": [0.0]}, "weights"),
@@ -237,6 +294,7 @@ def run_folder(folder: Path, task: Classification, model: Model) -> Built:
         (MlpModel([6]), (5,)),
         (ConvNetModel(8, depth=2), (3, 8, 8)),
         (CifarResNetModel(8, 4), (1, 8, 8)),
+        (WideResNetModel(10), (1, 8, 8)),
         (Timm("test_resnet"), (1, 32, 32)),
         (Torchvision("shufflenet_v2_x0_5"), (1, 32, 32)),
     ],

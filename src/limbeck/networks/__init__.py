@@ -6,6 +6,7 @@ from limbeck.networks.cifar_resnet import CifarResNet
 from limbeck.networks.convnet import MLP, VGG11, AlexNet, ConvNet, LeNet, ResNet18, ResNet18AP
 from limbeck.networks.feature_net import FeatureNet
 from limbeck.networks.residual_mlp import ResidualMLP
+from limbeck.networks.wide_resnet import WideResNet
 
 __all__ = [
     "MLP",
@@ -18,4 +19,5 @@ __all__ = [
     "ResNet18",
     "ResNet18AP",
     "ResidualMLP",
+    "WideResNet",
 ]

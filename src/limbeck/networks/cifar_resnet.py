@@ -1,13 +1,14 @@
-"""The ResNets of CIFAR: three stages of basic blocks at 32, 16 and 8 pixels, shortcuts without parameters.
+"""The ResNets of CIFAR: three stages of basic blocks at 32, 16 and 8 pixels, shortcuts without parameters by default.
 
 He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition (2016), section 4.2: depth 6n + 2, widths 16, 32, 64,
-option A (stride-2 subsampling and zero-padded channels) where the size changes. State-dict keys are those of the widely
-shared weights: ``conv1``, ``bn1``, ``layer1.0.conv1`` ... ``linear``.
+option A (stride-2 subsampling and zero-padded channels) where the size changes; option B is a 1x1 convolution with batch
+normalisation. State-dict keys are those of the widely shared weights: ``conv1``, ``bn1``, ``layer1.0.conv1`` ... ``linear``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as f
@@ -16,22 +17,29 @@ from limbeck.errors import ConfigError
 
 __all__ = ["CifarResNet"]
 
+Shortcut = Literal["pad", "conv"]
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut: ``[N, before, H, W]`` to ``[N, width, H / stride, W / stride]``."""
 
-    def __init__(self, before: int, width: int, stride: int) -> None:
+    def __init__(self, before: int, width: int, stride: int, shortcut: Shortcut = "pad") -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(before, width, 3, stride, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, 1, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
         self.stride, self.pad = stride, width - before
+        self.downsample: nn.Sequential | None = None
+        if shortcut == "conv" and (stride != 1 or self.pad):
+            self.downsample = nn.Sequential(nn.Conv2d(before, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
         """The block's output."""
         out = self.bn2(self.conv2(f.relu(self.bn1(self.conv1(x)))))
-        if self.stride != 1 or self.pad:
+        if self.downsample is not None:
+            x = self.downsample(x)
+        elif self.stride != 1 or self.pad:
             front = self.pad // 2
             x = f.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, front, self.pad - front))
         return f.relu(out + x)
@@ -46,9 +54,13 @@ class CifarResNet(nn.Module):
         channels: of the input.
         width: channels of the first stage; the others have two and four times as many.
         blocks: of each of the three stages, in place of ``depth``, which has as many in each.
+        stem: channels of the first convolution; ``None``: as many as the first stage.
+        shortcut: where the size changes, ``pad`` subsamples and pads with zeros (option A), ``conv`` is a 1x1 convolution with
+            batch normalisation (option B).
 
     Raises:
-        ConfigError: a depth that is not 6n + 2, a width below 1, or other than three stages of one block or more.
+        ConfigError: a depth that is not 6n + 2, a width or stem below 1, a first stage narrower than the stem with ``pad``, or
+            other than three stages of one block or more.
 
     Example:
         >>> import torch
@@ -64,6 +76,8 @@ class CifarResNet(nn.Module):
         channels: int = 3,
         width: int = 16,
         blocks: Sequence[int] | None = None,
+        stem: int | None = None,
+        shortcut: Shortcut = "pad",
     ) -> None:
         super().__init__()
         if blocks is None and (depth < 8 or (depth - 2) % 6):
@@ -72,21 +86,25 @@ class CifarResNet(nn.Module):
             raise ConfigError("blocks", given=list(blocks), expected="three numbers of 1 or more, one for each stage")
         if width < 1:
             raise ConfigError("width", given=width, expected="1 or more")
+        stem = width if stem is None else stem
+        if stem < 1 or (shortcut == "pad" and stem > width):
+            most = f"from 1 to {width}, the first stage's width" if shortcut == "pad" else "1 or more"
+            raise ConfigError("stem", given=stem, expected=most)
         first, second, third = blocks if blocks is not None else [(depth - 2) // 6] * 3
-        self.conv1 = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        self.layer1 = nn.Sequential(*[BasicBlock(width, width, 1) for _ in range(first)])
-        self.layer2 = self._stage(width, second)
-        self.layer3 = self._stage(2 * width, third)
+
+        def stage(before: int, width: int, stride: int, n: int) -> nn.Sequential:
+            rest = [BasicBlock(width, width, 1) for _ in range(n - 1)]
+            return nn.Sequential(BasicBlock(before, width, stride, shortcut), *rest)
+
+        self.conv1 = nn.Conv2d(channels, stem, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(stem)
+        self.layer1 = stage(stem, width, 1, first)
+        self.layer2 = stage(width, 2 * width, 2, second)
+        self.layer3 = stage(2 * width, 4 * width, 2, third)
         self.linear = nn.Linear(4 * width, classes)
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):
                 nn.init.kaiming_normal_(m.weight)
-
-    @staticmethod
-    def _stage(before: int, n: int) -> nn.Sequential:
-        width = 2 * before
-        return nn.Sequential(BasicBlock(before, width, 2), *[BasicBlock(width, width, 1) for _ in range(n - 1)])
 
     def embed(self, x: Tensor) -> Tensor:
         """Pooled features ``[N, 4 * width]``, the last layer's input."""

@@ -8,8 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from limbeck.engine.engine import Engine
 from limbeck.grammar.method import Terms
 from limbeck.methods.classification.kd import Kd
+from limbeck.recipe.recipe import build, check, load_tree
+from limbeck.run import prepare
 from tests.toy import ToyTask, bound, engine, within
 
 
@@ -71,3 +74,26 @@ def test_other_targets_are_matched_in_their_own_way(kind: str) -> None:
         q, p = (z_s.double() / 2).sigmoid(), (z_t.double() / 2).sigmoid()
         expected = 4 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).sum(1).float()
     assert torch.allclose(values, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        ("repdistiller", ["teacher.depth=8"]),
+        ("repdistiller-wrn", ["teacher.depth=10", "student.depth=10"]),
+        ("imagenet", ["task.size=32", "teacher.name=test_resnet", "student.name=test_resnet", "teach.steps=2"]),
+    ],
+)
+def test_the_usual_protocols_take_steps(preset: str, words: list[str]) -> None:
+    short = ["train.epochs=null", "train.steps=2", "train.batch_size=4", "task.student_items=20", "task.eval_batch=64"]
+    small = ["task.valid_fraction=0.9", "task.test_fraction=0.02", "engine.device=cpu", "loggers=[]", "baselines=[]"]
+    if preset != "imagenet":
+        short += ["teach.epochs=null", "teach.steps=2", "teach.batch_size=4", "task.size=16"]
+    tree = check(load_tree("kd", [*short, *small, "teacher.check=off", *words], preset=preset))
+    recipe = build(tree)
+    prepare(recipe, None, say=lambda text: None)
+    before = {k: v.clone() for k, v in recipe.method.roles["student"].module.state_dict().items()}
+    Engine(recipe.engine, recipe.seed).run(recipe.method)
+    after = recipe.method.roles["student"].module.state_dict()
+    assert any(not torch.equal(before[k], v) for k, v in after.items())
+    assert tree["train"]["optimizer"] == "sgd" and tree["train"]["schedule"] == "step"

@@ -228,8 +228,8 @@ MUTANTS: list[Mutant] = [
     # ----------------------------------------------------------------------------------------------------- in chunks
     Mutant(
         _FORMS,
-        "slope = log_q.exp_().sub_(p)\n    # The slope",
-        "slope = -log_q.exp_().sub_(p)\n    # The slope",
+        "slope = x.q.sub_(x.p)\n    # The slope",
+        "slope = -x.q.sub_(x.p)\n    # The slope",
         CHUNKED,
         "forward: the slope's sign",
     ),
@@ -256,14 +256,14 @@ MUTANTS: list[Mutant] = [
     ),
     Mutant(
         _FORMS,
-        "log_p.sub_(mixed).exp_().mul_(mix - 1.0))",
-        "log_p.sub_(mixed).exp_().mul_(1.0 - mix))",
+        "torch.div(x.p, mixed, out=mixed).mul_(mix - 1.0))",
+        "torch.div(x.p, mixed, out=mixed).mul_(1.0 - mix))",
         CHUNKED,
         "skew_forward: the slope's sign",
     ),
     Mutant(
         _FORMS,
-        "return value, _through_softmax(q, gap.sub_(gap.exp(), alpha=mix))",
+        "return value, _through_softmax(q, gap.sub_(torch.div(q, mixed, out=mixed), alpha=mix))",
         "return value, _through_softmax(q, gap)",
         CHUNKED,
         "skew_reverse: the mixture held constant",
@@ -303,7 +303,7 @@ MUTANTS: list[Mutant] = [
         CHUNKED,
         "the last token of the last chunk left out",
     ),
-    Mutant(_C, "d_weight.addmm_(dz.t(), h)", "torch.mm(dz.t(), h, out=d_weight)", CHUNKED, "the last chunk alone"),
+    Mutant(_C, "beta=float(span.start > 0), out=d_weight)", "beta=0.0, out=d_weight)", CHUNKED, "the last chunk alone"),
     Mutant(
         _C,
         "summed = (needs[1] or needs[2]) and len(upstream) > 0",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._common import in_range
+from .precision import widened
 
 Kind = Literal[
     "forward",
@@ -40,77 +41,99 @@ def _through_softmax(q: Tensor, g: Tensor) -> Tensor:
     return g.sub_(_dot(q, g).unsqueeze(1)).mul_(q)
 
 
-# Each closed form takes log q and log p [n, V] (its own to overwrite) and gives the values [n] and, when asked, the
-# gradient of each value in the student's logits [n, V]. Minus infinities have been replaced by large finite numbers.
+def _below(z: Tensor) -> Tensor:
+    """Logits less the largest ``[n, V]``: exact near the top, however large they are."""
+    return z - z.amax(1, keepdim=True)
 
 
-def _forward(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
-    p = log_p.exp()
-    gap = log_p.sub_(log_q)
-    slope = log_q.exp_().sub_(p)
+class _Both:
+    """Student and teacher on one block: probabilities ``q`` and ``p``, and what is made of their logarithms.
+
+    An exponential costs as much as five other passes over a block, so there is one for each model: a log-probability is
+    ``log q = z - max z + log max q``.
+    """
+
+    def __init__(self, z_s: Tensor, z_t: Tensor) -> None:
+        self.z_s, self.z_t = z_s, z_t
+        self.q, self.p = z_s.softmax(1), z_t.softmax(1)
+
+    def gap(self) -> Tensor:
+        """``log q - log p``, ``[n, V]``."""
+        # in float64: of one number a row, so that the difference is as exact as the probabilities are
+        shift = widened(self.q.amax(1)).log_().sub_(widened(self.p.amax(1)).log_()).to(self.q.dtype)
+        return _below(self.z_s).sub_(_below(self.z_t)).add_(shift.unsqueeze(1))
+
+    def log_q(self) -> Tensor:
+        """``log q``, ``[n, V]``."""
+        return _below(self.z_s).add_(self.q.amax(1, keepdim=True).log_())
+
+    def log_mix(self, share: float) -> tuple[Tensor, Tensor]:
+        """``share p + (1 - share) q`` and its log; where both underflow neither matters."""
+        mixed = self.p.mul(share).add_(self.q, alpha=1.0 - share).clamp_(min=torch.finfo(self.q.dtype).tiny)
+        return mixed, mixed.log()
+
+    def turned(self) -> _Both:
+        """Each in the other's place."""
+        other = object.__new__(_Both)
+        other.z_s, other.z_t, other.q, other.p = self.z_t, self.z_s, self.p, self.q
+        return other
+
+
+# Each closed form takes both models on a block and gives the values [n] and, when asked, the gradient of each value in the
+# student's logits [n, V]; q and p are its own to overwrite. Minus infinities have been replaced by large finite numbers.
+
+
+def _forward(x: _Both, grad: bool) -> Both:
+    value = -_dot(x.p, x.gap())
+    slope = x.q.sub_(x.p)
     # The slope sums to zero but for rounding; adding it makes the rounding error of the value second order.
-    return _dot(p, gap) + slope.sum(1), slope if grad else None
+    return value + slope.sum(1), slope if grad else None
 
 
-def _soft_cross_entropy(log_q: Tensor, p: Tensor, grad: bool) -> Both:
-    # takes p itself: its logarithm is not needed
-    value = -_dot(p, log_q)
-    return value, log_q.exp_().sub_(p) if grad else None
+def _soft_cross_entropy(x: _Both, grad: bool) -> Both:
+    value = -_dot(x.p, x.log_q())
+    return value, x.q.sub_(x.p) if grad else None
 
 
-def _reverse(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
-    q = log_q.exp()
-    gap = log_q.sub_(log_p)
+def _reverse(x: _Both, grad: bool) -> Both:
+    q, gap = x.q, x.gap()
     value = _dot(q, gap)
     return value, gap.sub_(value.unsqueeze(1)).mul_(q) if grad else None
 
 
-def _jeffreys(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
-    q, p = log_q.exp(), log_p.exp()
-    gap = log_q.sub_(log_p)
-    slope = q - p
+def _jeffreys(x: _Both, grad: bool) -> Both:
+    q, gap = x.q, x.gap()
+    slope = torch.sub(q, x.p, out=x.p)
     value = _dot(slope, gap)
     return value, _through_softmax(q, gap).add_(slope) if grad else None
 
 
-def _log_mix(a: Tensor, b: Tensor, weight: float) -> Tensor:
-    """``log(weight a + (1 - weight) b)`` from probabilities; where both underflow it does not matter."""
-    return a.mul(weight).add_(b, alpha=1.0 - weight).clamp_(min=torch.finfo(a.dtype).tiny).log_()
-
-
-def _jensen_shannon(log_q: Tensor, log_p: Tensor, grad: bool, beta: float) -> Both:
-    q, p = log_q.exp(), log_p.exp()
-    mixed = _log_mix(p, q, beta)
-    teacher = _dot(p, log_p.sub_(mixed))
-    gap = log_q.sub_(mixed)
+def _jensen_shannon(x: _Both, grad: bool, beta: float) -> Both:
+    mixed = x.log_mix(beta)[1]
+    teacher = _dot(x.p, x.turned().log_q().sub_(mixed))
+    q, gap = x.q, x.log_q().sub_(mixed)
     student = _dot(q, gap)
     value = beta * teacher + (1.0 - beta) * student
     return value, gap.sub_(student.unsqueeze(1)).mul_(q).mul_(1.0 - beta) if grad else None
 
 
-def _skew_forward(log_q: Tensor, log_p: Tensor, grad: bool, mix: float) -> Both:
-    q, p = log_q.exp(), log_p.exp()
-    mixed = _log_mix(p, q, mix)
-    value = _dot(p, log_p - mixed)
-    if not grad:
-        return value, None
-    return value, _through_softmax(q, log_p.sub_(mixed).exp_().mul_(mix - 1.0))
+def _skew_forward(x: _Both, grad: bool, mix: float) -> Both:
+    mixed, log_mixed = x.log_mix(mix)
+    value = _dot(x.p, x.turned().log_q().sub_(log_mixed))
+    return value, _through_softmax(x.q, torch.div(x.p, mixed, out=mixed).mul_(mix - 1.0)) if grad else None
 
 
-def _skew_reverse(log_q: Tensor, log_p: Tensor, grad: bool, mix: float) -> Both:
-    q, p = log_q.exp(), log_p.exp_()
-    gap = log_q.sub_(_log_mix(q, p, mix))
+def _skew_reverse(x: _Both, grad: bool, mix: float) -> Both:
+    q, (mixed, log_mixed) = x.q, x.turned().log_mix(mix)
+    gap = x.log_q().sub_(log_mixed)
     value = _dot(q, gap)
-    if not grad:
-        return value, None
-    return value, _through_softmax(q, gap.sub_(gap.exp(), alpha=mix))
+    return value, _through_softmax(q, gap.sub_(torch.div(q, mixed, out=mixed), alpha=mix)) if grad else None
 
 
-def _total_variation(log_q: Tensor, log_p: Tensor, grad: bool) -> Both:
-    q = log_q.exp_()
-    gap = torch.sub(q, log_p.exp_(), out=log_p)
+def _total_variation(x: _Both, grad: bool) -> Both:
+    gap = torch.sub(x.q, x.p, out=x.p)
     value = 0.5 * gap.abs().sum(1)
-    return value, _through_softmax(q, gap.sign_().mul_(0.5)) if grad else None
+    return value, _through_softmax(x.q, gap.sign_().mul_(0.5)) if grad else None
 
 
 @dataclass(frozen=True)
@@ -157,10 +180,11 @@ class Loss:
             z_s = z_s.clamp(min=least)
         hard, slope = z_s.new_zeros(len(z_s)), None
         if labels is not None:
-            log_q = z_s.log_softmax(1)
-            hard = -log_q.gather(1, labels.unsqueeze(1)).squeeze(1)
+            q = z_s.softmax(1)
+            top = z_s.amax(1, keepdim=True)
+            hard = (top - z_s.gather(1, labels.unsqueeze(1)) - q.amax(1, keepdim=True).log_()).squeeze(1)
             if grad and self.hard:
-                slope = log_q.exp_()
+                slope = q
                 slope.scatter_add_(1, labels.unsqueeze(1), slope.new_full((len(slope), 1), -1.0))
                 slope.mul_(self.hard)
         if z_t is None:
@@ -195,23 +219,23 @@ class Loss:
         kind = self.kind
         if kind == "taid":
             kind = "forward" if self.taid_kl else "soft_cross_entropy"
+        both = _Both(z_s, z_t)
         if kind == "soft_cross_entropy":
-            return _soft_cross_entropy(z_s.log_softmax(1), z_t.softmax(1), grad)
-        log_q, log_p = z_s.log_softmax(1), z_t.log_softmax(1)
+            return _soft_cross_entropy(both, grad)
         if kind in _SHARED:
-            value, slope = _SHARED[kind](log_q, log_p, grad, self.share)
+            value, slope = _SHARED[kind](both, grad, self.share)
         else:
-            value, slope = _PLAIN[kind](log_q, log_p, grad)
+            value, slope = _PLAIN[kind](both, grad)
         return value.clamp_(min=0.0), slope
 
 
-_PLAIN: dict[str, Callable[[Tensor, Tensor, bool], Both]] = {
+_PLAIN: dict[str, Callable[[_Both, bool], Both]] = {
     "forward": _forward,
     "reverse": _reverse,
     "jeffreys": _jeffreys,
     "total_variation": _total_variation,
 }
-_SHARED: dict[str, Callable[[Tensor, Tensor, bool, float], Both]] = {
+_SHARED: dict[str, Callable[[_Both, bool, float], Both]] = {
     "jensen_shannon": _jensen_shannon,
     "skew_forward": _skew_forward,
     "skew_reverse": _skew_reverse,

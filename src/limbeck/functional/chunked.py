@@ -123,7 +123,7 @@ def _run(
     soft, hard = torch.zeros(n, dtype=kind, device=device), torch.zeros(n, dtype=kind, device=device)
     d_hidden = torch.empty(n, width, dtype=kind, device=device) if needs[0] else None
     # Sums over tokens are kept in float32 or better, however coarse the weight.
-    d_weight = torch.zeros(vocabulary, width, dtype=kind, device=device) if needs[1] else None
+    d_weight = (torch.empty if n else torch.zeros)(vocabulary, width, dtype=kind, device=device) if needs[1] else None
     d_bias = torch.zeros(vocabulary, dtype=kind, device=device) if needs[2] else None
     coarse = weight.to(product)
     store = kind if plan.fused is None else product
@@ -151,10 +151,12 @@ def _run(
             else:
                 d_hidden[span] = dz @ coarse
         if d_weight is not None:
-            if product == kind:
-                d_weight.addmm_(dz.t(), h)
-            else:
+            if product == kind:  # the first chunk writes, later ones add
+                torch.addmm(d_weight, dz.t(), h, beta=float(span.start > 0), out=d_weight)
+            elif span.start:
                 d_weight.add_(dz.t() @ h)
+            else:
+                d_weight.copy_(dz.t() @ h)
         if d_bias is not None:
             d_bias.add_(z.sum(0, dtype=kind))
     values = _combine(plan.combine, soft, hard)
@@ -230,8 +232,8 @@ def _sizes(chunk: int | None, vocabulary: int, device: torch.device) -> tuple[in
     if chunk is not None and chunk < 1:
         raise ConfigError("chunk", given=chunk, expected="a number of tokens, at least 1")
     if device.type == "cpu":
-        rows = chunk or 128
-        return rows, min(rows, max(1, 2**18 // vocabulary))
+        rows = chunk or min(128, max(32, 2**23 // vocabulary))  # 32 MB of float32
+        return rows, min(rows, max(1, 2**17 // vocabulary))
     rows = chunk or max(128, 2**26 // vocabulary)  # 256 MB of float32
     return rows, rows
 
@@ -404,7 +406,7 @@ def chunked_divergence(
         soft_weight, hard_weight: the value is ``soft_weight * divergence + hard_weight * cross_entropy``.
         weights: constant factors per token ``[...]``, applied to the values.
         where: valid tokens ``[...]``; others give 0.
-        chunk: tokens per chunk; by default 128 on a CPU, and 256 MB of logits elsewhere.
+        chunk: tokens per chunk; by default at most 128 and 32 MB of logits on a CPU, and 256 MB of logits elsewhere.
         scale_s, scale_t: factor on the logits, as some architectures have it.
         softcap_s, softcap_t: logits become ``cap * tanh(logits / cap)``.
         return_parts: also return the divergence and the cross-entropy per token, unweighted and detached.

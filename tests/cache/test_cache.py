@@ -248,7 +248,7 @@ def test_each_tail_rule_is_a_distribution_of_its_own() -> None:
     for tail in get_args(Tail):
         cache = Cache.__new__(Cache)
         cache.tail, cache.about = tail, {"outputs": 8}
-        torch.testing.assert_close(cache._spread(rows).softmax(-1), want.pop(tail), rtol=2e-3, atol=1e-3)
+        torch.testing.assert_close(cache._known(rows).logits.softmax(-1), want.pop(tail), rtol=2e-3, atol=1e-3)
     assert not want
     with pytest.raises(ConfigError, match=r"tail.*'drop'.*uniform_rest.*renormalise"):
         check(load_tree("taid", ["teacher.use=cached", "teacher.path=x", "teacher.tail=drop"]))

@@ -30,6 +30,7 @@ from limbeck.engine import identity, interrupt
 from limbeck.engine.terminal import say
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
 from limbeck.functional.label_forms import Form
+from limbeck.functional.sparse import TopK
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.settings import settings
@@ -242,24 +243,13 @@ class Cache:
             p = self.crops.labels(rows, int(self.about["outputs"]))
             return Signal(p.clamp(min=torch.finfo(p.dtype).tiny).log().to(self.device), acts, {"source": "cache"})
         if "index" in rows:
-            return Signal(self._spread(rows).to(self.device), acts, meta)
+            return Signal(self._known(rows).to(self.device), acts, meta)
         return Signal(rows["logits"].float().to(self.device), acts, meta)
 
-    def _spread(self, rows: Mapping[str, Tensor]) -> Tensor:
-        """Log-probabilities [N, T, V] from the k largest, by the tail rule."""
-        index = rows["index"].long()  # [N, T, k]
-        top = rows["logits"].float() - rows["total"].float()[..., None]
-        vocabulary = int(self.about["outputs"])
-        rest = vocabulary - index.shape[-1]
-        tail = torch.log1p(-top.exp().sum(-1).clamp(max=1 - 1e-6)) - float(np.log(max(1, rest)))
-        if self.tail == "renormalise":
-            top = top - top.logsumexp(-1, keepdim=True)
-        fill = (
-            tail[..., None].expand(*index.shape[:-1], vocabulary)
-            if self.tail == "uniform_rest"
-            else torch.full((*index.shape[:-1], vocabulary), -1e4)
-        )
-        return fill.clone().scatter(-1, index, top)
+    def _known(self, rows: Mapping[str, Tensor]) -> TopK:
+        """The k likeliest words of each position [N, T], and what becomes of the others."""
+        log_p = rows["logits"].float() - rows["total"].float()[..., None]
+        return TopK(rows["index"], log_p, int(self.about["outputs"]), self.tail)
 
 
 class _Source:

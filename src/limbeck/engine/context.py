@@ -129,7 +129,7 @@ class RunContext:
             signal: Signal = r.module.answer(batch, tuple(dict.fromkeys((*r.wanted, *taps))))
         else:
             tap = r.taps(tuple(taps)) if taps or r.tap is not None else None
-            feed, batch = r.feed or self.task.feed, r.contract.feed(batch)
+            feed, batch = r.feed or self.task.shown, r.contract.feed(batch)
             called = r.called(by) if by else r.call
             if tap is None and self._engine.plain:
                 with self._graph(r, grad):

@@ -15,6 +15,8 @@ from limbeck.engine.context import RunContext
 from limbeck.engine.inner import Loss
 from limbeck.engine.memory import Memory
 from limbeck.errors import ConfigError
+from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import Head
 from limbeck.grammar.method import Batch, Data, Method, Query, Stage
 from limbeck.grammar.optim import Optim
 from limbeck.grammar.signal import Edit, Signal
@@ -91,7 +93,10 @@ class Trial(RunContext):
     ) -> Signal:
         """Feed a batch to a role, and keep in mind how much it answers."""
         found = super().signal(role, batch, taps, grad, by, edit)
-        self._seen(role, getattr(found.out, "logits", found.out))
+        # of what is never written out whole, what is there in its place
+        shown = found.out.hidden if isinstance(found.out, Head) else found.out
+        shown = shown.values if isinstance(shown, TopK) else shown
+        self._seen(role, getattr(shown, "logits", shown))
         return found
 
     def _seen(self, role: str, out: Any) -> Any:

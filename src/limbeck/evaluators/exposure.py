@@ -109,7 +109,8 @@ class ExposureOfCanaries(Direct):
                 batch |= {"item": part, "view": torch.zeros_like(part)}
                 batch = to_device(batch, device)
                 logits, labels, where = shifted(task._show(built, batch), batch)
-                log_q = logits[:, begin - 1 :].float().log_softmax(-1)
+                log_q = logits[:, begin - 1 :]
+                log_q = (log_q if isinstance(log_q, Tensor) else log_q.logits).float().log_softmax(-1)
                 at = labels[:, begin - 1 :].clamp_min(0).unsqueeze(-1)
                 nats = -log_q.gather(-1, at).squeeze(-1).double() * where[:, begin - 1 :]
                 found.append(nats.sum(1).cpu())

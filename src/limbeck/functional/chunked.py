@@ -39,6 +39,7 @@ from ._common import (
     statistics_dtype,
 )
 from ._once import eager, refuse_second
+from .sparse import TopK
 
 DENSE = "the dense function (kl, jensen_shannon, taid, ...)"
 
@@ -77,6 +78,9 @@ class _Head:
 # Compares one block: (student logits [n, V] not to be changed, its rows within the chunk, whether a slope is wanted)
 # -> soft values [n], hard values [n], slope [n, V] or None.
 Compare = Callable[[Tensor, slice, bool], tuple[Tensor, Tensor, Tensor | None]]
+
+# The teacher's logits [n, V] of some rows of a chunk that has been projected; None where there is no teacher.
+Teacher = Callable[[slice], Tensor | None]
 
 # The same for a whole chunk in one kernel: (matrix product [n, V], which becomes its own gradient if one is wanted, its
 # span of rows, factors of the rows' gradients, whether one is wanted) -> soft values [n], hard values [n].
@@ -352,7 +356,7 @@ def chunked_divergence(
     weight_t: Tensor | None = None,
     *,
     kind: Kind = "forward",
-    teacher_logits: Tensor | None = None,
+    teacher_logits: Tensor | TopK | None = None,
     bias_s: Tensor | None = None,
     bias_t: Tensor | None = None,
     beta: float = 0.5,
@@ -394,7 +398,8 @@ def chunked_divergence(
         kind: ``forward``, ``reverse``, ``jeffreys``, ``jensen_shannon`` (beta), ``skew_forward``, ``skew_reverse``
             (mix), ``soft_cross_entropy``, ``total_variation``, ``taid`` (t, value), or ``cross_entropy``: labels alone,
             no teacher.
-        teacher_logits: ``[..., V]`` instead of hidden_t and weight_t (a recorded teacher).
+        teacher_logits: ``[..., V]`` instead of hidden_t and weight_t (a recorded teacher); or a `TopK`, whose rows are written
+            out a few at a time.
         bias_s, bias_t: of the output layers ``[V]``; minus infinity rules a word out.
         beta: the teacher's share in the Jensen-Shannon mixture.
         mix: of the skew KL.
@@ -446,11 +451,20 @@ def chunked_divergence(
     chunk, block = _sizes(chunk, vocabulary, device)
     kernels = _kernels(backend, device, statistics)
 
-    if teacher_logits is not None:
+    if isinstance(teacher_logits, TopK):
+        known = _flat_known(teacher_logits, items)
+
+        def project(span: slice) -> Teacher:
+            return lambda part: known.rows(rows.at(part)).to(statistics)
+
+        def theirs(span: slice) -> Any:
+            return kernels.Logits(known.rows(rows.at(span)), None)
+
+    elif teacher_logits is not None:
         flat_t = _flat(teacher_logits.detach(), items, "teacher_logits")
 
-        def project(span: slice) -> Tensor | None:
-            return flat_t[rows.at(span)].to(statistics)
+        def project(span: slice) -> Teacher:
+            return lambda part: flat_t[rows.at(part)].to(statistics)
 
         def theirs(span: slice) -> Any:
             return kernels.Logits(*rows.pick(flat_t, span))
@@ -463,9 +477,10 @@ def chunked_divergence(
         buffer = torch.empty(min(chunk, items.numel()), vocabulary, dtype=store, device=device)
         fixed_bias = None if bias_t is None else bias_t.detach()
 
-        def project(span: slice) -> Tensor | None:
+        def project(span: slice) -> Teacher:
             h = flat_t[rows.at(span)].to(head_t.dtype)
-            return head_t.logits(h, coarse, fixed_bias, buffer[: len(h)])
+            z = head_t.logits(h, coarse, fixed_bias, buffer[: len(h)])
+            return lambda part: z[part.start - span.start : part.stop - span.start]
 
         def theirs(span: slice) -> Any:
             h = flat_t[rows.at(span)].to(head_t.dtype)
@@ -474,18 +489,18 @@ def chunked_divergence(
 
     else:
 
-        def project(span: slice) -> Tensor | None:
-            return None
+        def project(span: slice) -> Teacher:
+            return lambda part: None
 
         def theirs(span: slice) -> Any:
             return None
 
     def compare_chunk(span: slice) -> Compare:
-        z_t = project(span)
+        block_of = project(span)
 
         def compare(z_s: Tensor, part: slice, grad: bool) -> tuple[Tensor, Tensor, Tensor | None]:
             at = slice(span.start + part.start, span.start + part.stop)
-            return loss.block(z_s, None if z_t is None else z_t[part], _at(ids, at), _at(heat, at), floor, grad)
+            return loss.block(z_s, block_of(at), _at(ids, at), _at(heat, at), floor, grad)
 
         return compare
 
@@ -531,8 +546,15 @@ def _has_infinity(bias: Tensor | None) -> bool:
     return bias is not None and bool(torch.isinf(bias).any())
 
 
+def _flat_known(known: TopK, items: torch.Size) -> TopK:
+    if known.indices.shape != known.values.shape or known.indices.shape[:-1] != items:
+        given = f"indices {list(known.indices.shape)}, values {list(known.values.shape)}"
+        raise ShapeError("teacher_logits", given=given, expected=f"both {[*items, 'k']}")
+    return known.flat()
+
+
 def _check_teacher(
-    hidden_t: Tensor | None, weight_t: Tensor | None, teacher_logits: Tensor | None, vocabulary: int
+    hidden_t: Tensor | None, weight_t: Tensor | None, teacher_logits: Tensor | TopK | None, vocabulary: int
 ) -> None:
     if teacher_logits is None and (hidden_t is None or weight_t is None):
         raise ConfigError("hidden_t", given=None, expected="hidden_t and weight_t, or teacher_logits")

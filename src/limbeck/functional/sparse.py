@@ -6,7 +6,8 @@ Conventions are those of `limbeck.functional.divergence`.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -119,6 +120,60 @@ def sparse_kl(
         return finish(torch.cat([log_p, rest_p], -1), torch.cat([hit_q, rest_q], -1))
     dense = (rest_p - math.log(missing)).expand_as(log_q).scatter(-1, ids, log_p)
     return finish(dense, log_q)
+
+
+@dataclass(frozen=True)
+class TopK:
+    """A teacher's distributions of whom k classes are known: a distribution over all classes, held in the size of k.
+
+    Args:
+        indices: the known classes ``[..., k]``, each at most once.
+        values: their log-probabilities ``[..., k]``, normalised over all classes.
+        classes: how many classes there are, V.
+        tail: what becomes of the mass of the others: ``uniform_rest`` spreads it evenly, ``renormalise`` gives it to the
+            known ones.
+
+    Example:
+        >>> known = TopK(torch.tensor([[2, 0]]), torch.tensor([[0.5, 0.3]]).log(), 4)
+        >>> known.logits.softmax(-1)
+        tensor([[0.3000, 0.1000, 0.5000, 0.1000]])
+    """
+
+    indices: Tensor
+    values: Tensor
+    classes: int
+    tail: Literal["uniform_rest", "renormalise"] = "uniform_rest"
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of what it stands for: ``[..., V]``."""
+        return torch.Size((*self.indices.shape[:-1], self.classes))
+
+    @property
+    def logits(self) -> Tensor:
+        """Log-probabilities of all classes ``[..., V]``: every one of them is written out."""
+        log_p, rest = self.values.float(), self.classes - self.indices.shape[-1]
+        tail = torch.log1p(-log_p.exp().sum(-1).clamp(max=1 - 1e-6)) - math.log(max(1, rest))
+        if self.tail == "renormalise":
+            log_p, tail = log_p - log_p.logsumexp(-1, keepdim=True), torch.full_like(tail, -1e4)
+        return tail.unsqueeze(-1).repeat_interleave(self.classes, -1).scatter_(-1, self.indices.long(), log_p)
+
+    def rows(self, at: Any) -> Tensor:
+        """Log-probabilities ``[n, V]`` of some of the flattened items."""
+        return self.flat()[at].logits
+
+    def flat(self) -> TopK:
+        """The items in one axis ``[N, k]``."""
+        k = self.indices.shape[-1]
+        return replace(self, indices=self.indices.reshape(-1, k), values=self.values.reshape(-1, k))
+
+    def __getitem__(self, at: Any) -> TopK:
+        """Some of the items."""
+        return replace(self, indices=self.indices[at], values=self.values[at])
+
+    def to(self, device: torch.device | str) -> TopK:
+        """On another device."""
+        return replace(self, indices=self.indices.to(device), values=self.values.to(device))
 
 
 def _log_rest(log_p: Tensor) -> Tensor:

@@ -103,6 +103,10 @@ class Task(Component):
         """How a batch goes into a model, and how its outputs are shown: the classes last."""
         return module(batch["x"])
 
+    def shown(self, module: Any, batch: Batch) -> Any:
+        """What a role shows of a batch in training: as `feed`, or what logits that are too large to hold are made of."""
+        return self.feed(module, batch)
+
     def plainly(self, module: Any, batch: Batch) -> Any:
         """How inputs go into a model where nothing is learnt or judged: in an exported graph. By default as `feed`."""
         return self.feed(module, batch)

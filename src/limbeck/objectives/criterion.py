@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from limbeck.errors import ConfigError
+from limbeck.grammar.heads import answer
 from limbeck.grammar.method import Batch, Objective
 from limbeck.grammar.random import Draws
 from limbeck.grammar.signal import Signal, Tap, device_of, evaluating, refuse_shared
@@ -35,6 +36,10 @@ class Criterion(nn.Module):
         teacher: put into evaluation mode, frozen, and run without a graph.
         example: one batch's inputs, to check shapes and make projectors.
         feed: how inputs go into a network; by default ``network(x)``.
+        chunks: of causal language models of transformers, logits that would be large (more than 2**24 of a batch) never exist
+            as a whole: divergences of outputs take them a few tokens at a time from the hidden states, and ``out`` is then a
+            `limbeck.grammar.heads.Head`, of which ``cross_entropy(out[:, :-1], labels, where)`` in the same file is the loss
+            on the text. ``feed`` must return the model's output as it is.
 
     Attributes:
         out: the student's output of the last call, for a loss of your own.
@@ -63,8 +68,10 @@ class Criterion(nn.Module):
         teacher: nn.Module,
         example: Any,
         feed: Callable[[nn.Module, Any], Any] | None = None,
+        chunks: bool = False,
     ) -> None:
         super().__init__()
+        self.chunks = chunks
         self.objectives = dict(objectives)
         if not self.objectives:
             raise ConfigError("objectives", "there is nothing to match", remedy='name one: {"kl": Kl(temperature=4)}')
@@ -119,7 +126,11 @@ class Criterion(nn.Module):
 
     def _signal(self, which: int, x: Any, network: nn.Module | None = None) -> Signal:
         with self._taps[which] as tap:
-            out = self._feed(self._networks[which] if network is None else network, x)
+            called = self._networks[which] if network is None else network
+            if self.chunks:
+                out = answer(self._networks[which], lambda: self._feed(called, x))
+            else:
+                out = self._feed(called, x)
         return Signal(out, dict(tap.acts))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Criterion:

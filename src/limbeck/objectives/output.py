@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal
 
+import torch
 from annotated_types import Gt, Lt
 from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.errors import ConfigError, ShapeError
+from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import Head, in_chunks, in_chunks_by
 from limbeck.grammar.method import Batch, Context, Objective, Term
 from limbeck.grammar.role import check_classes_last
 from limbeck.grammar.settings import Positive, settings
@@ -71,9 +74,22 @@ class OutputDivergence(Objective):
     def __call__(self, student: Signal, teacher: Signal | None, batch: Batch, ctx: Context) -> Term:
         """Per-item values of the divergence; for tokens, where the labels count."""
         assert teacher is not None
+        if isinstance(student.out, Head):
+            return Term(self._of_a_head(student.out, teacher), weight=self.weight, where=batch.get("where"))
         if self.divergence != "squared":
             self._check_layout(student.output, ctx)
         return Term(self.values(student.logits, teacher.logits), weight=self.weight, where=batch.get("where"))
+
+    def _of_a_head(self, student: Head, teacher: Signal) -> Tensor:
+        """Of tokens [N, T] whose logits never exist all at once."""
+        theirs = teacher.out if isinstance(teacher.out, (Head, TopK)) else teacher.logits
+        if theirs.shape != student.shape:
+            raise ShapeError(f"objectives.{self.name}", given=list(theirs.shape), expected=str(list(student.shape)))
+        if self.divergence in ("binary", "squared"):
+            none = torch.zeros(student.shape[:-1], dtype=torch.long, device=student.hidden.device)
+            return in_chunks_by(student, theirs, lambda z_s, z_t, labels, where: self.values(z_s, z_t), none)
+        closed: dict[str, Any] = {"kind": self.divergence.replace("-", "_"), "beta": self.beta, "mix": self.mix}
+        return in_chunks(student, theirs, {**closed, "temperature": self.temperature, "scale_t2": self.scale_t2})
 
     def _check_layout(self, z: Tensor, ctx: Context) -> None:
         """Refuse outputs in which the classes are not the last dimension, or may not be."""

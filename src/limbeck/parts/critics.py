@@ -10,6 +10,7 @@ from torch import Tensor
 
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError
+from limbeck.grammar.heads import Head, cross_entropy
 from limbeck.grammar.role import Contract
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.tasks.language import Language
@@ -106,10 +107,13 @@ def mean_losses(task: Language, module: Any, texts: Sequence[str], batch: int = 
             ids, _, _ = rows.fetch(items)
             zero = torch.zeros(len(items), dtype=torch.long)
             made = to_device(make_batch(ids, rows.sizes[items], zero, zero), device)
-            logits, labels, where = shifted(task.feed(module, made), made)
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none"
-            ).view_as(labels)
+            logits, labels, where = shifted(task.shown(module, made), made)
+            if isinstance(logits, Head):
+                loss = cross_entropy(logits, labels, where)
+            else:
+                loss = torch.nn.functional.cross_entropy(
+                    logits.float().flatten(0, 1), labels.clamp(min=0).flatten(), reduction="none"
+                ).view_as(labels)
             mean = torch.where(where, loss, torch.zeros_like(loss)).sum(1) / where.sum(1).clamp(min=1)
             found[items] = mean.cpu()
     return found

@@ -7,7 +7,7 @@ that the student writes itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -17,45 +17,27 @@ from torch import Tensor, nn
 import limbeck.functional as F
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError, DataError
-from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head, chunked_logits
+from limbeck.functional.chunked import Backend, chunked_logits
+from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import (
+    LARGE,
+    Dense,
+    Head,
+    Logits,
+    agrees,
+    by_parts,
+    head_of,
+    in_chunks,
+    in_chunks_by,
+    rows_of,
+    shape_of,
+)
 from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
-from limbeck.grammar.role import Role
 from limbeck.grammar.settings import Fraction, Natural, settings
+from limbeck.grammar.signal import Signal
 from limbeck.parts.writing import Writer
-from limbeck.tasks.causal import head_of
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokens import next_counts, shifted
-
-LARGE = 1 << 24
-"""Tokens times vocabulary above which ``chunk="auto"`` computes in chunks."""
-
-Dense = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
-"""A divergence from logits: (student [..., V], teacher [..., V], tokens that come [...], where [...] or None) -> values [...]."""
-
-
-@dataclass
-class Head:
-    """A model short of its output layer: ``logits = softcap(scale * (hidden @ weight.T + bias))``.
-
-    Attributes:
-        hidden: last hidden states of the positions that predict ``[N, T-1, H]``.
-        weight: of the output layer, cut to the shared vocabulary ``[V, H]``.
-        bias: of the output layer ``[V]``, or ``None``.
-        scale, softcap: what some architectures do with the logits.
-    """
-
-    hidden: Tensor
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, rows: Tensor | slice) -> Tensor:
-        """Logits ``[n, V]`` of some of the flattened positions, in float32 at least."""
-        h = self.hidden.flatten(0, 1)[rows].to(torch.promote_types(self.hidden.dtype, self.weight.dtype))
-        z = nn.functional.linear(h, self.weight.to(h.dtype), None if self.bias is None else self.bias.to(h.dtype))
-        z = (z.float() if z.dtype in (torch.bfloat16, torch.float16) else z) * self.scale
-        return z if self.softcap is None else self.softcap * torch.tanh(z / self.softcap)
 
 
 @dataclass
@@ -63,7 +45,8 @@ class Tokens:
     """What two models predict for a batch, position by position.
 
     Attributes:
-        student, teacher: logits ``[N, T-1, V]``, or a `Head`. A dense teacher may stand beside a student's Head.
+        student: logits ``[N, T-1, V]``, or a `Head`.
+        teacher: the same; beside a student's Head dense logits or a `TopK` may stand.
         labels: the tokens that come ``[N, T-1]``.
         where: which positions count ``[N, T-1]``.
         chunk: tokens whose logits exist at a time; ``None`` for the default.
@@ -71,7 +54,7 @@ class Tokens:
     """
 
     student: Tensor | Head
-    teacher: Tensor | Head | None
+    teacher: Logits | None
     labels: Tensor
     where: Tensor
     chunk: int | None = None
@@ -101,39 +84,26 @@ class Tokens:
             return values
         if closed is not None:
             return self._chunked(closed)
-        labels = self.labels.flatten()
-
-        def loss(z: Tensor, rows: Any) -> Tensor:
-            with torch.no_grad():
-                theirs = t.logits(rows) if isinstance(t, Head) else t.flatten(0, 1)[rows]
-            return dense(z, theirs.to(z.dtype), labels[rows], None)
-
-        extra: dict[str, Any] = {"bias": s.bias, "scale": s.scale, "softcap": s.softcap}
-        return chunked_head(s.hidden, s.weight, loss, **extra, where=self.where, chunk=self.chunk)
+        return in_chunks_by(s, t, dense, self.labels, self.where, self.chunk)
 
     def _chunked(self, settings: Mapping[str, Any], labels: Tensor | None = None) -> Tensor:
+        assert isinstance(self.student, Head)
+        more: dict[str, Any] = {"where": self.where, "chunk": self.chunk, "backend": self.backend}
+        return in_chunks(self.student, self.teacher, settings, labels=labels, **more)
+
+    def compare_with(self, dense: Dense) -> Tensor:
+        """As `compare`, of a divergence that has parameters of its own, which get a gradient too."""
         s, t = self.student, self.teacher
-        assert isinstance(s, Head)
-        theirs: dict[str, Any] = {}
-        if settings["kind"] != "cross_entropy":
-            if isinstance(t, Head):
-                theirs = {"hidden_t": t.hidden, "weight_t": t.weight, "bias_t": t.bias}
-                theirs |= {"scale_t": t.scale, "softcap_t": t.softcap}
-            else:
-                theirs = {"teacher_logits": t}
-        own: dict[str, Any] = {"bias_s": s.bias, "scale_s": s.scale, "softcap_s": s.softcap}
-        values: Tensor = chunked_divergence(
-            s.hidden,
-            s.weight,
-            **theirs,
-            **own,
-            **settings,
-            labels=labels,
-            where=self.where,
-            chunk=self.chunk,
-            backend=self.backend,
-        )
-        return values
+        assert t is not None
+        if isinstance(s, Tensor):
+            assert isinstance(t, Tensor)
+            return dense(s, t, self.labels, self.where)
+        rows, labels = self.where.flatten().nonzero()[:, 0], self.labels.flatten()
+        size = self.chunk or max(1, LARGE // s.shape[-1])
+        parts = by_parts(s, t, rows.split(size), lambda z_s, z_t, at: dense(z_s, z_t, labels[at], None))
+        zero = torch.zeros(self.where.numel(), device=rows.device)
+        values = torch.cat(parts) if parts else zero[:0]
+        return zero.to(values.dtype).index_copy(0, rows, values).view(self.where.shape)
 
 
 class HeadTap:
@@ -163,6 +133,9 @@ class Reader:
         dense: what forbids chunks, in words; empty if nothing does.
         backend: of the losses with a closed form.
         names: the roles that may be asked in chunks.
+
+    Where add-ons look at the same signals, these are asked for as everybody does, and ``chunk`` says no more than whether large
+    ones may stay a `Head`.
     """
 
     def __init__(
@@ -175,6 +148,7 @@ class Reader:
     ) -> None:
         self.task = method.task
         self.chunk, self.dense, self.backend = chunk, dense, backend
+        self.beside = bool(method.setup.objectives)
         self.taps: dict[str, HeadTap] = {}
         self.shapes: dict[str, tuple[float, float | None]] = {}
         self.checked: set[str] = set()
@@ -184,23 +158,26 @@ class Reader:
             head = head_of(role.module) if name in names else None
             if head is not None and not (role.shard and dist.world() > 1):
                 self.taps[name] = HeadTap(role.module, head)
-                self.shapes[name] = _shape_of(role)
+                self.shapes[name] = shape_of(role.module)
 
     def read(self, batch: Batch, ctx: Context) -> Tokens:
         """Both predictions for a batch."""
         labels = batch["labels"][:, 1:]
         where = next_counts(batch)
-        if not self._large(batch):
-            z_s = ctx.signal("student", batch).logits
-            z_t = ctx.signal("teacher", batch).logits if "teacher" in ctx.roles else None
-            theirs = None if z_t is None else shifted(z_t, batch)[0]
-            return Tokens(shifted(z_s, batch)[0], theirs, labels, where, backend=self.backend)
         chunk = None if self.chunk == "auto" else self.chunk
-        teacher: Tensor | Head | None = None
+        if self.beside or not self._large(batch):
+            own = ctx.signal("student", batch)
+            theirs = ctx.signal("teacher", batch) if "teacher" in ctx.roles else None
+            if isinstance(own.out, Head) and "student" in self.taps:
+                t = None if theirs is None else shifted(answered(theirs), batch)[0]
+                return Tokens(shifted(own.out, batch)[0], t, labels, where, chunk, self.backend)
+            z_t = None if theirs is None else shifted(theirs.logits, batch)[0]
+            return Tokens(shifted(own.logits, batch)[0], z_t, labels, where, backend=self.backend)
+        teacher: Logits | None = None
         if "teacher" in self.taps:
             teacher = self._head("teacher", batch, ctx)
         elif "teacher" in ctx.roles:
-            teacher = shifted(ctx.signal("teacher", batch).logits, batch)[0]
+            teacher = shifted(answered(ctx.signal("teacher", batch)), batch)[0]
         return Tokens(self._head("student", batch, ctx), teacher, labels, where, chunk, self.backend)
 
     def losses(self, name: str, batch: Batch, ctx: Context) -> Tensor:
@@ -239,11 +216,7 @@ class Reader:
 
     def _check(self, name: str, head: Head, own: Tensor) -> None:
         """Once: the model's own logits of the first position, against ours."""
-        with torch.no_grad():
-            first = Head(head.hidden[:, :1], head.weight, head.bias, head.scale, head.softcap).logits(slice(None))
-            own = own[:, : first.shape[-1]].float()
-            near = (first - own).abs().max() <= 0.02 * own.abs().max() + 1e-3
-        if not bool(near):
+        if not agrees(head, own):
             raise ConfigError(
                 "method.chunk",
                 f"the {name} does more with its logits than its output layer says",
@@ -252,13 +225,20 @@ class Reader:
             )
 
 
-def _shape_of(role: Role) -> tuple[float, float | None]:
-    """Factor and cap that a transformers model puts on its logits after the output layer, by its configuration."""
-    config = getattr(role.module, "config", None)
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    divisor = getattr(config, "logits_scaling", None)
-    cap = getattr(config, "final_logit_softcapping", None)
-    return scale / float(divisor or 1.0), None if cap is None else float(cap)
+def answered(signal: Signal) -> Logits:
+    """What a signal knows of predictions, in the form in which it is there."""
+    return signal.out if isinstance(signal.out, (Head, TopK)) else signal.logits
+
+
+def log_probability(z: Logits, labels: Tensor) -> Tensor:
+    """Of the tokens that come ``[N, T]``, without a graph; of those below 0 that of token 0."""
+    ids = labels.clamp_min(0)
+    with torch.no_grad():
+        if isinstance(z, Head):
+            return -in_chunks(z, None, {"kind": "cross_entropy"}, labels=ids)
+        rows = torch.arange(ids.numel(), device=ids.device).split(max(1, LARGE // z.shape[-1]))
+        found = [rows_of(z, at).float().log_softmax(-1).gather(1, ids.flatten()[at, None])[:, 0] for at in rows]
+        return torch.cat(found).view(ids.shape)
 
 
 @settings
@@ -286,7 +266,7 @@ class NextTokens(Method[Language]):
 
     def dense_only(self) -> str:
         """What forbids chunks, in words; empty if nothing does."""
-        return "add-on objectives read the logits" if self.setup.objectives else ""
+        return ""
 
     def bind(self, setup: Setup) -> None:
         """Take the participants, and what shows them side by side."""

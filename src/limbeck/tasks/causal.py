@@ -1,13 +1,12 @@
-"""What is asked of a causal language model: its logits, its output layer, how many outputs it has."""
+"""What is asked of a causal language model: its logits, how many outputs it has."""
 
 from __future__ import annotations
 
 import os
 from typing import Any
 
-from torch import nn
-
 from limbeck.errors import ConfigError, require
+from limbeck.grammar.heads import head_of
 from limbeck.grammar.method import Batch
 
 
@@ -42,10 +41,3 @@ def output_size(module: Any) -> int | None:
     config = getattr(module, "config", None)
     size = getattr(config, "vocab_size", None)
     return int(size) if size is not None else None
-
-
-def head_of(module: Any) -> nn.Linear | None:
-    """The output layer of a transformers causal model if it is a plain linear layer whose output is the logits."""
-    find = getattr(module, "get_output_embeddings", None)
-    head = find() if callable(find) else None
-    return head if type(head) is nn.Linear else None

@@ -18,7 +18,9 @@ from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
+from limbeck.functional.sparse import TopK
 from limbeck.grammar.answers import Answer
+from limbeck.grammar.heads import Head, Logits, answer, cross_entropy, rows_of
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
@@ -178,7 +180,7 @@ class Language(Task):
         loss = torch.zeros(where.shape, dtype=torch.float64)
         right = torch.zeros(where.shape, dtype=torch.bool)
         for i in range(len(items)):  # one row at a time: a batch of logits in float32 would be twice as large
-            log_q = logits[i].float().log_softmax(-1)
+            log_q = rows_of(logits[i : i + 1], slice(None)).float().log_softmax(-1)
             loss[i] = -log_q.gather(-1, labels[i].clamp_min(0)[:, None])[:, 0].double().cpu()
             right[i] = (log_q.argmax(-1) == labels[i]).cpu()
         counts = where.cpu()
@@ -217,7 +219,7 @@ class Language(Task):
             for _ in range(tokens):
                 ids = torch.tensor([row[-self.length :]], device=batch["input_ids"].device)
                 fed = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-                best = int(self._show(built, fed)[0, -1].argmax())
+                best = int(rows_of(self._show(built, fed)[:, -1:], slice(None)).argmax())
                 if best == end:
                     break
                 row.append(best)
@@ -416,8 +418,19 @@ class Language(Task):
         logits = Signal(call(module, batch)).logits
         return logits if self.columns is None else logits[..., : self.columns]
 
+    def shown(self, module: Any, batch: Batch) -> Any:
+        """The logits, or a `Head` where they would be large."""
+        out = answer(module, lambda: call(module, batch))
+        if isinstance(out, Head):
+            return out.cut(self.columns)
+        logits = Signal(out).logits
+        return logits if self.columns is None else logits[..., : self.columns]
+
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """Cross-entropy of each next token, ``[N, T-1]``, where its label counts."""
+        if isinstance(signal.out, Head):
+            short, labels, where = shifted(signal.out, batch)
+            return Term(cross_entropy(short, labels, where), where=where)
         logits, labels, where = shifted(signal.logits, batch)
         return Term(F.cross_entropy(logits, labels, where=where), where=where)
 
@@ -445,7 +458,7 @@ class Language(Task):
             for ids in torch.split(torch.arange(len(data)), self.eval_batch):
                 batch = to_device({**data.fetch(ids), "item": ids, "view": torch.zeros_like(ids)}, device)
                 logits, labels, where = shifted(self._show(built, batch), batch)
-                theirs = None
+                theirs: Logits | None = None
                 if teacher is not None:
                     try:
                         theirs = self._show(teacher, batch)[:, :-1]
@@ -455,8 +468,8 @@ class Language(Task):
                 tokens.append(where.sum(1).cpu().double())
                 losses.append(torch.zeros(len(ids), dtype=torch.float64))
                 for part in torch.split(rows, max(1, CELLS // logits.shape[-1])):
-                    z, y = logits.flatten(0, 1)[part], labels.flatten()[part]
-                    totals, loss = _judge(z, y, None if theirs is None else theirs.flatten(0, 1)[part])
+                    z, y = rows_of(logits, part), labels.flatten()[part]
+                    totals, loss = _judge(z, y, None if theirs is None else rows_of(theirs, part))
                     losses[-1].index_add_(0, part.cpu() // where.shape[1], loss.cpu().double())
                     for name, total in totals.items():
                         sums[name] = sums.get(name, 0.0) + total
@@ -470,11 +483,12 @@ class Language(Task):
             found["bits_per_byte"] = found["cross_entropy"] / math.log(2) * density
         return Scores(found, {"cross_entropy": torch.cat(losses)}, torch.cat(tokens))
 
-    def _show(self, built: Built, batch: Batch) -> Tensor:
+    def _show(self, built: Built, batch: Batch) -> Logits:
         if hasattr(built.module, "answer"):
             signal: Signal = built.module.answer(batch, ())
-            return signal.logits
-        return Signal(built.contract.outputs(self.feed(built.module, batch))).logits
+        else:
+            signal = Signal(built.contract.outputs(self.shown(built.module, batch)))
+        return signal.out if isinstance(signal.out, (Head, TopK)) else signal.logits
 
     def default_student(self) -> dict[str, Any]:
         """Two layers of width 64."""

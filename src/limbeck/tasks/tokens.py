@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from limbeck.data.text import Document, places_of
 from limbeck.errors import DataError, ShapeError
+from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import Head, Logits
 from limbeck.grammar.method import Batch
 from limbeck.storage.memory import need
 from limbeck.tasks.spelling import Spelled, spell
@@ -56,10 +58,13 @@ def next_counts(batch: Batch) -> Tensor:
     return found
 
 
-def shifted(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+Z = TypeVar("Z", Tensor, Head, TopK, Logits)
+
+
+def shifted(logits: Z, batch: Batch) -> tuple[Z, Tensor, Tensor]:
     """Logits ``[N, T-1, V]`` of positions that predict, the tokens they should predict, and which of these count."""
     labels = batch["labels"][:, 1:]
-    if logits.ndim != 3 or logits.shape[:2] != batch["labels"].shape:
+    if len(logits.shape) != 3 or logits.shape[:2] != batch["labels"].shape:
         expected = f"logits [N, T, V] for token ids {list(batch['labels'].shape)}"
         raise ShapeError("student", "the model is no language model", given=list(logits.shape), expected=expected)
     return logits[:, :-1], labels, next_counts(batch)

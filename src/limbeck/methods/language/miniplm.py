@@ -31,6 +31,7 @@ from limbeck.errors import ConfigError, DataError
 from limbeck.functional.corpora import difference_scores, drawn_share, highest_share
 from limbeck.grammar.artifact import Artifact
 from limbeck.grammar.card import Card
+from limbeck.grammar.heads import head_of
 from limbeck.grammar.method import Batch, Context, Method, Participant, Setup, Stage, Term, Terms
 from limbeck.grammar.random import Draws, key_of, seed_modules
 from limbeck.grammar.settings import Count, Fraction, Natural, Positive, Share, settings
@@ -50,7 +51,6 @@ from limbeck.parts.corpus_pieces import (
 from limbeck.parts.next_tokens import Reader
 from limbeck.storage.records import Recorded
 from limbeck.storage.weights import fingerprint
-from limbeck.tasks.causal import head_of
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokenized import hidden, trunk
 from limbeck.tasks.tokens import make_batch, next_counts

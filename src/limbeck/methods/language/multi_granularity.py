@@ -44,12 +44,13 @@ from limbeck.functional.revision import (
 from limbeck.functional.schedule import exponential
 from limbeck.grammar.artifact import Artifact, NetworkArtifact
 from limbeck.grammar.card import Card
+from limbeck.grammar.heads import rows_of
 from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.grammar.random import Draws
 from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Positive, settings
 from limbeck.grammar.signal import device_of, evaluating
 from limbeck.grammar.task import Task
-from limbeck.parts.next_tokens import Head, Reader, Tokens
+from limbeck.parts.next_tokens import Reader, Tokens
 from limbeck.parts.privacy import Pieces
 from limbeck.parts.spans import Chunker, Phrases, neighbours
 from limbeck.parts.writing import OnPolicy, Writer, ends_of, kept_prompts, written
@@ -244,8 +245,7 @@ class MultiGranularity(Method[Language]):
                 note = "sampler.temperature=0 and teacher_token=argmax write and correct the same texts in every epoch"
                 self.notes.append(note)
                 log.warning(note)
-        objectives = "add-on objectives read the logits" if setup.objectives else ""
-        self.reader = Reader(self, self.chunk, objectives, self.backend)
+        self.reader = Reader(self, self.chunk, "", self.backend)
         self.pieces = Pieces(self.task.tokenizer) if self.span > 0 else None
 
     def stages(self) -> list[Stage]:
@@ -381,13 +381,14 @@ class MultiGranularity(Method[Language]):
         rows = on.flatten().nonzero().squeeze(1)  # neighbours that both count are neighbours here too
         both = pairs.flatten()[rows]
         student, teacher = tokens.student, tokens.teacher
-        size = tokens.chunk or max(1, CELLS // _columns(student))
+        size = tokens.chunk or max(1, CELLS // student.shape[-1])
 
         def one(a: int) -> tuple[Tensor, ...]:
             at, own = rows[a : a + size + 1], both[a : a + size]
             with torch.no_grad():
-                z_t = _logits(teacher, at)
-            return self.part(_logits(student, at), z_t, tokens.labels.flatten()[at], own, ctx)
+                assert teacher is not None
+                z_t = rows_of(teacher, at)
+            return self.part(rows_of(student, at), z_t, tokens.labels.flatten()[at], own, ctx)
 
         parts: list[tuple[Tensor, ...]] = [
             # what a chunk needs for its gradient is computed again, so that one chunk's logits exist at a time
@@ -586,13 +587,3 @@ class Reading(NetworkArtifact):
     def fetch(self, items: Tensor) -> Batch:
         """Some of the texts."""
         return {k: v[items] for k, v in self.batch.items()}
-
-
-def _columns(shown: Tensor | Head) -> int:
-    return int(shown.shape[-1]) if isinstance(shown, Tensor) else len(shown.weight)
-
-
-def _logits(shown: Tensor | Head | None, rows: Tensor) -> Tensor:
-    """Logits ``[n, V]`` of some positions."""
-    assert shown is not None
-    return shown.flatten(0, 1)[rows] if isinstance(shown, Tensor) else shown.logits(rows)

@@ -24,6 +24,7 @@ import limbeck.functional as F
 from limbeck.functional.schedule import linear
 from limbeck.functional.transport import ClassMetric, CostNorm, sinkhorn, sinkhorn_classes
 from limbeck.grammar.card import Card
+from limbeck.grammar.heads import by_parts
 from limbeck.grammar.method import Batch, Context, Gather, Method, Setup, Term, Terms
 from limbeck.grammar.settings import Count, Fraction, Natural, NonNegative, Positive, settings
 from limbeck.grammar.task import Task
@@ -199,11 +200,6 @@ class SinkdTokens(Transport, NextTokens):
 
     term = "kd"
 
-    def dense_only(self) -> str:
-        """Chunks hold tokens apart that are to be matched with each other."""
-        reason = "tokens are matched with each other, and chunks hold some of them at a time"
-        return reason if self.moves and self.transport == "batch" else super().dense_only()
-
     def compared(self, tokens: Tokens, ctx: Context) -> Tensor:
         """The KD term of every position [N, T-1]."""
         T = self.heat(ctx)
@@ -231,9 +227,19 @@ class SinkdTokens(Transport, NextTokens):
         if self.transport == "sample":
             return tokens.compare(lambda z_s, z_t, labels, where: self.inside_rows(z_s, z_t, where))
         z_s, z_t = tokens.student, tokens.teacher
-        assert isinstance(z_s, Tensor) and isinstance(z_t, Tensor)
         length = where.shape[1]
         size = min(self.group, length)
+        if not isinstance(z_s, Tensor):  # one group's logits exist at a time
+            numbers = torch.arange(where.numel(), device=where.device).view(where.shape)
+            groups = [g for text in numbers for g in text.split(size)]
+
+            def one(z_s: Tensor, z_t: Tensor, at: Tensor) -> Tensor:
+                mask = where.flatten()[at]
+                found = self.between_rows(z_s, z_t, mask, self.classes)
+                return found * mask.sum() if self.reduction == "sum" else found
+
+            return torch.cat(by_parts(z_s, z_t, groups, one)).view(where.shape)
+        assert isinstance(z_t, Tensor)
         short = -length % size
         mask = torch.nn.functional.pad(where, (0, short)).unflatten(1, (-1, size))  # [N, G, size]
         z_s, z_t = (torch.nn.functional.pad(z, (0, 0, 0, short)).unflatten(1, (-1, size)) for z in (z_s, z_t))

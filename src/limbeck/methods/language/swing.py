@@ -13,7 +13,8 @@ z_T, z_S: logits of teacher and student [N, T, V];  s: scores [N, T];  CE: cross
 from __future__ import annotations
 
 import logging
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,9 +29,10 @@ from limbeck.functional.privacy import (
     protected_target,
 )
 from limbeck.grammar.card import Card
+from limbeck.grammar.heads import by_parts
 from limbeck.grammar.method import Batch, Context, Participant, Setup, Term, Terms
 from limbeck.grammar.settings import Fraction, NonNegative, Positive, settings
-from limbeck.parts.next_tokens import NextTokens, Tokens
+from limbeck.parts.next_tokens import NextTokens, Tokens, answered, log_probability
 from limbeck.parts.privacy import Patterns, Pieces, PrivacyScorer
 from limbeck.tasks.tokens import shifted
 
@@ -119,10 +121,6 @@ class Swing(NextTokens):
         if self.memorisation:
             self.participants["reference"] = Participant(like="student", data="train")
 
-    def dense_only(self) -> str:
-        """Noise is drawn for every word of the vocabulary."""
-        return "targets carry noise for every word of the vocabulary"
-
     def bind(self, setup: Setup) -> None:
         """Take the participants, and the text of every token."""
         super().bind(setup)
@@ -142,10 +140,9 @@ class Swing(NextTokens):
             for scorer in self.scorers:
                 found = torch.maximum(found, scorer.score(texts, offsets)[:, 1:].to(like.device))
         if self.memorisation:
-            at = tokens.labels.clamp_min(0).unsqueeze(-1)
-            theirs = shifted(ctx.signal("reference", batch).logits, batch)[0]
-            assert isinstance(tokens.teacher, Tensor)
-            p, r = (z.float().log_softmax(-1).gather(-1, at).squeeze(-1) for z in (tokens.teacher, theirs))
+            theirs = shifted(answered(ctx.signal("reference", batch)), batch)[0]
+            assert tokens.teacher is not None
+            p, r = (log_probability(z, tokens.labels) for z in (tokens.teacher, theirs))
             found = torch.maximum(found, memorisation_score(p, r, offset=self.offset, width=self.width))
         if self.scores == "shuffled":
             key = ctx.draws.rand("shuffled", batch["item"] + (batch["view"] << 40), found.shape[1:])
@@ -172,18 +169,36 @@ class Swing(NextTokens):
         if self.distil_ratio == 0:
             return super().step(batch, ctx)
         tokens = self.reader.read(batch, ctx)
-        z_s, z_t, where = tokens.student, tokens.teacher, tokens.where
-        assert isinstance(z_s, Tensor) and isinstance(z_t, Tensor)
+        where = tokens.where
         s = self.privacy(tokens, batch, ctx)  # [N, T-1]
         T = per_token_temperature(s, t_min=self.t_min, t_max=self.t_max, shape=self.shape)
-        target = self.target(z_t, T, s, batch, ctx)
-        values = T.square() * F.kl(z_s / T.unsqueeze(-1), target, where=where)
+        values = self.protected(tokens, T, s, batch, ctx)
         count = where.sum()
         terms = Terms({"tokens": (count, 1), "private": ((s * where).sum(), count)})
         terms["swing"] = Term(values, weight=self.distil_ratio, where=where)
         if self.distil_ratio < 1:
             public = where & (s < 0.5) if self.drop_hard_on_private else where
-            terms["lm"] = Term(
-                F.cross_entropy(z_s, tokens.labels, where=public), weight=1 - self.distil_ratio, where=public
-            )
+            own = replace(tokens, where=public).cross_entropy()
+            terms["lm"] = Term(own, weight=1 - self.distil_ratio, where=public)
         return terms
+
+    def protected(self, tokens: Tokens, T: Tensor, s: Tensor, batch: Batch, ctx: Context) -> Tensor:
+        """The divergence from the protected targets [N, T-1]; of large logits and their noise one text exists at a time."""
+        where, (n, length) = tokens.where, tokens.where.shape
+
+        def some(z_s: Tensor, z_t: Tensor, texts: Any) -> Tensor:
+            keys = {name: batch[name][texts] for name in ("item", "view")}
+            target = self.target(z_t, T[texts], s[texts], keys, ctx)
+            return T[texts].square() * F.kl(z_s / T[texts].unsqueeze(-1), target, where=where[texts])
+
+        if isinstance(tokens.student, Tensor):
+            assert isinstance(tokens.teacher, Tensor)
+            return some(tokens.student, tokens.teacher, slice(None))
+        rows = torch.arange(n * length, device=where.device).view(n, length)
+        parts = by_parts(
+            tokens.student,
+            tokens.teacher,
+            list(rows),
+            lambda z_s, z_t, at: some(z_s[None], z_t[None], at[:1] // length),
+        )
+        return torch.cat(parts)

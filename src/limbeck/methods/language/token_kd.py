@@ -88,11 +88,6 @@ class TokenKd(NextTokens):
             self.new("temperature", Number)
             self.learners = ("student", "temperature")
 
-    def dense_only(self) -> str:
-        """Chunks know no learned temperature."""
-        reason = "ctkd learns a temperature, which the chunked losses do not"
-        return reason if self.divergence == "ctkd" else super().dense_only()
-
     def compared(self, tokens: Tokens, ctx: Context) -> Tensor:
         """The divergence of every position [N, T-1]."""
         raw = ctx.call("temperature") if self.divergence == "ctkd" else None
@@ -100,7 +95,7 @@ class TokenKd(NextTokens):
         def values(z_s: Tensor, z_p: Tensor, labels: Tensor, where: Tensor | None) -> Tensor:
             return self.dense(z_s, z_p, labels, where, raw, self.strength(ctx))
 
-        return tokens.compare(values, self.closed_form())
+        return tokens.compare(values, self.closed_form()) if raw is None else tokens.compare_with(values)
 
     def dense(
         self,

@@ -198,7 +198,7 @@ def agrees(head: Head, own: Tensor) -> bool:
         return bool((first - own).abs().max() <= 0.02 * own.abs().max() + 1e-3)
 
 
-def answer(module: Any, call: Callable[[], Any], least: int = LARGE) -> Any:
+def answer(module: Any, call: Callable[[], Any], least: int | None = None) -> Any:
     """What ``call`` makes of a model; in the place of more than ``least`` logits a `Head`.
 
     Only of a transformers model with a plain output layer that does no more with its logits than its configuration says, not
@@ -207,7 +207,7 @@ def answer(module: Any, call: Callable[[], Any], least: int = LARGE) -> Any:
     Args:
         module: the model that ``call`` calls, once, on a batch of rows of tokens.
         call: returns the model's output as it is: its logits, or an object that holds them.
-        least: logits that are taken whole, at most.
+        least: logits that are taken whole, at most; ``None`` for `LARGE`.
     """
     head = None if hasattr(module, "_orig_mod") or _TOLD.get(module) is False else head_of(module)
     if head is None or hasattr(head.weight, "full_tensor"):
@@ -216,7 +216,7 @@ def answer(module: Any, call: Callable[[], Any], least: int = LARGE) -> Any:
 
     def spare(_layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         h = args[0]
-        if h.ndim != 3 or h.shape[1] < 2 or h.shape[0] * h.shape[1] * head.weight.shape[0] <= least:
+        if h.ndim != 3 or h.shape[1] < 2 or h.shape[0] * h.shape[1] * head.weight.shape[0] <= (least or LARGE):
             return None
         taken.append(h)
         return (h[:, :1], *args[1:])

@@ -203,3 +203,192 @@ def test_the_student_that_comes_back_carries_no_hooks(tmp_path: Path) -> None:
     )  # fmt: skip
     assert not any(m._forward_hooks for m in done.student.modules())
     assert len(pickle.dumps(done.student)) and copy.deepcopy(done.student)
+
+
+def flat(n: int = 10) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, n))
+
+
+def short(tmp_path: Path, *what: Any, **how: Any) -> limbeck.api.Distilled:
+    """A run of two steps that prints nothing and tries no teacher."""
+    given = {"out": tmp_path / "run", "steps": 2, "batch_size": 16, "quiet": True, "check": "off", **how}
+    if "epochs" in how and "steps" in how:
+        del given["steps"]
+    return limbeck.distill(*what, **given)
+
+
+def test_settings_are_explicit_and_those_of_the_classes_they_stand_for() -> None:
+    """Editors complete them; the tables of types may not fall behind."""
+    import inspect
+
+    from limbeck.api import EngineOptions, TrainSettings
+
+    for table, cls in ((TrainSettings, limbeck.Optim), (EngineOptions, limbeck.EngineSettings)):
+        assert list(table.__annotations__) == list(inspect.signature(cls).parameters)
+    known = set(inspect.signature(limbeck.distill).parameters)
+    assert {"objectives", "queries", "device", "export", "task", "teach", "engine", "preset"} <= known
+
+
+def test_what_a_recipe_says_may_be_said_by_arguments(tmp_path: Path) -> None:
+    _, _, x, y = things()
+    done = short(
+        tmp_path, flat(), flat(), {"x": x, "y": y}, "nkd", steps=None, epochs=1, device=torch.device("cpu"), average=0.5,
+        export="safetensors", engine={"eval_every": 5}, baselines=[], queries={"blur": lambda b: {**b, "x": b["x"] * 0.5}},
+        objectives={"gap": lambda s, t: (s.logits - t.logits).square().mean(-1)},
+    )  # fmt: skip
+    from limbeck.engine.logs import read_log
+
+    rows = [r for r in read_log(done.folder) if r["stage"] == "distil"]
+    assert rows and all("gap" in r for r in rows if "ce" in r)
+    assert {"student", "teacher", "average"} <= set(done.rows) and "alone" not in done.rows
+    assert done.result["hardware"]["device"] == "cpu" and "best" in done.metrics
+    assert (done.folder / "export" / "safetensors" / "student.safetensors").is_file()
+    settings = (done.folder / "config.yaml").read_text()
+    assert "epochs: 1" in settings and "lambda" in settings and "eval_every: 5" in settings
+
+
+def test_a_function_or_several_networks_teach(tmp_path: Path) -> None:
+    _, _, x, y = things()
+    one, two = flat(), flat()
+    data = (x[:250], y[:250], x[250:], y[250:])
+    alone = short(tmp_path, one, flat(), data).metrics["teacher"]
+    for function in (lambda x: one(x), lambda x: one(x).detach().numpy()):
+        assert short(tmp_path, function, flat(), data).metrics["teacher"] == alone
+    both = short(tmp_path, [one, lambda x: two(x)], flat(), data).metrics["teacher"]
+    z = (one(x[250:]).softmax(-1) + two(x[250:]).softmax(-1)).argmax(-1)
+    assert both["accuracy"] == pytest.approx((z == y[250:]).float().mean().item())
+    assert one.training and all(p.requires_grad for p in one.parameters())
+
+
+def test_two_functions_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    """By what they answer: the weights that they hold cannot be seen."""
+    from limbeck.errors import StorageError
+
+    _, _, x, y = things()
+
+    def teacher(net: nn.Module) -> Any:
+        return lambda x: net(x)
+
+    first = teacher(flat())
+    student = flat()
+    short(tmp_path, first, student, (x, y), force=False)
+    assert short(tmp_path, first, student, (x, y), force=False).result["reused"]
+    with pytest.raises(StorageError, match="teacher"):
+        short(tmp_path, teacher(flat()), student, (x, y), force=False)
+
+
+def forms() -> dict[str, Any]:
+    _, _, x, y = things()
+    held = torch.utils.data.TensorDataset(x, y)
+    pairs = [(a, int(b)) for a, b in zip(x, y, strict=True)]
+    return {
+        "a list of pairs": pairs,
+        "a list of mappings": [{"image": a.numpy(), "label": b} for a, b in pairs],
+        "arrays by name": {"x": x.numpy(), "y": y.numpy(), "x_test": x[:50].numpy(), "y_test": y[:50].numpy()},
+        "splits by name": {"train": (x, y), "validation": pairs[:40], "test": held},
+        "two data sets": (held, held),
+        "nested lists": (x.tolist(), y.tolist()),
+        "a loader": torch.utils.data.DataLoader(held, 16, shuffle=True),
+        "channels last": (np.repeat(x.numpy().transpose(0, 2, 3, 1), 3, 3), y.numpy()),
+    }
+
+
+@pytest.mark.parametrize("name", forms())
+def test_data_come_as_people_have_them(name: str, tmp_path: Path) -> None:
+    given = forms()[name]
+    colour = name == "channels last"
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 10)) if colour else flat()
+    done = short(tmp_path, net, nn.Sequential(*map(_again, net)), given, baselines=[])
+    items = done.result["items"]
+    assert items["train"] + items["valid"] + items["test"] >= 300
+    said = " ".join(done.result["notes"])
+    assert ("3 channels (last)" in said) is colour
+    assert ("of the DataLoader its data set is used" in said) is (name == "a loader")
+
+
+def _again(layer: nn.Module) -> nn.Module:
+    return nn.Linear(layer.in_features, layer.out_features) if isinstance(layer, nn.Linear) else nn.Flatten()
+
+
+def test_columns_rows_and_labels_beside_a_frame_are_tables() -> None:
+    pandas = pytest.importorskip("pandas")
+    from limbeck.given import source_of
+
+    frame = pandas.DataFrame({"a": np.arange(6.0), "b": list("xyxyxy")})
+    labels = pandas.Series([0, 1, 0, 1, 0, 1])
+    expected = frame.assign(label=labels)
+    for given in (
+        (frame, labels),
+        expected.to_dict("list"),
+        expected.to_dict("records"),
+        {"train": expected, "test": expected},
+        (expected, expected),
+    ):
+        source: Any = source_of(given)
+        assert source.frames["train"].equals(expected)
+    with pytest.raises(DataError, match="6 rows and 5 targets"):
+        source_of((frame, labels[:-1]))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"student": nn.Linear}, r"student: Linear is a class.*student=Linear\(\.\.\.\)"),
+        ({"student": lambda: flat()}, r"a function has no weights to train.*call it: student=make\(\)"),
+        ({"teacher": nn.Linear}, r"teacher: Linear is a class"),
+        ({"teacher": 7}, "a function from inputs to logits"),
+        ({"teacher": lambda x: x.nothing}, "the function fails on a batch of the data: AttributeError"),
+        ({"method": lambda s, t: 0}, r"limbeck methods lists them.*objectives=\{\"mine\": function\}"),
+        ({"method": limbeck.Method}, "Method is a class"),
+        ({"objectives": {"mine": 3}}, r"objectives\.mine: got 'int'"),
+        ({"objectives": lambda s, t: 0}, "a mapping by name"),
+        (
+            {"objectives": {"mine": lambda s, t: (s.logits - t.logits).mean()}},
+            "one number for a batch.*leave out the mean",
+        ),
+        ({"queries": {"mine": lambda batch: batch["x"]}}, "returns Tensor, expected the batch"),
+        ({"epochs": 1}, "steps and epochs are both given"),
+        ({"teach": {"step": 1}}, r"teach\.step: .*did you mean 'steps'"),
+        ({"export": "onx"}, "did you mean 'onnx'"),
+        ({"data": torch.zeros(4, 64)}, r"inputs alone.*data=\(x, y\)"),
+        ({"data": (i for i in range(3))}, r"empty after one pass: data=list"),
+        ({"data": (["a text", "another"], [0, 1])}, r"labelled-text:reviews\.csv"),
+        ({"data": {"x": [1, 2], "z": [[1], [2]]}}, "columns of one length"),
+        ({"data": {"train": (torch.zeros(2, 4), [0, 1]), "test": 3}}, "a list of"),
+    ],
+)
+def test_what_makes_no_sense_is_told_with_the_cure(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    _, _, x, y = things()
+    whole = {"teacher": flat(), "student": flat(), "data": (x, y), **given}
+    with pytest.raises(LimbeckError, match=said):
+        short(tmp_path, **whole)
+    assert not (tmp_path / "run").exists(), "nothing was begun"
+
+
+def test_the_result_shows_itself(tmp_path: Path) -> None:
+    _, _, x, y = things()
+    done = short(tmp_path, flat(), flat(), (x, y), out=tmp_path / "<b>run")
+    assert (
+        len(repr(done)) < 300 and "\n" not in repr(done) and repr(done).startswith("<Distilled kd: accuracy: teacher ")
+    )
+    accuracy = f"{100 * done.metrics['student']['accuracy']:.1f}"
+    assert f"student {accuracy} %" in repr(done) and "650 parameters" in repr(done).replace("\u202f", " ")
+    assert [line.split("  ")[0] for line in done.table.splitlines()[1:4]] == ["teacher", "student alone", "kd"]
+    assert str(done).startswith(done.table) and "The student reaches" in str(done)
+    page = done._repr_html_()
+    assert page.count("<tr>") == 4 and accuracy in page and "report.html" in page and "<b>" not in page
+
+
+def test_a_method_of_one_s_own(tmp_path: Path) -> None:
+    import limbeck.functional as F
+
+    class Mine(limbeck.Method):
+        def step(self, batch: Any, ctx: Any) -> limbeck.Terms:
+            s, t = ctx.signal("student", batch).logits, ctx.signal("teacher", batch).logits
+            return limbeck.Terms(mine=limbeck.Term(F.kl(s, t)))
+
+    from limbeck.engine.logs import read_log
+
+    _, _, x, y = things()
+    done = short(tmp_path, flat(), flat(), (x, y), Mine())
+    assert any("mine" in row for row in read_log(done.folder)) and done.result["method"] == "Mine"

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from limbeck.api import _source
 from limbeck.data.masks import DigitScenes, MaskArrays, MaskFolder, brought_to
 from limbeck.data.sources import Digits
 from limbeck.errors import DataError
+from limbeck.given import source_of as _source
 from limbeck.tasks.dense import Dense
 
 RNG = np.random.default_rng(0)

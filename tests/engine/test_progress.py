@@ -138,3 +138,37 @@ def test_nobody_listening_is_no_reason_to_stop() -> None:
 def test_format_seconds_and_values() -> None:
     assert [format_seconds(x) for x in (0.4, 61, 3 * 3600 + 130, math.inf)] == ["0:00", "1:01", "3:02:10", "?"]
     assert [format_value(x) for x in (0.0, 7, 1234.25, 1e-9, math.nan)] == ["0", "7", "1234", "1.000e-09", "nan"]
+
+
+def test_a_notebook_gets_one_line_that_changes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Cell:
+        def __init__(self, text: str) -> None:
+            self.shown = [text]
+
+        def update(self, data: dict[str, str], raw: bool) -> None:
+            self.shown.append(data["text/plain"])
+
+    clock, cells = Clock(monkeypatch), list[Cell]()
+    monkeypatch.setattr(shown, "in_notebook", lambda: True)
+    monkeypatch.setattr(shown, "_display", lambda text: cells.append(Cell(text)) or cells[-1])
+    progress = Progress()
+    progress.say("a note")
+    for name in ("teacher", "distil\x1b[2J"):
+        progress.stage(name, 8)
+        for _ in range(8):
+            clock.now += 0.25
+            progress.advance(1, loss=0.5)
+    progress.close()
+    first, second = cells
+    assert first.shown[0].startswith("░" * 24) and first.shown[4].startswith(
+        "█" * 12 + "░" * 12 + "  teacher  4/8  50%"
+    )
+    assert first.shown[-1] == "teacher  8 in 2.0 s, 4/s  loss 0.5000" and "\x1b" not in "".join(second.shown)
+    said = capsys.readouterr()
+    assert said.out == "a note\n" and said.err == "", "what goes to stderr looks like an error there"
+
+
+def test_no_notebook_is_seen_where_there_is_none() -> None:
+    assert not shown.in_notebook()

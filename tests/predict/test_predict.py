@@ -530,7 +530,7 @@ def test_a_module_that_a_program_held_is_handed_over(tmp_path: Path) -> None:
     task.load(0)
     torch.manual_seed(0)
     net: Callable[[], Any] = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))  # noqa: E731
-    from limbeck.api import Given
+    from limbeck.given import Given
 
     first = net()
     built = build_model(Given(first), task, 0, "student")

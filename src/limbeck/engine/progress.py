@@ -47,8 +47,25 @@ def format_value(value: Any) -> str:
     return f"{number:#.4g}".rstrip(".") if 1e-3 <= abs(number) < 1e4 else f"{number:.3e}"
 
 
+BAR = 24
+"""Characters of a bar in a notebook."""
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, which shows displays that change."""
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    return getattr(shell, "kernel", None) is not None
+
+
+def _display(text: str) -> Any:
+    """Show a text in a notebook; gives what changes it."""
+    from IPython.display import display
+
+    return display({"text/plain": text}, raw=True, display_id=True)
+
+
 class Progress:
-    """Progress on stderr: a live bar on a terminal, otherwise plain lines, ever more rarely, and the last.
+    """Progress on stderr: a live bar on a terminal or in a notebook, otherwise plain lines, ever more rarely, and the last.
 
     Plain lines come more rarely as a stage gets older (every fiftieth of its age, a minute at most), so a night's log
     stays readable. Other ranks than 0 are silent; so is everything with ``LIMBECK_PROGRESS=0``;
@@ -78,6 +95,8 @@ class Progress:
         except ValueError:  # a closed stream
             terminal, self.quiet = False, True
         self._live = terminal and wish != "plain" and not self.quiet
+        self._notebook = file is None and not self.quiet and wish != "plain" and in_notebook()
+        self._cell: Any = None  # of the notebook: what shows the current stage
         self.name = ""
         self.total: int | None = None
         self.done = 0
@@ -100,6 +119,9 @@ class Progress:
         self._marks = deque([(self._began, done)])
         if self._live:
             self._draw()
+        elif self._notebook:
+            self._next = self._began + 1.0 / self.RATE
+            self._cell = _display(self._bar(self._began))
 
     def advance(self, n: int = 1, **metrics: Any) -> None:
         """``n`` more are done. Metrics are numbers or one-element tensors; they are only read when they are shown."""
@@ -118,6 +140,9 @@ class Progress:
         if self._live:
             self._next = now + 1.0 / self.RATE
             self._draw()
+        elif self._cell is not None:
+            self._next = now + 1.0 / self.RATE
+            self._cell.update({"text/plain": self._bar(now)}, raw=True)
         else:
             self._next = now + min(60.0, max(2.0, (now - self._began) / 8))  # a log is read afterwards: few lines
             self._line(now)
@@ -169,16 +194,28 @@ class Progress:
             self._task = None
         if self._live:
             self._console().print(text, markup=False, highlight=False, soft_wrap=True)
+        elif self._cell is not None:
+            self._cell.update({"text/plain": visible(masked(text))}, raw=True)
+            self._cell = None
         else:
             self._write(text)
 
     def _shown(self) -> str:
         return "  ".join(f"{name} {format_value(value)}" for name, value in self._metrics.items())
 
+    def _bar(self, now: float) -> str:
+        """The current stage in one line, with a bar where its length is known."""
+        if not self.total:
+            return visible(masked(self._text(now)))
+        filled = BAR * min(self.done, self.total) // self.total
+        return visible(masked(f"{'█' * filled}{'░' * (BAR - filled)}  {self._text(now)}"))
+
     def _line(self, now: float) -> None:
+        self._write(self._text(now))
+
+    def _text(self, now: float) -> str:
         if self.total is None and not self.done:  # nothing is counted: only that it goes on
-            self._write(f"{self.name}  {format_seconds(now - self._began)}")
-            return
+            return f"{self.name}  {format_seconds(now - self._began)}"
         self._marks.append((now, self.done))
         while len(self._marks) > 2 and now - self._marks[0][0] > self.WINDOW:
             self._marks.popleft()
@@ -192,9 +229,12 @@ class Progress:
         if self.total is not None and rate > 0:
             parts.append(f"{format_seconds((self.total - self.done) / rate)} left")
         shown = self._shown()
-        self._write("  ".join([*parts, shown] if shown else parts))
+        return "  ".join([*parts, shown] if shown else parts)
 
     def _write(self, text: str) -> None:
+        if self._notebook:
+            print(visible(masked(text)))  # a notebook shows what goes to stderr as if it were an error
+            return
         try:
             self._file.write(visible(masked(text)) + "\n")
             self._file.flush()

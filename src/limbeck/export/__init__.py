@@ -54,6 +54,7 @@ def export(
     licence: str = "",
     progress: Any = None,
     teacher: bool = False,
+    held: Restored | None = None,
 ) -> Path:
     """Write what a run made in another format.
 
@@ -69,6 +70,7 @@ def export(
         licence: for the model card of ``hub``, as the hub calls it.
         progress: a `limbeck.engine.progress.Progress` that is told what is being done.
         teacher: time the teacher beside the ONNX graph, in torch and as a graph of its own.
+        held: the run as its own process holds it; read back from its folder by default.
 
     Returns:
         The folder that was written. Facts about it (bytes, the task's metric and latency before and after, error against
@@ -90,8 +92,11 @@ def export(
     run_folder = Path(run_folder)
     which = _which(run_folder, checkpoint)
     work = _Work(progress)
-    with work.doing("reading the run"):
-        restored = restore(run_folder, which)
+    if held is None:
+        with work.doing("reading the run"):
+            restored = restore(run_folder, which)
+    else:
+        restored = held
     artifact = restored.artifact
     check_format(format, restored.bench.task)
     _check_artifact(format, artifact)

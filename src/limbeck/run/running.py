@@ -33,7 +33,7 @@ from limbeck.run.folder import Claim, admit, default_folder, empty, finished, gr
 from limbeck.run.measures import hardware, latencies, peak_memory, sizes, versions
 from limbeck.run.per_item import save_items
 from limbeck.run.preparing import prepare
-from limbeck.run.restoring import bring_back
+from limbeck.run.restoring import Restored, bring_back
 from limbeck.run.rows import Scored, called, evaluator_of, merged, score_rows
 from limbeck.storage import store
 from limbeck.storage.disk import workspace
@@ -263,11 +263,21 @@ def _distil(
         logs.summary(result)
         store.atomic_write(folder / "result.json", (json.dumps(result, indent=2, allow_nan=True) + "\n").encode())
         report.write_report(folder)
+        held = _held(about["recipe"], recipe, bench, artifact)
         for form in recipe.export:
-            export(folder, form, say=say, progress=progress)
+            export(folder, form, say=say, progress=progress, held=held)
         result["exports"] = read_result(folder / "result.json")["exports"]
     dist.barrier()
     return {**result, "folder": str(folder), "reused": False}, artifact
+
+
+def _held(settings: dict[str, Any], recipe: Recipe, bench: Bench, made: Artifact) -> Restored | None:
+    """The run for its exports, where the caller gave networks or data that its folder cannot bring back."""
+    if "given" not in (value for name, value in settings.items() if name.endswith(".use")):
+        return None
+    for role in recipe.method.roles.values():
+        role.untap()
+    return Restored(recipe, bench, made, "", 0, True)
 
 
 def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any], engine: Engine) -> dict[str, Any]:

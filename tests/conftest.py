@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.battery_cures import CURES
 from tests.two_processes import TwoProcesses
 
 os.environ.setdefault("LIMBECK_PROGRESS", "0")
@@ -26,6 +27,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     kept = [item for item in items if item.get_closest_marker("expensive") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
     items[:] = kept
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failure of the battery says what it most likely means."""
+    report = yield
+    name = getattr(item, "originalname", "")
+    if report.failed and item.path.name == "test_battery.py" and name in CURES:
+        report.sections.append(("Likely cause and cure", CURES[name]))
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -243,6 +243,7 @@ def _crash(error: Exception, words: list[str]) -> str:
 
     what = f"{type(error).__name__}: {error}"
     what = what if len(what) <= 200 else what[:197] + "..."
+    own = _own_code(error)
     text = [
         f"limbeck {__version__}, Python {platform.python_version()}, {platform.platform()}",
         f"command: limbeck {' '.join(repr(word) for word in words)}",
@@ -256,7 +257,31 @@ def _crash(error: Exception, words: list[str]) -> str:
             file.write(without_secrets("\n".join(text)))
     except OSError as failure:
         return f"a defect of limbeck: {what}; its traceback could not be written: {failure.strerror}"
+    if own:
+        return f"{own}: {what} (your own code; the whole traceback is in {path})"
     return f"a defect of limbeck: {what}; please report it with {path}"
+
+
+def _own_code(error: BaseException) -> str:
+    """The line of the user's own code that an error was raised in, or that called what raised it; empty for limbeck's.
+
+    A library may stand between the two; but what limbeck itself raised below the user's line is limbeck's to explain.
+    """
+    import sysconfig
+    import traceback
+
+    libraries = {Path(p).resolve() for p in sysconfig.get_paths().values()}
+    home = Path(__file__).resolve().parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        path = Path(frame.filename)
+        if not path.is_file():
+            continue
+        path = path.resolve()
+        if path.is_relative_to(home):
+            return ""
+        if not any(path.is_relative_to(place) for place in libraries):
+            return f"{frame.filename}:{frame.lineno}"
+    return ""
 
 
 def run_and_exit() -> Any:

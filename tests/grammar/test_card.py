@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -205,3 +206,48 @@ def test_our_own_cards_are_whole():
         assert entry.card.recipe in recipes(), f"{entry.card.slug} names the recipe {entry.card.recipe!r}"
         assert entry.card.claim
         assert entry.card.provenance
+
+
+def test_a_number_is_optional_and_rows_that_are_excepted_exist(folder):
+    assert read_card(write(folder, LITERAL.replace("    number=7,\n", ""))).number is None
+    row = 'recipe="toy",\n    exceptions={"at_equalty": "why"},'
+    with pytest.raises(
+        ConfigError, match=r"toy_method\.py:5.*'at_equalty'; did you mean 'at_equality'\? Rows: accum.*terms"
+    ):
+        read_card(write(folder, LITERAL.replace('recipe="toy",', row)))
+
+
+def test_every_row_of_the_battery_is_known():
+    from pathlib import Path
+
+    text = (Path(__file__).parents[1] / "test_battery.py").read_text()
+    asked = set(re.findall(r'(?:except_for\(name, |exceptions\.get\()"(\w+)"', text))
+    assert asked == set(cards.ROWS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        LITERAL.replace('title="A "', "title=").replace('"Toy",\n', "", 1),
+        LITERAL + "\ndef (",
+        "CARD = Card(slug='half')",
+    ],
+)
+def test_a_half_written_file_breaks_its_own_entry_alone(folder, text, capsys):
+    from limbeck import cli
+
+    write(folder)
+    half = write(folder, text.replace("toy", "half").replace("CARD = Card(\n", "CARD = Card(  # soon\n"), "half.py")
+    broken: list = []
+    found = cards.entries(plugins=False, broken=broken)
+    assert [e.card.slug for e in found if e.card.slug == "toy-method"] == ["toy-method"]
+    assert [path for path, _ in broken] == [half]
+    assert cards.find_method("toy")[1] == "Toy" and "toy" in cards.method_names()
+    with pytest.raises(ConfigError, match=r"half\.py"):
+        find_card("half")
+    assert cli.main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    assert "toy toy-two" in shown and "cannot be read" in shown
+    assert cli.main(["methods", "--json"]) == 0
+    told = {m["slug"]: m for m in json.loads(capsys.readouterr().out)}
+    assert "half.py" in told["half"]["error"] and "error" not in told["toy-method"]

@@ -16,14 +16,17 @@ def main(words: list[str]) -> int:
     parser.add_argument("--family", metavar="NAME", help="those of one family only")
     parser.add_argument("--json", action="store_true", help="print JSON")
     args, _ = parser.read(words)
-    entries = cards.entries()
+    broken: cards.Broken = []
+    entries = cards.entries(broken=broken)
     families = sorted({e.card.family for e in entries})
     if args.family is not None:
         common.one_of(families, "--family", "family")(args.family)
         entries = [e for e in entries if e.card.family == args.family]
+        broken = [(path, why) for path, why in broken if path.parent.name == args.family]
     shown = cards.evidence()
     if args.json:
-        common.print_json([as_json(e, shown) for e in entries])
+        unread = [{"slug": path.stem.replace("_", "-"), "file": str(path), "error": why} for path, why in broken]
+        common.print_json([*(as_json(e, shown) for e in entries), *unread])
         return 0
     rows = [
         (
@@ -35,6 +38,9 @@ def main(words: list[str]) -> int:
             shown.get(e.card.slug, {}).get("status", "-"),
         )
         for e in entries
+    ]
+    rows += [
+        ("", path.stem.replace("_", "-"), path.parent.name, f"cannot be read: {why}", "", "-") for path, why in broken
     ]
     common.table(rows, ["no.", "method", "family", "title", "year", "evidence"], right=["no."])
     print(f"{len(entries)} papers. limbeck show NAME tells more; limbeck run NAME runs one.")

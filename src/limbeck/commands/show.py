@@ -8,19 +8,29 @@ from typing import Any
 
 from limbeck.commands import _common as common
 from limbeck.commands.methods import as_json
-from limbeck.errors import LimbeckError
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.grammar import card as cards
 
-TEXT = """Show one method: the facts of its paper, its presets, the claim that is checked, and its complete recipe."""
+TEXT = """Show one method: the facts of its paper, its presets, the claim that is checked, and its complete recipe.
+
+limbeck show NAME --taps [key=value...] lists what a tap may name instead: the modules of the student and the teacher of a
+recipe, or of one model (limbeck show timm:resnet18 --taps), each with the shape it shows for two items of the data. Of a model
+alone the data are those of the recipe kd, or of --recipe NAME."""
 
 
 def main(words: list[str]) -> int:
     """Run the command."""
-    parser = common.Parser("show", TEXT)
-    parser.add_argument("name", metavar="NAME", help="a method, or the slug of its paper")
+    parser = common.Parser("show", TEXT, overrides=True)
+    parser.add_argument("name", metavar="NAME", help="a method, or the slug of its paper; with --taps also a model")
+    parser.add_argument("--taps", action="store_true", help="list the modules that a tap may name, with their shapes")
+    parser.add_argument("--recipe", metavar="NAME", help="with --taps: whose task and data a model is built for")
     parser.add_argument("--source", action="store_true", help="print the method's file")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    args, _ = parser.read(words)
+    args, tokens = parser.read(words)
+    if args.taps:
+        return _taps(args.name, tokens, args.recipe, args.json)
+    if tokens or args.recipe:
+        raise ConfigError(tokens[0] if tokens else "--recipe", "is about --taps", remedy="add --taps, or leave it out")
     entry = cards.find_card(args.name)
     source = entry.file.read_text(encoding="utf-8")
     if args.source and not args.json:
@@ -35,6 +45,55 @@ def main(words: list[str]) -> int:
         return 0
     _print_card(entry)
     return 0
+
+
+def _taps(name: str, tokens: list[str], task: str | None, as_json: bool) -> int:
+    """List the modules of a recipe's networks, or of one model's."""
+    from limbeck.errors import human
+    from limbeck.recipe.names import table
+    from limbeck.recipe.recipe import build, check, load_tree
+
+    known = set(table("model"))
+    head = name.split(":", 1)[0]
+    alone = head in known and cards.locate_method(name) is None and name not in cards.recipes()
+    base = task or (_usual_task(head) if alone else name)
+    recipe = build(check(load_tree(base, [*([f"student={name}"] if alone else []), *tokens])))
+    from limbeck.run.taps import networks, places
+
+    found = {role: places(*one) for role, one in networks(recipe, ["student"] if alone else ()).items()}
+    if as_json:
+        common.print_json({role: [vars(p) for p in rows] for role, rows in found.items()})
+        return 0
+    for role, rows in found.items():
+        if not rows:
+            print(f"{role}: no network of torch's, and no taps\n")
+            continue
+        cells = [
+            (
+                p.name,
+                p.module,
+                "x".join(map(str, p.shape)) or ("-" if p.calls else "does not run"),
+                str(p.calls) if p.calls > 1 else "",
+                human(p.parameters) if p.parameters else "",
+            )
+            for p in rows
+        ]
+        title = name if alone else f"{role} of {name}"
+        common.table(cells, ["tap", "module", "shows", "calls", "parameters"], title, right=["calls", "parameters"])
+    print(
+        "NAME:in is the first input instead; of what runs several times NAME is the last call, NAME:0 the first, NAME:all a tuple."
+    )
+    return 0
+
+
+def _usual_task(model: str) -> str:
+    """The recipe whose task a kind of model is built for, where none is named."""
+    from limbeck.grammar.task import Model
+    from limbeck.recipe.schema import find_class
+
+    usual = {"classes": "kd", "tokens": "taid", "map": "bpkd", "denoiser": "guided-diffusion", "boxes": "vild"}
+    forms = getattr(find_class(Model, model, "NAME"), "forms", ())
+    return next((recipe for form, recipe in usual.items() if form in forms), "kd")
 
 
 def _recipe_name(card: cards.Card, name: str) -> str:

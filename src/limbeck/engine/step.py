@@ -18,7 +18,19 @@ from limbeck.engine.guard import Guard
 from limbeck.engine.rules import Routing, same_phase
 from limbeck.errors import ConfigError, MethodError
 from limbeck.functional.precision import widest
-from limbeck.grammar.method import Batch, Gather, Gathered, Method, Objective, Share, Stage, Term, Terms, as_phases
+from limbeck.grammar.method import (
+    Batch,
+    Gather,
+    Gathered,
+    Method,
+    Objective,
+    Share,
+    Stage,
+    Term,
+    Terms,
+    as_phases,
+    phase_error,
+)
 from limbeck.grammar.optim import Optim, held_by, lay_out, set_rate
 from limbeck.grammar.random import key_of, seed_modules
 
@@ -394,12 +406,19 @@ class Phases:
             if isinstance(made, Terms):
                 self.over = True
                 return made
-            self._rest = as_phases(made)
+            self._rest = as_phases(made, self._who())
         try:
-            return self._rest.send(answer) if isinstance(self._rest, Generator) else next(self._rest)
+            found = self._rest.send(answer) if isinstance(self._rest, Generator) else next(self._rest)
         except StopIteration:
             self.over = True
             return None
+        if not isinstance(found, (Terms, Share, Gather)):
+            raise phase_error(self._who(), "yielded", found)
+        return found
+
+    def _who(self) -> str:
+        function: Any = getattr(self._start, "func", None)
+        return str(getattr(function, "__qualname__", "step"))
 
 
 def add_ons(method: Method) -> dict[str, Objective]:

@@ -21,6 +21,17 @@ from limbeck.errors import ConfigError, nearest, shorten
 GROUP = "limbeck.methods"
 """The entry-point group in which an installed package offers methods: ``slug = package.module``."""
 
+ROWS = {
+    "accumulation": "a batch that is cut into micro-batches gives the same update",
+    "at_equality": "a student that equals the teacher gives the terms that `at_equality` promises",
+    "batch_of_one": "a batch of one item runs",
+    "moves": "every parameter that is trained moves",
+    "precision": "terms stay finite when networks run in bfloat16",
+    "processes": "two processes give the same update as one",
+    "terms": "every term reaches the roles it declares and no other",
+}
+"""Rows of the test battery from which a Card may except its methods, with what each says."""
+
 _TEXTS = ("slug", "title", "family", "venue", "arxiv", "repository", "licence", "optimised", "claim", "recipe", "notes")
 _BEGINS = re.compile(r"^CARD\b.*=.*\($", re.MULTILINE)
 _SLUG = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
@@ -31,7 +42,7 @@ class Card:
     """What is known about one paper and its place here.
 
     Attributes:
-        number: its number among the sixty-two systems; ``None`` for a base that they build on.
+        number: its number among the sixty-two systems; left out for a base that they build on, and for any other paper.
         slug: the file's stem with ``-`` for ``_``.
         title: the paper's title.
         year: of publication.
@@ -49,19 +60,19 @@ class Card:
         at_equality: for each term what happens when the student is the teacher: ``value`` (its values are 0),
             ``gradient`` (its gradient is), or a sentence that says why neither.
         baseline: for each method the overrides that turn it into the student alone, bit for bit.
-        exceptions: rows of the test battery that do not hold, with the reason.
+        exceptions: rows of the test battery (`ROWS`) that do not hold, with the reason.
         notes: anything a user should know first.
 
     Raises:
         TypeError, ValueError: a value has the wrong type or form.
     """
 
-    number: int | None
     slug: str
     title: str
     year: int
     family: str
     methods: Mapping[str, str]
+    number: int | None = None
     venue: str = ""
     arxiv: str = ""
     repository: str = ""
@@ -99,6 +110,14 @@ class Card:
             value = getattr(self, name)
             if not isinstance(value, Mapping) or not all(isinstance(x, str) for pair in value.items() for x in pair):
                 raise TypeError(f"{name} must map texts to texts")
+        for row in self.exceptions:
+            if row not in ROWS:
+                close = nearest(row, ROWS, 1)
+                raise ValueError(
+                    f"exceptions: no row of the battery is called {row!r}"
+                    + (f"; did you mean {close[0]!r}?" if close else "")
+                    + f" Rows: {', '.join(ROWS)}"
+                )
         if not self.methods:
             raise ValueError("methods must name at least one class")
         for name in self.methods:
@@ -236,11 +255,22 @@ def _module(path: Path) -> str:
     return ".".join(("limbeck", "methods", *parts))
 
 
-def _own() -> Iterator[Entry]:
+Broken = list[tuple[Path, str]]
+"""Files whose Cards cannot be read, each with what is wrong."""
+
+
+def _own(broken: Broken | None = None) -> Iterator[Entry]:
     for path in _files():
-        card = _read(path)
-        if card is not None:
-            yield _entry(card, path, _module(path), "limbeck")
+        try:
+            card = _read(path)
+            found = None if card is None else _entry(card, path, _module(path), "limbeck")
+        except ConfigError as error:
+            if broken is None:
+                raise
+            broken.append((path, error.line()))
+            continue
+        if found is not None:
+            yield found
 
 
 def _entry(card: Card, path: Path, module: str, package: str) -> Entry:
@@ -251,25 +281,39 @@ def _entry(card: Card, path: Path, module: str, package: str) -> Entry:
     return Entry(card, path, module, package)
 
 
-def _plugins(name: str | None = None) -> Iterator[Entry]:
+def _plugins(name: str | None = None, broken: Broken | None = None) -> Iterator[Entry]:
     """Cards that installed packages offer. Their parent packages are imported, their method files are not."""
     from importlib.metadata import entry_points
 
     for point in entry_points(group=GROUP):
-        module = point.value.split(":")[0].strip()
-        offered = f"entry point {GROUP}: {point.name}"
         try:
-            spec = importlib.util.find_spec(module)
-        except Exception as error:
-            raise ConfigError(
-                offered, f"{module} cannot be found: {error}", remedy="update or uninstall that package"
-            ) from None
-        if spec is None or not spec.origin or not spec.origin.endswith(".py"):
-            raise ConfigError(offered, f"{module} is no Python file", remedy="update or uninstall that package")
-        card = read_card(spec.origin)
-        if name is None or name in card.methods or name == card.slug:
-            package = point.dist.name if point.dist is not None else module.split(".")[0]
-            yield Entry(card, Path(spec.origin), module, package)
+            found = _offered(point, name)
+        except ConfigError as error:
+            if broken is None or point.name == name:
+                raise
+            broken.append((Path(point.name), error.line()))
+            continue
+        if found is not None:
+            yield found
+
+
+def _offered(point: Any, name: str | None) -> Entry | None:
+    """What one entry point offers, where that is what is looked for."""
+    module = point.value.split(":")[0].strip()
+    offered = f"entry point {GROUP}: {point.name}"
+    try:
+        spec = importlib.util.find_spec(module)
+    except Exception as error:
+        raise ConfigError(
+            offered, f"{module} cannot be found: {error}", remedy="update or uninstall that package"
+        ) from None
+    if spec is None or not spec.origin or not spec.origin.endswith(".py"):
+        raise ConfigError(offered, f"{module} is no Python file", remedy="update or uninstall that package")
+    card = read_card(spec.origin)
+    if name is not None and name not in card.methods and name != card.slug:
+        return None
+    package = point.dist.name if point.dist is not None else module.split(".")[0]
+    return Entry(card, Path(spec.origin), module, package)
 
 
 def _order(entry: Entry) -> tuple[bool, int, str]:
@@ -277,23 +321,29 @@ def _order(entry: Entry) -> tuple[bool, int, str]:
     return (number is None, number or 0, entry.card.slug)
 
 
-def entries(plugins: bool = True) -> list[Entry]:
+def entries(plugins: bool = True, broken: Broken | None = None) -> list[Entry]:
     """Every Card with its place, by number; those without a number last.
+
+    Args:
+        plugins: those of installed packages too.
+        broken: files whose Cards cannot be read are appended here, and left out; without it they are refused.
 
     Raises:
         ConfigError: two Cards claim the same slug or method name, or a Card can't be read.
     """
-    found = sorted(_own(), key=_order)
+    found = sorted(_own(broken), key=_order)
     if plugins:
-        found += sorted(_plugins(), key=_order)
+        found += sorted(_plugins(broken=broken), key=_order)
     slugs: dict[str, Entry] = {}
     names: dict[str, Entry] = {}
     for entry in found:
         for table, keys, what in ((slugs, [entry.card.slug], "slug"), (names, list(entry.card.methods), "method")):
             for key in keys:
-                if key in table:
+                if key in table and broken is not None:
+                    broken.append((entry.file, f"{entry.file}: the {what} {key!r} is taken by {table[key].file}"))
+                elif key in table:
                     raise ConfigError(str(entry.file), f"the {what} {key!r} is taken by {table[key].file}")
-                table[key] = entry
+                table.setdefault(key, entry)
     return found
 
 
@@ -312,7 +362,7 @@ def catalogue() -> list[Card]:
 
 def method_names() -> dict[str, str]:
     """Every method's name with its Card's slug."""
-    return {name: entry.card.slug for entry in entries() for name in entry.card.methods}
+    return {name: entry.card.slug for entry in entries(broken=[]) for name in entry.card.methods}
 
 
 def _locate(name: str, in_methods: bool) -> Entry | None:
@@ -334,10 +384,13 @@ def _locate(name: str, in_methods: bool) -> Entry | None:
         for path in files:
             text = path.read_text(encoding="utf-8", errors="replace")
             if any(q in text for q in quoted):
-                card = _read(path)
+                try:
+                    card = _read(path)
+                except ConfigError:  # a half-written file is its author's alone
+                    continue
                 if card is not None and holds(card):
                     return _entry(card, path, _module(path), "limbeck")
-    return next((entry for entry in _plugins(name) if holds(entry.card)), None)
+    return next((entry for entry in _plugins(name, broken=[]) if holds(entry.card)), None)
 
 
 def locate_method(name: str) -> Entry | None:
@@ -367,7 +420,7 @@ def find_card(name: str) -> Entry:
     if _SLUG.fullmatch(name):
         entry = _locate(name, in_methods=True) or _locate(name, in_methods=False)
     if entry is None:
-        known = {n for e in entries() for n in (e.card.slug, *e.card.methods)}
+        known = {n for e in entries(broken=[]) for n in (e.card.slug, *e.card.methods)}
         raise ConfigError.unknown("method", name, known, "method")
     return entry
 

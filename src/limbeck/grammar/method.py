@@ -150,12 +150,14 @@ class Terms(dict[str, Term]):
     ) -> None:
         for name, term in terms.items():
             if not isinstance(term, Term):
-                raise MethodError(
-                    f"term {name!r}",
-                    given=type(term).__name__,
-                    expected="a Term",
-                    remedy="metrics come first and without a name: Terms({name: (sum, count)}, kd=Term(...))",
+                tensor = isinstance(term, Tensor)
+                remedy = (
+                    f"write {name}=Term(...): it takes the values of the items, [N], and says which roles learn from them"
+                    if tensor
+                    else "metrics come first and without a name: Terms({name: (sum, count)}, kd=Term(...))"
                 )
+                given = f"a tensor {list(term.shape)}" if tensor else type(term).__name__
+                raise MethodError(f"term {name!r}", f"is {given}", expected="a Term", remedy=remedy)
         super().__init__()
         for name, term in terms.items():
             self[name] = term
@@ -838,6 +840,27 @@ class Method(Component, Generic[T]):
         return self.setup.built[role]
 
 
-def as_phases(result: Terms | Iterable[Terms | Share | Gather]) -> Iterator[Terms | Share | Gather]:
-    """A step's result as an iterator of phases."""
-    return iter([result]) if isinstance(result, Terms) else iter(result)
+def as_phases(result: Terms | Iterable[Terms | Share | Gather], who: str = "step") -> Iterator[Terms | Share | Gather]:
+    """A step's result as an iterator of phases.
+
+    Raises:
+        MethodError: it is no step's result; the error says what ``who`` returned.
+    """
+    if isinstance(result, Terms):
+        return iter([result])
+    if isinstance(result, (Tensor, Term, Mapping, str)) or not isinstance(result, Iterable):
+        raise phase_error(who, "returned", result)
+    return iter(result)
+
+
+def phase_error(who: str, did: str, given: Any) -> MethodError:
+    """What to say of a step that gives something else than phases."""
+    given_as = f"a tensor {list(given.shape)}" if isinstance(given, Tensor) else type(given).__name__
+    return MethodError(
+        who,
+        f"{did} {'nothing' if given is None else given_as}",
+        expected="Terms",
+        remedy="end it with `return Terms(name=Term(values))`, values being one number an item"
+        if given is None or isinstance(given, (Tensor, Term))
+        else "write Terms(name=Term(values)), which is a mapping with metrics beside it",
+    )

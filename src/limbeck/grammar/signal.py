@@ -17,6 +17,20 @@ _NAMES = ("logits", "sample")
 """What libraries call the tensor that a network is for."""
 
 
+class _Acts(dict[str, Any]):
+    """Activations by path; one that was not tapped is told as that."""
+
+    def __missing__(self, path: str) -> Any:
+        close = nearest(path, self)
+        raise TapError(
+            f"tap {path!r}",
+            "was not asked for in this pass" + (f"; did you mean {close[0]!r}?" if close else ""),
+            given=sorted(self),
+            remedy=f"ask for it: ctx.signal(role, batch, [{path!r}]), or in an objective student_taps and teacher_taps; "
+            "limbeck show NAME --taps lists them",
+        )
+
+
 @dataclass
 class Signal:
     """The output of one call and the activations that were tapped.
@@ -30,6 +44,10 @@ class Signal:
     out: Any
     acts: dict[str, Any] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.acts, _Acts):
+            self.acts = _Acts(self.acts)
 
     @property
     def output(self) -> Tensor:

@@ -64,7 +64,12 @@ def declared(file: Path) -> dict[str, dict[str, str]]:
     begins = _BEGINS.search(text)
     if begins is None:
         return {}
-    for node in ast.parse(text, str(file)).body:
+    try:
+        tree = ast.parse(text, str(file))
+    except (SyntaxError, ValueError) as error:
+        line = getattr(error, "lineno", None)
+        raise ConfigError(f"{file}:{line}" if line else str(file), f"is not Python: {error}") from None
+    for node in tree.body:
         if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
         targets = node.targets if isinstance(node, ast.Assign) else [node.target]

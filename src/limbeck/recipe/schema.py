@@ -204,7 +204,7 @@ def name_of(cls: type[Component]) -> str:
     for name, target in _names.table(cls.kind).items():
         if target == place:
             return name
-    for entry in entries() if cls.kind == "method" else ():
+    for entry in entries(broken=[]) if cls.kind == "method" else ():
         for name, class_name in entry.card.methods.items():
             if f"{entry.module}:{class_name}" == place:
                 return name

@@ -96,7 +96,7 @@ format: setup ## bring the sources into shape
 bench: setup ## speed and memory beside the floor and beside peers
 	@$(PY) -m benchmarks --peers $(ARGS)
 
-docs: setup ## make the gallery and the site from the Cards and the evidence
+docs: setup ## fill the tables of the docs and build the website in site/
 	@$(PY) -m docs.build $(ARGS)
 
 build: setup ## wheel and sdist in dist/

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import ast
-import html
 import json
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
@@ -21,6 +19,7 @@ from typing import Any
 
 from docs.evidence import all_comparisons, clauses_table
 from docs.markdown import table
+from docs.which import families
 from limbeck.cli import COMMANDS
 from limbeck.grammar.card import Card, catalogue, evidence, recipe_path
 from limbeck.recipe.names import tables
@@ -34,23 +33,6 @@ PACKAGED = SOURCE / "limbeck" / "evidence.json"
 """What an installed limbeck knows of the evidence."""
 
 SYSTEMS = 62
-
-PAGES = {
-    "index": "limbeck",
-    "getting-started": "Getting started",
-    "recipes": "Recipes and overrides",
-    "data-and-models": "Data and models",
-    "python": "From Python",
-    "methods": "Methods",
-    "writing-a-method": "Writing a method",
-    "cache": "The teacher cache",
-    "compare": "Compare, and evidence",
-    "use": "Use what you distilled",
-    "exports": "Exports",
-    "promises": "Promises, and their tests",
-    "conventions": "Conventions",
-}
-"""The pages in the order of the menu; the first steps' notebook comes after them."""
 
 PART = re.compile(r"<!-- (?P<kind>[a-z]+)(?P<words>(?: [^\s>]+)*) -->\n.*?<!-- /(?P=kind) -->", re.DOTALL)
 
@@ -334,6 +316,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "settings": settings_table,
     "commands": commands_table,
     "functions": functions_table,
+    "which": families,
     "errors": errors_table,
 }
 
@@ -353,7 +336,7 @@ def filled(text: str) -> str:
 def pages() -> Iterator[Path]:
     """The files that may hold generated parts."""
     yield ROOT / "README.md"
-    yield from (DOCS / f"{stem}.md" for stem in PAGES)
+    yield from sorted(DOCS.rglob("*.md"))
 
 
 def made() -> Iterator[tuple[Path, str]]:
@@ -371,53 +354,18 @@ def stale() -> dict[Path, str]:
 # -------------------------------------------------------------------------------------------------------------- a site
 
 
-def site(out: Path) -> None:
-    """HTML pages with a menu, without scripts and without anything from elsewhere."""
-    import jinja2
-    from markdown_it import MarkdownIt
+def site(out: Path, *settings: str) -> int:
+    """Build the HTML with Sphinx, every warning an error; its exit status.
 
-    reader = MarkdownIt("commonmark", {"html": True}).enable("table")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(DOCS), autoescape=True, trim_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.get_template("page.html.j2")
-    sources = {stem: (title, (DOCS / f"{stem}.md").read_text(encoding="utf-8")) for stem, title in PAGES.items()}
-    sources["first-steps"] = ("First steps, a notebook", notebook(DOCS / "first_steps.ipynb"))
-    menu = [(f"{stem}.html", title) for stem, (title, _) in sources.items()]
-    out.mkdir(parents=True, exist_ok=True)
-    for stem, (title, text) in sources.items():
-        body = anchored(reader.render(PART.sub(without_marks, text)))
-        body = re.sub(r'href="([\w-]+)\.md(#[\w-]+)?"', r'href="\1.html\2"', body)
-        body = body.replace('href="first_steps.ipynb"', 'href="first-steps.html"')
-        page = template.render(title=title, body=body, menu=menu, here=f"{stem}.html")
-        (out / f"{stem}.html").write_text(page, encoding="utf-8")
-    shutil.copytree(DOCS / "images", out / "images", dirs_exist_ok=True)
+    Args:
+        out: the folder of the pages.
+        settings: of ``conf.py``, ``name=value``.
+    """
+    from sphinx.cmd.build import build_main
 
-
-def without_marks(found: re.Match[str]) -> str:
-    """A generated part without its comments."""
-    return "\n".join(found[0].splitlines()[1:-1])
-
-
-def anchored(body: str) -> str:
-    """Headings with an id, so that they can be linked to."""
-
-    def mark(found: re.Match[str]) -> str:
-        plain = html.unescape(re.sub(r"<[^>]+>", "", found[2]))
-        anchor = re.sub(r"[^\w]+", "-", plain.lower()).strip("-")
-        return f'<h{found[1]} id="{anchor}">{found[2]}</h{found[1]}>'
-
-    return re.sub(r"<h([2-4])>(.*?)</h\1>", mark, body)
-
-
-def notebook(path: Path) -> str:
-    """A notebook's cells as Markdown."""
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    parts = []
-    for cell in cells:
-        text = "".join(cell["source"])
-        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
-    return "\n\n".join(parts)
+    more = [word for setting in settings for word in ("-D", setting)]
+    doctrees = str(ROOT / "build" / "docs" / "doctrees")
+    return build_main(["-W", "--keep-going", "-E", "-q", "-b", "html", "-d", doctrees, *more, str(DOCS), str(out)])
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -434,9 +382,10 @@ def main(words: Sequence[str] | None = None) -> int:
     for page, text in behind.items():
         page.write_text(text, encoding="utf-8")
         print(page.relative_to(ROOT))
-    site(args.out)
-    print(f"{args.out}/index.html")
-    return 0
+    status = site(args.out)
+    if not status:
+        print(f"{args.out}/index.html")
+    return status
 
 
 if __name__ == "__main__":

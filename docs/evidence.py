@@ -178,16 +178,16 @@ def participants(record: Record) -> list[tuple[str, dict[int, float]]]:
     found: list[tuple[str, dict[int, float]]] = []
     beside: dict[str, list[tuple[list[str], dict[int, float]]]] = {}
     for label, results in record["runs"].items():
-        own = _values(results, "student", primary)
+        own = per_seed(results, "student", primary)
         called = names["student"]
         found.append((f"`{label}`" + ("" if called == "student" else f" ({called})"), own))
         others = dict.fromkeys(name for r in results for name in r.get("baselines") or {})
         for who in ("alone", *others, "teacher"):
-            values = _values(results, who, primary)
+            values = per_seed(results, who, primary)
             if not values:
                 continue
             twin = next(
-                (o for o in others if o != who and who in others and _values(results, o, primary) == values), ""
+                (o for o in others if o != who and who in others and per_seed(results, o, primary) == values), ""
             )
             if twin and list(others).index(twin) < list(others).index(who):
                 continue
@@ -212,7 +212,8 @@ def participants(record: Record) -> list[tuple[str, dict[int, float]]]:
     return found
 
 
-def _values(results: Sequence[Mapping[str, Any]], who: str, metric: str) -> dict[int, float]:
+def per_seed(results: Sequence[Mapping[str, Any]], who: str, metric: str) -> dict[int, float]:
+    """A metric of a participant by seed, where it was measured."""
     found = {}
     for r in results:
         value = ({**(r.get("baselines") or {}), **r["metrics"]}.get(who) or {}).get(metric)

@@ -411,7 +411,7 @@ def test_a_shipped_recipes_limits_stay_with_its_own_data(tmp_path):
 
 def test_what_a_recipe_lets_go_with_its_data_is_noted():
     (said,) = load_tree("kd", ["task.data=arrays:birds"])["notes"]
-    assert "task.student_items=200 was let go" in said and "knows no more than it" in said
+    assert "task.student_items=200 no longer applies" in said and "as does a teacher that is trained here" in said
     (said,) = load_tree("taid", ["task.data=text:books", "notes=[mine]"])["notes"][1:]
     assert "task.student_documents=60" in said
     for given in (["task.data=digits"], ["task.data=folder:birds", "task.student_items=7"], ["train.steps=3"]):

@@ -153,6 +153,15 @@ def test_a_good_teacher_is_told_and_passes() -> None:
     )
 
 
+def test_a_teacher_is_never_asked_about_no_items() -> None:
+    """Enough training items leave none to be taken from the validation split; an endpoint may fail on an empty batch."""
+    asked = []
+    built = Ready().build(None)
+    built.module.register_forward_pre_hook(lambda _, args: asked.append(len(args[0])))
+    assert "right on 100.0 % of 512 labelled" in checked(built, n=1200)
+    assert sum(asked) >= 512 and all(asked)
+
+
 def test_another_order_is_refused_with_the_names_to_set() -> None:
     with pytest.raises(TeacherMismatch) as caught:
         checked(Ready([0, 3, 4, 5, 1, 2]).build(None))

@@ -173,9 +173,8 @@ def note_gone(tree: dict[str, Any], gone: Mapping[str, Any]) -> None:
     for limit, value in gone.items():
         if not (isinstance(task, Mapping) and limit in task):
             said = (
-                f"other data is named than the recipe's own, whose task.{limit}={value} was let go: the student learns "
-                f"from all there is, and a teacher that is trained here knows no more than it; task.{limit}=N gives the "
-                "student less"
+                f"your data replace the recipe's, so its task.{limit}={value} no longer applies: the student learns from "
+                f"all training data, as does a teacher that is trained here; set task.{limit}=N to give the student less"
             )
             tree["notes"] = [*(tree.get("notes") or []), said]
 

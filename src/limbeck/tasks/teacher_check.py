@@ -105,7 +105,9 @@ def _items(task: Labelled) -> tuple[list[Tensor], list[Any]]:
 
 def _batches(task: Labelled, parts: list[Any], ids: list[Tensor], device: torch.device) -> Iterator[dict[str, Any]]:
     for part, chosen in zip(parts, ids, strict=True):
-        for some in chosen.split(task.eval_batch):
+        for some in (
+            chosen.split(task.eval_batch) if len(chosen) else ()
+        ):  # an endpoint may not know what to do with none
             batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in part.fetch(some).items()}
             yield {**batch, "item": some.to(device), "view": torch.zeros_like(some, device=device)}
 

@@ -25,7 +25,7 @@ FILE = re.compile(r"^```python\n# (\w+\.py)\n(.*?)^```$", re.DOTALL | re.MULTILI
 RULE = re.compile(" *─+")
 """The line below a table's head."""
 
-PROGRESS = re.compile(r".+  \d+/\d+  +\d+%.*|.+  \d+:\d\d")
+PROGRESS = re.compile(r".+  [\d,]+/[\d,]+  +\d+%.*|.+  \d+:\d\d")
 """What is shown while something works, which its last line sums up."""
 
 WIDTH = 120

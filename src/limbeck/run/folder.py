@@ -144,7 +144,7 @@ def _changed(config: Path, tree: Mapping[str, Any]) -> list[str]:
 
 
 _FREE = (
-    *("loggers", "export"),
+    *("loggers", "export", "notes"),
     *(f"engine.{name}" for name in ("workers", "save_every", "save_minutes", "keep", "log_every", "guard")),
 )
 """Settings that change nothing of what is learnt, bit for bit: a run may go on under other values of them."""

@@ -316,7 +316,7 @@ def test_wrong_paths_are_answered(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"notes\.txt"):
         TextFiles(str(tmp_path / "note.txt")).read()
     (tmp_path / "rows.jsonl").write_text("{}")
-    with pytest.raises(DataError, match="text-jsonl:"):
+    with pytest.raises(DataError, match="jsonl:"):
         TextFiles(str(tmp_path / "rows.jsonl")).read()
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="holds no file"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 transformers = pytest.importorskip("transformers")
 
 from limbeck.data.text import deal  # noqa: E402
-from limbeck.errors import CheckpointCorrupt, ConfigError  # noqa: E402
+from limbeck.errors import CheckpointCorrupt, ConfigError, TeacherMismatch  # noqa: E402
 from limbeck.models.causal_lm import CausalLm  # noqa: E402
 from limbeck.models.huggingface import HuggingFace  # noqa: E402
 from limbeck.tasks.causal import output_size  # noqa: E402
@@ -208,3 +209,56 @@ def test_a_real_model_of_the_shared_data() -> None:
     assert deal(Some().read(), 0.1, 0.1).train
     found = task.evaluate(built, task.valid)
     assert found["cross_entropy"] < math.log(32000)
+
+
+def _apart(folder: Path, vocab: int) -> None:
+    """A tiny model whose tokenizer means other tokens than `small`'s."""
+    other = small(data=Some(count=90, words=9), vocab_size=vocab)
+    model = CausalLm(layers=1, width=16, heads=2)
+    model.save(model.build(other).module, folder)
+
+
+def test_a_folder_without_tokenizer_reads_by_the_teachers(tmp_path: Path) -> None:
+    task = small()
+    model = CausalLm(layers=1, width=16, heads=2)
+    model.save(model.build(task).module, tmp_path / "teacher")
+    shutil.copytree(tmp_path / "teacher", tmp_path / "bare")
+    for file in (tmp_path / "bare" / "student").glob("*token*"):
+        file.unlink()
+    bare, teacher = HuggingFace(str(tmp_path / "bare")), HuggingFace(str(tmp_path / "teacher"))
+    assert bare.takes_tokenizer and not teacher.takes_tokenizer
+    fresh = small()
+    theirs = teacher.build(fresh).model.tokenizer
+    built = bare.build(fresh)
+    assert built.model.tokenizer is theirs and any("taken to know that of hf:" in n for n in built.notes)
+    bare.save(built.module, tmp_path / "saved")
+    assert list((tmp_path / "saved" / "student").glob("tokenizer*"))
+
+
+def test_an_architecture_drawn_anew_learns_the_teachers_tokens(tmp_path: Path) -> None:
+    task = small()
+    model = CausalLm(layers=1, width=16, heads=2)
+    model.save(model.build(task).module, tmp_path / "teacher")
+    _apart(tmp_path / "other", 270)
+    fresh = small()
+    theirs = HuggingFace(str(tmp_path / "teacher")).build(fresh).model.tokenizer
+    anew = HuggingFace(str(tmp_path / "other"), pretrained=False)
+    built = anew.build(fresh)
+    assert anew.tokenizer is theirs and any("its weights are drawn anew" in n for n in built.notes)
+    assert built.module.config.vocab_size >= fresh.vocabulary
+    with pytest.raises(TeacherMismatch):  # weights that know other tokens cannot follow
+        HuggingFace(str(tmp_path / "other")).build(fresh)
+
+
+def test_a_chat_template_goes_to_whoever_learns_by_it(tmp_path: Path) -> None:
+    task = small(data=Some(pairs=True))
+    model = CausalLm(layers=1, width=16, heads=2)
+    for name in ("teacher", "base"):
+        model.save(model.build(task).module, tmp_path / name)
+    fresh = small(data=Some(pairs=True))
+    teacher = HuggingFace(str(tmp_path / "teacher")).build(fresh)
+    teacher.model.tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}> {{ m.content }}{% endfor %}"
+    base = HuggingFace(str(tmp_path / "base"))
+    built = base.build(fresh)
+    assert base.tokenizer.chat_template == teacher.model.tokenizer.chat_template
+    assert any("has no chat template: it is given that of hf:" in n for n in fresh.notes) and built.module is not None

@@ -65,3 +65,45 @@ def test_other_packages_offer_components(tmp_path: Path, monkeypatch: pytest.Mon
             tables()
     finally:
         tables.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("task", "source", "meant"),
+    [
+        ("language", "jsonl", "text-jsonl"),
+        ("language", "csv", "text-csv"),
+        ("language", "hf", "text-hf"),
+        ("masked-words", "parquet", "text-parquet"),
+        ("questions", "jsonl", "text-jsonl"),
+        ("text-classes", "csv", "labelled-text"),
+        ("text-classes", "hf", "labelled-hf"),
+        ("text-pairs", "parquet", "pair-table"),
+        ("text-pairs", "hf", "pair-hf"),
+        ("cross-lingual", "jsonl", "parallel-text"),
+        ("statements", "csv", "glosses"),
+        ("keypoints", "csv", "keypoints"),
+        ("poses", "jsonl", "keypoints"),
+        ("graphs", "csv", "smiles"),
+        ("classification", "csv", "csv"),
+        ("table", "jsonl", "jsonl"),
+    ],
+)
+def test_one_name_for_every_task(task: str, source: str, meant: str) -> None:
+    """``jsonl:FILE`` is the source that the task reads; the resolved recipe has the name of that one."""
+    from limbeck.grammar.task import Task
+    from limbeck.recipe.resolving import Checker
+
+    checker = Checker(build=False)
+    found = checker.component(Task, {"use": task, "data": f"{source}:f"}, "task")
+    assert not checker.problems and found is not None and found["data"]["use"] == meant
+    again = checker.component(Task, found, "task")
+    assert again == found and not checker.problems
+
+
+def test_loss_of_texts_is_short_for_loss_on() -> None:
+    from limbeck.recipe.renamed import renamed
+
+    assert renamed({"task": {"use": "language", "loss": "last"}})["task"] == {"use": "language", "loss_on": "last"}
+    assert renamed({"task": {"use": "keypoints", "loss": "wing"}})["task"]["loss"] == "wing"
+    with pytest.raises(ConfigError, match=r"task\.loss_on, and that is set too"):
+        renamed({"task": {"use": "language", "loss": "last", "loss_on": "all"}})

@@ -42,6 +42,11 @@ def main(words: list[str]) -> int:
     if parts:
         common.table(_parts(found), list(_COLUMNS), f"plan of {tree['name']}", right=_COLUMNS[1:5])
     common.table(_rows(found), ["what", "value"], "" if parts else f"plan of {tree['name']}")
+    if "example" in found:
+        from limbeck.tasks.specimen import marked
+
+        for line in marked(found["example"]):
+            say(line)
     for line in (*found.get("notes", []), *found.get("advice", [])):
         say(line)
     return 0
@@ -70,7 +75,12 @@ def _rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for name, value in found.items():
         label = name.replace("_", " ")
-        if value is None or value == {} or name in ("notes", "advice") or (name in _TOLD and "parts" in found):
+        if (
+            value is None
+            or value == {}
+            or name in ("notes", "advice", "example")
+            or (name in _TOLD and "parts" in found)
+        ):
             continue
         if isinstance(value, list) and value and isinstance(value[0], Mapping):
             rows += [(label if i == 0 else "", common.figure(entry)) for i, entry in enumerate(value)]

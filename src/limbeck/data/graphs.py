@@ -37,7 +37,8 @@ NAMES = {
         "pyg": "PygSet",
         "pyg-import": "PygImported",
         "smiles": "Smiles",
-    }
+    },
+    "source for graphs": {"csv": "Smiles"},
 }
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 

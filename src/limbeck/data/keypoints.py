@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,10 @@ from limbeck.grammar.method import Batch
 from limbeck.grammar.settings import settings
 from limbeck.storage.plain import read_json
 
-NAMES = {"source": {"keypoints": "KeypointSet"}}
+NAMES = {
+    "source": {"keypoints": "KeypointSet"},
+    "source for keypoints": {"csv": "KeypointSet", "jsonl": "KeypointSet"},
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 Range = str | int
@@ -288,7 +292,7 @@ class KeypointSet(KeypointSource):
       ``keypoints3d`` [N, K, 3] about the root, and ``labelled`` [N, P] (with ``parts``, their names): which parts' labels
       of an image are to be trusted, also where they say that nothing is there. Points that are NaN are not labelled.
     - a ``.csv``: the file of an image in the first column, then x and y of each point; empty where it is not labelled.
-    - a ``.json``: a list of ``{"image": FILE, "keypoints": [[x, y], ...], "keypoints3d": [[X, Y, Z], ...]}``.
+    - a ``.json`` list, or ``.jsonl`` lines, of ``{"image": FILE, "keypoints": [[x, y], ...], "keypoints3d": [[X, Y, Z], ...]}``.
 
     Args:
         path: the folder or file. A folder may also hold ``train.csv`` or ``train.json``.
@@ -319,10 +323,16 @@ class KeypointSet(KeypointSource):
     def poses(self, size: int | None = None) -> Splits:
         """The images with their poses, by part."""
         root = as_path(self.path, "task.data.path")
-        files = [root] if root.is_file() else sorted(f for t in ("npz", "csv", "json") for f in root.glob(f"*.{t}"))
+        files = (
+            [root]
+            if root.is_file()
+            else sorted(f for t in ("npz", "csv", "json", "jsonl") for f in root.glob(f"*.{t}"))
+        )
         files = [f for f in files if f.suffix != ".json" or (f.is_file() and isinstance(self._json(f), list))]
         if not files:
-            raise DataError("task.data.path", given=self.path, expected="train.npz, a .csv or a .json of keypoints")
+            raise DataError(
+                "task.data.path", given=self.path, expected="train.npz, a .csv, .json or .jsonl of keypoints"
+            )
         read = {f: self._read(f, size) for f in files}
         counts = {r.points.shape[1] for r in read.values()}
         if len(counts) > 1:
@@ -474,6 +484,8 @@ class KeypointSet(KeypointSource):
 
     def _json(self, file: Path) -> Any:
         try:
+            if file.suffix == ".jsonl":
+                return [json.loads(line) for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
             return read_json(file)
         except (OSError, ValueError) as error:
             raise DataError(str(file), f"cannot be read: {error}") from None

@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck.data.cells import check_size, is_missing
 from limbeck.data.columns import Target
 from limbeck.data.delimited import read_delimited
+from limbeck.data.hub import hub_columns, hub_parts
 from limbeck.data.items import Kind, as_path
 from limbeck.data.names import counted, is_blank, some, split_of
 from limbeck.data.targets import read_targets
@@ -24,7 +25,15 @@ from limbeck.grammar.component import Component
 from limbeck.grammar.settings import Count, settings
 from limbeck.storage.plain import check_plain
 
-NAMES = {"source": {"labelled-text": "LabelledText", "pydoc-chapters": "Chapters"}}
+NAMES = {
+    "source": {"labelled-text": "LabelledText", "labelled-hf": "LabelledHub", "pydoc-chapters": "Chapters"},
+    "source for LabelledSource": {
+        "csv": "LabelledText",
+        "jsonl": "LabelledText",
+        "parquet": "LabelledText",
+        "hf": "LabelledHub",
+    },
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 TABLES = (".csv", ".tsv", ".parquet", ".jsonl", ".ndjson", ".json")
@@ -114,15 +123,14 @@ class LabelledText(LabelledSource):
         Raises:
             DataError: a file or a column is not there, or rows lack a text or a label; all are named.
         """
-        files, notes = self._files()
-        if not files:
+        tables, notes = self._tables()
+        if not tables:
             return self._folders(target)
         documents: list[Document] = []
         splits: list[str] = []
         cells: list[Any] = []
         bad: dict[str, list[tuple[str, int]]] = {}
-        for split, name, file in files:
-            columns = table_columns(file, self.encoding)
+        for split, name, columns in tables:
             first, second, label = self._names(columns, name)
             for number, (one, two, answer) in enumerate(
                 zip(columns[first], columns[second] if second else columns[first], columns[label], strict=True), 1
@@ -158,6 +166,11 @@ class LabelledText(LabelledSource):
 
         y, labels, kind = read_targets({self.label or "label": cells}, target, where, notes=notes)
         return Labelled(documents, splits, y, labels, kind, notes)
+
+    def _tables(self) -> tuple[list[tuple[str, str, Mapping[str, Sequence[Any]]]], list[str]]:
+        """The split, the name and the columns of each table; none where the path is a folder of class folders."""
+        files, notes = self._files()
+        return [(split, name, table_columns(file, self.encoding)) for split, name, file in files], notes
 
     def _files(self) -> tuple[list[tuple[str, str, Path]], list[str]]:
         """The tables with their splits; none where the path is a folder of class folders."""
@@ -214,6 +227,29 @@ class LabelledText(LabelledSource):
             {"label": names}, "label" if target == "auto" else target, lambda i: documents[i].place
         )
         return Labelled(documents, splits, y, labels, kind, notes)
+
+
+@settings
+class LabelledHub(LabelledText):
+    """Labelled texts, or pairs of texts, of a data set of the Hugging Face Hub or a folder that ``datasets`` reads.
+
+    Args:
+        path: the id (``glue``) or folder.
+        subset: the data set's own configuration name (``sst2``).
+        train: which of its splits is learnt from; by default those whose names say so, several joined to one.
+        valid, test: likewise, for choosing and for evaluation.
+    """
+
+    paths: ClassVar[tuple[str, ...]] = ("path",)
+
+    subset: str | None = None
+    train: str | None = None
+
+    def _tables(self) -> tuple[list[tuple[str, str, Mapping[str, Sequence[Any]]]], list[str]]:
+        asked = {"train": self.train, "valid": self.valid, "test": self.test}
+        parts, notes = hub_parts(self.path, self.subset, asked, "task.data.path")
+        alone = len(parts) == 1 and not any(asked.values())
+        return [("all" if alone else part.split, part.name, hub_columns(part)) for part in parts], notes
 
 
 def table_columns(file: Path, encoding: str = "utf-8") -> Mapping[str, Sequence[Any]]:
@@ -296,4 +332,4 @@ class Chapters(LabelledSource):
         return Labelled(documents, ["all"] * len(documents), y, labels, kind)
 
 
-__all__ = ["Chapters", "Labelled", "LabelledSource", "LabelledText", "table_columns"]
+__all__ = ["Chapters", "Labelled", "LabelledHub", "LabelledSource", "LabelledText", "table_columns"]

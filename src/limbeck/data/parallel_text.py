@@ -21,7 +21,10 @@ from limbeck.errors import ConfigError, DataError, nearest
 from limbeck.grammar.random import Draws
 from limbeck.grammar.settings import settings
 
-NAMES = {"source": {"parallel-text": "ParallelText", "made-up-languages": "MadeUpLanguages"}}
+NAMES = {
+    "source": {"parallel-text": "ParallelText", "made-up-languages": "MadeUpLanguages"},
+    "source for LanguagesSource": {"csv": "ParallelText", "jsonl": "ParallelText", "parquet": "ParallelText"},
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 

@@ -20,7 +20,10 @@ from limbeck.data.text_files import find
 from limbeck.errors import DataError, nearest
 from limbeck.grammar.random import key_of
 
-NAMES = {"source": {"glosses": "Glosses", "python-uses": "PythonUses"}}
+NAMES = {
+    "source": {"glosses": "Glosses", "python-uses": "PythonUses"},
+    "source for StatementSource": {"csv": "Glosses", "jsonl": "Glosses", "parquet": "Glosses"},
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 ADVERBS = ("", "Generally,", "Typically,", "Usually,")

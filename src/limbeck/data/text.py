@@ -39,6 +39,8 @@ class Document:
         turns: of a conversation, who says what: (role, content), in order.
         source: where it was read, up to its number: ``notes.jsonl line``.
         number: its number there; 0 where it has none.
+        whole: of a conversation with calls of tools, names or turns that nobody is to learn: all of it, as JSON
+            (`limbeck.data.text_rows.messages_of`); else empty.
     """
 
     text: str
@@ -46,6 +48,7 @@ class Document:
     turns: tuple[tuple[str, str], ...] = ()
     source: str = field(default="", compare=False)
     number: int = field(default=0, compare=False)
+    whole: str = field(default="", kw_only=True)
 
     @property
     def place(self) -> str:
@@ -56,6 +59,7 @@ class Document:
     def key(self) -> str:
         """A content hash, the same wherever the document lies."""
         said = "\x1e".join(f"{role}\x1f{content}" for role, content in self.turns) or f"{self.prompt}\x1e{self.text}"
+        said += f"\x1e{self.whole}" if self.whole else ""
         return hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
@@ -69,6 +73,8 @@ class Texts:
         notes: what was left out, cut or set aside, in sentences.
         teacher_only: further training documents that the teacher alone reads (planted secrets).
         student_only: further ones that the student alone reads.
+        answers: pairs whose fields say by their names that they are prompts and answers: they are learnt as conversations
+            are, of which what is answered counts unless the task says otherwise.
     """
 
     train: list[Document]
@@ -78,6 +84,7 @@ class Texts:
     notes: list[str] = field(default_factory=list)
     teacher_only: list[Document] = field(default_factory=list)
     student_only: list[Document] = field(default_factory=list)
+    answers: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -100,12 +107,16 @@ class TextSource(Component):
     Attributes:
         notes: sentences about what was read and what was not, set by ``read``.
         long: whether a document may be a long text, to be cut at blanks where there are too few to be dealt.
+        streamed: whether its training texts are read as they are learnt (`limbeck.data.shards`).
+        answers: whether its pairs were told by the names of their fields, set by ``read`` (`Texts.answers`).
     """
 
     kind: ClassVar[str] = "source"
     paths: ClassVar[tuple[str, ...]] = ("path",)
     notes: Sequence[str] = ()
     long: bool = False
+    answers: bool = False
+    streamed: ClassVar[bool] = False
 
     def read(self) -> dict[str, list[Document]]:
         """The documents by split: ``train`` with ``valid`` or ``test`` where the data names them, else ``all``."""
@@ -123,6 +134,7 @@ class TextSource(Component):
         """
         texts = deal(self.read(), valid, test, where=f"data ({type(self).__name__})", long=self.long, again=again)
         texts.notes[:0] = self.notes
+        texts.answers = self.answers
         return texts
 
 

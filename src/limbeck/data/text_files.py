@@ -7,28 +7,38 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from limbeck.data.cells import check_size
+from limbeck.data.cells import check_size, is_missing
 from limbeck.data.columns import OnBadRows
+from limbeck.data.delimited import read_delimited
+from limbeck.data.hub import hub_parts
 from limbeck.data.items import as_path
 from limbeck.data.listing import list_all
-from limbeck.data.names import choose_splits, counted, is_blank, some, split_of
-from limbeck.data.text import Document, TextSource, grouped
-from limbeck.errors import DataError, OutOfMemory, first_line, human, nearest, require
+from limbeck.data.names import counted, is_blank, some, split_of
+from limbeck.data.text import Document, TextSource
+from limbeck.data.text_rows import Columns, by_fault
+from limbeck.errors import DataError, OutOfMemory, human, nearest, require
 from limbeck.grammar.settings import Count, settings
 from limbeck.storage.memory import available
-from limbeck.storage.plain import check_folder, check_plain, opened, read_bytes
+from limbeck.storage.plain import check_plain, opened, read_bytes
 
 NAMES = {
     "source": {
         "text": "TextFiles",
+        "text-csv": "TextCsv",
         "text-jsonl": "TextJsonl",
         "text-parquet": "TextParquet",
         "text-hf": "TextHuggingFace",
-    }
+    },
+    "source for TextSource": {
+        "csv": "TextCsv",
+        "jsonl": "TextJsonl",
+        "parquet": "TextParquet",
+        "hf": "TextHuggingFace",
+    },
 }
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
@@ -108,17 +118,24 @@ class TextFiles(TextSource):
 
 
 @settings
-class _Rows(TextSource):
+class TextRows(TextSource):
     """What sources of rows share.
 
     Args:
         field: the key that holds the text; dots go into nested objects and lists (``instances.0.output``). By default
-            ``text``; where there is none, conversations are looked for in ``messages``, ``conversations`` or ``chat``.
+            ``text``; where there is none, a conversation (``messages``, ``conversations`` or ``chat``) or a pair (``prompt``
+            and ``completion`` or ``response``, ``instruction`` and ``output``, ``question`` and ``answer``).
         prompt: the key that holds the prompt; with it, ``response`` is read instead of ``field``.
         response: the key that holds the response.
         messages: the key that holds a conversation: a list of ``{"role": ..., "content": ...}`` (or ``from``, ``value``).
         bad_rows: ``error`` names every row that cannot be read and stops; ``skip`` leaves them out and says so.
+        input: the key of what an instruction is about, which follows the prompt after a blank line.
+        system: the key of a system prompt; by default ``system`` where there is one beside a conversation or a pair.
+        tools: the key of the tools that a conversation may call (a list of JSON schemas); by default ``tools``.
+        roles: what the data call who speaks: system, user, assistant or tool (``{narrator: user}``).
     """
+
+    neutral = ("input", "system", "tools", "roles")
 
     _: KW_ONLY
     field: str | None = None
@@ -126,10 +143,16 @@ class _Rows(TextSource):
     response: str | None = None
     messages: str | None = None
     bad_rows: OnBadRows = "error"
+    input: str | None = None
+    system: str | None = None
+    tools: str | None = None
+    roles: dict[str, str] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.columns = Columns(self.field, self.prompt, self.response, self.messages)
+        self.columns = Columns(
+            self.field, self.prompt, self.response, self.messages, self.input, self.system, self.tools, self.roles
+        )
 
     def _documents(
         self, rows: Iterable[tuple[str, str, int, Any]], known: Sequence[str] = (), notes: Sequence[str] = ()
@@ -137,6 +160,7 @@ class _Rows(TextSource):
         """Documents of rows (split, source, number, the row or what is wrong with it), by split."""
         rows = list(rows)
         columns, said = self.columns.settled([row for *_, row in rows if isinstance(row, dict)])
+        self.answers = columns.prompt is not None and self.prompt is None
         found: dict[str, list[Document]] = {}
         bad: list[tuple[str, int, str]] = []
         for split, source, number, row in rows:
@@ -152,18 +176,18 @@ class _Rows(TextSource):
         if bad and self.bad_rows == "error":
             raise DataError(
                 "data",
-                f"{counted(len(bad), 'row')} cannot be read: {_by_fault(bad)}",
+                f"{counted(len(bad), 'row')} cannot be read: {by_fault(bad)}",
                 remedy="mend them, leave them out with task.data.bad_rows=skip, or name other fields (task.data.field, "
                 "task.data.prompt with task.data.response, or task.data.messages)",
             )
         if bad:
-            self.notes.append(f"{counted(len(bad), 'row')} of {len(rows)} left out: {_by_fault(bad)}")
+            self.notes.append(f"{counted(len(bad), 'row')} of {len(rows)} left out: {by_fault(bad)}")
         return found
 
 
 @settings
-class TextJsonl(_Rows):
-    """JSON lines: one object a line.
+class TextJsonl(TextRows):
+    """JSON lines: one object a line; a ``.json`` file may be a list of objects.
 
     Args:
         path: a ``.jsonl``, ``.ndjson`` or ``.json`` file (``.gz`` too), or a folder of them; files called train, valid
@@ -182,7 +206,12 @@ class TextJsonl(_Rows):
 
         def rows() -> Iterator[tuple[str, str, int, Any]]:
             for split, name, file in files:
-                for number, line in enumerate(decode(load_bytes(file), file, self.encoding).split("\n"), 1):
+                text = decode(load_bytes(file), file, self.encoding)
+                listed = parsed(text) if ".json" in file.suffixes and text.lstrip()[:1] == "[" else None
+                if isinstance(listed, list) and all(isinstance(row, dict) for row in listed):
+                    yield from ((split, f"{name} object", number, row) for number, row in enumerate(listed, 1))
+                    continue
+                for number, line in enumerate(text.split("\n"), 1):
                     if line.strip():
                         yield split, f"{name} line", number, parsed(line)
 
@@ -200,7 +229,44 @@ def parsed(line: str) -> Any:
 
 
 @settings
-class TextParquet(_Rows):
+class TextCsv(TextRows):
+    """CSV or TSV tables with columns of text: fields may be quoted and hold line breaks.
+
+    Args:
+        path: a ``.csv`` or ``.tsv`` file, or a folder of them; files called train, valid and test are the splits.
+        delimiter: what stands between fields; by default a tab in ``.tsv``, else what the header line uses most of
+            ``,`` ``;`` tab and ``|``.
+        encoding: how bytes are read; a byte order mark wins over it.
+    """
+
+    path: str
+    delimiter: str | None = None
+    encoding: str = "utf-8"
+
+    def validate(self) -> None:
+        """One character between fields."""
+        if self.delimiter is not None and len(self.delimiter) != 1:
+            raise ValueError("delimiter must be one character, or null")
+
+    def read(self) -> dict[str, list[Document]]:
+        """The rows' texts; DataError names every row that holds none."""
+        known: dict[str, None] = {}
+        rows: list[tuple[str, str, int, Any]] = []
+        files, notes = find(self.path, (".csv", ".tsv"))
+        for split, name, file in files:
+            check_plain(file)
+            delimiter = self.delimiter or ("\t" if file.name.lower().endswith(".tsv") else None)
+            table = read_delimited(file, self.encoding, delimiter, set, self.bad_rows == "skip")
+            notes += table.notes
+            known |= dict.fromkeys(table.names)
+            columns = {n: [None if is_missing(c) else c for c in table.columns[n]] for n in table.names}
+            for i in range(table.n):
+                rows.append((split, f"{name} row", i + 1, {n: cells[i] for n, cells in columns.items()}))
+        return self._documents(rows, list(known), notes)
+
+
+@settings
+class TextParquet(TextRows):
     """Parquet tables with a column of text.
 
     Args:
@@ -231,7 +297,7 @@ class TextParquet(_Rows):
 
 
 @settings
-class TextHuggingFace(_Rows):
+class TextHuggingFace(TextRows):
     """A data set of the Hugging Face Hub, or a local folder that the ``datasets`` library reads.
 
     Args:
@@ -256,135 +322,19 @@ class TextHuggingFace(_Rows):
 
     def read(self) -> dict[str, list[Document]]:
         """The rows' texts; DataError names every row that holds none."""
-        datasets = require("datasets", "language", "reading a Hugging Face data set")
-        check_folder(self.name, "task.data.name")
-        try:
-            splits = datasets.load_dataset(self.name, self.subset)
-        except Exception as error:  # the library raises a dozen kinds; all mean that this name gives no data here
-            raise DataError(
-                "task.data.name",
-                f"the datasets library cannot load it: {first_line(error)}",
-                given=self.name,
-                remedy="check the name, task.data.subset, and that the machine is online or has it cached",
-            ) from None
-        sizes = {str(name): len(splits[name]) for name in splits}
-        chosen, notes = choose_splits(sizes, self.asked if len(sizes) > 1 else {"train": next(iter(sizes), None)})
-        cut = [n for n in chosen if self.limit is not None and sizes[n] > self.limit]
+        parts, notes = hub_parts(self.name, self.subset, self.asked)
+        sizes = {part.name: len(part.rows) for part in parts}
+        cut = [n for n in sizes if self.limit is not None and sizes[n] > self.limit]
         if cut:
             notes.append(f"of {some([f'{n} ({sizes[n]:,})' for n in cut])} the first {self.limit:,} rows were read")
 
         def rows() -> Iterator[tuple[str, str, int, Any]]:
-            for name, split in chosen.items():
-                count = sizes[name] if self.limit is None else min(self.limit, sizes[name])
-                for number, row in enumerate(splits[name].select(range(count)), 1):
-                    yield split, f"{name} row", number, row
+            for part in parts:
+                count = len(part.rows) if self.limit is None else min(self.limit, len(part.rows))
+                for number, row in enumerate(part.rows.select(range(count)), 1):
+                    yield part.split, f"{part.name} row", number, row
 
         return self._documents(rows(), notes=notes)
-
-
-# ----------------------------------------------------------------------------------------------------------------- rows
-ROLES = {"human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
-"""What other layouts call who speaks."""
-
-
-@dataclass(frozen=True)
-class Columns:
-    """Which fields of a row hold the text, the prompt and the response, or the conversation.
-
-    Attributes:
-        text: the field of the text; ``None``: ``text``, or a conversation where there is one instead.
-        prompt, response: the fields of a pair.
-        messages: the field of a conversation.
-    """
-
-    text: str | None = None
-    prompt: str | None = None
-    response: str | None = None
-    messages: str | None = None
-
-    USUAL: ClassVar[tuple[str, ...]] = ("messages", "conversations", "conversation", "chat")
-
-    def __post_init__(self) -> None:
-        if (self.prompt is None) != (self.response is None):
-            raise ValueError("prompt and response go together: name both, or neither")
-        if self.messages is not None and (self.prompt is not None or self.text is not None):
-            raise ValueError("messages holds whole conversations: name no field, prompt or response beside it")
-
-    @property
-    def tops(self) -> list[str]:
-        """The top-level names of what is read."""
-        named = [n for n in (self.prompt, self.response, self.messages) if n is not None]
-        wanted = named or ([self.text] if self.text is not None else ["text", *self.USUAL])
-        return [name.split(".")[0] for name in wanted]
-
-    def settled(self, rows: Sequence[dict[str, Any]]) -> tuple[Columns, list[str]]:
-        """The same with a field chosen where none was named, and a sentence about that."""
-        if self.text is not None or self.prompt is not None or self.messages is not None:
-            return self, []
-        if not any("text" in row for row in rows):
-            for name in self.USUAL:
-                if any(isinstance(row.get(name), list) for row in rows):
-                    return Columns(messages=name), [f"conversations are read from {name!r}"]
-        return Columns("text"), []
-
-    def document(self, row: dict[str, Any], source: str = "", number: int = 0, known: Sequence[str] = ()) -> Document:
-        """The row as a document; ValueError with a sentence if a field is missing or holds no text."""
-        if self.messages is not None:
-            turns = _turns(_pick(row, self.messages, known, "a conversation", list), self.messages)
-            answered = "\n".join(content for role, content in turns if role == "assistant")
-            asked = "\n".join(content for role, content in turns if role != "assistant")
-            return Document(answered, asked, turns, source, number)
-        if self.prompt is not None and self.response is not None:
-            text, prompt = (_pick(row, name, known) for name in (self.response, self.prompt))
-            return Document(text, prompt, (), source, number)
-        return Document(_pick(row, self.text or "text", known), "", (), source, number)
-
-
-def _turns(messages: list[Any], field: str) -> tuple[tuple[str, str], ...]:
-    turns = []
-    for i, message in enumerate(messages, 1):
-        where = f"turn {i} of {field!r}"
-        if not isinstance(message, dict):
-            raise ValueError(f"{where} is no object with role and content")
-        role: Any = next((message[k] for k in ("role", "from") if k in message), None)
-        content: Any = next((message[k] for k in ("content", "value") if k in message), None)
-        if isinstance(content, list) and all(isinstance(c, dict) and isinstance(c.get("text"), str) for c in content):
-            content = "".join(c["text"] for c in content)  # parts, of which all are text
-        for what, value in (("role", role), ("content", content)):
-            if value is None:
-                raise ValueError(f"{where} has no {what}")
-            if not isinstance(value, str):
-                raise ValueError(f"{where} has {type(value).__name__} as {what}, not text")
-        turns.append((ROLES.get(role.lower(), role.lower()), content))
-    if not any(role == "assistant" for role, _ in turns):
-        raise ValueError(f"nobody answers in {field!r}: it has no turn of the assistant")
-    return tuple(turns)
-
-
-def _pick(row: dict[str, Any], path: str, known: Sequence[str], what: str = "text", kind: type = str) -> Any:
-    value: Any = row
-    for part in [path] if path in row else path.split("."):
-        if isinstance(value, dict) and part in value:
-            value = value[part]
-        elif isinstance(value, list) and part.isdigit() and int(part) < len(value):
-            value = value[int(part)]
-        else:
-            names = list(known) or list(row)
-            close = nearest(path, names)
-            hint = f"did you mean {close[0]!r}?" if close else f"fields: {', '.join(map(str, names[:12]))}"
-            raise ValueError(f"no field {path!r}; {hint}")
-    if not isinstance(value, kind):
-        raise ValueError(f"field {path!r} holds {'nothing' if value is None else type(value).__name__}, not {what}")
-    return value
-
-
-def _by_fault(bad: Sequence[tuple[str, int, str]]) -> str:
-    """Offending rows, those with the same fault together."""
-    faults: dict[str, list[tuple[str, int]]] = {}
-    for source, number, fault in bad:
-        faults.setdefault(fault, []).append((source, number))
-    said = [f"{grouped(places, 5)}: {fault}" for fault, places in list(faults.items())[:8]]
-    return "; ".join(said) + ("; ..." if len(faults) > 8 else "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- files
@@ -442,11 +392,16 @@ def find(
 
 def _other(file: Path) -> str:
     name = file.name.lower()
-    known = [(TextFiles.SUFFIXES, "text"), (TextJsonl.SUFFIXES, "text-jsonl"), ((".parquet",), "text-parquet")]
+    known = [
+        (TextFiles.SUFFIXES, "text"),
+        (TextJsonl.SUFFIXES, "jsonl"),
+        ((".parquet",), "parquet"),
+        ((".csv", ".tsv"), "csv"),
+    ]
     for suffixes, source in known:
         if name.endswith((*suffixes, *(s + ".gz" for s in suffixes))):
             return f"for this file say {source}:{file}"
-    return "known: text:FILE, text-jsonl:FILE, text-parquet:FILE, text-hf:NAME"
+    return "known: text:FILE, jsonl:FILE, csv:FILE, parquet:FILE, hf:NAME"
 
 
 def _split_of(name: str) -> str:

@@ -9,13 +9,14 @@ import re
 import sysconfig
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
+from limbeck.data.hub import hub_columns, hub_parts
 from limbeck.data.items import as_path
 from limbeck.data.labelled_text import table_columns
 from limbeck.data.names import counted, is_blank, split_of
@@ -24,7 +25,10 @@ from limbeck.errors import DataError, nearest
 from limbeck.grammar.component import Component
 from limbeck.grammar.settings import Count, settings
 
-NAMES = {"source": {"pair-table": "PairTable", "python-functions": "PythonFunctions"}}
+NAMES = {
+    "source": {"pair-table": "PairTable", "pair-hf": "PairHub", "python-functions": "PythonFunctions"},
+    "source for PairSource": {"csv": "PairTable", "jsonl": "PairTable", "parquet": "PairTable", "hf": "PairHub"},
+}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
 
 Side = Literal["text", "code"]
@@ -162,16 +166,13 @@ class PairTable(PairSource):
         Raises:
             DataError: no such file or column, rows without query or code, an unknown split.
         """
-        file = as_path(self.path, "path")
-        if not file.is_file():
-            raise DataError("task.data.path", "there is no such file", given=str(file), expected="a table of pairs")
-        columns = table_columns(file, self.encoding)
+        told, columns, splits, notes = self._table()
         for name in filter(None, (self.query, self.answer, self.other, self.group, self.split, self.label)):
             if name not in columns:
                 close = nearest(name, columns)
                 known = f"one of {', '.join(map(str, columns))}"
                 raise DataError(
-                    file.name,
+                    told,
                     f"it has no column {name!r}",
                     expected=known,
                     remedy=f"did you mean {close[0]}?" if close else "",
@@ -181,7 +182,7 @@ class PairTable(PairSource):
         left = 0
         kind: Side = "code" if self.query_language else "text"
         for i in range(len(columns[self.answer])):
-            place = (f"{file.name} row", i + 1)
+            place = (f"{told} row", i + 1)
             if self.label is not None and str(columns[self.label][i]) not in ("1", "1.0", "True", "true"):
                 left += 1
                 continue
@@ -191,9 +192,9 @@ class PairTable(PairSource):
             if any(not isinstance(t, str) or is_blank(t) for t in texts):
                 bad.append(place)
                 continue
-            where = (
-                "all" if self.split is None else split_of(str(columns[self.split][i])) or str(columns[self.split][i])
-            )
+            where = splits[i] if splits else "all"
+            if self.split is not None:
+                where = split_of(str(columns[self.split][i])) or str(columns[self.split][i])
             if where not in ("train", "valid", "test", "all"):
                 raise DataError(
                     " ".join(map(str, place)), "unknown split", given=where, expected="train, valid or test"
@@ -203,10 +204,9 @@ class PairTable(PairSource):
             if three is not None:
                 made.append(Pair(two, three, "code", (self.language, self.other_language), group, place))
             found.setdefault(where, []).extend(made)
-        notes = []
         if bad and self.bad_rows == "error":
             raise DataError(
-                file.name,
+                told,
                 f"{counted(len(bad), 'row')} without query or code: {grouped(bad, 10)}",
                 remedy="mend them, or leave them out with task.data.bad_rows=skip",
             )
@@ -215,8 +215,37 @@ class PairTable(PairSource):
         if left:
             notes.append(f"{counted(left, 'row')} whose {self.label} is not 1 left out")
         if not any(found.values()):
-            raise DataError(file.name, "there are no pairs in it")
+            raise DataError(told, "there are no pairs in it")
         return found, notes
+
+    def _table(self) -> tuple[str, Mapping[str, Sequence[Any]], list[str], list[str]]:
+        """What the table is called, its columns, the split of each row where files or data sets say it, and notes."""
+        file = as_path(self.path, "path")
+        if not file.is_file():
+            raise DataError("task.data.path", "there is no such file", given=str(file), expected="a table of pairs")
+        return file.name, table_columns(file, self.encoding), [], []
+
+
+@settings
+class PairHub(PairTable):
+    """Pairs of a data set of the Hugging Face Hub or a folder that ``datasets`` reads; its own splits are kept.
+
+    Args:
+        path: the id or folder.
+        subset: the data set's own configuration name.
+    """
+
+    subset: str | None = None
+
+    def _table(self) -> tuple[str, Mapping[str, Sequence[Any]], list[str], list[str]]:
+        parts, notes = hub_parts(self.path, self.subset, {}, "task.data.path")
+        columns: dict[str, list[Any]] = {}
+        splits: list[str] = []
+        for part in parts:
+            found = hub_columns(part)
+            columns = {n: [*columns.get(n, []), *cells] for n, cells in found.items() if n in columns or not splits}
+            splits += ["all" if len(parts) == 1 else part.split] * len(part.rows)
+        return self.path, columns, splits, notes
 
 
 @settings

@@ -113,7 +113,8 @@ def batches(
     if epochs is not None and epochs.ids is not None:
         data, scope, first, view = epochs.data, f"{scope} {epochs.number}", epochs.first, epochs.number
     n = len(data) if data is not None else stage.batch_size * max(1, total)
-    stream = Stream(n, stage.batch_size, seed, scope, stage.shuffle and data is not None, chances(stage, data))
+    shuffled = stage.shuffle and data is not None
+    stream = Stream(n, stage.batch_size, seed, scope, shuffled, chances(stage, data), getattr(data, "order", None))
     plan = _Plan(data, stream, dist.rank(), accumulate, parts, start - first, total - first, view)
     return _fetched(plan, device, 0 if data is None else able(plan, workers))
 

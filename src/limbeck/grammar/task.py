@@ -107,6 +107,11 @@ class Task(Component):
         """What a role shows of a batch in training: as `feed`, or what logits that are too large to hold are made of."""
         return self.feed(module, batch)
 
+    def specimen(self) -> Mapping[str, Any] | None:
+        """A training example as people read it, shown before training: ``title`` and ``parts``, each a text and whether
+        it is learnt; ``None`` where there is nothing to be shown."""
+        return None
+
     def plainly(self, module: Any, batch: Batch) -> Any:
         """How inputs go into a model where nothing is learnt or judged: in an exported graph. By default as `feed`."""
         return self.feed(module, batch)
@@ -287,6 +292,11 @@ class Model(Component):
     @property
     def brings_tokenizer(self) -> bool:
         """Whether it reads texts by a tokenizer of its own. Whoever does is built first, and the task takes it over."""
+        return False
+
+    @property
+    def takes_tokenizer(self) -> bool:
+        """Whether one that another network brings can serve it: it has none, or no weights that know its own."""
         return False
 
     def teach(self, bench: Bench, optim: Optim) -> Built:

@@ -36,7 +36,7 @@ from limbeck.storage.plain import check_folder
 from limbeck.storage.store import atomic_folder
 from limbeck.storage.weights import load_strict
 from limbeck.tasks.causal import transformers_library
-from limbeck.tasks.tokenizers import load_tokenizer
+from limbeck.tasks.tokenizers import load_tokenizer, vocabulary_size
 
 NAMES = {"model": {"hf": "HuggingFace"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -46,6 +46,22 @@ PICTURES = {
     "map": ("AutoModelForSemanticSegmentation", "ForSemanticSegmentation", "a segmentation network"),
 }
 """Form -> the library's class that opens it, how architectures with such a head are called, and what it is."""
+
+
+def _lacks_tokenizer(place: str) -> bool:
+    """Whether a folder holds a network alone."""
+    folder = Path(place)
+    return folder.is_dir() and not any(any(folder.glob(f)) for f in ("*token*", "vocab.*", "*.model"))
+
+
+def _fit(config: Any, tokenizer: Any) -> None:
+    """An architecture given an output for every token, where it has too few; and the tokenizer's own special ids."""
+    size = vocabulary_size(tokenizer)
+    if getattr(config, "vocab_size", size) >= size:
+        return
+    config.vocab_size = size
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        setattr(config, name, getattr(tokenizer, name))
 
 
 @settings
@@ -98,6 +114,11 @@ class HuggingFace(LibraryModel):
     def brings_tokenizer(self) -> bool:
         """Of texts it reads its own, whether or not its weights are taken."""
         return True
+
+    @property
+    def takes_tokenizer(self) -> bool:
+        """A folder without one, or an architecture whose weights are drawn anew."""
+        return not self.pretrained or _lacks_tokenizer(self._place())
 
     def build(self, task: Task) -> Built:
         """The network. No code from the Hub is run, and weights are read as safetensors or with ``weights_only``."""
@@ -166,7 +187,7 @@ class HuggingFace(LibraryModel):
     def _language(self, needs: Needs) -> Built:
         """The network and its tokenizer, which becomes the task's or must agree with it."""
         transformers = transformers_library("models of the Hugging Face Hub")
-        text = needs.tokens
+        text: Any = needs.tokens
         assert text is not None
         if self.gguf_file is not None and importlib.util.find_spec("gguf") is None:
             raise ConfigError(
@@ -182,18 +203,25 @@ class HuggingFace(LibraryModel):
         texts = place
         if about is not None and not any(Path(place).glob("tokenizer*")):
             texts = base_of(place, about)
-        if text.tokenizer_name is not None and Path(texts).is_dir() and not any(Path(texts).glob("*token*")):
-            self.tokenizer = text.tokenizer  # weights alone: they are taken to be made with the tokenizer that is named
-            self.notes.append(f"no tokenizer lies in {texts}: it is taken to know that of task.tokenizer")
+        lacking = self.gguf_file is None and _lacks_tokenizer(texts)
+        if lacking and (text.tokenizer_name is not None or text.adopted):
+            self.tokenizer = text.tokenizer  # weights alone: they are taken to be made with the tokenizer that is there
+            whose = "task.tokenizer" if text.tokenizer_name is not None else text.whose
+            self.notes.append(f"no tokenizer lies in {texts}: it is taken to know that of {whose}")
         else:
             self.tokenizer = load_tokenizer(texts, **self._options())
-            text.adopt(self.tokenizer, self.name)
+            if not self.pretrained and self.checkpoint is None and text.serves(self.tokenizer):
+                self.tokenizer = text.tokenizer  # nothing in it knows the tokens of its own
+                self.notes.append(f"its weights are drawn anew: it learns the tokens of {text.whose}, not its own")
+            else:
+                text.adopt(self.tokenizer, self.name)
         module: Any
         if self.pretrained:
             module = self._loaded(place, wanted)
         else:
             try:
                 config = transformers.AutoConfig.from_pretrained(place, **self._options())
+                _fit(config, self.tokenizer)
                 module = transformers.AutoModelForCausalLM.from_config(config)
             except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
                 raise wanted.refused(error) from None

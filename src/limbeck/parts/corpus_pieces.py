@@ -22,7 +22,8 @@ from limbeck.artifacts.scored_corpus import ScoredCorpus
 from limbeck.data.items import digest
 from limbeck.data.names import counted, is_blank
 from limbeck.data.text import Document
-from limbeck.data.text_files import Columns, decode, find, load_bytes, parsed
+from limbeck.data.text_files import decode, find, load_bytes, parsed
+from limbeck.data.text_rows import Columns
 from limbeck.errors import ConfigError, DataError, require
 from limbeck.functional.corpora import cut_points
 from limbeck.grammar.method import Batch

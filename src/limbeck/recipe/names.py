@@ -54,6 +54,12 @@ def table(kind: str) -> dict[str, str]:
     return tables().get(kind, {})
 
 
+@cache
+def special(kind: str) -> frozenset[str]:
+    """The names of a kind that mean another component for some who want one (``source for TextSource``)."""
+    return frozenset(n for k, names in tables().items() if k.startswith(f"{kind} for ") for n in names)
+
+
 def declared(file: Path) -> dict[str, dict[str, str]]:
     """What a file declares as ``NAMES``: kind -> name -> class; nothing where it declares none.
 

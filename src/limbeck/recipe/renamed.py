@@ -41,7 +41,17 @@ def renamed(tree: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         ConfigError: a setting stands there under both names; it says what to type.
     """
-    return _rounds(_baselines_of_taid(_staged(_evaluated(tree))))
+    return _rounds(_baselines_of_taid(_staged(_evaluated(_short(tree)))))
+
+
+def _short(tree: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``task.loss`` of texts is short for ``task.loss_on``."""
+    task = tree.get("task")
+    if not isinstance(task, Mapping) or task.get("use") != "language" or "loss" not in task:
+        return tree
+    if "loss_on" in task and task["loss_on"] != task["loss"]:
+        raise ConfigError("task.loss", "is task.loss_on, and that is set too", remedy="leave one of them out")
+    return {**tree, "task": {**{k: v for k, v in task.items() if k != "loss"}, "loss_on": task["loss"]}}
 
 
 def _staged(tree: Mapping[str, Any]) -> Mapping[str, Any]:

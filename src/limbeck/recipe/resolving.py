@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 
 from limbeck.errors import ConfigError, LimbeckError, nearest, shorten
 from limbeck.grammar.component import Component, Settings
+from limbeck.recipe import names as _names
 from limbeck.recipe.credentials import part
 from limbeck.recipe.hints import Mismatch, leaf, typed
 from limbeck.recipe.overrides import short
@@ -23,6 +24,7 @@ from limbeck.recipe.schema import (
     Param,
     find_class,
     known_names,
+    name_of,
     node_of,
     schema,
     to_plain,
@@ -171,7 +173,7 @@ class Checker:
     def _entry(self, param: Param, value: Any, path: str, default: Any) -> Any:
         """A component or settings."""
         if param.inner == "component":
-            return self.component(param.base, value, path, default)
+            return self.component(param.base, value, path, default, param.owner)
         if isinstance(value, Settings):
             value = to_plain(value)
         if not isinstance(value, Mapping):
@@ -184,7 +186,9 @@ class Checker:
             return None
         return self.arguments(param.base, {**(default if isinstance(default, Mapping) else {}), **value}, path, path)
 
-    def component(self, base: type[Component], value: Any, path: str, default: Any = None) -> dict[str, Any] | None:
+    def component(
+        self, base: type[Component], value: Any, path: str, default: Any = None, owner: Any = None
+    ) -> dict[str, Any] | None:
         """A component's node, resolved; ``None`` after a problem."""
         if isinstance(value, Component):
             try:
@@ -214,7 +218,7 @@ class Checker:
             return None
         name, colon, rest = use.partition(":")
         try:
-            cls: Any = find_class(base, name, path)
+            cls: Any = find_class(base, name, path, owner)
         except LimbeckError as error:
             self.problems.append(error)
             return None
@@ -232,6 +236,8 @@ class Checker:
             except LimbeckError as error:
                 self.problems.append(error)
                 return None
+        if name in _names.special(base.kind):
+            name = name_of(cls)  # a name of several, resolved to that of the one which is meant
         node = {"use": name, **self.arguments(cls, arguments, path, name)}
         self.met.append((path, cls, node))
         return node

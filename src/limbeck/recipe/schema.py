@@ -55,6 +55,7 @@ class Param:
         optional: whether null is a value.
         default: as a plain tree, or a mark that it is required or can't be written in a recipe.
         doc: its sentence in the docstring.
+        owner: the class that takes it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Param:
     optional: bool
     default: Any
     doc: str
+    owner: Any = None
 
     @property
     def words(self) -> str:
@@ -131,7 +133,7 @@ def schema(cls: type) -> dict[str, Param]:
         hint = hints.get(p.name, Any)
         kind, base, inner, optional = _classify(hint)
         default = _default(cls, p, hint, kind, optional)
-        found[p.name] = Param(p.name, hint, kind, base, inner, optional, default, docs.get(p.name, ""))
+        found[p.name] = Param(p.name, hint, kind, base, inner, optional, default, docs.get(p.name, ""), cls)
     return found
 
 
@@ -266,15 +268,20 @@ def known_names(kind: str) -> list[str]:
     return sorted({*own, *method_names()} if kind == "method" else own)
 
 
-def find_class(base: type[Component], name: str, path: str) -> type[Component]:
+def find_class(base: type[Component], name: str, path: str, owner: Any = None) -> type[Component]:
     """The class that a name means, imported now.
+
+    One name may mean several: which is meant is told by what is wanted (a source of texts) or who wants it (a task whose
+    ``reads`` names such a source). ``NAMES`` declares it as ``{"source for TextSource": {"jsonl": "TextJsonl"}}``.
 
     Raises:
         ConfigError: no such name for this kind, or its class is not of the base that is wanted.
         MissingExtra: it needs a package that is not installed.
     """
     kind = base.kind
-    target = _names.table(kind).get(name)
+    wanted = [getattr(owner, "reads", ""), *(b.__name__ for b in base.__mro__)]
+    special = next((t for w in wanted if w and (t := _names.table(f"{kind} for {w}").get(name)) is not None), None)
+    target = special or _names.table(kind).get(name)
     if target is not None:
         module_name, _, class_name = target.partition(":")
     elif kind == "method":

@@ -126,6 +126,7 @@ def render(folder: Path) -> str:
         halves=[p for p in half if p is not None],
         training=training,
         samples=samples,
+        shown=example.get("example") if kind == "run" else None,
         metrics=_all_metrics(s, runs, kind),
         timings=_timings(s, runs),
         tables=tables_of(first) if kind == "run" else [],

@@ -17,6 +17,7 @@ number; proportions lie in [0, 1]), ``sizes: {teacher, student, ...}`` (``parame
 - ``pictures: [{title, caption, file}]`` (``images`` is read alike): PNG files below the run folder; or, instead of
   ``file``, ``pixels``: rows of images ``[C][H][W]`` of whole numbers up to 255. ``rows`` and ``labels`` name the
   rows;
+- ``example: {title, parts: [[text, learnt], ...]}``: a training example as it is learnt (conversations);
 - ``tables: [{title, head, rows}]``: small tables of what was made, for a run's page and the screen.
 
 Metrics called ``NAME_wW_nN`` are of a sampler at guidance weight W in N steps.

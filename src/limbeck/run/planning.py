@@ -96,6 +96,7 @@ def plan(tree: dict[str, Any], steps: int = 3) -> dict[str, Any]:
         "device_memory": _largest(parts),
         "cache_mb": cache / 2**20,
         "items": n,
+        **({} if (shown := task.specimen()) is None else {"example": shown}),
         "notes": [*recipe.notes, *task.notes, *bench.notes, *coupled],
         "advice": _advice(recipe, any(t.each is not None for t in timed.values()), cache, bench.device, parts),
     }

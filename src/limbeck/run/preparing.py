@@ -27,6 +27,7 @@ from limbeck.objectives.queries import accept_all
 from limbeck.recipe.recipe import Recipe
 from limbeck.run.fitting import check_batch, check_processes
 from limbeck.run.rows import check_baselines, evaluator_of
+from limbeck.tasks.specimen import marked
 
 
 def prepare(
@@ -67,7 +68,7 @@ def prepare(
     models, built = participants(recipe), dict[str, Built]()
     # whoever brings a tokenizer comes first, so that those from scratch learn its tokens, whichever role it has; then the
     # participants before the student, for only a network that is built tells whether its pretrained classes are the task's
-    for name, model in sorted({**models, "student": student_model}.items(), key=lambda m: not m[1].brings_tokenizer):
+    for name, model in sorted({**models, "student": student_model}.items(), key=lambda m: _rank(m[1])):
         if name == "student":
             built[name] = build_model(model, task, recipe.seed, name)
             continue
@@ -110,6 +111,9 @@ def prepare(
                 teach = counted(recipe.teach, task.teacher_train, "teach")
                 check_batch(task, bench.built[name], teach, "teach", recipe.engine, device)
     _measure(task)
+    shown = task.specimen()
+    for line in () if shown is None else marked(shown):  # before anything is spent on many like it
+        say(line)
     if admit is not None:
         admit(_entering(recipe, bench))
     heard: list[str] = []
@@ -177,6 +181,11 @@ def _entering(recipe: Recipe, bench: Bench) -> dict[str, Any]:
         "code": identity.code_of(components),
         "revisions": identity.revisions(components),
     }
+
+
+def _rank(model: Model) -> tuple[bool, bool]:
+    """When a model is built: first those whose tokenizer their weights know, then those that can take another's."""
+    return not model.brings_tokenizer, model.takes_tokenizer
 
 
 def _measure(task: Task) -> None:

@@ -314,6 +314,7 @@ def _told(recipe: Recipe, bench: Bench, scored: Scored, metrics: dict[str, Any],
         },
         "class_items": {split: list(n) for split, n in task.class_sizes.items()},
         "labels": task.labels,
+        **({} if (shown := task.specimen()) is None else {"example": shown}),
         "versions": versions(),
         "hardware": hardware(bench.device),
         "notes": [

@@ -77,6 +77,8 @@ class _Graphs(Labelled):
     onnx_names = ()
     takes_unlabelled = False
 
+    reads = "graphs"
+
     data: Source = DrawnGraphs()
     edge_labels: bool = True
     layers: Count = 2

@@ -219,6 +219,8 @@ class Keypoints(OutputTask):
     higher_is_better = False
     judging = ("student_items", "eval_batch", "pck", "failure")
 
+    reads = "keypoints"
+
     data: Source = DrawnFigures(parts=["body"])
     crop: Positive | None = None
     instances: str | None = None

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from limbeck import functional as F
 from limbeck.data.asked import asked_texts
+from limbeck.data.shards import Shards, Stream
 from limbeck.data.text import PythonHelp, Texts, TextSource, few
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
@@ -28,8 +29,10 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
+from limbeck.tasks.specimen import specimen
+from limbeck.tasks.streamed_tokens import StreamTokens
 from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, special_ids, text_steps, vocabulary_size
-from limbeck.tasks.tokens import TokenData, next_counts, shifted
+from limbeck.tasks.tokens import TokenData, TooLong, next_counts, shifted
 
 NAMES = {"task": {"language": "Language"}}
 """What recipes call the components of this file; read without importing it (``limbeck.recipe.names``)."""
@@ -39,6 +42,9 @@ log = logging.getLogger("limbeck.data")
 CELLS = 1 << 24
 """Tokens times vocabulary that may be held at a time in evaluation."""
 
+
+LEARNT_FROM = 20_000
+"""Texts of a stream from which a tokenizer is trained."""
 
 LENGTH = 128
 """Tokens in a sequence where neither a length was given nor a model has fewer positions."""
@@ -57,8 +63,9 @@ class Language(Task):
         length: tokens in a training sequence; ``null``: 128, or as many as the models have positions for, if fewer.
         packing: lay documents end to end and cut sequences from them (``pack``), or one document a sequence, cut off
             or padded (``pad``); ``auto`` pads prompts with responses and packs the rest.
-        loss_on: ``all`` tokens; ``response``: those after the prompt, of conversations all that the assistant says;
-            ``last``: its last turn; ``auto``: ``response`` of conversations, else ``all``.
+        loss_on: (``task.loss`` for short) ``all`` tokens; ``assistant``, or ``response``: those after the prompt, of
+            conversations all that the assistant says; ``last``: its last turn; ``auto``: ``assistant`` of conversations and
+            of pairs that were told by their fields' names, else ``all``.
         long_prompts: what becomes of a prompt that leaves no room for its response: ``drop`` the pair, or ``cut`` the
             prompt at its left.
         template: how a prompt is written: as the tokenizer's ``chat`` template says, ``plain`` with a line break after
@@ -71,9 +78,12 @@ class Language(Task):
         eval_sequences: how many sequences of the valid and test splits are evaluated, spread evenly; all if ``null``.
         deal: which division into training, validation and test texts: 0 is the data's own, where it names splits; every
             other number deals all documents anew, into splits as long as they were.
+        too_long: what becomes of a document longer than ``length``: ``cut-right`` leaves out its end, ``cut-left`` its
+            beginning, ``drop`` all of it; ``refuse`` names them and stops. How many they are is noted.
     """
 
     paths: ClassVar[tuple[str, ...]] = ("tokenizer",)
+    neutral = ("too_long",)
 
     primary = "cross_entropy"
     higher_is_better = False
@@ -87,7 +97,7 @@ class Language(Task):
         vocab_size: int = 1024,
         length: int | None = None,
         packing: Literal["auto", "pack", "pad"] = "auto",
-        loss_on: Literal["auto", "all", "response", "last"] = "auto",
+        loss_on: Literal["auto", "all", "assistant", "response", "last"] = "auto",
         long_prompts: Literal["drop", "cut"] = "drop",
         template: Literal["auto", "chat", "plain"] = "auto",
         student_documents: int | None = None,
@@ -96,6 +106,7 @@ class Language(Task):
         eval_batch: int = 32,
         eval_sequences: int | None = None,
         deal: int = 0,
+        too_long: TooLong = "cut-right",
     ) -> None:
         # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         if vocab_size < 258:
@@ -117,7 +128,8 @@ class Language(Task):
             raise ValueError("eval_sequences must be 1 or more, or null for all")
         self.data, self.tokenizer_name, self.vocab_size = data, tokenizer, vocab_size
         self.asked_length, self.length = length, length or LENGTH
-        self.packing, self.loss_on, self.template, self.long_prompts = packing, loss_on, template, long_prompts
+        self.loss_on = "response" if loss_on == "assistant" else loss_on
+        self.packing, self.template, self.long_prompts, self.too_long = packing, template, long_prompts, too_long
         if deal < 0:
             raise ValueError("deal must be 0 or more")
         self.student_documents, self.eval_sequences, self.deal = student_documents, eval_sequences, deal
@@ -138,7 +150,7 @@ class Language(Task):
         self.columns = int(about["outputs"]) if about.get("outputs") else None
         if bare:
             self.loss_on = "all" if about.get("counts_prompts", True) else "response"
-            self._texts = Texts([], [], [], bool(about.get("pairs")), [])
+            self._texts = Texts([], [], [], bool(about.get("pairs")), [], answers=bool(about.get("answers")))
             none = TokenData(self, [], "asked")
             self.train = self.teacher_train = self.valid = self.test = none
             self._seed = 0
@@ -153,14 +165,16 @@ class Language(Task):
             "outputs": self.columns,
             "counts_prompts": self.counts_prompts,
             "pairs": self.texts.pairs,
+            **({"answers": True} if self.texts.answers else {}),
         }
 
     def asked(self, given: Any, preprocessing: Mapping[str, Any]) -> Any:
         """Texts, or prompts with what follows them, one a row; what is longer than a row is cut off at its end."""
         documents, names = asked_texts(given)
         twin = copy.copy(self)
-        twin.packing, twin._texts, twin.notes = "pad", Texts(documents, [], [], self.texts.pairs, []), []
-        twin.long_prompts = "cut"
+        twin.packing, twin.notes = "pad", []
+        twin._texts = Texts(documents, [], [], self.texts.pairs, [], answers=self.texts.answers)
+        twin.long_prompts, twin.too_long = "cut", "cut-right"
         data = AskedTokens(twin, documents, "given")
         data.names = names
         if len(data) < len(documents):
@@ -248,11 +262,26 @@ class Language(Task):
                     f"documents laid end to end count whole, and task.loss_on={self.loss_on} counts responses",
                     remedy="set task.packing=pad, or task.loss_on=all",
                 )
-            whole = [*self._texts.train, *self._texts.teacher_only]
-            self.teacher_train: TokenData = TokenData(self, whole, "train")
+            if self.too_long != "cut-right" and self.packed:
+                raise ConfigError(
+                    "task.too_long",
+                    "documents laid end to end are cut into sequences, and none is too long",
+                    given=self.too_long,
+                    remedy="set task.packing=pad, or leave task.too_long out",
+                )
+            if self.loss_on == "auto" and self._texts.pairs and self.counts_prompts:
+                self.note("all tokens are learnt, those of prompts too; task.loss=assistant learns the responses alone")
+            self.teacher_train: TokenData = self._whole(self._texts)
             self.valid: TokenData = TokenData(self, self._texts.valid, "valid", self.eval_sequences)
             self.test: TokenData = TokenData(self, self._texts.test, "test", self.eval_sequences)
             self.train: TokenData = self.teacher_train
+        if self.student_documents is not None and isinstance(self._texts.train, Stream):
+            raise ConfigError(
+                "task.student_documents",
+                "texts that are streamed are not chosen from",
+                given=self.student_documents,
+                remedy="name fewer shards, or leave it out",
+            )
         seed = (self._seed or 0) if seed is None else seed
         if self._seed == seed:
             return
@@ -264,8 +293,23 @@ class Language(Task):
                 self.note(said)
         self._seed = seed
 
+    def _whole(self, texts: Texts) -> TokenData:
+        """All training texts."""
+        if isinstance(texts.train, Stream):
+            if self.packing == "pack":
+                raise ConfigError(
+                    "task.packing",
+                    "texts that are streamed have a row each",
+                    given="pack",
+                    remedy="leave it out, or read the files into memory (jsonl:, parquet:)",
+                )
+            return StreamTokens(self, texts.train, "train")
+        return TokenData(self, [*texts.train, *texts.teacher_only], "train")
+
     def dealt(self) -> Texts:
         """The documents as the source deals them; a task that shows them in another form changes them here."""
+        if type(self) is Language and isinstance(self.data, Shards) and not self.deal:
+            return self.data.streaming()
         return self.data.deal(self.valid_fraction, self.test_fraction, self.deal)
 
     def note(self, text: str) -> None:
@@ -301,8 +345,14 @@ class Language(Task):
     @property
     def counts_prompts(self) -> bool:
         """Whether every token counts, or only those of responses."""
-        talks = any(document.turns for document in self.texts.train)
+        train: Any = self.texts.train
+        seen = train.looked_at if isinstance(train, Stream) else train
+        talks = self.texts.answers or any(document.turns for document in seen)
         return self.loss_on == "all" or (self.loss_on == "auto" and not talks)
+
+    def specimen(self) -> dict[str, Any] | None:
+        """A conversation, or a prompt with its answer, as it is learnt."""
+        return specimen(self)
 
     @property
     def texts(self) -> Texts:
@@ -315,7 +365,8 @@ class Language(Task):
     @property
     def packed(self) -> bool:
         """Whether documents are laid end to end."""
-        return self.packing == "pack" or (self.packing == "auto" and not self.texts.pairs)
+        auto = self.packing == "auto" and not isinstance(self.texts.train, Stream)
+        return self.packing == "pack" or (auto and not self.texts.pairs)
 
     # ------------------------------------------------------------------------------------------------ tokens
 
@@ -326,7 +377,11 @@ class Language(Task):
             if self.tokenizer_name is not None:
                 self._tokenizer, self._whose = load_tokenizer(self.tokenizer_name), "task.tokenizer"
             else:
-                self._tokenizer = byte_pairs(self.texts, self.vocab_size)
+                texts: Texts = self.texts
+                if isinstance(texts.train, Stream):
+                    texts = Texts(texts.train.first(LEARNT_FROM), [], [], texts.pairs)
+                    self.note(f"the tokenizer is trained on the first {len(texts.train):,} texts of the stream")
+                self._tokenizer = byte_pairs(texts, self.vocab_size)
                 self._whose = "the tokenizer trained on this text"
         return self._tokenizer
 
@@ -352,6 +407,7 @@ class Language(Task):
             return
         try:
             shared_ids(own, tokenizer, self._whose, f"hf:{name}", self._probes())
+            self._one_template(own, tokenizer, name)
         except TeacherMismatch:
             if self.tokenizer_name is not None or self._whose.startswith("hf:"):
                 raise
@@ -360,6 +416,36 @@ class Language(Task):
                 f"a model from scratch would learn other tokens than hf:{name} knows",
                 remedy=f"set task.tokenizer={name}, so that both use it",
             ) from None
+
+    def _one_template(self, own: Any, tokenizer: Any, name: str) -> None:
+        """The template by which conversations are written is saved with whoever learns from them."""
+        ours, theirs = (getattr(t, "chat_template", None) for t in (own, tokenizer))
+        if not self.texts.pairs or self.template == "plain" or ours == theirs:
+            return
+        if not theirs:
+            tokenizer.chat_template = ours
+            self.note(f"hf:{name} has no chat template: it is given that of {self._whose}")
+        elif ours:
+            self.note(
+                f"the chat templates differ: conversations are written by that of {self._whose}, not of hf:{name}"
+            )
+        else:
+            self.note(f"{self._whose} has no chat template; task.tokenizer={name} takes that of hf:{name}")
+
+    @property
+    def whose(self) -> str:
+        """Whose the tokenizer is, for messages."""
+        return self._whose
+
+    def serves(self, tokenizer: Any) -> bool:
+        """Whether there is a tokenizer already that means something else by its ids than this one."""
+        if self._tokenizer is None and self.tokenizer_name is None:
+            return False
+        try:
+            shared_ids(self.tokenizer, tokenizer, "", "")
+        except TeacherMismatch:
+            return True
+        return False
 
     def _probes(self) -> list[str]:
         return [document.text[:300] for document in self.texts.train[:10]]

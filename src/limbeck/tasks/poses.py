@@ -72,6 +72,8 @@ class Poses(SourceTask):
     judging = ("student_items", "eval_batch", "pck", "meets", "whole")
     takes_unlabelled = False
 
+    reads = "keypoints"
+
     data: Source = DrawnFigures()
     labelled: Literal["data", "one"] = "data"
     missing: Literal["ignore", "background"] = "ignore"

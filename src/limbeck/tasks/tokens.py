@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from limbeck.tasks.tokenizers import pad_id, special_ids
 
 if TYPE_CHECKING:
     from limbeck.tasks.language import Language
+
+TooLong = Literal["cut-right", "cut-left", "drop", "refuse"]
+"""What becomes of a document that is longer than a row."""
 
 IGNORE = -100
 """The label of a position that does not count. It lives in batches only; inside limbeck it is a mask at once."""
@@ -145,9 +148,16 @@ class TokenData:
         hidden: list[Document] = []
         cut: list[Document] = []
         shortened: list[Document] = []
-        longest = 0
+        dropped: list[Document] = []
+        longest = whole = 0
         for document, row in zip(self.documents, spelled, strict=True):
-            longest = max(longest, row.begins)
+            longest, whole = max(longest, row.begins), max(whole, len(row.ids))
+            if len(row.ids) > task.length and task.too_long in ("drop", "refuse"):
+                dropped.append(document)
+                continue
+            if len(row.ids) > task.length and task.too_long == "cut-left":
+                row = row.without_beginning(task.length, len(special_ids(task.tokenizer)[0]))
+                shortened.append(document)
             if task.long_prompts == "cut" and len(row.ids) > task.length and row.prompt and row.answers is None:
                 row = row.with_shorter_prompt(task.length, len(special_ids(task.tokenizer)[0]))
                 shortened.append(document)
@@ -161,17 +171,38 @@ class TokenData:
             size += len(document.text.encode("utf-8", "surrogatepass"))
             size += len(document.prompt.encode("utf-8", "surrogatepass")) if self._prompts_count else 0
             kept.append(row.cut(task.length))
-        for documents, said in (
-            (hidden, "left out: the prompt alone fills"),
-            (shortened, "lost the beginning of their prompt, to fit"),
-            (cut, "cut off at the end: they exceed"),
-        ):
+        if dropped and task.too_long == "refuse":
+            places = places_of(dropped, 10)
+            raise DataError(
+                "task.too_long",
+                f"{len(dropped)} of {len(self.documents)} documents of the {self.name} split exceed {task.length} tokens"
+                f"{f' ({places})' if places else ''}; the longest has {whole}",
+                given="refuse",
+                remedy=f"set task.length={whole}, or task.too_long=cut-right, cut-left or drop",
+            )
+        left = task.too_long == "cut-left"
+        how = f"task.too_long={task.too_long}; the longest has {whole}"
+        for documents, said, setting in (
+            (dropped, "left out: they exceed", how),
+            (hidden, "left out: the prompt alone fills", f"task.length; the longest has {longest}"),
+            (shortened, "lost the beginning" + (", to fit" if left else " of their prompt, to fit"),
+             how if left else "task.long_prompts=cut"),
+            (cut, "cut off at the end: they exceed", how),
+        ):  # fmt: skip
             if documents:
                 places = places_of(documents, 5)
                 where = f" ({places})" if places else ""
                 task.note(
-                    f"{self.name}: {len(documents)} of {len(self.documents)} documents {said} {task.length} tokens{where}"
+                    f"{self.name}: {len(documents)} of {len(self.documents)} documents {said} {task.length} tokens{where} "
+                    f"({setting})"
                 )
+        if dropped and not kept:
+            raise DataError(
+                "task.too_long",
+                f"every document of the {self.name} split exceeds {task.length} tokens; the longest has {whole}",
+                given="drop",
+                remedy="raise task.length, or set task.too_long=cut-right or cut-left",
+            )
         if hidden and not kept:
             raise DataError(
                 "task.length",

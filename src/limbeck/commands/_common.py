@@ -18,7 +18,7 @@ from limbeck.errors import ConfigError, nearest, shorten, visible
 from limbeck.recipe.scalars import TOKEN, encodable, scalar
 from limbeck.storage.disk import expanded
 
-TRUST = "let a run's folder run the code it names and send data where it says; remembered"
+TRUST = "allow a run folder to run its own code and to contact the servers it names; remembered"
 """What ``--trust`` does, in the help of every command that opens folders."""
 
 
@@ -116,8 +116,8 @@ def _bare(word: str) -> str:
 
 def add_choices(parser: argparse.ArgumentParser) -> None:
     """The options that lay settings of the recipe's own over it."""
-    parser.add_argument("--preset", metavar="NAME", default="", help="the recipe's settings for other data or scale")
-    parser.add_argument("--tiny", action="store_true", help="shrink the recipe to seconds, to try it")
+    parser.add_argument("--preset", metavar="NAME", default="", help="use a named group of settings of the recipe")
+    parser.add_argument("--tiny", action="store_true", help="shrink the recipe so that it takes seconds, to try it")
 
 
 def whole(low: int, name: str) -> Callable[[str], int]:

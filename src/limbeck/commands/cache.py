@@ -10,7 +10,8 @@ FORMS = ("hard", "smoothing", "marginal_smoothing", "marginal_renorm")
 
 TEXT = """Record the answers of a recipe's teacher, so that later runs need no teacher.
 
-The size is predicted and asked for before it is spent; --yes agrees beforehand. An interrupted recording goes on."""
+You are shown the estimated size and asked to confirm; --yes skips the question. Repeat the command to continue an
+interrupted recording."""
 
 
 def main(words: list[str]) -> int:
@@ -18,12 +19,15 @@ def main(words: list[str]) -> int:
     parser = common.Parser("cache", TEXT, overrides=True)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
     parser.add_argument("--out", metavar="DIR", type=common.folder_or_file("--out"), help="where it is written")
-    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
+    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="random seed")
     parser.add_argument(
-        "--top", metavar="K", type=common.whole(1, "--top"), help="outputs kept a position (all; 50 of a vocabulary)"
+        "--top",
+        metavar="K",
+        type=common.whole(1, "--top"),
+        help="outputs to keep per position (all; 50 for a vocabulary)",
     )
     parser.add_argument(
-        "--views", metavar="N", type=common.whole(1, "--views"), default=1, help="augmented views an item (1)"
+        "--views", metavar="N", type=common.whole(1, "--views"), default=1, help="augmented views per item (1)"
     )
     parser.add_argument(
         "--crops",

@@ -12,7 +12,7 @@ from limbeck.errors import ConfigError
 
 TEXT = """Run several recipes over several seeds and put them in one table: means, intervals, paired differences, cost.
 
-key=value settings apply to every recipe. Finished runs are reused; the same command typed again goes on."""
+key=value settings apply to every recipe. Finished runs are reused. Repeat the command to continue."""
 
 
 def main(words: list[str]) -> int:
@@ -39,7 +39,7 @@ def main(words: list[str]) -> int:
         metavar="N",
         type=common.whole(1, "--teachers"),
         default=1,
-        help="train N teachers, dealt to the seeds in turn (1: all runs share one)",
+        help="train N teachers and assign them to the seeds in turn (1: all runs share one)",
     )
     parser.add_argument(
         "--redeal", action="store_true", help="deal the data anew into training and test items for each seed"

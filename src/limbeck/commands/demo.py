@@ -8,7 +8,7 @@ from pathlib import Path
 from limbeck.commands import _common as common
 from limbeck.commands.compare import show
 
-TEXT = """Do the main job on real data that comes with scikit-learn (digits): a teacher, the student alone, and the
+TEXT = """Distil a classifier on real data that comes with scikit-learn (digits): a teacher, the student alone, and the
 student distilled by plain KD and by NKD, over a few seeds; one table, a report, and the student exported."""
 
 METHODS = ("kd", "nkd")

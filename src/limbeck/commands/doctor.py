@@ -15,7 +15,7 @@ from limbeck.errors import first_line
 from limbeck.recipe.extras import EXTRAS
 from limbeck.storage.disk import workspace
 
-TEXT = """Show versions, devices, threads, extras and folders, and what does not fit (then the exit status is 2)."""
+TEXT = """Show versions, devices, threads, extras and folders, and report problems (the exit status is then 2)."""
 
 CORE = (
     "torch",

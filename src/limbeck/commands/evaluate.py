@@ -15,12 +15,12 @@ TEXT = """Evaluate a student on its run's own test data, or on other labelled da
 def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("evaluate", TEXT, overrides=True)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, an export's folder, or an ONNX file")
+    parser.add_argument("run", metavar="RUN", help="a run folder, an export folder, or an ONNX file")
     parser.add_argument("--split", metavar="NAME", help="test (default), valid or train")
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="of a run: last (default), best (on validation), or a checkpoint's number"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps (the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps (default: the best available)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("--out", metavar="FILE", type=common.folder_or_file("--out"), help="write JSON to a file")
     parser.add_argument("--trust", action="store_true", help=common.TRUST)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from limbeck.commands import _common as common
 from limbeck.engine.terminal import say
 
-TEXT = """Write what a run made in another format, check it, and say what it costs: size, the task's metric and latency,
+TEXT = """Export a run's result in another format, verify it, and report what the format costs: size, the task's metric and latency,
 each beside what it was before. Every export holds student.json (preprocessing, labels) and use.py (from your file to the
 answer).
 

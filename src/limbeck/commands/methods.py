@@ -7,7 +7,7 @@ from typing import Any
 from limbeck.commands import _common as common
 from limbeck.grammar import card as cards
 
-TEXT = """List the methods: number, names, family, title, year, and what has been shown for each."""
+TEXT = """List the methods: number, names, family, title, year and evidence."""
 
 
 def main(words: list[str]) -> int:

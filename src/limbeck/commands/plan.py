@@ -9,7 +9,7 @@ from limbeck.commands import _common as common
 from limbeck.commands.run import missing_recipe
 from limbeck.engine.terminal import say
 
-TEXT = """Tell what a recipe will cost, from a few real steps: parameters, memory, time of every part, size of a cache.
+TEXT = """Estimate what a recipe will cost by running a few steps: parameters, memory, time of each part, size of a cache.
 
 RECIPE and key=value are those of limbeck run."""
 
@@ -18,7 +18,7 @@ def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("plan", TEXT, overrides=True)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="name, YAML file or run folder")
-    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
+    parser.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="random seed")
     parser.add_argument("--json", action="store_true", help="print JSON")
     common.add_choices(parser)
     parser.add_argument("--trust", action="store_true", help=common.TRUST)

@@ -22,7 +22,7 @@ the student's tokenizer, and columns of a table are found by their names.
 def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("predict", TEXT)
-    parser.add_argument("run", metavar="RUN", help="a run's folder, an export's folder, or an ONNX file")
+    parser.add_argument("run", metavar="RUN", help="a run folder, an export folder, or an ONNX file")
     parser.add_argument("files", metavar="FILE", nargs="*", help="files or folders; of a sampler classes")
     parser.add_argument("--text", metavar="TEXT", action="append", default=[], help="a text itself; may be repeated")
     parser.add_argument(
@@ -35,11 +35,11 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--checkpoint", metavar="WHICH", help="of a run: last (default), best (on validation), or a checkpoint's number"
     )
-    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps (the best there is)")
+    parser.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:N, mps (default: the best available)")
     parser.add_argument(
         "--batch", metavar="N", type=common.whole(1, "--batch"), default=64, help="items at a time (64)"
     )
-    parser.add_argument("--top", metavar="N", type=common.whole(1, "--top"), help="the N likeliest classes")
+    parser.add_argument("--top", metavar="N", type=common.whole(1, "--top"), help="show the N most likely classes")
     parser.add_argument("--threshold", metavar="P", help="lowest score of a box (0.3)")
     parser.add_argument(
         "--tokens",

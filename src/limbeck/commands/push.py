@@ -21,7 +21,7 @@ def main(words: list[str]) -> int:
     """Run the command."""
     parser = common.Parser("push", TEXT)
     parser.add_argument("run", metavar="RUN", help="a run's folder, or an export's")
-    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; it is made where it does not exist")
+    parser.add_argument("repo", metavar="REPO", help="OWNER/NAME on the hub; created if it does not exist")
     parser.add_argument("--format", metavar="NAME", default="", help="of a run: hub (default); of data sets parquet")
     parser.add_argument(
         "--checkpoint",

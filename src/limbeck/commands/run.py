@@ -17,7 +17,7 @@ RECIPE is a shipped recipe (see limbeck methods), a YAML file, or an earlier run
 given as key=value with a dotted key, in any order (of one key given twice the last counts): train.steps=200
 method.temperature=2 student=timm:resnet18 objectives.hint=feature
 objectives.hint.weight=2 loggers+=wandb teacher=null.
-The same command typed again goes on where an interrupted run stopped."""
+Repeat the command to continue an interrupted run."""
 
 
 def parser() -> common.Parser:
@@ -27,7 +27,7 @@ def parser() -> common.Parser:
     made.add_argument(
         "--out", metavar="DIR", type=common.folder_or_file("--out"), help="the run folder (runs/NAME-seedN)"
     )
-    made.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="number of the random draws")
+    made.add_argument("--seed", metavar="N", type=common.whole(0, "--seed"), help="random seed")
     made.add_argument(
         "--force", action="store_true", help="repeat a finished run, or replace another one in the folder"
     )

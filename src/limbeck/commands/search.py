@@ -12,8 +12,8 @@ from limbeck.errors import ConfigError
 
 TEXT = """Search settings, and methods where several recipes are named, on the validation split; then run the best in full.
 
-Every trial trains a student with other settings. Trials that lag behind are stopped early. Only the final run is scored on
-the test split. key=value settings apply to every recipe. The same command typed again goes on.
+Every trial trains a student with other settings. Trials that fall behind are stopped early. Only the final run is scored on
+the test split. key=value settings apply to every recipe. Repeat the command to continue.
 
   limbeck search kd --trials 20
   limbeck search kd nkd dkd --minutes 30 --share 0.25
@@ -30,9 +30,7 @@ def main(words: list[str]) -> int:
     parser.add_argument(
         "--trials", metavar="N", type=common.whole(1, "--trials"), default=40, help="how many trials in all (40)"
     )
-    parser.add_argument(
-        "--minutes", metavar="M", type=_number("--minutes"), help="begin no trial after so many minutes"
-    )
+    parser.add_argument("--minutes", metavar="M", type=_number("--minutes"), help="start no new trial after M minutes")
     parser.add_argument(
         "--share", metavar="S", type=_number("--share"), default=1.0, help="share of the recipe's steps in a trial (1)"
     )

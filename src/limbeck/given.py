@@ -236,6 +236,7 @@ class CalledObjective(Objective):
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.takes = _takes(function, 4)
+        self.reads_labels = self.takes > 2
 
     def prepare(self, student: Signal, teacher: Signal | None, batch: Batch) -> nn.Module | None:
         """Try it on the dry batch, unless it asks for the context."""

@@ -61,6 +61,7 @@ def _run(args: argparse.Namespace, overrides: list[str], options: common.Parser,
         return 0
     if args.print_config:
         recipe.build(tree)  # what a constructor would refuse is refused here too
+        recipe.check_places(tree)
         print(recipe.dump(tree), end="")
         return 0
     devices = tree["engine"]["devices"]

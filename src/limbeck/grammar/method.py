@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol, get_args, get_origin
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
@@ -312,11 +312,13 @@ class Objective(Component):
         needs_teacher: whether a teacher signal must exist.
         coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
         fewest: of one that is coupled: how many items it needs in each part of a batch that is cut.
+        reads_labels: whether it looks at the labels of the items: then it cannot take items without.
     """
 
     kind: ClassVar[str] = "objective"
     coupled: ClassVar[str] = ""
     fewest: int = 2
+    reads_labels: bool = True
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
     needs_teacher: ClassVar[bool] = True
@@ -357,11 +359,13 @@ class Query(Component):
     Attributes:
         coupled: what it does with a batch as a whole, so that a batch that is cut gives another result; empty if nothing.
         alone: whether the student that is trained alone, as a baseline, gets its batches too.
+        changes_labels: whether it makes labels from those of several items, or others than the data's.
     """
 
     kind: ClassVar[str] = "query"
     coupled: ClassVar[str] = ""
     alone: ClassVar[bool] = True
+    changes_labels: ClassVar[bool] = False
 
     def accept(self, task: Task) -> None:
         """Refuse a task whose batches the query cannot change: asked when the data are read, before anything is trained.
@@ -639,6 +643,9 @@ class Method(Component, Generic[T]):
         called: row -> what a report calls it, where its own name does not say it.
         coupled: what the mathematics does with a batch as a whole, so that a batch that is cut gives another result;
             empty if nothing. A step that yields a `Share` or `Gather` of what it needs of the whole batch couples nothing.
+        takes_unlabelled: what it does with ``task.unlabelled``: ``own``, it uses these items by itself; ``terms``, its terms read
+            no labels but through the task's own loss, so that unlabelled items may stand in a batch beside labelled ones;
+            empty, it cannot use them.
     """
 
     kind: ClassVar[str] = "method"
@@ -649,6 +656,7 @@ class Method(Component, Generic[T]):
     baseline: str = ""
     called: Mapping[str, str] = MappingProxyType({})
     coupled: str = ""
+    takes_unlabelled: Literal["", "own", "terms"] = ""
     student_taps: tuple[str, ...] = ()
     teacher_taps: tuple[str, ...] = ()
 

@@ -18,6 +18,8 @@ class Objectives(Method):
 
     def __init__(self, objectives: dict[str, Objective] | None = None) -> None:
         self.objectives = dict(objectives or {})
+        if not any(o.reads_labels for o in self.objectives.values()):
+            self.takes_unlabelled = "terms"
         self.participants = {"teacher": Participant()} if any(o.needs_teacher for o in self.objectives.values()) else {}
 
     def bind(self, setup: Setup) -> None:

@@ -127,6 +127,9 @@ class Task(Component):
         """The loss against the data's own labels, per item; of several parts, a `Bundle`."""
         raise TypeError(f"{type(self).__name__} must define supervised")
 
+    masks_unlabelled: ClassVar[bool] = False
+    """Whether its loss leaves out items that ``batch["labelled"]`` does not mark."""
+
     def counted(self, batch: Batch) -> Tensor | None:
         """Which values of the supervised term count, where the batch alone tells it; ``None``: one an item does.
 

@@ -118,6 +118,8 @@ class ChannelCorrelation(Objective):
         project: ``auto`` adds a learned linear projector of the student's channels where widths differ, or ``never``.
     """
 
+    reads_labels = False
+
     student: str
     teacher: str
     weight: NonNegative = 1.0

@@ -71,6 +71,8 @@ class Dist(Objective):
         temperature: of both softmaxes; T squared is multiplied in.
     """
 
+    reads_labels = False
+
     coupled = "compares the items of a batch with each other"
 
     weight: float = 1.0

@@ -82,6 +82,8 @@ class FeatureMatch(Objective):
         project: ``auto`` adds the projector where widths differ, ``always``, or ``never``.
     """
 
+    reads_labels = False
+
     student: str
     teacher: str
     distance: Literal["squared", "cosine"] = "squared"
@@ -139,6 +141,8 @@ class AttentionTransfer(Objective):
         distance: of the two attention maps: ``squared`` as in the released code, or the ``norm`` of the paper's equation 2.
     """
 
+    reads_labels = False
+
     student: str
     teacher: str
     weight: float = 1.0
@@ -184,6 +188,8 @@ class Relation(Objective):
         teacher: module of the teacher.
         weight: weight of the term.
     """
+
+    reads_labels = False
 
     coupled = "compares the items of a batch with each other"
 

@@ -64,6 +64,8 @@ class Vid(Objective):
         least: the least variance.
     """
 
+    reads_labels = False
+
     student: str
     teacher: str
     weight: float = 1.0
@@ -111,6 +113,8 @@ class Nst(Objective):
         weight: weight of the term.
         kernel: ``polynomial`` (the paper's best), ``linear`` or ``gaussian``.
     """
+
+    reads_labels = False
 
     student: str
     teacher: str
@@ -194,6 +198,8 @@ class Review(Objective):
         middle: channels inside the fusion. The paper's code takes 512, and 64 for small networks.
         sizes: to which both maps are averaged besides.
     """
+
+    reads_labels = False
 
     student: Annotated[list[str], MinLen(1)]
     teacher: Annotated[list[str], MinLen(1)]

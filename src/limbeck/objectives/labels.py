@@ -54,6 +54,8 @@ class LabelSmoothing(Query):
         classes: number of classes; ``null`` takes the task's.
     """
 
+    changes_labels = True
+
     share: Share = 0.1
     classes: Annotated[int, Ge(2)] | None = None
 
@@ -79,6 +81,8 @@ class WrongLabels(Query):
         share: of the items.
         classes: number of classes; ``null`` takes the task's.
     """
+
+    changes_labels = True
 
     share: Fraction = 0.3
     classes: Annotated[int, Ge(2)] | None = None

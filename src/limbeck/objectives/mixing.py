@@ -55,6 +55,8 @@ class PartialMixup(Query):
         classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
 
+    changes_labels = True
+
     coupled = "mixes each item with another of the batch"
 
     unmixed: Fraction = 0.9

@@ -49,6 +49,8 @@ class Supervised(Objective):
         weight: weight of the term.
     """
 
+    reads_labels = False
+
     needs_teacher: ClassVar[bool] = False
 
     weight: float = 1.0
@@ -62,6 +64,8 @@ class Supervised(Objective):
 
 class OutputDivergence(Objective):
     """Base of divergences between the output distributions."""
+
+    reads_labels = False
 
     divergence: Kind = "forward"
     weight: float = 1.0

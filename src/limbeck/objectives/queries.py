@@ -266,6 +266,8 @@ class Mixup(Query):
         classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
 
+    changes_labels = True
+
     coupled = "mixes each item with another of the batch"
 
     alpha: Positive = 0.2
@@ -293,6 +295,8 @@ class Cutmix(Query):
         alpha: of the Beta distribution of the kept area.
         classes: number of classes, for the soft labels; ``null`` takes the task's.
     """
+
+    changes_labels = True
 
     coupled = "cuts a piece of another item of the batch into each"
 

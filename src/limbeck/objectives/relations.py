@@ -20,6 +20,8 @@ NAMES = {"objective": {"rkd": "Rkd", "cc": "Congruence", "pkt": "Pkt"}}
 class _Related(Objective):
     """Base: two features of the same items, whose widths may differ."""
 
+    reads_labels = False
+
     coupled = "compares the items of a batch with each other"
 
     student: str

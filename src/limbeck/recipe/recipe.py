@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from limbeck.errors import ConfigError, LimbeckError
 from limbeck.grammar.component import Component, Settings
 from limbeck.recipe.overrides import apply, find_recipe, is_run_folder, read_tree, split_recipe
 from limbeck.recipe.presets import expanded
@@ -27,6 +28,7 @@ from limbeck.recipe.resolving import NAME, Builder, Checker, RecipeErrors, raise
 from limbeck.recipe.schema import Param, find_class, schema, summary
 from limbeck.recipe.stages import stage_settings
 from limbeck.recipe.values import read_value, write_yaml
+from limbeck.storage.disk import expanded as place_of
 
 if TYPE_CHECKING:
     from limbeck.engine.settings import EngineSettings
@@ -170,6 +172,29 @@ def check(tree: Mapping[str, Any]) -> dict[str, Any]:
     found = checker.recipe(Recipe, expanded(tree))
     raise_all(checker.problems)
     return found
+
+
+def check_places(tree: Mapping[str, Any]) -> None:
+    """Refuse files and folders that are named and are not there: of data, and checkpoints.
+
+    Raises:
+        ConfigError: there is no such file or folder; all of them are listed.
+    """
+    checker = Checker()
+    checker.recipe(Recipe, expanded(tree))
+    problems: list[LimbeckError] = []
+    for path, cls, node in checker.met:
+        asked = {"source": "path", "model": "checkpoint"}.get(getattr(cls, "kind", ""), "")
+        value = node.get(asked)
+        if not isinstance(value, str) or asked not in cls.paths or any(c in value for c in "*?[") or "://" in value:
+            continue
+        if asked == "checkpoint" and Path(value).suffix not in (".safetensors", ".pt", ".pth", ".bin"):
+            continue  # a name that its library knows
+        if not Path(place_of(value)).exists():
+            problems.append(
+                ConfigError(f"{path}.{asked}", "there is no such file or folder", given=value, remedy="check the path")
+            )
+    raise_all(problems)
 
 
 def build(tree: Mapping[str, Any]) -> Recipe:

@@ -20,6 +20,7 @@ from limbeck.grammar.settings import hints_of_settings
 from limbeck.recipe import names as _names
 from limbeck.recipe.extras import extra_of
 from limbeck.recipe.hints import Mismatch, expressible, hints_of, is_union, leaf, plain_check, words
+from limbeck.storage.disk import expanded
 
 Kind = Literal["leaf", "component", "settings", "list", "dict"]
 
@@ -268,6 +269,36 @@ def known_names(kind: str) -> list[str]:
     return sorted({*own, *method_names()} if kind == "method" else own)
 
 
+SOURCES_OF = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".npz": "arrays",
+    ".npy": "arrays",
+    ".parquet": "parquet",
+}
+"""The source that reads a kind of file, as messages suggest it."""
+
+
+def _refuse_place(name: str, path: str) -> None:
+    """Refuse a file or folder where a source's name belongs, and say which source reads it.
+
+    Raises:
+        ConfigError: it is one, or is written as one and is not there.
+    """
+    place = Path(expanded(name))
+    written = "/" in name or place.suffix.lower() in SOURCES_OF
+    if not place.exists() and not written:
+        return
+    if not place.exists():
+        raise ConfigError(path, "there is no such file or folder", given=name, remedy="check the path")
+    known = _names.table("source")
+    use = "folder" if place.is_dir() else SOURCES_OF.get(place.suffix.lower(), "")
+    what = "folder" if place.is_dir() else "file"
+    remedy = f"write {path}={use}:{name}" if use in known else f"name the source that reads it: {path}=SOURCE:{name}"
+    raise ConfigError(path, f"{name!r} is a {what}, and no source", remedy=remedy)
+
+
 def find_class(base: type[Component], name: str, path: str, owner: Any = None) -> type[Component]:
     """The class that a name means, imported now.
 
@@ -290,6 +321,8 @@ def find_class(base: type[Component], name: str, path: str, owner: Any = None) -
             raise ConfigError.unknown(path, name, known_names(kind), kind)
         module_name, class_name = found.module, found.card.methods[name]
     else:
+        if kind == "source":
+            _refuse_place(name, path)
         raise ConfigError.unknown(path, name, known_names(kind), kind)
     try:
         cls = getattr(importlib.import_module(module_name), class_name)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import base64
+import io
 import math
 import re
-import struct
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from limbeck.engine.logs import read_log
 from limbeck.errors import DataError, human
@@ -394,30 +395,28 @@ def _samples(runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], notes: 
 
 def _sheet(rows: Any, gap: int = 1) -> bytes:
     """Rows of images ``[C][H][W]`` (C = 1 or 3, whole numbers up to 255) as one PNG; nothing when they do not fit."""
+    from PIL import Image
+
     try:
-        pictures = [[[[[int(v) for v in line] for line in channel] for channel in p] for p in row] for row in rows]
-        channels, high, across = len(pictures[0][0]), len(pictures[0][0][0]), len(pictures[0][0][0][0])
+        pictures = [[np.asarray(p, dtype=np.int64) for p in row] for row in rows]
+        channels, high, across = pictures[0][0].shape
         most = max(len(row) for row in pictures)
         width, height = most * (across + gap) + gap, len(pictures) * (high + gap) + gap
-        deep = 3 if channels == 3 else 1
-        canvas = [bytearray(b"\x80" * (width * deep)) for _ in range(height)]
+        if width * height > 4_000_000:
+            return b""
+        canvas = np.full((height, width, channels), 128, np.int64)
         for i, row in enumerate(pictures):
             for j, picture in enumerate(row):
-                for y in range(high):
-                    line = bytes(picture[c][y][x] for x in range(across) for c in range(deep))
-                    start = (gap + j * (across + gap)) * deep
-                    canvas[gap + i * (high + gap) + y][start : start + across * deep] = line
+                top, left = gap + i * (high + gap), gap + j * (across + gap)
+                canvas[top : top + high, left : left + across] = picture.transpose(1, 2, 0)
+        if channels not in (1, 3) or canvas.min() < 0 or canvas.max() > 255:
+            return b""
     except (TypeError, ValueError, IndexError):
         return b""
-    if len(canvas) * width > 4_000_000:
-        return b""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2 if deep == 3 else 0, 0, 0, 0)
-    body = zlib.compress(b"".join(b"\0" + bytes(line) for line in canvas), 9)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+    body = io.BytesIO()
+    drawn = canvas.astype(np.uint8)
+    Image.fromarray(drawn if channels == 3 else drawn[..., 0]).save(body, "PNG", optimize=True)
+    return body.getvalue()
 
 
 def _all_metrics(s: Summary, runs: Sequence[tuple[str, Mapping[str, Any], Path | None]], kind: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from limbeck.cache import Cache
+from limbeck.cache import Cache, Cached
 from limbeck.engine import distributed as dist
 from limbeck.engine import identity
 from limbeck.engine.bench import Bench, build_model
@@ -24,6 +24,7 @@ from limbeck.grammar.optim import Optim
 from limbeck.grammar.signal import frozen_statistics, refuse_shared
 from limbeck.grammar.task import Model, Task
 from limbeck.objectives.queries import accept_all
+from limbeck.objectives.unlabelled import WithUnlabelled
 from limbeck.recipe.recipe import Recipe
 from limbeck.run.fitting import check_batch, check_processes
 from limbeck.run.rows import check_baselines, evaluator_of
@@ -61,6 +62,7 @@ def prepare(
     method.accept(task)
     evaluator_of(recipe).accept(task)
     method.judged_by(evaluator_of(recipe))
+    _with_unlabelled(recipe)
     accept_all(recipe.queries, task)
     accept_all(recipe.objectives, task, "objectives")
     student_model = recipe.student
@@ -159,6 +161,39 @@ def prepare(
         bench.notes.append(f"student: {keep} running statistics; train.keep_statistics=false lets them follow the data")
         say(bench.notes[-1])
     return bench
+
+
+def _with_unlabelled(recipe: Recipe) -> None:
+    """Unlabelled items that a method does not use by itself stand beside the labelled ones, where its terms allow it.
+
+    Raises:
+        ConfigError: method, objective, query or teacher cannot take items without labels; which one it is.
+    """
+    task, method = recipe.task, recipe.method
+    pool = getattr(task, "unlabelled_items", None)
+    name = method.config.get("use", type(method).__name__)
+    if pool is None or method.takes_unlabelled == "own":
+        return
+    reads = [n for n, o in recipe.objectives.items() if o.reads_labels]
+    changes = [n for n, q in recipe.queries.items() if q.changes_labels]
+    if method.takes_unlabelled != "terms":
+        known = ", ".join(m for m in TAKES_UNLABELLED if m != name)
+        problem, remedy = f"{name} has no term for items without labels", f"leave it out, or take one of {known}"
+    elif reads:
+        problem, remedy = f"objectives.{reads[0]} reads labels", f"leave one of them out: objectives.{reads[0]}=null"
+    elif changes:
+        problem, remedy = f"queries.{changes[0]} mixes labels", f"leave one of them out: queries.{changes[0]}=null"
+    elif isinstance(recipe.teacher, Cached):
+        problem, remedy = "a recorded teacher knows the task's items alone", "name the teacher itself: teacher=..."
+    else:
+        if not any(isinstance(q, WithUnlabelled) for q in recipe.queries.values()):
+            recipe.queries = {"unlabelled": WithUnlabelled(), **recipe.queries}
+        return
+    raise ConfigError("task.unlabelled", problem, given=f"{len(pool):,} items", remedy=remedy)
+
+
+TAKES_UNLABELLED = ("kd", "multi-teacher", "bd-kd", "simkd", "objectives", "mean-teacher", "ssld", "kd3", "g2sd")
+"""Methods that take ``task.unlabelled``, as messages name them."""
 
 
 def _entering(recipe: Recipe, bench: Bench) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -127,20 +127,26 @@ class Labelled(OutputTask):
         """Inputs alone go into the model."""
         return module(batch["x"])
 
+    masks_unlabelled: ClassVar[bool] = True
+
+    def counted(self, batch: Batch) -> Tensor | None:
+        """Which items have labels, where others stand beside them."""
+        return batch.get("labelled")
+
     def supervised(self, signal: Signal, batch: Batch) -> Term:
         """Cross-entropy to class ids or soft labels; binary cross-entropy summed over several labels; squared error of
-        standardised numbers, summed over them. One value per item."""
-        z, y = signal.logits, batch["y"]
+        standardised numbers, summed over them. One value per item; unlabelled ones do not count."""
+        z, y, where = signal.logits, batch["y"], self.counted(batch)
         if self.kind_of_target == "label":
             loss = F.cross_entropy(z, y, label_smoothing=self.label_smoothing)
             if self.weights is not None:
                 weights = self.weights.to(z.device)
                 loss = loss * (y.to(weights.dtype) @ weights if y.is_floating_point() else weights[y])
-            return Term(loss)
+            return Term(loss, where=where)
         if self.kind_of_target == "labels":
             loss = nn.functional.binary_cross_entropy_with_logits(z, y.to(z.dtype), reduction="none")
-            return Term(loss.sum(-1))
-        return Term(F.squared_error(z, self.standardise(y).to(z.dtype)))
+            return Term(loss.sum(-1), where=where)
+        return Term(F.squared_error(z, self.standardise(y).to(z.dtype)), where=where)
 
     def standardise(self, y: Tensor) -> Tensor:
         """Numbers [N, K] as models answer them: mean 0 and deviation 1 over the training items."""

@@ -72,6 +72,8 @@ class BdKd(Method[Classification]):
         networks: how many learn together besides the student: ``teacher``, ``peer2``, ``peer3``...
     """
 
+    takes_unlabelled = "terms"
+
     delta: Annotated[float, Ge(1)] = 2.0
     rule: Rule = "hard"
     sharpness: Positive = 5.0

@@ -54,6 +54,8 @@ class Kd(Method):
         scale_t2: multiply the divergence by the temperature squared, as the paper does.
     """
 
+    takes_unlabelled = "terms"
+
     temperature: Positive = 4.0
     alpha: Fraction = 0.9
     direction: Literal["forward", "reverse"] = "forward"

@@ -116,6 +116,8 @@ class Kd3(Method[Classification]):
         ways: how many items are mixed, the item itself included.
     """
 
+    takes_unlabelled = "own"
+
     selection: Literal["both", "teacher", "random", "none"] = "both"
     rule: Literal["threshold", "topk", "topk_per_class"] = "threshold"
     threshold: float = 0.9

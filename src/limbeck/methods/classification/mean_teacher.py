@@ -64,6 +64,8 @@ class MeanTeacher(Method[Classification]):
         pool: unlabelled items beside each labelled one, where the task has a pool.
     """
 
+    takes_unlabelled = "own"
+
     participants = {}  # noqa: RUF012 (the teacher is the student's average)
     delivered = "mean"
 

@@ -58,6 +58,8 @@ class MultiTeacher(Method[Classification]):
         alpha: weight of the distillation term; the supervised term has 1 - alpha.
     """
 
+    takes_unlabelled = "terms"
+
     teachers: Annotated[int, Ge(2)] = 2
     combine: Literal["average", "streams", "switch"] = "average"
     temperature: Positive = 4.0

@@ -71,6 +71,8 @@ class SimKd(Method[Classification]):
         student_map, teacher_map: modules that show the maps; ``null`` takes the last one.
     """
 
+    takes_unlabelled = "terms"
+
     factor: Count = 2
     features: Literal["auto", "maps", "vectors"] = "auto"
     norm: bool = True

@@ -91,6 +91,8 @@ class Ssld(Method[Classification]):
         lr_divisor: what stage 2 and the last stage divide ``train.lr`` by.
     """
 
+    takes_unlabelled = "own"
+
     loss: Loss = "js"
     temperature: Positive = 1.0
     eps: NonNegative = 0.0

@@ -118,6 +118,8 @@ class G2sd(Method):
         variant: ``released`` shows the cross-entropy for ``cwd``, as the published code does; the gradient is that of KL.
     """
 
+    takes_unlabelled = "own"
+
     stage_names = ("pretrain", "tune", "generic", "specific")
 
     phases: Literal["both", "generic", "specific"] = "both"

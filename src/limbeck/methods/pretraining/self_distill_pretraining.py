@@ -108,6 +108,8 @@ class SelfDistillPretraining(Method):
             images, or of texts, other than the task's.
     """
 
+    takes_unlabelled = "own"
+
     participants = {"teacher": Participant(taught=False, judged=False, needed=False)}  # noqa: RUF012 (replaced, never changed)
     stage_names = ("pretrain", "further", "record*", "distil*", "tune")
     called = {  # noqa: RUF012 (as above)

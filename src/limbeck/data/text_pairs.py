@@ -8,9 +8,10 @@ import keyword
 import re
 import sysconfig
 import textwrap
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -268,12 +269,18 @@ class PythonFunctions(PairSource):
     def read(self) -> tuple[dict[str, list[Pair]], list[str]]:
         """The functions, without a split."""
         folder = Path(sysconfig.get_paths()["stdlib"])
-        paths = sorted(folder.glob("*.py"), key=lambda p: (-p.stat().st_size, p.name))[: self.files]
-        found = [pair for path in paths for pair in functions_of(path, self.shortest, self.longest)]
-        unique = list({p.code: p for p in found}.values())
-        if not unique:
+        found = _library(folder, self.files, self.shortest, self.longest)
+        if not found:
             raise DataError("task.data", "Python's library is not there as source", given=str(folder))
-        return {"all": unique}, []
+        return {"all": list(found)}, []
+
+
+@lru_cache(maxsize=4)
+def _library(folder: Path, files: int, shortest: int, longest: int) -> tuple[Pair, ...]:
+    """Different functions of the largest files, which are parsed once a process."""
+    paths = sorted(folder.glob("*.py"), key=lambda p: (-p.stat().st_size, p.name))[:files]
+    found = [pair for path in paths for pair in functions_of(path, shortest, longest)]
+    return tuple({p.code: p for p in found}.values())
 
 
 def functions_of(path: Path, shortest: int = 3, longest: int = 2000) -> list[Pair]:
@@ -290,7 +297,7 @@ def functions_of(path: Path, shortest: int = 3, longest: int = 2000) -> list[Pai
     except (OSError, UnicodeDecodeError, SyntaxError, ValueError):
         return []
     lines, found = text.splitlines(), []
-    for node in ast.walk(tree):
+    for node in _statements(tree):
         if not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) or len(node.body) < 2:
             continue
         doc = ast.get_docstring(node)
@@ -303,6 +310,18 @@ def functions_of(path: Path, shortest: int = 3, longest: int = 2000) -> list[Pai
         if len(said.split()) >= shortest and len(code) <= longest:
             found.append(Pair(said, code, "text", ("", "Python"), path.stem, (f"{path.name} line", node.lineno)))
     return found
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """What `ast.walk` gives, in its order, without what lies inside of expressions: there is no function among it."""
+    todo = deque([tree])
+    while todo:
+        node = todo.popleft()
+        yield node
+        for name in ("body", "handlers", "orelse", "finalbody", "cases"):
+            inner = getattr(node, name, None)
+            if isinstance(inner, list):
+                todo.extend(inner)
 
 
 def without_indent(lines: Sequence[str]) -> str:

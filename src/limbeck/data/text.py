@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import ClassVar
 
 from limbeck.data.names import counted, is_blank, some
@@ -365,31 +366,41 @@ class PythonHelp(TextSource):
 
     def read(self) -> dict[str, list[Document]]:
         """The sections of all topics."""
-        try:
-            from pydoc_data.topics import topics
-        except ImportError:
-            raise DataError(
-                "data", "this Python was packaged without pydoc_data", remedy="name your own text: data=text:FILE"
-            ) from None
-        seen: set[str] = set()
-        sections = []
-        for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
-            held: list[str] = []
-            for paragraph in re.split(r"\n\s*\n", topics[name]):
-                words = " ".join(paragraph.split())
-                if not words or words in seen:
-                    continue
-                seen.add(words)
-                heading = re.fullmatch(r"\s*[^\n]+\n([*=\-~^])\1{2,}\s*", paragraph)
-                if heading and held:
-                    sections.append("\n\n".join(held))
-                    held = []
-                held.append(paragraph.strip("\n"))
-            if held:
-                sections.append("\n\n".join(held))
-        found = [piece for section in sections for piece in passages(Document(section + "\n"), 2000)]
+        found = _help()
         wanted = min(self.documents or len(found), len(found))
         return {"all": [found[i * len(found) // wanted] for i in range(wanted)]}
+
+
+@lru_cache(maxsize=1)
+def _help() -> tuple[Document, ...]:
+    """The sections of all topics, cut: once a process.
+
+    Raises:
+        DataError: this Python came without them.
+    """
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:
+        raise DataError(
+            "data", "this Python was packaged without pydoc_data", remedy="name your own text: data=text:FILE"
+        ) from None
+    seen: set[str] = set()
+    sections = []
+    for name in sorted(topics, key=lambda name: (-len(topics[name]), name)):
+        held: list[str] = []
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            words = " ".join(paragraph.split())
+            if not words or words in seen:
+                continue
+            seen.add(words)
+            heading = re.fullmatch(r"\s*[^\n]+\n([*=\-~^])\1{2,}\s*", paragraph)
+            if heading and held:
+                sections.append("\n\n".join(held))
+                held = []
+            held.append(paragraph.strip("\n"))
+        if held:
+            sections.append("\n\n".join(held))
+    return tuple(piece for section in sections for piece in passages(Document(section + "\n"), 2000))
 
 
 __all__ = ["Document", "PythonHelp", "TextSource", "Texts", "cut_up", "deal", "passages"]

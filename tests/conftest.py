@@ -60,6 +60,18 @@ def _workspace(shared_workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
     yield
 
 
+@pytest.fixture(autouse=True)
+def _figures_where_they_are_looked_at(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every run of a recipe writes a report, and drawing takes longer than many a run.
+
+    Reports are drawn in full by their own tests and, once a method, by the battery; elsewhere a figure is an empty one.
+    """
+    folder, name = request.path.parent.name, request.path.stem
+    if folder != "report" and name != "test_battery":
+        empty = '<svg class="figure" viewBox="0 0 1 1" role="img"></svg>'
+        monkeypatch.setattr("limbeck.report.figures.to_svg", lambda *given: empty)
+
+
 @pytest.fixture(scope="session")
 def two_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TwoProcesses]:
     """A pair of processes, kept for all tests that ask for what two learn."""

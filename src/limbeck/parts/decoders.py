@@ -1,6 +1,7 @@
 """Decoders taken apart layer by layer: what goes into each block of a parent, variants of its blocks, what they cost.
 
-`Watch` shows a frozen parent's layers in one pass; `LayerLibrary` holds a layer's variants; `Cost` tells what a block takes.
+`watching` shows a frozen parent's layers in one pass; `Library` holds the variants of all; `block_costs` tells what a block
+takes.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -163,6 +165,23 @@ class LayerLibrary(nn.Module):
         return torch.stack(found)
 
 
+class Library(nn.Module):
+    """What can stand in the place of each layer.
+
+    Args:
+        layers: the parent's.
+        specs: the blocks of each entry, the same for all layers.
+    """
+
+    def __init__(self, layers: Any, specs: Sequence[Spec]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LayerLibrary(layer, specs) for layer in layers)
+
+    def forward(self, i: int, *args: Any) -> Tensor:
+        """One layer with each entry in its place; see `LayerLibrary`."""
+        return self.layers[i](*args)
+
+
 def own_of(layer: Any) -> Spec:
     """The parent's own blocks: KV heads and channels."""
     size = sizes_of(layer)
@@ -291,8 +310,27 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
+def drawn_blocks(layers: Sequence[Spec], own: Spec) -> list[list[list[int]]]:
+    """Bars ``[3][H][W]``, whole numbers 0 to 255: each layer's blocks by their share of the parent's ``own``."""
+    high, wide = 6, 40
+    image = np.full((3, high * len(layers) + 1, 2 * wide + 3), 255, dtype=np.int64)
+    colours = {"attention": (31, 119, 180), "ffn": (255, 127, 14), "linear": (150, 150, 150)}
+    for i, spec in enumerate(layers):
+        for side, kind in enumerate(KINDS):
+            v = spec[kind]
+            if v == "none":
+                continue
+            share = 1 / 8 if v == "linear" else int(v) / int(own[kind])
+            left = 1 + side * (wide + 1)
+            colour = colours["linear" if v == "linear" else kind]
+            span = image[:, 1 + high * i : high * (i + 1), left : left + max(1, round(share * wide))]
+            span[:] = np.array(colour)[:, None, None]
+    return image.tolist()
+
+
 __all__ = [
     "LayerLibrary",
+    "Library",
     "Scenario",
     "Seen",
     "Spec",
@@ -300,6 +338,7 @@ __all__ = [
     "begin_block",
     "block_costs",
     "block_ms",
+    "drawn_blocks",
     "feed",
     "layers_of",
     "onwards",

@@ -47,19 +47,18 @@ from limbeck.networks.decoder_blocks import (
     Kind,
     Variant,
     assemble,
-    block_of,
     put,
     renumber,
     sizes_of,
 )
+from limbeck.parts.decoder_budgets import DecoderBudgets
 from limbeck.parts.decoders import (
-    LayerLibrary,
+    Library,
     Scenario,
     Spec,
     attend,
     begin_block,
-    block_costs,
-    block_ms,
+    drawn_blocks,
     feed,
     layers_of,
     onwards,
@@ -221,8 +220,11 @@ class Puzzle(Method[Language]):
         self.new("library", lambda: Library(layers, held))
         if self.bld == "hybrid":
             self.new("pairs", lambda: Library(layers, []))
-        if self.latency_ms is None and self.throughput is None:
-            self.knapsack(self.costs({})).exact()  # what cannot be met is said now
+        limits = {n: getattr(self, n) for n in ("parameters", "memory", "latency_ms", "throughput")}
+        scenario = Scenario(self.batch, self.length, self.number_bytes)
+        self.budgets = DecoderBudgets(parent, self.variants, self.space, scenario, limits)
+        if not self.budgets.timed:
+            self.budgets.knapsack(self.budgets.costs({})).exact()  # what cannot be met is said now
 
     @property
     def parent(self) -> Any:
@@ -310,7 +312,7 @@ class Puzzle(Method[Language]):
             ),
         ]
         return [
-            Stage("costs", items=lambda ctx: ["costs"], work=lambda item, ctx: self.measure(ctx)),
+            Stage("costs", items=lambda ctx: ["costs"], work=lambda item, ctx: self.budgets.measure()),
             Stage("importance", items=lambda ctx: ["all"], work=lambda item, ctx: self.calibrate(ctx)),
             learning,
             scoring,
@@ -448,84 +450,13 @@ class Puzzle(Method[Language]):
         return hidden_cosine(h, h_p) * where
 
     # ---------------------------------------------------------------------------------------------------------------- search
-    def measure(self, ctx: Context) -> dict[str, float]:
-        """Milliseconds of each block, where a budget asks for them; what no choice can meet is refused here."""
-        found: dict[str, float] = {}
-        if self.latency_ms is not None or self.throughput is not None:
-            embed = self.parent.model.embed_tokens
-            ids = torch.zeros(self.batch, self.length, dtype=torch.long, device=embed.weight.device)
-            h = embed(ids)
-            at = torch.arange(self.length, device=h.device)[None]
-            given = {"position_embeddings": self.parent.model.rotary_emb(h, position_ids=at), "attention_mask": None}
-            for kind in KINDS:
-                for v in self.variants[kind]:
-                    norm, core = block_of(self.parent.model.layers[0], kind, v)
-                    if kind == "attention":
-                        found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: attend(n, c, x, given), h)
-                    else:
-                        found[f"{kind}_{v}"] = block_ms(lambda x, n=norm, c=core: feed(n, c, x), h)
-                found[f"{kind}_none"] = 0.0
-            found["rest"] = block_ms(lambda x: self.parent.lm_head(self.parent.model.norm(embed(ids))), h)
-            table = self.knapsack(self.costs(found))
-            try:
-                table.exact()
-            except Infeasible as error:
-                least = error.least.get("latency_ms")
-                if self.throughput is None or least is None or table.names["latency_ms"] != "method.throughput":
-                    raise
-                fast = self.batch * self.length * 1e3 / least
-                raise ConfigError(
-                    "method.throughput",
-                    f"no architecture of this search space is as fast here: the fastest needs {least:.4g} ms for "
-                    f"{self.batch * self.length:,} tokens",
-                    given=self.throughput,
-                    expected=f"at most {fast:,.0f} tokens a second",
-                    remedy="lower it, or add smaller variants",
-                ) from None
-        return found
-
-    def costs(self, measured: dict[str, float], pairs: Sequence[Spec] | None = None) -> dict[str, np.ndarray]:
-        """What each pair costs in each layer ``[L, pairs]``, what lies outside of the layers spread over them."""
-        layers = self.parent.model.layers
-        scenario = Scenario(self.batch, self.length, self.number_bytes)
-        each = {
-            (kind, v): block_costs(layers[0], kind, v, scenario) | {"latency_ms": measured.get(f"{kind}_{v}", 0.0)}
-            for kind in KINDS for v in self.variants[kind]
-        }  # fmt: skip
-        inside = sum(p.numel() for p in layers.parameters())
-        rest = float(sum(p.numel() for p in self.parent.parameters()) - inside)
-        outside = {
-            "parameters": rest, "memory": rest * self.number_bytes, "latency_ms": measured.get("rest", 0.0)
-        }  # fmt: skip
-        names = ["parameters", "memory", *(["latency_ms"] if measured else [])]
-        return {
-            n: np.tile([each["attention", p["attention"]][n] + each["ffn", p["ffn"]][n] for p in pairs or self.space], (len(layers), 1))
-            + outside[n] / len(layers)
-            for n in names
-        }  # fmt: skip
-
-    def knapsack(self, costs: dict[str, np.ndarray], score: Any = None) -> Knapsack:
-        """The search's table within the budgets; budgets up to 1 are shares of the parent's."""
-        limits = {}
-        for name in ("parameters", "memory", "latency_ms"):
-            given = getattr(self, name)
-            if given is not None:
-                limits[name] = given * float(costs[name][:, 0].sum()) if given <= 1 else given
-        names = {n: f"method.{n}" for n in limits}
-        if self.throughput is not None:
-            fast = 1e3 * self.batch * self.length / self.throughput
-            if fast <= limits.get("latency_ms", fast):
-                limits["latency_ms"], names["latency_ms"] = fast, "method.throughput"
-        score = np.zeros_like(costs["parameters"]) if score is None else score
-        return Knapsack(score, costs, limits, names)
-
     def table(self, ctx: Context, stage: str, pairs: Sequence[Spec]) -> Knapsack:
         """The search's table, from the scores that a stage left."""
         layers = range(len(self.parent.model.layers))
         score = torch.stack([ctx.artifact(stage, f"layer{i}")["score"] for i in layers]).numpy()
         if not np.isfinite(score).all():
             self.notes.append(f"{int((~np.isfinite(score)).sum())} variants have no finite score and are left out")
-        return self.knapsack(self.costs(ctx.artifact("costs", "costs"), pairs), score)
+        return self.budgets.knapsack(self.budgets.costs(ctx.artifact("costs", "costs"), pairs), score)
 
     def shorten(self, ctx: Context) -> dict[str, Tensor]:
         """Which pairs stay: all of the variants that the best architectures of single blocks have, and the parent's own."""
@@ -603,7 +534,7 @@ class Puzzle(Method[Language]):
     def tell(self) -> None:
         """What is to be said of the child."""
         assert self.layers is not None
-        chosen, parent = self.found[self.search], self.knapsack_costs()
+        chosen, parent = self.found[self.search], self.parent_costs()
         cost = ", ".join(f"{n} {chosen['costs'][n]:,.4g} of the parent's {v:,.4g}" for n, v in parent.items())
         self.notes.append(f"chosen by {self.search}: {cost}; estimated {self.score} {chosen['score']:.4g}")
         if reads_layers(self.roles["student"].module, self.layers) is None:
@@ -616,9 +547,9 @@ class Puzzle(Method[Language]):
                 "true sizes, and student/, which from_pretrained opens, the same function with every layer as large as the largest"
             )
 
-    def knapsack_costs(self) -> dict[str, float]:
+    def parent_costs(self) -> dict[str, float]:
         """What the parent costs, by budget."""
-        return {n: float(t[:, 0].sum()) for n, t in self.costs({}).items()}
+        return {n: float(t[:, 0].sum()) for n, t in self.budgets.costs({}).items()}
 
     @torch.no_grad()
     def fill(self, ctx: Context) -> None:
@@ -697,44 +628,11 @@ class Puzzle(Method[Language]):
         if self.layers is None:
             return {}
         shown = [self.search, *(n for n in self.found if n != self.search)]
-        rows = [[self.drawn(self.spec(self.found[n]["index"]))] for n in shown]
+        own: Spec = {kind: variants[0] for kind, variants in self.variants.items()}
+        rows = [[drawn_blocks(self.spec(self.found[n]["index"]), own)] for n in shown]
         caption = (
             "Layers from the first (top) to the last; left attention by its KV heads, right feed-forward layer by its channels, "
             "as shares of the parent's. Grey is a linear layer, white nothing. Rows: " + ", ".join(shown) + "."
         )
         pictures = [{"title": "The blocks of each layer", "caption": caption, "pixels": rows, "rows": shown}]
         return {"architectures": self.told(), "pictures": pictures}
-
-    def drawn(self, layers: Sequence[Spec]) -> list[list[list[int]]]:
-        """Bars ``[3][H][W]``: each layer's blocks by their share of the parent's."""
-        high, wide = 6, 40
-        picture = np.full((3, high * len(layers) + 1, 2 * wide + 3), 255, dtype=np.int64)
-        colours = {"attention": (31, 119, 180), "ffn": (255, 127, 14), "linear": (150, 150, 150)}
-        for i, spec in enumerate(layers):
-            for side, kind in enumerate(KINDS):
-                v = spec[kind]
-                if v == "none":
-                    continue
-                share = 1 / 8 if v == "linear" else int(v) / int(self.variants[kind][0])
-                left = 1 + side * (wide + 1)
-                colour = colours["linear" if v == "linear" else kind]
-                span = picture[:, 1 + high * i : high * (i + 1), left : left + max(1, round(share * wide))]
-                span[:] = np.array(colour)[:, None, None]
-        return picture.tolist()
-
-
-class Library(nn.Module):
-    """What can stand in the place of each layer.
-
-    Args:
-        layers: the parent's.
-        specs: the blocks of each entry, the same for all layers.
-    """
-
-    def __init__(self, layers: Any, specs: Sequence[Spec]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(LayerLibrary(layer, specs) for layer in layers)
-
-    def forward(self, i: int, *args: Any) -> Tensor:
-        """One layer with each entry in its place; see `LayerLibrary`."""
-        return self.layers[i](*args)

@@ -1,6 +1,6 @@
 """Decoders taken apart layer by layer: what goes into each block of a parent, variants of its blocks, what they cost.
 
-`watching` shows a frozen parent's layers in one pass; `Library` holds the variants of all; `block_costs` tells what a block
+`watching` shows a frozen parent's layers in one pass; `LayerLibrary` holds a layer's variants; `block_costs` tells what a block
 takes.
 """
 
@@ -165,23 +165,6 @@ class LayerLibrary(nn.Module):
         return torch.stack(found)
 
 
-class Library(nn.Module):
-    """What can stand in the place of each layer.
-
-    Args:
-        layers: the parent's.
-        specs: the blocks of each entry, the same for all layers.
-    """
-
-    def __init__(self, layers: Any, specs: Sequence[Spec]) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(LayerLibrary(layer, specs) for layer in layers)
-
-    def forward(self, i: int, *args: Any) -> Tensor:
-        """One layer with each entry in its place; see `LayerLibrary`."""
-        return self.layers[i](*args)
-
-
 def own_of(layer: Any) -> Spec:
     """The parent's own blocks: KV heads and channels."""
     size = sizes_of(layer)
@@ -330,7 +313,6 @@ def drawn_blocks(layers: Sequence[Spec], own: Spec) -> list[list[list[int]]]:
 
 __all__ = [
     "LayerLibrary",
-    "Library",
     "Scenario",
     "Seen",
     "Spec",

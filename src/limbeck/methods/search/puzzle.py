@@ -53,7 +53,7 @@ from limbeck.networks.decoder_blocks import (
 )
 from limbeck.parts.decoder_budgets import DecoderBudgets
 from limbeck.parts.decoders import (
-    Library,
+    LayerLibrary,
     Scenario,
     Spec,
     attend,
@@ -636,3 +636,20 @@ class Puzzle(Method[Language]):
         )
         pictures = [{"title": "The blocks of each layer", "caption": caption, "pixels": rows, "rows": shown}]
         return {"architectures": self.told(), "pictures": pictures}
+
+
+class Library(nn.Module):
+    """What can stand in the place of each layer.
+
+    Args:
+        layers: the parent's.
+        specs: the blocks of each entry, the same for all layers.
+    """
+
+    def __init__(self, layers: Any, specs: Sequence[Spec]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(LayerLibrary(layer, specs) for layer in layers)
+
+    def forward(self, i: int, *args: Any) -> Tensor:
+        """One layer with each entry in its place; see `LayerLibrary`."""
+        return self.layers[i](*args)

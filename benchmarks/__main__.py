@@ -34,6 +34,7 @@ NAMES = (
     "puzzle",
     "vild",
     "ferkd",
+    "steps",
     "dope",
     "dcglr",
     "splatting",

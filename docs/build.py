@@ -19,6 +19,7 @@ from typing import Any
 
 from docs.evidence import all_comparisons, clauses_table
 from docs.markdown import table
+from docs.what_helps import leaderboard
 from docs.which import families
 from limbeck.cli import COMMANDS
 from limbeck.grammar.card import Card, catalogue, evidence, recipe_path
@@ -312,6 +313,7 @@ PARTS: dict[str, Callable[..., str]] = {
     "methods": methods_table,
     "gallery": gallery,
     "evidence": all_comparisons,
+    "leaderboard": leaderboard,
     "names": names_table,
     "settings": settings_table,
     "commands": commands_table,

@@ -149,6 +149,8 @@ def comparison(record: Record) -> str:
         table(("", f"{metric.label}{unit} ({better} is better), mean [95 %]", "seeds"), rows),
         *grids(record),
     ]
+    if record.get("tuned"):
+        parts.append("Each row's settings were searched on the validation split: [what helps when](what-helps.md).")
     if record.get("before"):
         parts.append(f"**Seen before.** {record['before']}")
     for label, seeds in (record.get("failed") or {}).items():

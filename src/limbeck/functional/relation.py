@@ -140,8 +140,8 @@ def distances(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) 
     pairs = valid.sum().clamp_min(1)
     scaled = []
     for x in (s, t):
-        square = (x.unsqueeze(0) - x.unsqueeze(1)).square().sum(-1)
-        away = keep(torch.where(square > 0, square, torch.ones_like(square)).sqrt(), valid & (square > 0))
+        # from differences, not from products, whose rounding is as large as a small distance; without holding N^2 D numbers
+        away = keep(torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist"), valid)
         mean = away.sum() / pairs
         scaled.append(away / torch.where(mean > 0, mean, torch.ones_like(mean)))
     gap = scaled[0] - scaled[1]
@@ -172,8 +172,11 @@ def angles(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> 
     valid = other.unsqueeze(2) & other.unsqueeze(1) & ~torch.eye(len(s), dtype=torch.bool, device=s.device)
     cosines = []
     for x in (s, t):
-        e = unit(x.unsqueeze(0) - x.unsqueeze(1))  # [j, i, D], from j to i
-        cosines.append(e @ e.transpose(1, 2))
+        e = x.unsqueeze(0) - x.unsqueeze(1)  # [j, i, D], from j to i
+        inner = e @ e.transpose(1, 2)
+        # divided after the product: N^3 numbers in place of N^2 D; a pair at one place has no direction
+        scale = inner.diagonal(dim1=1, dim2=2).clamp_min(1e-16).rsqrt()
+        cosines.append(inner * scale.unsqueeze(2) * scale.unsqueeze(1))
     gap = cosines[0] - cosines[1]
     each = torch.where(gap.abs() < 1.0, 0.5 * gap.square(), gap.abs() - 0.5)
     n = mask.sum()

@@ -2,10 +2,10 @@
 
 The floor is a bare loop that reads the same images and makes the passes that the method's mathematics asks for: the teacher
 without a graph, the student forward and backward with cross-entropy, the optimizer in its fastest form; where a method needs
-more passes (a second student, gradients with respect to images, a look ahead), the table says which, and the floor has them.
-What a method computes on top (divergences, relations, projectors, memories) is not in the floor: it is what is measured. One
-run of the engine takes the floor's step between two of its own, so that both meet the same moment of the machine; four steps
-are one round.
+more passes (a second student, gradients with respect to images, a look ahead, networks of its own), the table says which, and
+the floor has them. What a method computes on top (divergences, relations, memories) is not in the floor: it is what is
+measured. One run of the engine takes the floor's step between two of its own, so that both meet the same moment of the machine;
+four steps are one round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import copy
 import itertools
 import statistics
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -153,15 +153,15 @@ class Settings:
     side: int = 32
     items: int = 256
     classes: int = 10
-    student: int = 16
-    teacher: int = 32
+    student: int = 32
+    teacher: int = 64
     batch: int = 32
     warm: int = 4
-    rounds: int = 9
+    rounds: int = 5
     cases: tuple[str, ...] = field(default_factory=lambda: tuple(CASES))
 
 
-TOY = Settings(16, 48, 4, 4, 4, 8, warm=1, rounds=1, cases=("kd", "rkd", "hard", "bd-kd"))
+TOY = Settings(16, 48, 4, 4, 4, 8, warm=1, rounds=1, cases=("kd", "review", "hard", "bd-kd"))
 
 
 class Lane(Between):
@@ -198,6 +198,8 @@ class Bare:
     ) -> None:
         roles: Any = recipe.method.roles
         self.passes, self.task, self.taken = passes, task, 0
+        self.roles = roles
+        self.own: dict[str, tuple[nn.Module, list[Any]]] = {}
         self.student = copy.deepcopy(roles["student"].module).train().requires_grad_(True)
         self.second = copy.deepcopy(teacher).train().requires_grad_(True) if teacher is not None else None
         self.teacher = copy.deepcopy(teacher).eval().requires_grad_(False) if teacher is not None else None
@@ -231,6 +233,11 @@ class Bare:
             assert self.teacher is not None
             image = x.clone().requires_grad_()
             torch.autograd.grad(self.student(image).sum() + self.teacher(image).sum(), image)
+        for module, given in self.own_networks():
+            answer = module(*given)
+            parts = answer if isinstance(answer, (tuple, list)) else (answer,)
+            shown = [part for part in parts if isinstance(part, Tensor) and part.requires_grad]
+            torch.autograd.backward(shown, [torch.ones_like(part) for part in shown])
         learns = 0
         for net, count in ((self.student, p.student), (self.second, p.second)):
             for _ in range(self.due(count) if net is not None else 0):
@@ -240,6 +247,30 @@ class Bare:
         if learns:
             self.optimizer.step()
         self.taken += 1
+
+    def own_networks(self) -> Iterator[tuple[nn.Module, list[Any]]]:
+        """Copies of the method's projectors, each with what it was called with last: their passes are the mathematics', too."""
+        for name, role in self.roles.items():
+            if not name.startswith("projector") or not isinstance(role.module, nn.Module):
+                continue
+            if not any(p.requires_grad for p in role.module.parameters()):
+                continue
+            if name not in self.own:
+                seen: list[Any] = []
+                self.own[name] = (copy.deepcopy(role.module), seen)
+
+                def note(_: nn.Module, given: tuple[Any, ...], seen: list[Any] = seen) -> None:
+                    seen[:] = given
+
+                role.module.register_forward_pre_hook(note)
+            module, last = self.own[name]
+            if last:
+                floats = [isinstance(a, Tensor) and a.is_floating_point() for a in last]
+                # the student's feature gets a gradient, the teacher's does not
+                yield (
+                    module,
+                    [a.detach().requires_grad_(a.requires_grad) if f else a for a, f in zip(last, floats, strict=True)],
+                )
 
     def ahead(self, x: Tensor, y: Tensor) -> None:
         """A gradient through one step of the student, to one number."""
@@ -276,8 +307,8 @@ def tree(case: Case, settings: Settings) -> dict[str, Any]:
     return check(given)
 
 
-def measure(case: Case, settings: Settings, folder: Path) -> dict[str, list[float]]:
-    """CPU seconds of every round, of the engine and of the floor."""
+def measure(case: Case, settings: Settings, folder: Path) -> tuple[dict[str, list[float]], list[str]]:
+    """CPU seconds of every round, of the engine and of the floor; and the networks of the method's own."""
     recipe = build(tree(case, settings))
     bench = prepare(recipe, None, say=quiet)
     bare = Bare(recipe, case.passes, settings, bench.task, None if bench.teacher is None else bench.teacher.module)
@@ -290,10 +321,11 @@ def measure(case: Case, settings: Settings, folder: Path) -> dict[str, list[floa
     lane.close()
     # the last step is followed by what a stage does at its end
     count = ROUND * settings.rounds
-    return {
+    found = {
         name: [sum(taken[i : i + ROUND]) / ROUND for i in range(0, count, ROUND)]
         for name, taken in lane.seconds.items()
     }
+    return found, list(bare.own)
 
 
 def run(settings: Settings | None = None, say: Say = quiet) -> Report:
@@ -306,21 +338,21 @@ def run(settings: Settings | None = None, say: Say = quiet) -> Report:
             say(name)
             case = CASES[name]
             with report.peer(f"limbeck: {name}"):
-                found = measure(case, settings, Path(place))
+                found, own = measure(case, settings, Path(place))
                 report.raw["seconds"][name] = found
-                add(report, name, case, found)
+                add(report, name, case, found, own)
     report.notes.append(
         "diswot has no step of its own: its students are distilled by kd; ferkd has a benchmark of its own"
     )
     return report
 
 
-def add(report: Report, name: str, case: Case, found: Mapping[str, list[float]]) -> None:
+def add(report: Report, name: str, case: Case, found: Mapping[str, list[float]], own: list[str]) -> None:
     """A method's row, and its promise."""
     over = [a / b for a, b in zip(found["engine"], found["floor"], strict=True)]
     more = [1000 * (a - b) for a, b in zip(found["engine"], found["floor"], strict=True)]
     ms, floor = (1000 * statistics.median(found[k]) for k in ("engine", "floor"))
-    cells = {"ms": ms, "floor": floor, "of the floor": spread(over), "passes": str(case.passes)}
+    cells = {"ms": ms, "floor": floor, "of the floor": spread(over), "passes": ", ".join([str(case.passes), *own])}
     report.rows.append(Row(f"limbeck: {name}", cells, case.why))
     if floor >= SHORT:
         report.checks.append(Check(f"{name}: step over its passes", statistics.median(over), LIMIT))

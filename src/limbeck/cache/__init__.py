@@ -31,6 +31,7 @@ from limbeck.engine.terminal import say
 from limbeck.errors import CacheMismatch, CheckpointCorrupt, ConfigError, Stopped, human
 from limbeck.functional.label_forms import Form
 from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import answered
 from limbeck.grammar.method import Batch, Built, Stage
 from limbeck.grammar.random import Draws, own_generators
 from limbeck.grammar.settings import settings
@@ -358,10 +359,18 @@ def build_cache(
     size = _pictures(task) if plan is not None else (0, 0)
     ids = torch.arange(min(2, len(task.train)))
     probe, signal = source.show(ids, torch.zeros_like(ids))
-    outputs = signal.logits.shape[-1]
+    shown = answered(signal)
+    outputs = shown.shape[-1]
     if plan is not None:
         k = plan.kept(outputs)
-    elif k is None and signal.logits.ndim == 3:
+    elif isinstance(shown, TopK):  # an endpoint that tells the likeliest words
+        told = shown.indices.shape[-1]
+        if k is not None and k > told:
+            raise ConfigError(
+                "--top", given=k, expected=f"at most the {told} words that the teacher tells (teacher.top)"
+            )
+        k = k or told
+    elif k is None and len(shown.shape) == 3:
         k = 50 if outputs > DENSE_OUTPUTS else None
     if plan is None and k is not None and not 1 <= k < outputs:
         raise ConfigError("--top", given=k, expected=f"between 1 and {outputs - 1}")
@@ -427,12 +436,13 @@ def build_cache(
                     kept = np.zeros(array.shape, array.dtype)
                     kept[fits.numpy()] = array[fits.numpy()]
                     parts.setdefault(name, []).append(kept)
-                z = signal.logits[fits.to(signal.logits.device)]
                 if plan is not None:
                     assert k is not None
+                    z = signal.logits[fits.to(signal.logits.device)]
                     gap += float((z.float() / plan.temperature).softmax(-1).topk(k, -1).values.sum())
                     compared += len(z)
                 elif k is None:
+                    z = signal.logits[fits.to(signal.logits.device)]
                     gap += rounding(z, precision)
                     compared += z[..., 0].numel()
             if misfits.reasons and not leave_out:  # after the whole shard, so that all of them are named at once

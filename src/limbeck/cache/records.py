@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +14,8 @@ from torch import Tensor
 from limbeck.data.items import digest
 from limbeck.errors import ConfigError
 from limbeck.functional.precision import widest
+from limbeck.functional.sparse import TopK
+from limbeck.grammar.heads import LARGE, Head, Logits, answered, rows_of
 from limbeck.grammar.method import Batch, Data
 from limbeck.grammar.signal import Signal
 from limbeck.parts.stored_crops import CropPlan
@@ -54,17 +57,17 @@ def record(
     With ``plan`` they are those of crops of images of some height and width.
     """
     kept = getattr(torch, precision)
-    z = signal.logits.float()
     found: dict[str, np.ndarray[Any, Any]] = {"check": checksum(batch).cpu().numpy()}
     if plan is not None:
-        found |= {name: column.cpu().numpy() for name, column in plan.rows(batch, size, z).items()}
+        rows = plan.rows(batch, size, signal.logits.float())
+        found |= {name: column.cpu().numpy() for name, column in rows.items()}
     elif k is None:
-        found["logits"] = z.to(kept).cpu().numpy()
+        found["logits"] = signal.logits.float().to(kept).cpu().numpy()
     else:
-        top = z.topk(k, dim=-1)
-        found["logits"] = top.values.to(kept).cpu().numpy()
-        found["index"] = top.indices.to(torch.int32).cpu().numpy()
-        found["total"] = z.logsumexp(-1).cpu().numpy()
+        values, indices, total = likeliest(answered(signal), k)
+        found["logits"] = values.to(kept).cpu().numpy()
+        found["index"] = indices.to(torch.int32).cpu().numpy()
+        found["total"] = total.cpu().numpy()
     for path, feature in signal.acts.items():
         if not isinstance(feature, Tensor):
             raise ConfigError(
@@ -76,6 +79,25 @@ def record(
     return found
 
 
+def likeliest(z: Logits, k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The k largest logits of each position, their words [..., k], and the log of the sum over all words [...]."""
+    if isinstance(z, TopK):
+        best = z.values.float().topk(k, dim=-1)
+        return best.values, z.indices.gather(-1, best.indices), torch.zeros_like(best.values[..., 0])
+    if isinstance(z, Tensor):
+        best = z.float().topk(k, dim=-1)
+        return best.values, best.indices, z.float().logsumexp(-1)
+    parts = [likeliest(rows_of(z, at), k) for at in _some(z)]
+    values, indices, total = (torch.cat(part).unflatten(0, z.shape[:-1]) for part in zip(*parts, strict=True))
+    return values, indices, total
+
+
+def _some(z: Head) -> Iterator[slice]:
+    """The flattened positions, so many at a time that their logits are no more than `LARGE`."""
+    n, size = math.prod(z.shape[:-1]), max(1, LARGE // z.shape[-1])
+    return (slice(start, start + size) for start in range(0, n, size))
+
+
 def rounding(logits: Tensor, precision: Precision = "float16") -> float:
     """How far logits [..., C] are from what a dense cache keeps of them: KL(teacher || record), summed over the items."""
     z, kept = logits.cpu().double(), logits.to(getattr(torch, precision)).cpu().double()
@@ -83,6 +105,14 @@ def rounding(logits: Tensor, precision: Precision = "float16") -> float:
     p = log_p.exp()
     # a class that the teacher rules out, at minus infinity, adds nothing
     return float(torch.where(p > 0, p * (log_p - kept.log_softmax(-1)), 0.0).sum())
+
+
+def _looked(z: Tensor) -> tuple[Tensor, Tensor]:
+    """Of logits [..., V]: whether they are no answer [...], and the largest size among those that are finite."""
+    z = z.float()
+    none = z == -torch.inf
+    wrong = (~torch.isfinite(z) & ~none).any(-1) | none.all(-1)
+    return wrong, z.abs().where(torch.isfinite(z), 0.0).amax(-1)
 
 
 class Misfits:
@@ -102,15 +132,18 @@ class Misfits:
 
     def look(self, batch: Batch, signal: Signal) -> Tensor:
         """Whether each item of a batch is one: bool [N], on the CPU. Only positions that count are asked for."""
-        z = signal.logits.float()
-        none = z == -torch.inf
-        wrong = ~torch.isfinite(z) & ~none | none.all(-1, keepdim=True)
-        large = z.abs().where(torch.isfinite(z), 0.0)
+        z = answered(signal)
+        if isinstance(z, Head):
+            found = [_looked(rows_of(z, at)) for at in _some(z)]
+            wrong, large = (torch.cat(part).unflatten(0, z.shape[:-1]) for part in zip(*found, strict=True))
+        else:
+            wrong, large = _looked(z.values if isinstance(z, TopK) else z)
         where = batch.get("where")
-        if isinstance(where, Tensor) and where.shape == z.shape[:-1]:
-            wrong, large = wrong & where[..., None], large * where[..., None]
-        rows = [wrong.flatten(1).any(1)]
-        sizes = [large.flatten(1).amax(1)]
+        if isinstance(where, Tensor) and where.shape == wrong.shape:
+            wrong, large = wrong & where, large * where
+        n = len(wrong)
+        rows = [wrong.reshape(n, -1).any(1)]
+        sizes = [large.reshape(n, -1).amax(1)]
         for feature in signal.acts.values():
             flat = feature.float().flatten(1)
             rows.append(~torch.isfinite(flat).all(1))

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from limbeck.functional.chunked import Backend, chunked_divergence, chunked_head
 from limbeck.functional.sparse import TopK
+from limbeck.grammar.signal import Signal
 
 LARGE = 1 << 24
 """Logits, tokens times vocabulary, above which they are taken a few tokens at a time."""
@@ -169,6 +170,11 @@ def by_parts(
 def cross_entropy(student: Head, labels: Tensor, where: Tensor) -> Tensor:
     """Against the tokens that come: values ``[N, T]``, 0 where a position does not count."""
     return in_chunks(student, None, {"kind": "cross_entropy"}, labels=labels, where=where)
+
+
+def answered(signal: Signal) -> Logits:
+    """What a signal knows of predictions, in the form in which it is there."""
+    return signal.out if isinstance(signal.out, (Head, TopK)) else signal.logits
 
 
 # ------------------------------------------------------------------------------------------------------------- asking

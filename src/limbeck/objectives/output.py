@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 import limbeck.functional as F
 from limbeck.errors import ConfigError, ShapeError
-from limbeck.functional.sparse import TopK
-from limbeck.grammar.heads import Head, in_chunks, in_chunks_by
+from limbeck.grammar.heads import Head, answered, in_chunks, in_chunks_by
 from limbeck.grammar.method import Batch, Context, Objective, Term
 from limbeck.grammar.role import check_classes_last
 from limbeck.grammar.settings import Positive, settings
@@ -86,7 +85,7 @@ class OutputDivergence(Objective):
 
     def _of_a_head(self, student: Head, teacher: Signal) -> Tensor:
         """Of tokens [N, T] whose logits never exist all at once."""
-        theirs = teacher.out if isinstance(teacher.out, (Head, TopK)) else teacher.logits
+        theirs = answered(teacher)
         if theirs.shape != student.shape:
             raise ShapeError(f"objectives.{self.name}", given=list(theirs.shape), expected=str(list(student.shape)))
         if self.divergence in ("binary", "squared"):

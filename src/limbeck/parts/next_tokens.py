@@ -18,13 +18,13 @@ import limbeck.functional as F
 from limbeck.engine import distributed as dist
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.chunked import Backend, chunked_logits
-from limbeck.functional.sparse import TopK
 from limbeck.grammar.heads import (
     LARGE,
     Dense,
     Head,
     Logits,
     agrees,
+    answered,
     by_parts,
     head_of,
     in_chunks,
@@ -34,7 +34,6 @@ from limbeck.grammar.heads import (
 )
 from limbeck.grammar.method import Batch, Context, Method, Query, Setup, Stage, Term, Terms
 from limbeck.grammar.settings import Fraction, Natural, settings
-from limbeck.grammar.signal import Signal
 from limbeck.parts.writing import Writer
 from limbeck.tasks.language import Language
 from limbeck.tasks.tokens import next_counts, shifted
@@ -223,11 +222,6 @@ class Reader:
                 given=self.chunk,
                 remedy="set method.chunk=0",
             )
-
-
-def answered(signal: Signal) -> Logits:
-    """What a signal knows of predictions, in the form in which it is there."""
-    return signal.out if isinstance(signal.out, (Head, TopK)) else signal.logits
 
 
 def log_probability(z: Logits, labels: Tensor) -> Tensor:

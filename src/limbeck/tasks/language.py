@@ -19,9 +19,8 @@ from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
 from limbeck.functional._common import expect
 from limbeck.functional.precision import widened
-from limbeck.functional.sparse import TopK
 from limbeck.grammar.answers import Answer
-from limbeck.grammar.heads import Head, Logits, answer, cross_entropy, rows_of
+from limbeck.grammar.heads import Head, Logits, answer, answered, cross_entropy, rows_of
 from limbeck.grammar.method import Batch, Built, Data, Term
 from limbeck.grammar.needs import Needs
 from limbeck.grammar.role import Contract
@@ -574,7 +573,7 @@ class Language(Task):
             signal: Signal = built.module.answer(batch, ())
         else:
             signal = Signal(built.contract.outputs(self.shown(built.module, batch)))
-        return signal.out if isinstance(signal.out, (Head, TopK)) else signal.logits
+        return answered(signal)
 
     def default_student(self) -> dict[str, Any]:
         """Two layers of width 64."""

@@ -111,7 +111,11 @@ STEPS: dict[str, Callable[[], Any]] = {
 """Of each the step of a stage that learns from whole texts."""
 
 
-@pytest.mark.parametrize("name", STEPS)
+ALIKE = {"token-kd dkd", "token-kd ratio 0", "taid of probabilities", "sinkd-tokens sample", "objectives"}
+"""Steps that go the way of another."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.expensive) if n in ALIKE else n for n in STEPS])
 def test_a_step_writes_no_logits_of_all_tokens_and_learns_the_same(name: str, request: pytest.FixtureRequest) -> None:
     def made() -> tuple[Method[Any], Setup]:
         found = STEPS[name]()

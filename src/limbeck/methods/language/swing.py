@@ -29,10 +29,10 @@ from limbeck.functional.privacy import (
     protected_target,
 )
 from limbeck.grammar.card import Card
-from limbeck.grammar.heads import by_parts
+from limbeck.grammar.heads import answered, by_parts
 from limbeck.grammar.method import Batch, Context, Participant, Setup, Term, Terms
 from limbeck.grammar.settings import Fraction, NonNegative, Positive, settings
-from limbeck.parts.next_tokens import NextTokens, Tokens, answered, log_probability
+from limbeck.parts.next_tokens import NextTokens, Tokens, log_probability
 from limbeck.parts.privacy import Patterns, Pieces, PrivacyScorer
 from limbeck.tasks.tokens import shifted
 

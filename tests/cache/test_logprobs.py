@@ -24,7 +24,6 @@ from limbeck.models.causal_lm import CausalLm  # noqa: E402
 from tests.tasks.texts import small  # noqa: E402
 from tests.tiny import tiny, tree_of  # noqa: E402
 
-
 FEW = ("task.data.documents=6", "task.student_documents=3", "task.eval_sequences=2")
 """Every text is a question."""
 

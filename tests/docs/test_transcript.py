@@ -14,7 +14,7 @@ from limbeck.recipe.recipe import check, load_tree
 
 JOBS = sorted((Path(transcript.__file__).parent / "jobs").glob("*.md"))
 
-NOT_RUN = {"language", "data-set"}
+NOT_RUN = {"language"}
 
 PAGE = """Text.
 

@@ -264,9 +264,16 @@ def _tokenizer(place: Place, task: Any) -> None:
 def _own_text(place: Place, task: Any) -> Built | None:
     """A network of texts that its own model reopens (`reopened`), because no library has its architecture."""
     node = place.about.get("model")
-    if not isinstance(node, dict) or (place.folder / "student").is_dir():
+    if not isinstance(node, dict) or not node.get("use"):
+        return None
+    inside = place.folder / "student"
+    if inside.is_dir() and not (inside / "modules.json").is_file():
         return None
     model = _model(place)
+    if hasattr(model, "from_folder"):
+        model.role = "student"
+        opened: Built = model.from_folder(inside, task)
+        return opened
     if not hasattr(model, "reopened"):
         return None
     model.role = "student"

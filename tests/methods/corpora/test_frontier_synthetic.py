@@ -22,6 +22,7 @@ from limbeck.data.numerals import Numerals, letter_by_letter, roman, value_of
 from limbeck.data.text import Document, TextSource
 from limbeck.engine.context import RunContext
 from limbeck.errors import ConfigError, DataError
+from limbeck.grammar.signal import Signal
 from limbeck.methods.corpora.frontier_synthetic import FrontierSynthetic
 from limbeck.models.numeral_rules import Rules
 from limbeck.parts.chat import LocalChat, build_synthetic_set, preferred, status_of
@@ -298,7 +299,7 @@ def test_the_student_learns_the_response_alone(bound: Tiny) -> None:
     net = method.roles["student"].module
     with torch.no_grad():
         logits = net(batch["input_ids"], attention_mask=batch["attention_mask"]).logits.requires_grad_()
-    term = method.task.supervised(type("S", (), {"logits": logits})(), batch)
+    term = method.task.supervised(Signal(logits), batch)
     loss = term.total() / term.n()
     wanted = torch.nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten(), ignore_index=-100

@@ -43,7 +43,7 @@ class Direct(Evaluator):
         if not isinstance(artifact, NetworkArtifact):
             raise TypeError(f"the direct evaluator scores networks, and this is a {artifact.kind}")
         teacher = bench.teacher if split == "test" and not artifact.part else None
-        if teacher is not None and teacher.module is artifact.built.module:
+        if teacher is not None and (teacher.module is artifact.built.module or _apart(bench)):
             teacher = None
         task = artifact.judge(bench.task)
         return task.evaluate(artifact.built, getattr(task, split), teacher, device=bench.device)
@@ -51,3 +51,9 @@ class Direct(Evaluator):
     def rows(self, bench: Bench) -> Rows:
         """Whoever takes part (``teacher``: what a recording says of its own, where it is one), and the task's baselines."""
         return {**participants(bench), **bench.task.baselines(bench)}
+
+
+def _apart(bench: Bench) -> bool:
+    """Whether the teacher answers a part of the task of its own (another tokenizer), item by item not the student's."""
+    who = bench.method.participants.get("teacher") if bench.method is not None else None
+    return who is not None and bool(who.task)

@@ -47,6 +47,7 @@ from .nontarget import TargetNontarget, dkd, masked_log_softmax, nkd
 from .self_knowledge import SelfKnowledge, uskd, uskd_labels, uskd_rank, uskd_target
 from .sparse import sparse_kl
 from .temperature import divide_by_std
+from .vocabularies import grouped_logits, span_logits, uld
 
 __all__ = [
     "SelfKnowledge",
@@ -69,6 +70,7 @@ __all__ = [
     "dkd",
     "entropy",
     "feature",
+    "grouped_logits",
     "half_jeffreys",
     "jeffreys",
     "jensen_shannon",
@@ -89,6 +91,7 @@ __all__ = [
     "selection",
     "skew_kl",
     "soft_cross_entropy",
+    "span_logits",
     "sparse_kl",
     "splatting",
     "squared_error",
@@ -96,6 +99,7 @@ __all__ = [
     "taid_target",
     "total_variation",
     "transport",
+    "uld",
     "uskd",
     "uskd_labels",
     "uskd_rank",

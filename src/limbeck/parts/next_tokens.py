@@ -205,13 +205,17 @@ class Reader:
         if hidden is None:
             raise RuntimeError(f"the output layer of the {name} did not run; set method.chunk=0")
         scale, softcap = self.shapes[name]
-        columns = getattr(self.task, "columns", None)
+        columns = self.columns(name)
         weight, bias = tap.head.weight, tap.head.bias
         head = Head(hidden[:, :-1], weight[:columns], None if bias is None else bias[:columns], scale, softcap)
         if name not in self.checked:
             self._check(name, head, out.logits[:, 0])
             self.checked.add(name)
         return head
+
+    def columns(self, name: str) -> int | None:
+        """How many of a role's outputs are read; ``None`` for all."""
+        return getattr(self.task, "columns", None)
 
     def _check(self, name: str, head: Head, own: Tensor) -> None:
         """Once: the model's own logits of the first position, against ours."""

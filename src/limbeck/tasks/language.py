@@ -28,6 +28,7 @@ from limbeck.grammar.scores import Scores
 from limbeck.grammar.signal import Signal, device_of, evaluating
 from limbeck.grammar.task import DENSE_OUTPUTS, Task
 from limbeck.tasks.causal import call, output_size
+from limbeck.tasks.offsets import Ends
 from limbeck.tasks.specimen import specimen
 from limbeck.tasks.streamed_tokens import StreamTokens
 from limbeck.tasks.tokenizers import byte_pairs, load_tokenizer, shared_ids, special_ids, text_steps, vocabulary_size
@@ -135,6 +136,10 @@ class Language(Task):
         self.valid_fraction, self.test_fraction, self.eval_batch = valid_fraction, test_fraction, eval_batch
         self.notes: list[str] = []
         self.columns: int | None = None
+        self.positions: int | None = None
+        self._marks = 0
+        self._ends: Ends | None = None
+        self._reader: tuple[int | None, Language] | None = None
         self._texts: Texts | None = None
         self._tokenizer: Any = None
         self._whose = ""
@@ -323,6 +328,7 @@ class Language(Task):
         Raises:
             ConfigError: ``task.length`` is larger.
         """
+        self.positions = positions if self.positions is None else min(positions, self.positions)
         if positions >= self.length:
             if self.asked_length is None and not any(n.startswith("sequences of ") for n in self.notes):
                 self.note(f"sequences of {self.length} tokens; {name} has positions for {positions:,} (task.length)")
@@ -366,6 +372,65 @@ class Language(Task):
         """Whether documents are laid end to end."""
         auto = self.packing == "auto" and not isinstance(self.texts.train, Stream)
         return self.packing == "pack" or (auto and not self.texts.pairs)
+
+    # ------------------------------------------------------------------------------------------------ two tokenizers
+
+    def part(self, name: str) -> Task:
+        """``teacher``: the same texts, for a model with a tokenizer of its own.
+
+        Raises:
+            ConfigError: the task has no such part.
+        """
+        if name != "teacher":
+            return super().part(name)
+        self.load()
+        if self._reader is None or self._reader[0] != self._seed:
+            twin = copy.copy(self)
+            twin.notes, twin._tokenizer, twin._whose, twin.tokenizer_name = [], None, "", None
+            twin.columns = twin.positions = twin.asked_length = twin._ends = twin._reader = None
+            twin._marks = 0
+            for split in ("train", "teacher_train", "valid", "test"):
+                data: TokenData = getattr(self, split)
+                setattr(twin, split, TokenData(twin, data.documents, data.name, data.most))
+            self._reader = (self._seed, twin)
+        return self._reader[1]
+
+    def mark_ends(self, odd: int) -> None:
+        """From now on rows know where in the text each token ends; ``odd``: 1 for the student's tokenizer, 2 for the teacher's."""
+        if self._marks != odd:
+            self._marks, self._ends = odd, None
+            for data in {id(d): d for d in (self.train, self.teacher_train, self.valid, self.test)}.values():
+                data.forget()
+
+    @property
+    def ends(self) -> Ends | None:
+        """What tells where tokens end, where that is asked for."""
+        if not self._marks:
+            return None
+        if self._ends is None or self._ends.tokenizer is not self.tokenizer:
+            self._ends = Ends(self.tokenizer, ("", "the student", "the teacher")[self._marks], self._marks)
+        return self._ends
+
+    def cut_padding(self, built: Built, whose: str) -> None:
+        """Outputs of a model beyond its tokenizer's ids are padding: they are cut off, which is said once.
+
+        Raises:
+            TeacherMismatch: a text holds tokens that the model has no output for.
+        """
+        size, known = output_size(built.module), self.vocabulary
+        self.columns = None
+        if size is None or size == known:
+            return
+        used = max(data.largest_id for data in (self.teacher_train, self.valid, self.test)) + 1
+        if size < used:
+            raise TeacherMismatch(
+                whose,
+                f"it answers with {size} values, and this text has {used} token ids in its tokenizer",
+                remedy="resize its embeddings with resize_token_embeddings, or name the tokenizer it was made with",
+            )
+        if size > known:
+            self.columns = known
+            self.note(f"the {whose}'s {size} outputs are cut to the {known} of its tokenizer: the rest is padding")
 
     # ------------------------------------------------------------------------------------------------ tokens
 

@@ -125,9 +125,9 @@ def shared_ids(one: Any, two: Any, whose: str, other: str, probes: Sequence[str]
 
 
 _ACROSS = (
-    "token by token they cannot be compared: take two models of one family, train the student from scratch on the "
-    "teacher's tokenizer (task.tokenizer=ID student=causal-lm), or use a method that works across tokenizers "
-    "(sequence-level distillation on generated text, MiniPLM, ULD, DSKD)"
+    "token by token they cannot be compared: set method.alignment=bytes (token-kd, taid), which pairs positions by the text "
+    "they have read; or take two models of one family, train the student from scratch on the teacher's tokenizer "
+    "(task.tokenizer=ID student=causal-lm), or use MiniPLM"
 )
 
 

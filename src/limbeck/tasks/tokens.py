@@ -16,6 +16,7 @@ from limbeck.functional.sparse import TopK
 from limbeck.grammar.heads import Head, Logits
 from limbeck.grammar.method import Batch
 from limbeck.storage.memory import need
+from limbeck.tasks.offsets import BYTE, extent
 from limbeck.tasks.spelling import Spelled, spell
 from limbeck.tasks.tokenizers import pad_id, special_ids
 
@@ -126,7 +127,8 @@ class TokenData:
         return self._made
 
     def _pack(self, task: Language) -> _Made:
-        stream = [token for row in spell(task, self.documents) for token in row.ids]
+        spelled = spell(task, self.documents, task.ends)
+        stream = [token for row in spelled for token in row.ids]
         n, step = len(stream), task.length - 1
         size = _bytes(self.documents)
         if n < 2:
@@ -139,18 +141,27 @@ class TokenData:
         ids = flat.unfold(0, task.length, step).contiguous()
         sizes = torch.full((rows,), task.length)
         sizes[-1] = n - (rows - 1) * step
-        return _Made(ids, sizes, torch.zeros(rows, dtype=torch.long), n / max(1, size))
+        lines = None
+        if task.ends is not None:
+            whole = Lines(self.documents, spelled)
+            at = torch.full((rows * step + 1,), -1)
+            at[:n] = whole.ends
+            begins = torch.arange(rows) * step
+            before = torch.where(whole.first[begins], -1, whole.ends[(begins - 1).clamp_min(0)])
+            lines = _Places(at.unfold(0, task.length, step).contiguous(), before, whole.document[begins])
+        return _Made(ids, sizes, torch.zeros(rows, dtype=torch.long), n / max(1, size), places=lines)
 
     def _pad(self, task: Language) -> _Made:
-        spelled = spell(task, self.documents)
+        spelled = spell(task, self.documents, task.ends)
         kept: list[Spelled] = []
+        numbers: list[int] = []
         spent = size = 0
         hidden: list[Document] = []
         cut: list[Document] = []
         shortened: list[Document] = []
         dropped: list[Document] = []
         longest = whole = 0
-        for document, row in zip(self.documents, spelled, strict=True):
+        for number, (document, row) in enumerate(zip(self.documents, spelled, strict=True)):
             longest, whole = max(longest, row.begins), max(whole, len(row.ids))
             if len(row.ids) > task.length and task.too_long in ("drop", "refuse"):
                 dropped.append(document)
@@ -171,6 +182,7 @@ class TokenData:
             size += len(document.text.encode("utf-8", "surrogatepass"))
             size += len(document.prompt.encode("utf-8", "surrogatepass")) if self._prompts_count else 0
             kept.append(row.cut(task.length))
+            numbers.append(number)
         if dropped and task.too_long == "refuse":
             places = places_of(dropped, 10)
             raise DataError(
@@ -225,7 +237,15 @@ class TokenData:
                 counts[i, : len(row.ids)] = torch.tensor(row.answers)
         sizes = torch.tensor([len(row.ids) for row in kept], dtype=torch.long)
         prompts = torch.tensor([row.prompt for row in kept], dtype=torch.long)
-        return _Made(ids, sizes, prompts, spent / max(1, size), counts)
+        lies = None
+        if task.ends is not None:
+            at = torch.full((len(kept), task.length), -1)
+            origins = origins_of(self.documents)
+            for i, row in enumerate(kept):
+                assert row.ends is not None
+                at[i, : len(row.ids)] = torch.tensor(row.ends) + origins[numbers[i]]
+            lies = _Places(at, torch.full((len(kept),), -1), torch.tensor(numbers, dtype=torch.long))
+        return _Made(ids, sizes, prompts, spent / max(1, size), counts, lies)
 
     def __len__(self) -> int:
         return len(self._rows().ids)
@@ -235,6 +255,13 @@ class TokenData:
         made = self._rows().some(items)
         begins = torch.zeros_like(made.prompts) if self._prompts_count else made.prompts
         return make_batch(made.ids.long(), made.sizes, made.prompts, begins, made.counts)
+
+    @property
+    def places(self) -> _Places:
+        """Where the rows lie in the text; the task must have asked for it (`Language.mark_ends`)."""
+        found = self._rows().places
+        assert found is not None
+        return found
 
     @property
     def largest_id(self) -> int:
@@ -258,6 +285,53 @@ class TokenData:
         return self._fingerprint
 
 
+def origins_of(documents: list[Document]) -> Tensor:
+    """Where each document begins, in quarters of a byte, when all are laid end to end: int64 ``[n + 1]``, the end last."""
+    sizes = torch.tensor([0, *[extent(d) for d in documents]], dtype=torch.long)
+    return sizes.cumsum(0) * BYTE
+
+
+class Lines:
+    """Spelled documents end to end.
+
+    Attributes:
+        ids: token ids int64 ``[n]``.
+        ends: where each token ends ``[n]``, in quarters of a byte from the first document's beginning; never falling.
+        document: which document each is of ``[n]``.
+        first: which tokens begin a document ``[n]``.
+        starts: the first token of each document ``[documents + 1]``, and the end of all.
+    """
+
+    def __init__(self, documents: list[Document], spelled: list[Spelled]) -> None:
+        sizes = torch.tensor([len(row.ids) for row in spelled], dtype=torch.long)
+        self.document = torch.repeat_interleave(torch.arange(len(spelled)), sizes)
+        self.ids = torch.tensor([i for row in spelled for i in row.ids], dtype=torch.long)
+        ends = torch.tensor([e for row in spelled for e in row.ends or ()], dtype=torch.long)
+        self.ends = ends + origins_of(documents)[self.document]
+        self.starts = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
+        self.first = torch.zeros(len(self.ids), dtype=torch.bool)
+        self.first[self.starts[:-1][sizes > 0]] = True
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where rows lie in the text.
+
+    Attributes:
+        ends: where each token ends ``[n, T]``, -1 for padding.
+        before: where the token before a row's first one ends ``[n]``; -1 where the row begins with a document.
+        document: of the first token ``[n]``.
+    """
+
+    ends: Tensor
+    before: Tensor
+    document: Tensor
+
+    def some(self, rows: Tensor) -> _Places:
+        """Some of the rows."""
+        return _Places(self.ends[rows], self.before[rows], self.document[rows])
+
+
 @dataclass(frozen=True)
 class _Made:
     """Rows of token ids.
@@ -268,6 +342,7 @@ class _Made:
         prompts: prompt tokens of each row ``[n]``.
         density: tokens that are predicted, per byte of text.
         counts: which tokens count ``[n, T]``, where that is no matter of a beginning.
+        places: where the rows lie in the text, where the task asks for it.
     """
 
     ids: Tensor
@@ -275,11 +350,13 @@ class _Made:
     prompts: Tensor
     density: float
     counts: Tensor | None = None
+    places: _Places | None = None
 
     def some(self, rows: Tensor) -> _Made:
         """Some of the rows."""
         counts = None if self.counts is None else self.counts[rows]
-        return _Made(self.ids[rows], self.sizes[rows], self.prompts[rows], self.density, counts)
+        places = None if self.places is None else self.places.some(rows)
+        return _Made(self.ids[rows], self.sizes[rows], self.prompts[rows], self.density, counts, places)
 
 
 def _bytes(documents: list[Document]) -> int:

@@ -24,7 +24,8 @@ from limbeck.functional.schedule import TaidState, taid_alpha, taid_check, taid_
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Batch, Context, Setup, Terms
 from limbeck.grammar.settings import Positive, settings
-from limbeck.parts.next_tokens import NextTokens, Tokens
+from limbeck.parts.across_tokenizers import AcrossTokenizers
+from limbeck.parts.next_tokens import Tokens
 
 CARD = Card(
     number=25,
@@ -57,7 +58,7 @@ log = logging.getLogger("limbeck.methods")
 
 
 @settings
-class Taid(NextTokens):
+class Taid(AcrossTokenizers):
     """Temporally adaptive interpolated distillation.
 
     Args:

@@ -22,7 +22,8 @@ from limbeck.functional.schedule import cosine
 from limbeck.grammar.card import Card
 from limbeck.grammar.method import Context, Setup
 from limbeck.grammar.settings import NonNegative, Positive, settings
-from limbeck.parts.next_tokens import NextTokens, Tokens
+from limbeck.parts.across_tokenizers import AcrossTokenizers
+from limbeck.parts.next_tokens import Tokens
 
 CARD = Card(
     number=None,
@@ -40,6 +41,7 @@ CARD = Card(
         "divergences": "the baselines of TAID's code, checked against recorded vectors",
         "adaptive KL": "its paper; variant=released repeats the code, which does not sort its head mask back",
         "CTKD": "its paper: the temperature climbs, the more the later; variant=released has the code's signs",
+        "ULD": "its paper (2402.12030); positions are paired by bytes, where the paper takes them in order",
         "samplers": "papers of GKD and DistiLLM; drawn by key, so that a resumed run writes the same texts",
     },
     claim="A small language model gains from the next-token distributions of a teacher that has read more.",
@@ -50,17 +52,18 @@ CARD = Card(
     "value=kl has the same gradient and ends at zero.",
 )
 
-Divergence = Literal["forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd"]
+Divergence = Literal["forward", "reverse", "js", "skew-forward", "skew-reverse", "tv", "adaptive", "dkd", "ctkd", "uld"]
 
 
 @settings
-class TokenKd(NextTokens):
+class TokenKd(AcrossTokenizers):
     """Word-level knowledge distillation of language models (Kim and Rush 2016), under any token-level divergence.
 
     Args:
         divergence: ``forward`` KL(p || q); ``reverse`` KL(q || p); ``js``, the generalised Jensen-Shannon (GKD);
             ``skew-forward``, ``skew-reverse`` (DistiLLM); ``tv``, total variation; ``adaptive``: forward on the teacher's
-            head, reverse on its tail; ``dkd``, decoupled; ``ctkd``: forward under a learned temperature.
+            head, reverse on its tail; ``dkd``, decoupled; ``ctkd``: forward under a learned temperature; ``uld``: the distance
+            of the sorted probabilities, for any two vocabularies (universal logit distillation).
         value: ``forward`` and ``ctkd`` as ``cross_entropy`` (the papers) or as ``kl``: equal gradients in the student.
         temperature: softens both distributions; values are multiplied by its square.
         mix: the teacher's share in ``js``; the skew of the ``skew`` kinds.
@@ -120,9 +123,18 @@ class TokenKd(NextTokens):
             "dkd": lambda: torch.stack(F.dkd(z_s, z_p, labels, alpha=self.dkd_alpha, beta=self.dkd_beta, **heat)).sum(
                 0
             ),
+            "uld": lambda: F.uld(z_s, z_p, **heat),
             "ctkd": lambda: F.ctkd(z_s, z_p, raw, strength=strength, value=self.value, where=where),  # type: ignore[arg-type]
         }
         return table[self.divergence]()
+
+    def any_vocabulary(self) -> bool:
+        """Sorted probabilities know no tokens."""
+        return self.divergence == "uld"
+
+    def reads_labels(self) -> bool:
+        """Decoupled distillation takes the token that comes apart."""
+        return self.divergence == "dkd"
 
     def closed_form(self) -> dict[str, Any] | None:
         """The arguments with which `chunked_divergence` computes it, or ``None`` where it has no closed form."""

@@ -47,6 +47,7 @@ def test_every_divergence_equals_its_function(kind: Divergence) -> None:
         "tv": lambda: F.total_variation(z_s, z_t),
         "adaptive": lambda: F.adaptive_kl(z_s, z_t, head_threshold=0.5),
         "dkd": lambda: torch.stack(F.dkd(z_s, z_t, labels, alpha=1.0, beta=0.5, temperature=1.0)).sum(0),
+        "uld": lambda: F.uld(z_s, z_t),
         "ctkd": lambda: F.ctkd(z_s, z_t, raw, value="cross_entropy"),
     }[kind]()
     found = values(kind, Tokens(z_s, z_t, labels, where))

@@ -14,8 +14,6 @@ from limbeck.recipe.recipe import check, load_tree
 
 JOBS = sorted((Path(transcript.__file__).parent / "jobs").glob("*.md"))
 
-NOT_RUN = {"language"}
-
 PAGE = """Text.
 
 ```python
@@ -73,8 +71,6 @@ def test_jobs_use_commands_and_settings_that_exist(page: Path) -> None:
             settings = [w for w in rest if re.match(r"[\w.]+=", w)]
             check(load_tree(name, settings, preset=preset))
     blocks = transcript.CONSOLE.findall(text)
-    if page.stem in NOT_RUN:
-        pytest.skip("some of its commands have not been run yet")
     for block in blocks:
         lines = block.splitlines()
         if any(line.startswith("$ limbeck") for line in lines):

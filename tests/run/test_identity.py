@@ -234,3 +234,18 @@ def test_the_record_is_readable(tmp_path: Path) -> None:
     record = json.loads(Path("r/identity.json").read_text())
     assert record["data"]["train"]["items"] == 86 and record["recipe"]["train.steps"] == 6
     assert set(record["roles"]) == {"student", "teacher"}
+
+
+def test_a_run_of_an_earlier_limbeck_lacks_settings_that_came_later() -> None:
+    """They stand at their defaults; a setting that no longer enters a run is passed over."""
+    rows()
+    run(tree(), Path("r"), quiet=True)
+    place = Path("r/identity.json")
+    record = json.loads(place.read_text())
+    recipe = {**record["recipe"], "notes": ["once"]}
+    del recipe["train.patience"]
+    place.write_text(json.dumps({**record, "recipe": recipe}))
+    assert run(tree(), Path("r"), quiet=True)["reused"]
+    place.write_text(json.dumps({**record, "recipe": {**recipe, "train.lr": 0.5}}))
+    with pytest.raises(StorageError, match=r"train\.lr"):
+        run(tree(), Path("r"), quiet=True)

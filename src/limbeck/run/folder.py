@@ -178,8 +178,10 @@ def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any], write
                 "told whether data, networks and code are the same",
                 remedy="choose another folder with --out, or replace the run with --force",
             )
-        if then is not None and lengthened(then.get("recipe", {}), now["recipe"]):
-            then = {**then, "recipe": now["recipe"]}
+        if then is not None:
+            then = {**then, "recipe": _as_today(folder, then.get("recipe", {}), now["recipe"])}
+            if lengthened(then["recipe"], now["recipe"]):
+                then = {**then, "recipe": now["recipe"]}
         changed = identity.differences(then, now) if then is not None else []
         if changed:
             raise identity.refusal(str(folder), changed)
@@ -188,6 +190,23 @@ def admit(folder: Path, tree: Mapping[str, Any], entering: dict[str, Any], write
     if not write:
         return
     store.atomic_write(place, (json.dumps(now, indent=1) + "\n").encode())
+
+
+def _as_today(folder: Path, then: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings on a run's record as this limbeck would have written them.
+
+    Settings that a run may go on under other values of are left out, and those that an earlier limbeck did not know stand
+    at their defaults, which is what the run was made with.
+    """
+    known = {k: v for k, v in then.items() if settings(v, k)}
+    new = set(now) - set(known)
+    if new:
+        try:
+            whole = settings(check(read_yaml_file(folder / "config.yaml")))
+        except (LimbeckError, TypeError):
+            return known
+        known.update({k: json.loads(json.dumps(whole[k])) for k in new & set(whole)})
+    return known
 
 
 _RECORD = "identity.json"

@@ -128,12 +128,16 @@ add(
 add("binary_kl", "binary_kl", pair(F.binary_kl))
 add("squared_error", "squared_error", pair(F.squared_error))
 add("uld", "uld", pair(F.uld))
-add("uld-wider", "uld", lambda n, d: (lambda s, t, **k: F.uld(s, t, temperature=2.0, **k), (d(n, C), d(n, C + 2))))
+add(
+    "uld-wider",
+    "uld",
+    lambda n, d: (lambda s, t, **k: F.uld(s, t, **{"temperature": 2.0, **k}), (d(n, C), d(n, C + 2))),
+)
 _GROUPS = torch.tensor([1, 0, 1, -1, 2])
 add(
     "grouped_logits",
     "grouped_logits",
-    lambda n, d: (lambda z, **k: F.grouped_logits(z, _GROUPS, 3, temperature=2.0, **k), (d(n, C),)),
+    lambda n, d: (lambda z, **k: F.grouped_logits(z, _GROUPS, 3, **{"temperature": 3.0, **k}), (d(n, C),)),
 )
 add(
     "span_logits",

@@ -144,7 +144,7 @@ def test_a_role_that_no_term_trains_is_told() -> None:
 
 
 def test_what_is_no_term_is_refused_where_it_is_written() -> None:
-    with pytest.raises(MethodError, match=r"term 'metrics': got 'dict', expected a Term; metrics come first"):
+    with pytest.raises(MethodError, match=r"term 'metrics': is a dict, expected a Term; metrics come first"):
         Terms(metrics={"a": (1.0, 1.0)})  # type: ignore[arg-type]
 
 

@@ -156,7 +156,7 @@ class Terms(dict[str, Term]):
                     if tensor
                     else "metrics come first and without a name: Terms({name: (sum, count)}, kd=Term(...))"
                 )
-                given = f"a tensor {list(term.shape)}" if tensor else type(term).__name__
+                given = f"a tensor {list(term.shape)}" if tensor else f"a {type(term).__name__}"
                 raise MethodError(f"term {name!r}", f"is {given}", expected="a Term", remedy=remedy)
         super().__init__()
         for name, term in terms.items():

@@ -6,6 +6,7 @@ its genes (`limbeck.parts.evolution`).
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -110,6 +111,21 @@ class StudentSpace:
             _put(node, path, value)
         return node
 
+    def key(self, genes: Genes) -> str:
+        """What a candidate's random numbers are drawn by: its settings, without those that change nothing at their defaults.
+
+        A setting that a model gains later leaves the search as it was.
+        """
+        node = self.node(genes)
+        model = make(Model, self.node(genes), self._place(genes))
+        known = inspect.signature(type(model).__init__).parameters
+        silent = {n for n in getattr(model, "neutral", ()) if n in node and node[n] == known[n].default}
+        return str({n: v for n, v in node.items() if n not in silent})
+
+    def _place(self, genes: Genes) -> str:
+        """Where the recipe names a candidate."""
+        return f"method.candidates.{genes[0]}" if self.candidates is not None else "student"
+
     def named(self, genes: Genes) -> str:
         """A candidate in a few words."""
         if self.candidates is not None:
@@ -123,10 +139,9 @@ class StudentSpace:
 
     def build(self, genes: Genes, seed: int) -> Built:
         """A candidate with first weights of a seed, as the recipe's student would be built."""
-        place = f"method.candidates.{genes[0]}" if self.candidates is not None else "student"
         with torch.random.fork_rng(devices=[]):
             seed_modules(key_of(seed, "init", "student"), torch.device("cpu"))
-            model: Model = make(Model, self.node(genes), place)
+            model: Model = make(Model, self.node(genes), self._place(genes))
             model.role = "student"
             built = model.build(self.setup.task)
         built.model = built.model or model

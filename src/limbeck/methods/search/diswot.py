@@ -320,7 +320,7 @@ class Diswot(Method[Classification]):
             self_reader = Reader(built, self.task, f"candidate {self.students.named(genes)}", self.feature)
             total: dict[str, float] = dict.fromkeys(wanted, 0.0)
             for r in range(repeats):
-                own = self.untrained(self_reader, batch, str(self.students.node(genes)), r, wanted=wanted)
+                own = self.untrained(self_reader, batch, self.students.key(genes), r, wanted=wanted)
                 for name in wanted:
                     total[name] += distance(name, own, shown(str(genes), r)) / repeats
             return total

@@ -264,7 +264,9 @@ def run(
     if tuned is not None:
         record.setdefault("tuned", {})[row.label] = tuned
     record.setdefault("runs", {})[row.label] = results
-    record["failed"] = {**record.get("failed", {}), row.label: found["failed"].get(row.label, {})}
+    # a record says nothing of where it was made
+    failed = {s: problem.replace(f"{out}/", "") for s, problem in found["failed"].get(row.label, {}).items()}
+    record["failed"] = {**record.get("failed", {}), row.label: failed}
     record |= {k: found[k] for k in ("task", "primary", "higher_is_better")}
     write_record(row, record, rows)
     derive(listed, rows)

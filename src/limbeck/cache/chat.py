@@ -20,7 +20,7 @@ import torch
 from annotated_types import Interval
 
 from limbeck.cache.exchange import Asker, Failed
-from limbeck.cache.remote import _here, check_address
+from limbeck.cache.remote import _here, check_served_model
 from limbeck.data.chat import Messages, Reply, Sampling, as_mappings
 from limbeck.errors import ConfigError, shorten
 from limbeck.grammar.method import Batch, Built
@@ -95,11 +95,7 @@ class Chat(Model):
 
     def validate(self) -> None:
         """An address, one way to be let in, and a price where there is a budget."""
-        check_address(self.url)
-        if not self.model.strip():
-            raise ValueError("model must be the name by which the endpoint knows it")
-        if self.token_env is not None and self.token_file is not None:
-            raise ValueError("token_env and token_file say where the key is: name one of them")
+        check_served_model(self.url, self.model, self.token_env, self.token_file)
         if self.budget is not None and not (self.price_in or self.price_out):
             raise ValueError("budget needs prices: set price_in and price_out, for a million tokens each")
         self.url = part(self.url).rstrip("/")

@@ -21,7 +21,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from limbeck.cache.exchange import Asker, Failed
-from limbeck.cache.remote import _here, check_address
+from limbeck.cache.remote import _here, check_served_model
 from limbeck.errors import ConfigError, shorten
 from limbeck.functional.sparse import TopK
 from limbeck.grammar.method import Batch, Built
@@ -87,11 +87,7 @@ class Logprobs(Model):
 
     def validate(self) -> None:
         """An address, and one way to be let in."""
-        check_address(self.url)
-        if not self.model.strip():
-            raise ValueError("model must be the name by which the endpoint knows it")
-        if self.token_env is not None and self.token_file is not None:
-            raise ValueError("token_env and token_file say where the key is: name one of them")
+        check_served_model(self.url, self.model, self.token_env, self.token_file)
         self.url = part(self.url).rstrip("/")
         self.tokenizer: Any = None
 

@@ -122,6 +122,19 @@ def check_address(url: str) -> None:
         raise ValueError("url must be an address alone, http://host:port/path, with nothing behind ? or #")
 
 
+def check_served_model(url: str, model: str, token_env: str | None, token_file: str | None) -> None:
+    """Refuse what cannot name a model behind an address, or names its key twice.
+
+    Raises:
+        ValueError: and why.
+    """
+    check_address(url)
+    if not model.strip():
+        raise ValueError("model must be the name by which the endpoint knows it")
+    if token_env is not None and token_file is not None:
+        raise ValueError("token_env and token_file say where the key is: name one of them")
+
+
 class Endpoint:
     """Answers batches by asking an address.
 

@@ -46,13 +46,13 @@ def whole_wanted(what: str) -> bool:
     return True
 
 
-def check_shares(valid_fraction: float, test_fraction: float, size: int | None) -> None:
-    """Refuse settings that no data can be divided by, or images be brought to, with ValueError."""
+def check_shares(valid_fraction: float, test_fraction: float) -> None:
+    """Refuse shares by which no data can be divided into three parts, with ValueError."""
     for name, share in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
         if not 0 < share < 1:
             raise ValueError(f"{name} must lie between 0 and 1")
-    if size is not None and size < 1:
-        raise ValueError("size must be 1 or more, or null to keep the images' own")
+    if valid_fraction + test_fraction >= 1:
+        raise ValueError("valid_fraction and test_fraction together must leave something to train on")
 
 
 def ready(

@@ -17,6 +17,7 @@ from torch import Tensor
 from limbeck.data.asked import asked_texts
 from limbeck.data.items import digest
 from limbeck.data.sentences import DescribedFunctions, Example, Examples, SentenceSource
+from limbeck.data.splits import check_shares
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError
 from limbeck.functional.contrast import paired_info_nce
@@ -122,11 +123,7 @@ class Embedding(Tokenized, Task):
     ) -> None:
         # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         self._tokens(tokenizer, vocab_size, length)
-        for name, part in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-            if not 0 < part < 1:
-                raise ValueError(f"{name} must lie between 0 and 1")
-        if valid_fraction + test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction together must leave something to train on")
+        check_shares(valid_fraction, test_fraction)
         if not scale > 0:
             raise ValueError("scale must be above 0: it multiplies the cosines (20 is a temperature of 0.05)")
         if student_items is not None and student_items < 2:

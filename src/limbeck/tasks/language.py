@@ -14,6 +14,7 @@ from torch import Tensor
 from limbeck import functional as F
 from limbeck.data.asked import asked_texts
 from limbeck.data.shards import Shards, Stream
+from limbeck.data.splits import check_shares
 from limbeck.data.text import PythonHelp, Texts, TextSource, few
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, TeacherMismatch
@@ -117,11 +118,7 @@ class Language(Task):
             raise ValueError("length must be 2 or more: one token to read and one to predict")
         if student_documents is not None and student_documents < 1:
             raise ValueError("student_documents must be 1 or more, or null for all")
-        for name, share in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-            if not 0 < share < 1:
-                raise ValueError(f"{name} must lie between 0 and 1")
-        if valid_fraction + test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction together must leave something to train on")
+        check_shares(valid_fraction, test_fraction)
         if eval_batch < 1:
             raise ValueError("eval_batch must be 1 or more")
         if eval_sequences is not None and eval_sequences < 1:

@@ -14,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from limbeck import functional as F
 from limbeck.data.asked import asked_texts
 from limbeck.data.items import digest
+from limbeck.data.splits import check_shares
 from limbeck.data.text import Document, PythonHelp, Texts, TextSource, few, places_of
 from limbeck.engine.batches import to_device
 from limbeck.errors import CacheMismatch, ConfigError, DataError, ShapeError, TeacherMismatch
@@ -81,11 +82,7 @@ class MaskedWords(Tokenized, Task):
             raise ValueError("share must lie between 0 and 1: 0.15 hides every seventh token or so")
         if student_documents is not None and student_documents < 1:
             raise ValueError("student_documents must be 1 or more, or null for all")
-        for name, part in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-            if not 0 < part < 1:
-                raise ValueError(f"{name} must lie between 0 and 1")
-        if valid_fraction + test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction together must leave something to train on")
+        check_shares(valid_fraction, test_fraction)
         if eval_batch < 1 or deal < 0:
             raise ValueError("eval_batch must be 1 or more, deal 0 or more")
         self.data, self.packing, self.share, self.deal = data, packing, share, deal

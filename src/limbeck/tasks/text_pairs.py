@@ -15,6 +15,7 @@ from torch import Tensor
 
 from limbeck.data.asked import asked_texts
 from limbeck.data.items import digest
+from limbeck.data.splits import check_shares
 from limbeck.data.text_pairs import WORD, Pair, Pairs, PairSource, PythonFunctions, renamed
 from limbeck.engine.batches import to_device
 from limbeck.errors import ConfigError, DataError
@@ -85,11 +86,7 @@ class TextPairs(Tokenized, Task):
     ) -> None:
         # written out: the setting "tokenizer" has the name of the tokenizer that comes of it
         self._tokens(tokenizer, vocab_size, length)
-        for name, part in (("valid_fraction", valid_fraction), ("test_fraction", test_fraction)):
-            if not 0 < part < 1:
-                raise ValueError(f"{name} must lie between 0 and 1")
-        if valid_fraction + test_fraction >= 1:
-            raise ValueError("valid_fraction and test_fraction together must leave something to train on")
+        check_shares(valid_fraction, test_fraction)
         if not scale > 0:
             raise ValueError("scale must be above 0: it multiplies the cosines (10 is a temperature of 0.1)")
         if student_pairs is not None and student_pairs < 2:

@@ -54,7 +54,6 @@ def table(kind: str) -> dict[str, str]:
     return tables().get(kind, {})
 
 
-@cache
 def special(kind: str) -> frozenset[str]:
     """The names of a kind that mean another component for some who want one (``source for TextSource``)."""
     return frozenset(n for k, names in tables().items() if k.startswith(f"{kind} for ") for n in names)
